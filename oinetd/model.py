@@ -1,0 +1,285 @@
+"""What a configuration says, as frozen values: no behaviour, no I/O.
+
+Durations are seconds (`_s`), 0 meaning "off"; sizes are bytes (`_bytes`). The defaults are those of the language,
+which `oinetd -T` prints.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+
+__all__ = [
+    "AccessRule",
+    "Config",
+    "Endpoint",
+    "EngineChoice",
+    "KeepAlive",
+    "LogFormat",
+    "LogSettings",
+    "Origin",
+    "Protocol",
+    "RelayMode",
+    "Route",
+    "Rule",
+    "RuleOptions",
+    "Settings",
+    "Verb",
+]
+
+
+class Protocol(enum.Enum):
+    """The transport of one side of a rule."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class EngineChoice(enum.Enum):
+    """`auto` is the native engine where it can serve, else the Python lane."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    PYTHON = "python"
+
+
+class RelayMode(enum.Enum):
+    """How the native engine moves bytes: `auto` decides per direction and by what flows."""
+
+    AUTO = "auto"
+    COPY = "copy"
+    SPLICE = "splice"
+
+
+class LogFormat(enum.Enum):
+    """`rinetd` and `common` are rinetd's, to the byte; `json` is one object a line."""
+
+    RINETD = "rinetd"
+    COMMON = "common"
+    JSON = "json"
+
+
+class Verb(enum.Enum):
+    """What an access rule does with the addresses it matches."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where in a configuration something was said; `line` counts from 1, 0 where it was not in a file."""
+
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+NOWHERE = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address and a port, or a range of ports, as a rule names it.
+
+    `host` is kept as written, because that is how the log prints it; `address` is the form the resolver takes.
+    `last_port` is the end of a range, included; it equals `port` for a single one.
+    """
+
+    host: str
+    port: int
+    protocol: Protocol = Protocol.TCP
+    last_port: int = -1
+
+    def __post_init__(self) -> None:
+        if self.last_port < 0:
+            object.__setattr__(self, "last_port", self.port)
+        if not (0 <= self.port <= self.last_port <= 65535):
+            raise ValueError(f"ports {self.port}-{self.last_port} are not a range within 0-65535")
+
+    @property
+    def address(self) -> str:
+        """`host` without the brackets of an IPv6 address."""
+        if self.host.startswith("[") and self.host.endswith("]"):
+            return self.host[1:-1]
+        return self.host
+
+    @property
+    def ports(self) -> range:
+        return range(self.port, self.last_port + 1)
+
+    def at(self, port: int) -> Endpoint:
+        """This endpoint with one port."""
+        return Endpoint(self.host, port, self.protocol)
+
+    def __str__(self) -> str:
+        ports = str(self.port) if self.last_port == self.port else f"{self.port}-{self.last_port}"
+        return f"{self.host} {ports}" + ("/udp" if self.protocol is Protocol.UDP else "")
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRule:
+    """One `allow` or `deny` line: a shell pattern on the numeric client address, or a CIDR network."""
+
+    verb: Verb
+    pattern: str
+
+    def __str__(self) -> str:
+        return f"{self.verb.value} {self.pattern}"
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """TCP keep-alive: first probe after `idle_s` of silence, then every `interval_s`, `count` times; off at `idle_s` 0.
+
+    60:10:6 finds a dead peer within two minutes, where the kernel's own default takes more than two hours.
+    """
+
+    idle_s: int = 60
+    interval_s: int = 10
+    count: int = 6
+
+    def __bool__(self) -> bool:
+        return self.idle_s > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that the configuration says for all rules and one rule may say differently for itself."""
+
+    engine: EngineChoice = EngineChoice.AUTO
+    relay: RelayMode = RelayMode.AUTO
+    buffer_bytes: int = 64 * 1024
+    pipe_bytes: int = 256 * 1024
+    listen_backlog: int = 4096
+    connect_timeout_s: float = 10.0
+    idle_timeout_s: float = 0.0
+    half_close_timeout_s: float = 3600.0
+    write_stall_timeout_s: float = 3600.0
+    dns_refresh_s: float = 60.0
+    keepalive: KeepAlive = KeepAlive()
+
+    def over(self, options: RuleOptions) -> Settings:
+        """These settings, with what `options` say put over them."""
+        said = {
+            item.name: value
+            for item in fields(Settings)
+            if (value := getattr(options, item.name)) is not None
+        }
+        return replace(self, **said) if said else self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleOptions:
+    """What a rule says for itself in its `[...]`; None where the configuration's word holds.
+
+    `source` is the local address of the outgoing socket (`src=`), `udp_timeout_s` the life of a silent UDP session
+    (`timeout=`, no effect on TCP), `max_connections` the bound on the rule's live sessions, and
+    `max_connections_per_source` the bound on those of one client address; 0 is no bound.
+    """
+
+    source: str | None = None
+    udp_timeout_s: float | None = None
+    max_connections: int | None = None
+    max_connections_per_source: int | None = None
+    engine: EngineChoice | None = None
+    relay: RelayMode | None = None
+    buffer_bytes: int | None = None
+    pipe_bytes: int | None = None
+    listen_backlog: int | None = None
+    connect_timeout_s: float | None = None
+    idle_timeout_s: float | None = None
+    half_close_timeout_s: float | None = None
+    write_stall_timeout_s: float | None = None
+    dns_refresh_s: float | None = None
+    keepalive: KeepAlive | None = None
+
+
+NO_OPTIONS = RuleOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One forwarding rule: connections to `bind` go to `connect`.
+
+    A rule with port ranges is one rule for limits and counters and has a `Route` for each of its ports.
+    Where the rule was written plays no part in equality.
+    """
+
+    bind: Endpoint
+    connect: Endpoint
+    options: RuleOptions = NO_OPTIONS
+    access: tuple[AccessRule, ...] = ()
+    origin: Origin = field(default=NOWHERE, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.bind.ports) != len(self.connect.ports):
+            raise ValueError(
+                f"{len(self.bind.ports)} ports to listen on, {len(self.connect.ports)} to connect to: "
+                "the two ranges of a rule have to be of equal length"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """A rule from one line of the language, such as `"0.0.0.0 8080 example.org 80 [relay=splice]"`.
+
+        Raises `ConfigError` where the line is not exactly one rule.
+        """
+        from oinetd.config import parse_rule  # the one upward import: the language belongs to `config`
+
+        return parse_rule(text)
+
+    def routes(self) -> Iterator[Route]:
+        """The rule's pairs of single ports, in order."""
+        for bind_port, connect_port in zip(self.bind.ports, self.connect.ports, strict=True):
+            yield Route(self, self.bind.at(bind_port), self.connect.at(connect_port))
+
+    def __str__(self) -> str:
+        return f"{self.bind} -> {self.connect}"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One listening port of a rule and where its connections go."""
+
+    rule: Rule
+    bind: Endpoint
+    connect: Endpoint
+
+    def __str__(self) -> str:
+        return f"{self.bind} -> {self.connect}"
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """The connection log: `file` is empty where there is none."""
+
+    file: str = ""
+    format: LogFormat = LogFormat.RINETD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A whole configuration in force.
+
+    `access` holds the global allow and deny rules. `threads` is the number of reactors of the native engine, 0 for
+    as many as the process has cores. `max_connections` 0 means what the descriptor limit allows;
+    `max_connections_per_source` 0 is no bound.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    access: tuple[AccessRule, ...] = ()
+    settings: Settings = Settings()
+    threads: int = 0
+    max_connections: int = 0
+    max_connections_per_source: int = 0
+    drain_timeout_s: float = 10.0
+    log: LogSettings = LogSettings()
+    pid_file: str = ""
+
+    def settings_of(self, rule: Rule) -> Settings:
+        """What is in force for `rule`: its own options over the configuration's settings."""
+        return self.settings.over(rule.options)

@@ -1,0 +1,102 @@
+"""What is known of a connection: how it ended, what it moved, who it was.
+
+Both lanes and every engine end in these values, and the log and the counters are made from nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from oinetd.model import Route
+
+__all__ = ["Ending", "RelayResult", "SessionRecord"]
+
+
+class Ending(enum.Enum):
+    """How a connection ended. The values are the words of the JSON log."""
+
+    CLIENT_CLOSED = "client-closed"
+    """Both sides sent their FIN, the client first."""
+    UPSTREAM_CLOSED = "upstream-closed"
+    """Both sides sent their FIN, the upstream first."""
+    CLIENT_RESET = "client-reset"
+    """The client's connection failed (reset, keep-alive, host gone); `errno` says how."""
+    UPSTREAM_RESET = "upstream-reset"
+    """The upstream's connection failed; `errno` says how."""
+    IDLE_TIMEOUT = "idle-timeout"
+    HALF_CLOSE_TIMEOUT = "half-close-timeout"
+    WRITE_STALL = "write-stall"
+    """Bytes waited for `write_stall_timeout_s` without the receiver taking one."""
+    ABORTED = "aborted"
+    """oinetd ended it: killed, cancelled, or at the end of a drain."""
+
+    NOT_ALLOWED = "not-allowed"
+    """Allow rules exist and none matched, or the program's `admit` refused."""
+    DENIED = "denied"
+    """A deny rule matched."""
+    LIMITED = "limit-reached"
+    """The source address had all the connections it may have."""
+
+    ACCEPT_FAILED = "accept-failed"
+    SOCKET_FAILED = "local-socket-failed"
+    """No socket could be made for the upstream leg (descriptors, memory)."""
+    BIND_FAILED = "local-bind-failed"
+    """The rule's `src=` address could not be bound."""
+    CONNECT_FAILED = "connect-failed"
+    """No address of the destination took the connection; `errno` is that of the last one tried."""
+    CONNECT_TIMEOUT = "connect-timeout"
+    """The last address tried said nothing for `connect_timeout_s`."""
+    RESOLVE_FAILED = "resolve-failed"
+    """The destination's name has no address now."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the upstream leg had been established."""
+        return self in _CONNECTED
+
+
+_CONNECTED = frozenset({
+    Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED, Ending.CLIENT_RESET, Ending.UPSTREAM_RESET,
+    Ending.IDLE_TIMEOUT, Ending.HALF_CLOSE_TIMEOUT, Ending.WRITE_STALL, Ending.ABORTED,
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RelayResult:
+    """What an engine answers: the ending, the bytes it delivered each way, and the first errno seen (0 for none).
+
+    `bytes_up` went from client to upstream, `bytes_down` from upstream to client; both count what the kernel of the
+    receiving side accepted.
+    """
+
+    ending: Ending
+    bytes_up: int = 0
+    bytes_down: int = 0
+    errno: int = 0
+
+
+@dataclass(slots=True)
+class SessionRecord:
+    """One client's connection, from accept to end. Live sessions have `ending` None.
+
+    `started` is Unix time in seconds, durations are seconds of a monotonic clock. `upstream` is the address that
+    took the connection, empty before that. `engine` is `python`, `native`, or empty where nothing was relayed, and
+    `relay` the mode that moved the bytes (`copy`, `splice`, `auto`).
+    """
+
+    id: int
+    route: Route
+    client: str
+    client_port: int
+    started: float
+    upstream: str = ""
+    upstream_port: int = 0
+    engine: str = ""
+    relay: str = ""
+    connect_s: float = 0.0
+    duration_s: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    ending: Ending | None = None
+    errno: int = 0

@@ -16,14 +16,14 @@ FIRST_FD: Final = 3
 logger = logging.getLogger("oinetd")
 
 
-def inherited_sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
-    """The listening TCP sockets that were passed to this process, which the caller now owns.
+def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[socket.socket, ...]:
+    """The listening TCP sockets that were passed to the process `pid`, which the caller now owns.
 
     The variables are removed from `environ`. What is no listening TCP socket is closed, with a warning: a relay
     could do nothing with it.
     """
-    pid, count, names = (environ.pop(f"LISTEN_{part}", "") for part in ("PID", "FDS", "FDNAMES"))
-    if pid != str(os.getpid()) or not count.isdecimal():
+    meant_for, count, names = (environ.pop(f"LISTEN_{part}", "") for part in ("PID", "FDS", "FDNAMES"))
+    if meant_for != str(pid) or not count.isdecimal():
         return ()
     labels = names.split(":") if names else []
     found = []

@@ -71,10 +71,10 @@ class StderrHandler(logging.Handler):
         self._prefixed = _is_journal(environ.get("JOURNAL_STREAM", ""))
         # A service manager puts the time before every line itself.
         managed = self._prefixed or "NOTIFY_SOCKET" in environ or "INVOCATION_ID" in environ
-        self.setFormatter(logging.Formatter("%(message)s" if managed else "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.setFormatter(_Formatter("" if managed else "%(asctime)s "))
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = _text(self, record)
+        text = self.format(record)
         if self._prefixed:
             prefix = f"<{_priority(record.levelno)}>"
             text = "\n".join(prefix + line for line in text.split("\n"))
@@ -90,12 +90,13 @@ class SyslogHandler(logging.Handler):
 
     def __init__(self, address: str = SYSLOG_ADDRESS) -> None:
         super().__init__()
+        self.setFormatter(_Formatter(""))
         self._address = address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def emit(self, record: logging.LogRecord) -> None:
         head = f"<{SYSLOG_FACILITY * 8 + _priority(record.levelno)}>oinetd[{os.getpid()}]: "
-        for line in _text(self, record).split("\n"):
+        for line in self.format(record).split("\n"):
             # By address each time: a system log that was restarted is found again.
             with contextlib.suppress(OSError):
                 self._socket.sendto((head + line).encode(errors="backslashreplace")[:SYSLOG_BYTES_MAX], self._address)
@@ -105,9 +106,15 @@ class SyslogHandler(logging.Handler):
         super().close()
 
 
-def _text(handler: logging.Handler, record: logging.LogRecord) -> str:
-    word = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-    return word + handler.format(record)
+class _Formatter(logging.Formatter):
+    """Warnings and errors say that they are; `before` stands at the beginning of the line."""
+
+    def __init__(self, before: str) -> None:
+        super().__init__(before + "%(word)s%(message)s", "%Y-%m-%d %H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.word = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return super().formatMessage(record)
 
 
 def _priority(level: int) -> int:

@@ -27,12 +27,12 @@ class ServiceManager:
         self.watchdog_s = watchdog_s if address else 0.0
 
     @classmethod
-    def of(cls, environ: MutableMapping[str, str]) -> Self:
-        """The manager that `environ` names; its variables are removed, for they are meant for this process alone."""
+    def of(cls, environ: MutableMapping[str, str], pid: int) -> Self:
+        """The manager that `environ` names for the process `pid`; its variables are removed, for nobody else's use."""
         address = environ.pop("NOTIFY_SOCKET", "")
         period_us = environ.pop("WATCHDOG_USEC", "")
         watched_pid = environ.pop("WATCHDOG_PID", "")
-        mine = not watched_pid or watched_pid == str(os.getpid())
+        mine = watched_pid in ("", str(pid))
         return cls(address, int(period_us) / 2e6 if mine and period_us.isdecimal() else 0.0)
 
     def __bool__(self) -> bool:

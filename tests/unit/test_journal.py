@@ -312,9 +312,7 @@ def test_a_write_that_hangs_stops_neither_the_loop_nor_the_end(troubles: list[st
     os.close(filled)
 
 
-def test_a_callback_that_raises_does_not_end_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_callback_that_raises_does_not_end_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "gone" / "log"
     called = threading.Event()
 
@@ -378,9 +376,9 @@ class TestCheck:
         tmp_path.chmod(0o755)
         os.seteuid(65534)
         try:
-            with pytest.raises(ConfigError, match="[Pp]ermission"):
+            with pytest.raises(ConfigError, match=r"[Pp]ermission"):
                 Journal.check(LogSettings(str(tmp_path / "log")))
-            with pytest.raises(ConfigError, match="[Pp]ermission"):
+            with pytest.raises(ConfigError, match=r"[Pp]ermission"):
                 Journal.check(LogSettings(str(tmp_path / "new")))
         finally:
             os.seteuid(0)

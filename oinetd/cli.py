@@ -149,7 +149,6 @@ def _find(asked: str | None) -> tuple[str, str, int]:
 def _look(options: Options, *, show: bool) -> int:
     """`-t` and `-T`: what is wrong with the configuration, or what it says."""
     from oinetd.config import load_config, render_config
-
     from oinetd.journal import Journal
 
     try:

@@ -15,10 +15,10 @@ from dataclasses import replace
 from socket import socket
 from typing import Any, Final
 
-from oinetd.config import load_config
-
 from oinetd.background import Handover, split
+from oinetd.config import load_config
 from oinetd.errors import ConfigError, OinetdError
+from oinetd.eventloop import loop_factory
 from oinetd.forwarder import Forwarder
 from oinetd.inherited import inherited_sockets
 from oinetd.invocation import EX_OK, Options, exit_code
@@ -56,7 +56,7 @@ def run(options: Options) -> int:
     sockets = inherited_sockets(os.environ, pid)
     daemon = Daemon(options, base, messages, ServiceManager.of(os.environ, pid), handover)
     # Not closed: see the last lines.
-    runner = asyncio.Runner(loop_factory=_loop_factory())
+    runner = asyncio.Runner(loop_factory=loop_factory())
     code = runner.run(daemon.run(sockets))
     messages.close()
     if daemon.failure:
@@ -282,12 +282,3 @@ def _raise_descriptor_limit() -> None:
     wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:
-        logger.warning("uvloop is not installed: plain asyncio serves")
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop

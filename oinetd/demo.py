@@ -39,18 +39,18 @@ async def _demo(port: int | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     out = LineWriter(STDOUT_FD, lambda text: None)
-    upstream = Greeter()
-    await upstream.start(HOST)
+    greeter = Greeter()
+    await greeter.start(HOST)
     try:
-        forwarder = await _forwarder(port, upstream.port, out)
-        async with forwarder:
-            upstream.front = f"{HOST}:{forwarder.addresses[0].port}"
-            for line in _welcome(upstream.front, f"{upstream.host}:{upstream.port}"):
-                _say(out, line)
-            await stop.wait()
-            _say(out, "\nThe end.")
+        forwarder = await _forwarder(port, greeter.port, out)
+        greeter.front = f"{HOST}:{forwarder.addresses[0].port}"
+        for line in _welcome(greeter.front, f"{greeter.host}:{greeter.port}"):
+            _say(out, line)
+        await stop.wait()
+        await forwarder.stop()
+        _say(out, "The end.")
     finally:
-        await upstream.stop()
+        await greeter.stop()
         out.close()
 
 

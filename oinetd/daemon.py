@@ -113,7 +113,7 @@ class Daemon:
     # Start
 
     async def _start(self, sockets: tuple[socket, ...]) -> None:
-        config = self._settled(load_config(self._options.conf_file))
+        config = await self._load()
         _raise_descriptor_limit()
         if config.pid_file:
             self._pid_file = PidFile(config.pid_file)
@@ -130,9 +130,12 @@ class Daemon:
                 logger.info("whoever started oinetd has gone: ending")
                 self._stop.set()
 
-    def _settled(self, config: Config) -> Config:
-        """`config` with the command line's word over it, and with no name that depends on the current directory."""
-        config = self._options.over(config)
+    async def _load(self) -> Config:
+        """The configuration as it is now, under the command line's words, with no name relative to a directory.
+
+        Read in a thread: a network disk may be slow.
+        """
+        config = self._options.over(await asyncio.to_thread(load_config, self._options.conf_file))
         if config.pid_file:
             config = replace(config, pid_file=os.path.join(self._base, config.pid_file))
         if config.log.file and config.log.file != "-":
@@ -244,8 +247,7 @@ class Daemon:
     async def _reload_once(self) -> str:
         """Put the file as it is now in force, or leave everything as it was; returns the new status."""
         try:
-            config = await asyncio.to_thread(load_config, self._options.conf_file)
-            await self._put_in_force(self._settled(config))
+            await self._put_in_force(await self._load())
         except (OinetdError, OSError) as error:
             logger.error("reload failed, everything stays as it was: %s", error)
             return f"{self._status()}; the last reload failed: {error}"

@@ -70,7 +70,7 @@ class StderrHandler(logging.Handler):
         self._writer = LineWriter(STDERR_FD, lambda text: None)  # There is nobody left to tell.
         self._prefixed = _is_journal(environ.get("JOURNAL_STREAM", ""))
         # A service manager puts the time before every line itself.
-        managed = self._prefixed or "NOTIFY_SOCKET" in environ or "INVOCATION_ID" in environ
+        managed = self._prefixed or bool(environ.get("NOTIFY_SOCKET") or environ.get("INVOCATION_ID"))
         self.setFormatter(_Formatter("" if managed else "%(asctime)s "))
 
     def emit(self, record: logging.LogRecord) -> None:

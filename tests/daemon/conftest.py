@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.process import EchoServer, Oinetd
+from tests.daemon.process import Background, EchoServer, Oinetd, subreaper
 
 
 @pytest.fixture
@@ -28,5 +28,19 @@ def oinetd(tmp_path: Path, echo: EchoServer) -> Iterator[Callable[..., Oinetd]]:
             process = Oinetd(tmp_path, text.replace("UPSTREAM", f"{echo.host} {echo.port}"), *words, **more)
             stack.callback(process.close)
             return process
+
+        yield start
+
+
+@pytest.fixture
+def background(tmp_path: Path, echo: EchoServer) -> Iterator[Callable[..., Background]]:
+    """Starts daemons without `-f`, as `oinetd` does the others; their pid file is `pid`."""
+    with ExitStack() as stack:
+        stack.enter_context(subreaper())
+
+        def start(text: str, *words: str, **more: str) -> Background:
+            daemon = Background(tmp_path, text.replace("UPSTREAM", f"{echo.host} {echo.port}"), *words, **more)
+            stack.callback(daemon.close)
+            return daemon
 
         yield start

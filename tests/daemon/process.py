@@ -92,7 +92,7 @@ class Oinetd:
             self.process = subprocess.Popen(
                 [*command, "-f", "-c", str(self.conf), *words],
                 cwd=folder,
-                env=surroundings(NOTIFY_SOCKET=self.manager.address, **(environ or {})),
+                env=surroundings(**{"NOTIFY_SOCKET": self.manager.address, **(environ or {})}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=said,
@@ -278,3 +278,57 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Background:
+    """oinetd as a daemon; its parent's end is in `answer`. Needs `subreaper`, so that it can be waited for."""
+
+    def __init__(self, folder: Path, text: str, *words: str, **more: str) -> None:
+        self.conf, self.pid_file = folder / "oinetd.conf", folder / "pid"
+        self.conf.write_text(f"pidlogfile {self.pid_file}\n{text}")
+        self.answer = call(folder, "-c", self.conf.name, *words, **more)
+        self._pid = int(self.pid_file.read_text()) if self.pid_file.exists() else 0
+
+    @property
+    def pid(self) -> int:
+        assert self._pid, f"no daemon: exit code {self.answer.returncode}, {self.answer.stderr}"
+        return self._pid
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where it listens, as the kernel has it; a daemon has nowhere to say it."""
+        return listening(self.pid)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal that ends it; its exit code, negative for the signal that killed it."""
+        os.kill(self.pid, number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+
+        def ended() -> bool:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status)
+            return pid != 0
+
+        until(ended, "its end")
+        self._pid = 0
+        return self._code
+
+    def close(self) -> None:
+        """End it by force where it still runs."""
+        if self._pid:
+            self.stop(signal.SIGKILL)
+
+
+def listening(pid: int) -> list[tuple[str, int]]:
+    """The IPv4 addresses on which the process listens, in the order of its descriptors."""
+    table = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A":
+            host, port = fields[1].split(":")
+            table[f"socket:[{fields[9]}]"] = (socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16))
+    links = (os.readlink(entry) for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda path: int(path.name)))
+    return [table[link] for link in links if link in table]

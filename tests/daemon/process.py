@@ -38,6 +38,11 @@ def until(condition: Callable[[], T], what: str) -> T:
     return value
 
 
+def text_of(path: Path) -> str:
+    """What is in the file, nothing where there is none yet."""
+    return path.read_text() if path.exists() else ""
+
+
 def own_address() -> str:
     """A loopback address that no other test of this machine uses, so that any port of it is free."""
     number, pid = next(_numbers), os.getpid()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.process import Client, Oinetd, until
+from tests.daemon.process import Client, Oinetd, text_of, until
 
 RULE = "127.0.0.1 0 UPSTREAM\n"
 
@@ -73,11 +73,11 @@ def test_usr1_opens_the_log_anew(oinetd: Start, tmp_path: Path) -> None:
     daemon = oinetd(f"logfile {log}\n" + RULE).ready()
     with Client(daemon.address) as client:
         client.echo(b"one")
-        until(lambda: log.read_text().endswith("opened\n"), "the first line")
+        until(lambda: text_of(log).endswith("opened\n"), "the first line")
         log.rename(moved)
         daemon.signal(signal.SIGUSR1)
         until(log.exists, "the new file")
-    until(lambda: log.read_text().endswith("done-remote-closed\n"), "the second line")
+    until(lambda: text_of(log).endswith("done-remote-closed\n"), "the second line")
     assert daemon.stop() == 0
     assert moved.read_text().count("\n") == 1
     assert log.read_text().count("\n") == 1

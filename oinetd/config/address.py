@@ -186,8 +186,6 @@ def _refuse_host_and_port(text: str) -> None:
 
 
 def _ascii_hint(text: str) -> str:
-    if any(char.isspace() for char in text):
-        return "there is a space in it that is not the common one; put blanks or tabs between words"
     try:
         return f"in ASCII it is {text.encode('idna').decode('ascii')}"
     except UnicodeError:
@@ -240,6 +238,7 @@ def _service(word: str, protocol: Protocol) -> int:
             return socket.getservbyname(word, protocol.value)
         except OSError:
             pass
+    _refuse_host_and_port(word)
     raise Mistake(
         f"{shown(word)} is neither a port nor a service known for {protocol.value}",
         "a number, a range such as 8000-8010, or a name from /etc/services",

@@ -28,6 +28,9 @@ LINE_CHARS_MAX = 4096
 Comment lines are free.
 """
 
+OPTIONS_MAX = 64
+"""Several times as many as there are; it bounds the number of problems that one line can have."""
+
 _BLANKS = " \t"
 _WORD = re.compile(r"[^ \t]+")
 _UNGLUED = re.compile(r"[^ \t#]+")
@@ -212,6 +215,9 @@ def _block(line: Line, start: int) -> tuple[list[Option], list[Problem]]:
     problems: list[Problem] = []
     if not text[start + 1 : end].strip(_BLANKS):
         problems.append(line.problem("no options between the brackets", start + 1, end + 1 - start))
+    elif text.count(",", start, end) >= OPTIONS_MAX:
+        message = f"more than {OPTIONS_MAX} options"
+        problems.append(line.problem(message, start + 1, end + 1 - start))
     else:
         at = start + 1
         for part in text[at:end].split(","):

@@ -18,8 +18,9 @@ __all__ = ["RULE_USAGE", "RuleLine", "read_rule"]
 RULE_USAGE = "bindaddress bindport connectaddress connectport [options]"
 ROLES = ("bind address", "bind port", "connect address", "connect port")
 
-NEAR_ENOUGH = 0.75
-"""How much like a directive the first word of a line with three words and more has to be to be taken for one."""
+NEAR_ENOUGH = 0.7
+"""How much like a directive the first word of a line has to be to be taken for one; above what words that merely
+have letters in common reach ('hello' and 'allow': 0.6)."""
 
 _Read = TypeVar("_Read")
 
@@ -77,14 +78,10 @@ def _endpoint(host: Word, ports: Ports) -> Endpoint:
 
 def _unfit_ports(line: Line, words: tuple[Word, ...], bind: Ports, connect: Ports) -> Iterator[Problem]:
     """What is wrong with two sides that are each right for themselves."""
-    for word, ports in ((words[1], bind), (words[3], connect)):
-        if ports.protocol is Protocol.UDP:
-            yield line.problem(
-                "UDP is not served by this version",
-                word.column,
-                word.width,
-                "only TCP is: /tcp, or no protocol",
-            )
+    if Protocol.UDP in (bind.protocol, connect.protocol):
+        word = words[1] if bind.protocol is Protocol.UDP else words[3]
+        hint = "only TCP is: /tcp, or no protocol"
+        yield line.problem("UDP is not served by this version", word.column, word.width, hint)
     if not connect.first:
         yield line.problem(
             "port 0 is nothing to connect to", words[3].column, words[3].width, "0 is for the bind side only"
@@ -145,7 +142,7 @@ def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
     ports_follow = len(words) > 1 and _is_port(words[1])
     if len(words) > 2 and ports_follow:
         return None
-    if nearest(first.text, DIRECTIVES, 0.6 if len(words) <= 2 else NEAR_ENOUGH):
+    if nearest(first.text, DIRECTIVES, NEAR_ENOUGH):
         return line.problem(
             f"unknown directive {shown(first.text)}",
             first.column,

@@ -37,7 +37,7 @@ _UNGLUED = re.compile(r"[^ \t#]+")
 _RULE_WORD = re.compile(r"[^ \t#\[]+")
 # An IPv6 address in brackets and what is glued to it; the closing bracket may be missing, which is told later.
 _IPV6_WORD = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[^] \t#]*)?\]?[^ \t#\[]*")
-_ADDRESS_POSITIONS = (0, 2)
+_RULE_WORDS = 4
 
 
 class Word(NamedTuple):
@@ -73,7 +73,8 @@ class Line:
 
     def problem(self, message: str, column: int, width: int = 1, hint: str = "") -> Problem:
         """A problem at a place in this line."""
-        return Problem(message, self.file, self.number, column, width, printable(self.text), hint)
+        shown_text = printable(self.text)
+        return Problem(printable(message), self.file, self.number, column, width, shown_text, printable(hint))
 
     def mistaken(self, word: Word, mistake: Mistake) -> Problem:
         """The problem that a mistake in `word` is."""
@@ -186,7 +187,7 @@ def _rule(line: Line, at: int) -> Statement:
     words: list[Word] = []
     while not _ends(text, at := _skip_blanks(text, at)):
         match = _RULE_WORD.match(text, at)
-        if match is None and len(words) in _ADDRESS_POSITIONS and text[at - 1 : at] in ("", " ", "\t"):
+        if match is None and len(words) < _RULE_WORDS and text[at - 1 : at] in ("", " ", "\t"):
             match = _IPV6_WORD.match(text, at)
         if match is None and not words:
             match = _UNGLUED.match(text, at)

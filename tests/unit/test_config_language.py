@@ -285,6 +285,7 @@ REFUSED = {
     "D6-256": "256.1.1.1 80 h 80\n",
     "D6-three-numbers": "0 80 1.2.3 80\n",
     "D6-ends-in-number": "0 80 example.1 80\n",
+    "D6-no-letter": "0 80 example.- 80\n",
     "D6-hexadecimal": "0 80 0x7f000001 80\n",
     "D6-leading-zero": "0 80 010.0.0.1 80\n",
     "D6-trailing-dot": "0 80 10.0.0.1. 80\n",

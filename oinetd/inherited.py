@@ -53,6 +53,7 @@ def _listener(fd: int) -> socket.socket | None:
         and listener.type == socket.SOCK_STREAM
         and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     ):
+        listener.setblocking(False)
         return listener
     listener.close()
     return None

@@ -37,7 +37,7 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def relay(self, *, receive_bytes: int = 0, **settings: Any) -> AsyncIterator[Relaying]:
-        """A running relay; at the end it must have ended, or is aborted. `receive_bytes` makes every kernel buffer small."""
+        """A running relay; aborted where it has not ended. `receive_bytes` makes every kernel buffer small."""
         client, client_near = tcp_pair(receive_bytes)
         upstream, upstream_near = tcp_pair(receive_bytes)
         for near in (client_near, upstream_near):

@@ -91,9 +91,8 @@ def compile_pattern(text: str) -> Pattern:
         address, scope = address[1:], scope[:-1]
     if not _PLAIN.fullmatch(address) or not (text.isascii() and text.isprintable()):
         raise PatternError(
-            "this is no pattern of a numeric address",
-            "allow and deny know addresses (192.0.2.7), wildcards (192.0.2.*, 2001:db8:*) and networks "
-            "(192.0.2.0/24, 2001:db8::/32); * alone is everybody; names are not looked up",
+            "not a pattern of numeric addresses",
+            "an address, a pattern such as 192.0.2.*, or a network such as 192.0.2.0/24; names are not looked up",
         )
     address = address.lower()
     packed = _packed(address)
@@ -110,7 +109,7 @@ def _network(text: str) -> Pattern:
         address = address[1:-1]
     packed = _packed(address)
     if packed is None:
-        raise PatternError("this is no network", _network_hint(text, address))
+        raise PatternError("not a network", _network_hint(text, address))
     bits = len(packed) * 8
     if not (length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= bits):
         raise PatternError(

@@ -21,7 +21,7 @@ NAME_CHARS_MAX = 253
 LABEL_CHARS_MAX = 63
 """The limits of a domain name, RFC 1035, 2.3.4."""
 
-_LABEL = re.compile(r"[-0-9A-Za-z_]*[0-9A-Za-z][-0-9A-Za-z_]*")
+_LABEL = re.compile(r"[-0-9A-Za-z_]+")
 _NUMBERS = re.compile(r"[0-9.]+")
 _HEXADECIMAL = re.compile(r"0[xX][0-9a-fA-F]*")
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*):([0-9]+(?:-[0-9]+)?(?:/[a-z]+)?)")
@@ -160,10 +160,10 @@ def _name(text: str) -> Host:
                 "names have letters, digits, '-', '_' and dots",
             )
         start += len(label) + 1
-    if labels[-1].isdigit() or _HEXADECIMAL.fullmatch(labels[-1]):
+    if not re.search("[A-Za-z]", labels[-1]) or _HEXADECIMAL.fullmatch(labels[-1]):
         raise Mistake(
             f"{shown(text)} is neither an address nor a host name",
-            "the last part of a name cannot be a number",
+            "the last part of a name needs a letter",
         )
     return Host(b"", name=name.lower())
 
@@ -186,8 +186,6 @@ def _refuse_host_and_port(text: str) -> None:
 
 
 def _ascii_hint(text: str) -> str:
-    if any(char.isspace() for char in text):
-        return "there is a space in it that is not the common one; put blanks or tabs between words"
     try:
         return f"in ASCII it is {text.encode('idna').decode('ascii')}"
     except UnicodeError:
@@ -240,6 +238,7 @@ def _service(word: str, protocol: Protocol) -> int:
             return socket.getservbyname(word, protocol.value)
         except OSError:
             pass
+    _refuse_host_and_port(word)
     raise Mistake(
         f"{shown(word)} is neither a port nor a service known for {protocol.value}",
         "a number, a range such as 8000-8010, or a name from /etc/services",

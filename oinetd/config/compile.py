@@ -20,6 +20,9 @@ from oinetd.model import AccessRule, Config, LogSettings, Origin, Rule, Settings
 
 __all__ = ["argument_problem", "compile_config"]
 
+PROBLEMS_MAX = 10_000
+"""Nobody reads on after so many; a file with more is no configuration, but a slip of the file's name."""
+
 
 @dataclass(slots=True)
 class _Draft:
@@ -48,6 +51,8 @@ def compile_config(statements: Iterable[Statement]) -> Config:
     compiler = _Compiler()
     for index, statement in enumerate(statements):
         compiler.take(index, statement)
+        if compiler.problems_found >= PROBLEMS_MAX:
+            break
     return compiler.config()
 
 
@@ -65,7 +70,7 @@ def argument_problem(statement: Statement, entry: Entry) -> Problem | None:
     elif isinstance(entry.value, FileName):
         hint = "a name with blanks goes in double quotes"
     else:
-        hint = entry.usage
+        hint = entry.usage if wanted else ""
     takes = "no value" if wanted == 0 else "one value"
     return line.problem(f"{shown(extra.text)}: {entry.name} takes {takes}", extra.column, extra.width, hint)
 
@@ -80,6 +85,10 @@ class _Compiler:
         # Where an allow or deny goes now: to everybody, or to the last rule, also if that is a faulty one.
         self._access = self._global_access
         self._said: dict[str, Any] = {}
+
+    @property
+    def problems_found(self) -> int:
+        return len(self._problems)
 
     def take(self, index: int, statement: Statement) -> None:
         """Add one statement."""

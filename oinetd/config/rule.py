@@ -18,8 +18,9 @@ __all__ = ["RULE_USAGE", "RuleLine", "read_rule"]
 RULE_USAGE = "bindaddress bindport connectaddress connectport [options]"
 ROLES = ("bind address", "bind port", "connect address", "connect port")
 
-NEAR_ENOUGH = 0.75
-"""How much like a directive the first word of a line with three words and more has to be to be taken for one."""
+NEAR_ENOUGH = 0.7
+"""How much like a directive the first word of a line has to be to be taken for one; above what words that merely
+have letters in common reach ('hello' and 'allow': 0.6)."""
 
 _Read = TypeVar("_Read")
 
@@ -65,11 +66,10 @@ def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
             problems.extend(_unfit_ports(line, words, bind_ports, connect_ports))
     problems.extend(statement.problems)
     options = _read_options(line, statement.options, problems) if statement.options else NO_OPTIONS
+    problems[before:] = sorted(problems[before:], key=lambda problem: problem.column)
     if len(problems) > before or not bind_ports or not connect_ports:
         return None
-    return RuleLine(
-        line, words[0], _endpoint(words[0], bind_ports), _endpoint(words[2], connect_ports), options
-    )
+    return RuleLine(line, words[0], _endpoint(words[0], bind_ports), _endpoint(words[2], connect_ports), options)
 
 
 def _endpoint(host: Word, ports: Ports) -> Endpoint:
@@ -78,14 +78,10 @@ def _endpoint(host: Word, ports: Ports) -> Endpoint:
 
 def _unfit_ports(line: Line, words: tuple[Word, ...], bind: Ports, connect: Ports) -> Iterator[Problem]:
     """What is wrong with two sides that are each right for themselves."""
-    for word, ports in ((words[1], bind), (words[3], connect)):
-        if ports.protocol is Protocol.UDP:
-            yield line.problem(
-                "UDP is not served by this version",
-                word.column,
-                word.width,
-                "only TCP is: /tcp, or no protocol",
-            )
+    if Protocol.UDP in (bind.protocol, connect.protocol):
+        word = words[1] if bind.protocol is Protocol.UDP else words[3]
+        hint = "only TCP is: /tcp, or no protocol"
+        yield line.problem("UDP is not served by this version", word.column, word.width, hint)
     if not connect.first:
         yield line.problem(
             "port 0 is nothing to connect to", words[3].column, words[3].width, "0 is for the bind side only"
@@ -116,6 +112,15 @@ def _is_numeric(word: Word) -> bool:
 
 def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
     """The problem of a line that was meant to be something else, None where it may have been a rule."""
+    for word in words:
+        if not word.text.isprintable():
+            space = next((index for index, char in enumerate(word.text) if char.isspace()), -1)
+            if space >= 0:
+                return line.problem(
+                    f"a space of another kind, U+{ord(word.text[space]):04X}",
+                    word.column + space,
+                    hint="blanks and tabs are what separates words",
+                )
     first = words[0]
     name, equals, value = first.text.partition("=")
     if equals and name in DIRECTIVES:
@@ -137,7 +142,7 @@ def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
     ports_follow = len(words) > 1 and _is_port(words[1])
     if len(words) > 2 and ports_follow:
         return None
-    if nearest(first.text, DIRECTIVES, 0.6 if len(words) <= 2 else NEAR_ENOUGH):
+    if nearest(first.text, DIRECTIVES, NEAR_ENOUGH):
         return line.problem(
             f"unknown directive {shown(first.text)}",
             first.column,
@@ -162,12 +167,13 @@ def _missing(line: Line, words: tuple[Word, ...]) -> Iterator[Problem]:
             yield line.mistaken(word, mistake)
         return
     usage = f"a rule is: {RULE_USAGE}"
-    if len(words) == 3 and _is_port(words[2]) and not _is_port(words[1]):
-        yield line.problem("the bind port is missing", words[1].column, words[1].width, usage)
-        return
-    if len(words) == 3 and words[0].text != "0" and _is_port(words[0]) and not _is_port(words[1]):
-        yield line.problem("the bind address is missing", words[0].column, words[0].width, usage)
-        return
+    if len(words) == 3 and not _is_port(words[1]):
+        if words[0].text != "0" and _is_port(words[0]):
+            yield line.problem("the bind address is missing", words[0].column, words[0].width, usage)
+            return
+        if _is_port(words[2]):
+            yield line.problem("the bind port is missing", words[1].column, words[1].width, usage)
+            return
     for position, word in enumerate(words):
         try:
             (parse_ports if position % 2 else parse_host)(word.text)

@@ -28,13 +28,16 @@ LINE_CHARS_MAX = 4096
 Comment lines are free.
 """
 
+OPTIONS_MAX = 64
+"""Several times as many as there are; it bounds the number of problems that one line can have."""
+
 _BLANKS = " \t"
 _WORD = re.compile(r"[^ \t]+")
 _UNGLUED = re.compile(r"[^ \t#]+")
 _RULE_WORD = re.compile(r"[^ \t#\[]+")
 # An IPv6 address in brackets and what is glued to it; the closing bracket may be missing, which is told later.
 _IPV6_WORD = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[^] \t#]*)?\]?[^ \t#\[]*")
-_ADDRESS_POSITIONS = (0, 2)
+_RULE_WORDS = 4
 
 
 class Word(NamedTuple):
@@ -70,7 +73,8 @@ class Line:
 
     def problem(self, message: str, column: int, width: int = 1, hint: str = "") -> Problem:
         """A problem at a place in this line."""
-        return Problem(message, self.file, self.number, column, width, printable(self.text), hint)
+        shown_text = printable(self.text)
+        return Problem(printable(message), self.file, self.number, column, width, shown_text, printable(hint))
 
     def mistaken(self, word: Word, mistake: Mistake) -> Problem:
         """The problem that a mistake in `word` is."""
@@ -183,7 +187,7 @@ def _rule(line: Line, at: int) -> Statement:
     words: list[Word] = []
     while not _ends(text, at := _skip_blanks(text, at)):
         match = _RULE_WORD.match(text, at)
-        if match is None and len(words) in _ADDRESS_POSITIONS and text[at - 1 : at] in ("", " ", "\t"):
+        if match is None and len(words) < _RULE_WORDS and text[at - 1 : at] in ("", " ", "\t"):
             match = _IPV6_WORD.match(text, at)
         if match is None and not words:
             match = _UNGLUED.match(text, at)
@@ -212,6 +216,9 @@ def _block(line: Line, start: int) -> tuple[list[Option], list[Problem]]:
     problems: list[Problem] = []
     if not text[start + 1 : end].strip(_BLANKS):
         problems.append(line.problem("no options between the brackets", start + 1, end + 1 - start))
+    elif text.count(",", start, end) >= OPTIONS_MAX:
+        message = f"more than {OPTIONS_MAX} options"
+        problems.append(line.problem(message, start + 1, end + 1 - start))
     else:
         at = start + 1
         for part in text[at:end].split(","):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,7 +95,7 @@ def test_usr2_says_what_is_going_on(oinetd: Start) -> None:
 
 
 @pytest.fixture
-def starting(oinetd: Start, tmp_path: Path) -> Iterator[tuple[Oinetd, Callable[[], None]]]:
+def starting(oinetd: Start, tmp_path: Path) -> tuple[Oinetd, Callable[[], None]]:
     """A daemon that waits for its configuration, with its handlers in place, and what lets it go on."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -110,7 +110,7 @@ def starting(oinetd: Start, tmp_path: Path) -> Iterator[tuple[Oinetd, Callable[[
             file.write(daemon.conf.read_text())
 
     until(handles, "its handlers")
-    yield daemon, go_on
+    return daemon, go_on
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])

@@ -230,7 +230,7 @@ class Rule:
 
     @property
     def identity(self) -> Endpoint | Rule:
-        """What makes it the same rule over a reload: where it listens, or all of it where the kernel chooses the port."""
+        """What makes it the same rule over a reload: where it listens, or all of it where the port is the kernel's."""
         return self.bind if self.bind.port else self
 
     def routes(self) -> Iterator[Route]:

@@ -177,7 +177,7 @@ class Forwarder:
         kept = {key: listener.sock for key, listener in self._listeners.items()}
         sockets = open_ports(config, ports, kept, self._inherited)
 
-        self._account.set_limits(config.max_connections or _descriptor_limit(), config.max_connections_per_source)
+        self._account.set_limits(_connection_limit(config.max_connections), config.max_connections_per_source)
         if self._journal is None:
             self._journal = Journal(config.log, log.warning)
         else:
@@ -307,6 +307,18 @@ def _call(hook: Callable[[SessionRecord], object], record: SessionRecord) -> Non
         hook(record)
     except Exception:
         log.exception("a hook failed for session %d", record.id)
+
+
+def _connection_limit(asked_for: int) -> int:
+    """How many sessions there may be: no more than there are descriptors for, whatever was asked for.
+
+    Beyond that clients would be accepted and then reset, for want of a socket to their destination; so they wait.
+    """
+    possible = _descriptor_limit()
+    if not asked_for or not possible or asked_for <= possible:
+        return asked_for or possible
+    log.warning("max-connections %d: the limit of descriptors (`ulimit -n`) allows %d", asked_for, possible)
+    return possible
 
 
 def _descriptor_limit() -> int:

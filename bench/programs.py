@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -16,17 +17,18 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.identity import MARKER, RunName
 
-__all__ = ["Place", "Program", "listening_ports", "python_command", "wait_until"]
+__all__ = ["Place", "Program", "descriptor_limit", "listening_ports", "python_command", "wait_until"]
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where `bench` and `oinetd` are imported from."""
 
 DESCRIPTORS_MAX = 65536
-"""The descriptor limit of every program, so that 10 000 connections fit a forwarder twice."""
+"""The descriptor limit of every program where we may raise it, so that 10 000 connections fit a forwarder twice."""
 
 START_PATIENCE_S = 10.0
 STOP_PATIENCE_S = 5.0
 _POLL_S = 0.01
+_CAP_SYS_RESOURCE = 24
 
 # The wrapper joins the control groups, raises the descriptor limit as far as it may, and becomes the program: the pid
 # that Popen knows is the program's own.
@@ -48,6 +50,21 @@ class Place:
         if not self.namespace:
             return list(command)
         return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *command]
+
+
+def descriptor_limit() -> int:
+    """The descriptors that each program of the bench has: the hard limit, raised by those who may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    effective = int(_status("CapEff") or "0", 16)
+    return DESCRIPTORS_MAX if effective >> _CAP_SYS_RESOURCE & 1 else min(hard, DESCRIPTORS_MAX)
+
+
+def _status(name: str) -> str:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+    return ""
 
 
 def python_command(module: str, *arguments: str) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import shlex
 
 from bench.errors import BenchError
+from bench.programs import descriptor_limit
 from bench.subjects.subject import Route, Setup, Subject
 from bench.tools import PACKAGES, available, version
 from bench.topology import Topology
@@ -43,7 +44,8 @@ class Haproxy(Peer):
         self.buffer_bytes = None if splice else 65536
 
     def commands(self, setup: Setup) -> list[list[str]]:
-        lines = ["global", "    maxconn 30000"]
+        # Two descriptors a connection, and some for itself.
+        lines = ["global", f"    maxconn {(descriptor_limit() - 100) // 2}"]
         if setup.threads:
             lines.append(f"    nbthread {setup.threads}")
         # The default buffer is 16 KiB; with 64 KiB it stands beside the other subjects.
@@ -87,8 +89,8 @@ class Nginx(Peer):
             (f"load_module {module};\n" if module else "")
             + f"daemon off;\npid {setup.directory}/nginx.pid;\nerror_log stderr warn;\n"
             + ("user root;\n" if os.geteuid() == 0 else "")
-            + f"worker_processes {setup.threads or 'auto'};\nworker_rlimit_nofile 60000;\n"
-            + "events { worker_connections 30000; }\n"
+            + f"worker_processes {setup.threads or 'auto'};\nworker_rlimit_nofile {descriptor_limit()};\n"
+            + f"events {{ worker_connections {descriptor_limit() - 100}; }}\n"
             + f"stream {{\n    proxy_buffer_size 64k;\n    proxy_timeout 1h;\n    tcp_nodelay on;\n{servers}}}\n"
         )
         return [[self.path, "-p", str(setup.directory), "-e", "stderr", "-c", str(path)]]

@@ -1,0 +1,4 @@
+"""stub"""
+from bench.experiment import Experiment
+class Micro(Experiment):
+    name = "micro"

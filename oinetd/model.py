@@ -164,11 +164,7 @@ class Settings:
 
     def over(self, options: RuleOptions) -> Settings:
         """These settings, with what `options` say put over them."""
-        said = {
-            item.name: value
-            for item in fields(Settings)
-            if (value := getattr(options, item.name)) is not None
-        }
+        said = {item.name: value for item in fields(Settings) if (value := getattr(options, item.name)) is not None}
         return replace(self, **said) if said else self
 
 

@@ -1,0 +1,3 @@
+"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native` imports this."""
+
+def kernel_features() -> dict[str, int]: ...

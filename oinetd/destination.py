@@ -1,0 +1,121 @@
+"""Where connections go: a name, its addresses of the moment, and when to ask again.
+
+A name is looked up at start, every `dns_refresh_s`, and when connecting failed three times in a row. Lookups run in
+the loop's executor, so that a slow resolver holds up nobody; connections use the addresses known so far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from oinetd.errors import ConfigError, Problem
+from oinetd.model import Endpoint, Origin
+from oinetd.sockets import Address, is_numeric, lookup
+
+__all__ = ["Destination"]
+
+log = logging.getLogger("oinetd")
+
+FAILURES_BEFORE_LOOKUP = 3
+"""Connects that fail in a row before the name is asked for again."""
+LOOKUP_PAUSE_S = 1.0
+"""Least time between two lookups that failures asked for: a dead destination must not flood the resolver."""
+
+
+class Destination:
+    """The addresses of one host and port; `on_change` is called when a lookup brought others."""
+
+    def __init__(self, endpoint: Endpoint, refresh_s: float, addresses: tuple[Address, ...] = ()) -> None:
+        self.endpoint = endpoint
+        self.refresh_s = refresh_s
+        self.addresses = addresses
+        self.on_change: Callable[[], object] | None = None
+        self._failures = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._lookup: asyncio.Task[None] | None = None
+        self._looked_up_at = 0.0
+        self._in_trouble = False
+
+    async def resolve(self, origin: Origin) -> None:
+        """Look the name up for the first time. Raises `ConfigError` where it has no address."""
+        try:
+            self.addresses = await self._ask()
+        except OSError as error:
+            hint = "check the spelling and the resolver (`getent hosts NAME`)"
+            if is_numeric(self.endpoint.address):
+                hint = "check the scope: it has to be an interface of this machine (`ip link`)"
+            raise ConfigError(
+                Problem(
+                    f"the destination {self.endpoint.host} cannot be resolved: {error.strerror or error}",
+                    file=origin.file,
+                    line=origin.line,
+                    hint=hint,
+                )
+            ) from error
+
+    def start(self) -> None:
+        """Keep the addresses fresh from now on; nothing to do for a number."""
+        if not is_numeric(self.endpoint.address) and self.refresh_s > 0:
+            self._timer = asyncio.get_running_loop().call_later(self.refresh_s, self._refresh)
+
+    def stop(self) -> None:
+        """End refreshing; a lookup under way is dropped."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._lookup is not None:
+            self._lookup.cancel()
+            self._lookup = None
+        self.on_change = None
+
+    def connected(self) -> None:
+        """To be called when an address took a connection."""
+        self._failures = 0
+
+    def failed(self) -> None:
+        """To be called when no address took a connection."""
+        self._failures += 1
+        if self._failures >= FAILURES_BEFORE_LOOKUP and not is_numeric(self.endpoint.address):
+            loop = asyncio.get_running_loop()
+            if self._lookup is None and loop.time() - self._looked_up_at >= LOOKUP_PAUSE_S:
+                self._failures = 0
+                self._lookup = loop.create_task(self._update())
+
+    def _refresh(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.refresh_s, self._refresh)
+        if self._lookup is None:
+            self._lookup = asyncio.get_running_loop().create_task(self._update())
+
+    async def _ask(self) -> tuple[Address, ...]:
+        if is_numeric(self.endpoint.address):
+            return lookup(self.endpoint, self.endpoint.port)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, lookup, self.endpoint, self.endpoint.port)
+
+    async def _update(self) -> None:
+        try:
+            found = await self._ask()
+        except (OSError, socket.gaierror) as error:
+            if not self._in_trouble:
+                log.warning(
+                    "%s cannot be resolved now (%s); its last addresses stay in use",
+                    self.endpoint.host,
+                    error.strerror or error,
+                )
+            self._in_trouble = True
+        else:
+            if self._in_trouble:
+                log.info("%s is resolved again", self.endpoint.host)
+            self._in_trouble = False
+            # The resolver rotates its answers; only another set of addresses is a change.
+            if set(found) != set(self.addresses):
+                log.info("%s is now %s", self.endpoint.host, ", ".join(address.host for address in found))
+                self.addresses = found
+                if self.on_change is not None:
+                    self.on_change()
+        finally:
+            self._looked_up_at = asyncio.get_running_loop().time()
+            self._lookup = None

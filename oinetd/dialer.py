@@ -1,0 +1,151 @@
+"""The upstream leg: all addresses of the destination in turn, the source address, and the deadline of each."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from dataclasses import dataclass
+
+from oinetd.destination import Destination
+from oinetd.model import Settings
+from oinetd.poller import ERROR, Poller
+from oinetd.record import Ending
+from oinetd.sockets import Address, open_upstream
+
+__all__ = ["Dialed", "Dialer"]
+
+PATIENCE_S = 0.1
+"""How long a connect may take before the client is watched too: the usual one is over by then and pays nothing."""
+
+_IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialed:
+    """What came of it: the connected `upstream` and the address that took it, or how it `failed` and the errno."""
+
+    upstream: socket.socket | None
+    address: Address | None
+    failed: Ending | None = None
+    errno: int = 0
+
+
+class Dialer:
+    """Connects to destinations from one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller) -> None:
+        self._loop = loop
+        self._poller = poller
+
+    async def dial(
+        self, destination: Destination, settings: Settings, source: str | None, client: socket.socket
+    ) -> Dialed:
+        """Try each address once. A client that gives up meanwhile ends it; its half-close does not."""
+        last = Dialed(None, None, Ending.RESOLVE_FAILED)
+        for address in destination.addresses:
+            last = await self._try(address, settings, source, client)
+            if last.upstream is not None:
+                destination.connected()
+                return last
+            if last.failed is Ending.CLIENT_RESET:
+                return last
+        destination.failed()
+        return last
+
+    async def _try(self, address: Address, settings: Settings, source: str | None, client: socket.socket) -> Dialed:
+        try:
+            sock = open_upstream(address.family, settings.keepalive)
+        except OSError as error:
+            return Dialed(None, address, Ending.SOCKET_FAILED, error.errno or 0)
+        try:
+            if source is not None:
+                try:
+                    sock.bind((source, 0))
+                except OSError as error:
+                    sock.close()
+                    return Dialed(None, address, Ending.BIND_FAILED, error.errno or 0)
+            code = sock.connect_ex(address.sockaddr)
+            if code in _IN_PROGRESS:
+                attempt = _Attempt(self._loop, self._poller, sock, address, client)
+                code = await attempt.finish(settings.connect_timeout_s)
+        except OSError as error:  # the descriptor could not be watched
+            code = error.errno or errno.EIO
+        except BaseException:
+            sock.close()
+            raise
+        if code == 0:
+            return Dialed(sock, address)
+        sock.close()
+        if code == errno.ETIMEDOUT:
+            return Dialed(None, address, Ending.CONNECT_TIMEOUT, code)
+        if code == _CLIENT_GONE:
+            return Dialed(None, address, Ending.CLIENT_RESET, errno.ECONNRESET)
+        return Dialed(None, address, Ending.CONNECT_FAILED, code)
+
+
+_CLIENT_GONE = -1
+
+
+class _Attempt:
+    """One connect under way. It ends by the kernel's answer, the deadline, or a client that has gone."""
+
+    __slots__ = ("_address", "_client", "_done", "_loop", "_poller", "_sock", "_timer", "_watching_client")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
+        sock: socket.socket,
+        address: Address,
+        client: socket.socket,
+    ) -> None:
+        self._loop = loop
+        self._poller = poller
+        self._sock = sock
+        self._address = address
+        self._client = client
+        self._done: asyncio.Future[int] = loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._watching_client = False
+
+    async def finish(self, timeout_s: float) -> int:
+        """The errno of the connect, 0 for a connection; a connected socket stays watched. `timeout_s` 0 is none."""
+        code = errno.EIO
+        self._poller.watch(self._sock.fileno(), self._on_upstream)
+        patience_s = min(PATIENCE_S, timeout_s) if timeout_s else PATIENCE_S
+        self._timer = self._loop.call_later(patience_s, self._lose_patience, timeout_s - patience_s)
+        try:
+            code = await self._done
+        finally:
+            self._timer.cancel()
+            if self._watching_client:
+                self._poller.forget(self._client.fileno())
+            if code:
+                self._poller.closing(self._sock.fileno())
+        return code
+
+    def _on_upstream(self, events: int) -> None:
+        # A second connect answers exactly: 0 or EISCONN is connected, EALREADY not yet (the event was stale).
+        code = self._sock.connect_ex(self._address.sockaddr)
+        if code not in _IN_PROGRESS:
+            self._settle(0 if code == errno.EISCONN else code)
+
+    def _on_client(self, events: int) -> None:
+        # A FIN or bytes are legal before there is an upstream; they wait in the kernel.
+        if events & ERROR:
+            self._settle(_CLIENT_GONE)
+
+    def _lose_patience(self, left_s: float) -> None:
+        if left_s >= 0:
+            self._timer = self._loop.call_later(left_s, self._settle, errno.ETIMEDOUT)
+        try:
+            self._poller.watch(self._client.fileno(), self._on_client)
+        except OSError as error:
+            self._settle(error.errno or errno.EIO)
+        else:
+            self._watching_client = True
+
+    def _settle(self, code: int) -> None:
+        if not self._done.done():
+            self._done.set_result(code)

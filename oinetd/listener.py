@@ -1,0 +1,126 @@
+"""One listening socket of the Python lane: permission first, then accept, in batches.
+
+While the process or the rule is at its limit nothing is accepted: clients wait in the kernel's queue and lose nothing.
+Where the machine has no descriptor or memory left, accepting pauses and tries again; what is open goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+import socket
+
+from oinetd.session import Service, Session
+
+__all__ = ["Listener"]
+
+log = logging.getLogger("oinetd")
+
+ACCEPT_BATCH = 64
+"""Connections taken in one wake, so that a flood of new ones leaves time for those that are open."""
+PAUSE_S = 0.1
+"""First pause after a shortage; it doubles up to `PAUSE_MAX_S`, so that a lasting one costs nothing."""
+PAUSE_MAX_S = 1.0
+
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_CLIENT_GONE = frozenset({
+    errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENONET, errno.EPERM, errno.ETIMEDOUT,
+})  # fmt: skip
+
+session_ids = itertools.count(1)
+"""Every session of the process has its own number."""
+
+
+class Listener:
+    """Accepts on `sock` for `service`, which may be exchanged at any time; earlier sessions keep theirs."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        service: Service,
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
+        self.service = service
+        self.sock = sock
+        self._loop = loop
+        self._tasks = tasks
+        self._reading = False
+        self._pause_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Accept from now on. A second call does nothing."""
+        if not self._reading and self.sock.fileno() >= 0:
+            self._reading = True
+            self._loop.add_reader(self.sock.fileno(), self._accept)
+
+    def stop(self) -> None:
+        """Accept no more; the socket and its queue stay."""
+        self._pause()
+        self.service.account.forget_waiting(self.start)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def close(self) -> None:
+        """Serve those who are in the queue already, then close the socket: a client that was let in stays."""
+        if self.sock.fileno() < 0:
+            return
+        self.stop()
+        for _ in range(self.service.settings.listen_backlog + 1):  # the kernel's queue holds one more than asked for
+            if not self._accept_one():
+                break
+        self.stop()  # a shortage just now would have begun a pause
+        self.sock.close()
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self.sock.fileno())
+
+    def _accept(self) -> None:
+        account, rule = self.service.account, self.service.rule
+        for _ in range(ACCEPT_BATCH):
+            if not account.has_room(rule):
+                self._pause()
+                account.when_room(self.start)
+                return
+            if not self._accept_one():
+                return
+
+    def _accept_one(self) -> bool:
+        """Take one connection; whether there may be another."""
+        try:
+            client, peer = self.sock.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in _SHORTAGE:
+                self._back_off(error)
+                return False
+            # accept(2): errors of the client's network are told here and concern only the one that has gone.
+            return error.errno in _CLIENT_GONE
+        if self._pause_s:
+            self._pause_s = 0.0
+            log.info("%s accepts again", self.service.route)
+        client.setblocking(False)
+        task = Session(self.service, next(session_ids), client, peer).start(self._loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    def _back_off(self, error: OSError) -> None:
+        if not self._pause_s:
+            log.warning(
+                "%s: cannot accept (%s); trying again until there is room. Raise the limit of descriptors or lower "
+                "max-connections",
+                self.service.route,
+                error.strerror,
+            )
+        self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S) or PAUSE_S
+        self._pause()
+        self._timer = self._loop.call_later(self._pause_s, self.start)

@@ -1,0 +1,142 @@
+"""The life of one connection in the Python lane, on one page: admit, dial, relay, account, log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from oinetd.access import AccessControl, Verdict
+from oinetd.account import Account, Live, RuleAccount
+from oinetd.destination import Destination
+from oinetd.dialer import Dialer
+from oinetd.engine import Engine
+from oinetd.model import Route, Settings
+from oinetd.record import Ending, SessionRecord
+from oinetd.sockets import client_address, close_with_reset
+
+__all__ = ["Service", "Session", "Watcher"]
+
+log = logging.getLogger("oinetd")
+
+_REFUSED = {Verdict.NOT_ALLOWED: Ending.NOT_ALLOWED, Verdict.DENIED: Ending.DENIED}
+
+
+class Watcher(Protocol):
+    """Whoever is told of sessions: the journal, and the hooks of an embedding program."""
+
+    def opened(self, record: SessionRecord) -> None: ...
+    def closed(self, record: SessionRecord) -> None: ...
+
+
+@dataclass(slots=True)
+class Service:
+    """What all sessions of one route share; a reload puts another in its place, for later sessions."""
+
+    route: Route
+    settings: Settings
+    access: AccessControl
+    destination: Destination
+    rule: RuleAccount
+    account: Account
+    dialer: Dialer
+    engine: Engine
+    watcher: Watcher
+    admit: Callable[[SessionRecord], Awaitable[bool]] | None = None
+
+
+class Session:
+    """One client of one route. `run` is its whole life, and never raises for what peers do."""
+
+    __slots__ = ("_client", "_killed", "_live", "_peer", "_running", "_service", "_since", "_task")
+
+    def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
+        self._service = service
+        self._client = client
+        self._peer = peer[0]
+        self._since = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self._running = False
+        self._killed = False
+        host, port = client_address(peer)
+        record = SessionRecord(session_id, service.route, host, port, time.time())
+        self._live = Live(record, service.rule, self.kill)
+        service.account.enter(self._live)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        """Begin; the task ends with the session."""
+        self._task = loop.create_task(self.run())
+        return self._task
+
+    def kill(self) -> None:
+        """End the session; both peers see a reset, and the record says `aborted`."""
+        self._killed = True
+        if self._running and self._task is not None:
+            # A task that is cancelled before its first step never gets to its `finally`: `run` sees the mark instead.
+            self._task.cancel()
+
+    async def run(self) -> None:
+        """Live. The session ends with its record complete, whatever happens."""
+        service, record = self._service, self._live.record
+        ending, code = Ending.ABORTED, 0
+        self._running = True
+        try:
+            if self._killed:
+                return
+            refusal = await self._admit()
+            if refusal is not None:
+                ending = refusal
+                self._client.close()
+                return
+            service.watcher.opened(record)
+            dialed = await service.dialer.dial(
+                service.destination, service.settings, service.route.rule.options.source, self._client
+            )
+            record.connect_s = time.monotonic() - self._since
+            if dialed.address is not None:
+                record.upstream, record.upstream_port = dialed.address.host, dialed.address.port
+            if dialed.upstream is None:
+                assert dialed.failed is not None
+                ending, code = dialed.failed, dialed.errno
+                return
+            record.engine, record.relay = service.engine.name, "copy"
+            # The engine owns both sockets from here, whatever happens.
+            result = await service.engine.relay(self._client, dialed.upstream, service.settings, self._live.meter)
+            ending, code = result.ending, result.errno
+        except asyncio.CancelledError:
+            # Killed, or the program ends. The engine has waited for the exact counts.
+            if self._live.meter.result is not None:
+                ending, code = self._live.meter.result.ending, self._live.meter.result.errno
+        finally:
+            close_with_reset(self._client)  # does nothing where it is closed already
+            self._end(ending, code)
+
+    async def _admit(self) -> Ending | None:
+        """Why the client may not pass; None where it may."""
+        service = self._service
+        verdict = service.access.decide(self._peer)
+        if verdict is not Verdict.ALLOWED:
+            return _REFUSED[verdict]
+        if not service.account.source_has_room(service.rule, self._live.record.client):
+            return Ending.LIMITED
+        if service.admit is not None:
+            try:
+                admitted = await service.admit(self._live.record)
+            except Exception:
+                log.exception("the admit hook failed; %s is refused", self._live.record.client)
+                admitted = False
+            if not admitted:
+                return Ending.NOT_ALLOWED
+        return None
+
+    def _end(self, ending: Ending, code: int) -> None:
+        record, meter = self._live.record, self._live.meter
+        record.ending, record.errno = ending, code
+        record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
+        record.duration_s = time.monotonic() - self._since
+        self._service.account.leave(self._live)
+        self._service.watcher.closed(record)

@@ -1,0 +1,187 @@
+"""Every bind, listen, accept and setsockopt of the control plane, and nothing else.
+
+Options are set on the listening socket where the kernel lets accepted sockets inherit them (TCP_NODELAY, keep-alive,
+SO_OOBINLINE), so that accepting costs one system call. SO_SNDBUF and SO_RCVBUF are never set: that would end the
+kernel's own tuning.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import struct
+import termios
+from dataclasses import dataclass
+
+from oinetd.errors import BindError
+from oinetd.model import Endpoint, KeepAlive
+
+__all__ = [
+    "Address",
+    "bind_listener",
+    "bound_address",
+    "client_address",
+    "close_with_reset",
+    "is_numeric",
+    "lookup",
+    "open_upstream",
+    "share",
+    "start_listening",
+    "tune",
+    "unsent_bytes",
+]
+
+_RESET = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One resolved socket address; `sockaddr` is what connect and bind take."""
+
+    family: int
+    sockaddr: tuple[str, int] | tuple[str, int, int, int]
+
+    @property
+    def host(self) -> str:
+        return self.sockaddr[0]
+
+    @property
+    def port(self) -> int:
+        return self.sockaddr[1]
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.host in ("0.0.0.0", "::")
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if self.family == socket.AF_INET6 else f"{self.host}:{self.port}"
+
+
+def is_numeric(host: str) -> bool:
+    """Whether `host` is an address, so that looking it up asks nobody."""
+    if host == "0":
+        return True
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host.partition("%")[0])
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
+
+
+def lookup(endpoint: Endpoint, port: int) -> tuple[Address, ...]:
+    """All addresses of `endpoint`, in the resolver's order. Blocks where the host is a name.
+
+    Raises `socket.gaierror` where the name has none, `OSError` for a scope that is no interface.
+    """
+    host = "0.0.0.0" if endpoint.address == "0" else endpoint.address
+    flags = socket.AI_NUMERICHOST if is_numeric(host) else 0
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=flags)
+    except UnicodeError as error:
+        raise socket.gaierror(socket.EAI_NONAME, f"not a host name: {error}") from None
+    return tuple(dict.fromkeys(Address(int(family), sockaddr) for family, _, _, _, sockaddr in found))  # type: ignore[arg-type]
+
+
+def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, shared: bool = False) -> socket.socket:
+    """A socket bound to `address`, not yet listening. Raises `BindError`.
+
+    `shared` lets it stand beside own listeners that overlap with it and are `share`d too.
+    """
+    sock = None
+    try:
+        sock = socket.socket(address.family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+        share(sock, shared)
+        tune(sock, keepalive)
+        sock.bind(address.sockaddr)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise _bind_error(address, error) from error
+    return sock
+
+
+def share(sock: socket.socket, shared: bool) -> None:
+    """Whether another socket of the same user may take the same port.
+
+    On only for the moment in which a reload replaces one listener by another that overlaps with it, so that no
+    connection falls between them; at any other time a taken port has to be an error.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
+
+
+def start_listening(sock: socket.socket, address: Address, backlog: int) -> None:
+    """Let the kernel queue connections, at most `backlog` of them. Raises `BindError`.
+
+    May be called again to change the backlog: the queue is kept.
+    """
+    try:
+        sock.listen(backlog)
+    except OSError as error:
+        raise _bind_error(address, error) from error
+
+
+def _bind_error(address: Address, error: OSError) -> BindError:
+    remedy = {
+        errno.EADDRINUSE: "the port is taken (`ss -ltnp` tells by whom)",
+        errno.EACCES: "not permitted: ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        errno.EADDRNOTAVAIL: "this machine has no such address",
+        errno.EAFNOSUPPORT: "this machine does not speak this family of addresses",
+        errno.EMFILE: "no descriptor is left: raise the limit (`ulimit -n`)",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return BindError(f"cannot listen on {address}: {remedy}", error.errno or 0)
+
+
+def tune(sock: socket.socket, keepalive: KeepAlive) -> None:
+    """Set what every socket of a relay has: no Nagle, urgent bytes in line, keep-alive as configured."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Out of line, an urgent byte makes splice answer EAGAIN for ever; in line it is a byte like others.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(bool(keepalive)))
+    if keepalive:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive.idle_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, keepalive.interval_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, keepalive.count)
+
+
+def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
+    """A non-blocking socket for the upstream leg. Raises `OSError`."""
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        tune(sock, keepalive)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def close_with_reset(sock: socket.socket) -> None:
+    """Close so that the peer sees a reset; what the kernel has not sent yet is thrown away."""
+    if sock.fileno() >= 0:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        finally:
+            sock.close()
+
+
+def unsent_bytes(sock: socket.socket) -> int:
+    """Bytes in the send queue that the peer has not acknowledged yet."""
+    answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    return int(struct.unpack("i", answer)[0])
+
+
+def client_address(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str, int]:
+    """The client as the log names it: an IPv4 client of an IPv6 listener is an IPv4 client."""
+    host, port = sockaddr[0], sockaddr[1]
+    return (host[7:], port) if host.startswith("::ffff:") and "." in host else (host, port)
+
+
+def bound_address(sock: socket.socket) -> Address:
+    """The address that `sock` is bound to, with the port that the kernel chose."""
+    return Address(sock.family, sock.getsockname())

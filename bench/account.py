@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,11 +152,10 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        from time import monotonic
-
-        while not self._over.wait(self.interval_s):
-            self._switches.append((monotonic(), self.account.switches()))
+        while not self._over.is_set():
+            self._switches.append((time.monotonic(), self.account.switches()))
             self.memory.append(self.account.memory())
+            self._over.wait(self.interval_s)
 
     def rates(self) -> tuple[float | None, float | None]:
         """Context switches and migrations per second, None where they are not known."""

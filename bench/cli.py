@@ -274,15 +274,24 @@ def _calibrate(arguments: argparse.Namespace, console: Console) -> int:
     return calibrate(arguments.seconds, console)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted
+def _on_signals() -> None:
+    """Let the signals that end a program unwind it instead, so that everything it made is taken down."""
+    owner = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # pyroute2 forks for a moment and ends its children with SIGTERM: they must not take down what is ours.
+        if os.getpid() != owner:
+            os._exit(128 + number)
+        raise Interrupted
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 where something could not be measured, 2 for a wrong command line."""
     arguments = _parser().parse_args(words)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    _on_signals()
     try:
         need_libraries("rich")
         from rich.console import Console
@@ -293,7 +302,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, Interrupted):
+    except Interrupted:
         print("bench: interrupted", file=sys.stderr)
         return 130
     return status

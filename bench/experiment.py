@@ -151,7 +151,7 @@ def perform(experiment: Experiment, console: Console) -> Result:
                         plan.did(CHECK_S)
                 ready = [subject for subject in ready if not told[subject.name].unavailable]
                 _rounds(experiment, stand, ready, cases, plan, result)
-            except (KeyboardInterrupt, Interrupted):
+            except Interrupted:
                 result.settings["interrupted"] = True
                 plan.say("interrupted: what was measured so far is kept")
     result.finished = time.time()

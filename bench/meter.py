@@ -31,7 +31,7 @@ class Spent:
 
 
 @contextlib.contextmanager
-def metered(stand: Stand, running: Running, interval_s: float = 0.2) -> Iterator[Spent]:
+def metered(stand: Stand, running: Running, interval_s: float = 0.1) -> Iterator[Spent]:
     """The load runs within the block."""
     loads = stand.load_account
     spent = Spent(Watch(running.account, interval_s))

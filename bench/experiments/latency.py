@@ -16,7 +16,7 @@ from bench.results import Sample
 from bench.stand import Running, Stand
 from bench.subjects.subject import size_text
 
-__all__ = ["Latency", "load_figures", "run_client"]
+__all__ = ["Latency", "load_figures", "own_client", "run_client"]
 
 _WARM_UP_S = 0.2
 _OVERHEAD_S = 0.4
@@ -56,8 +56,8 @@ class Latency(Experiment):
         return Sample("", case.name, 0, load_figures(told, spent), detail={"histogram": told["histogram"]})
 
 
-def run_client(stand: Stand, running: Running, what: str, **options: Any) -> tuple[dict[str, Any], Spent]:
-    """Run the bench's own client; what it told, and what was spent from its `go` to its end."""
+def own_client(running: Running, what: str, **options: Any) -> list[str]:
+    """The command of the bench's own client."""
     flags: list[str] = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
@@ -65,7 +65,12 @@ def run_client(stand: Stand, running: Running, what: str, **options: Any) -> tup
             flags.append(flag)
         elif value is not False:
             flags += [flag, str(value)]
-    command = python_command("bench.client", what, running.host, str(running.port), *flags)
+    return python_command("bench.client", what, running.host, str(running.port), *flags)
+
+
+def run_client(stand: Stand, running: Running, what: str, **options: Any) -> tuple[dict[str, Any], Spent]:
+    """Run the bench's own client; what it told, and what was spent from its `go` to its end."""
+    command = own_client(running, what, **options)
     with stand.client(command) as program:
         program.read_line()
         with metered(stand, running) as spent:

@@ -21,7 +21,7 @@ _WARM_UP_S = 0.3
 _OVERHEAD_S = 0.4
 _IDLE_S = 1.0
 """How long the idle connections are watched."""
-_OWN_DESCRIPTORS = 500
+_OWN_DESCRIPTORS = 1200
 """What a forwarder may need for itself: listeners, epolls, logs, pipes."""
 _OPENING_PER_S = 2000
 """About how fast idle connections are opened; for the reckoning of the run's length."""

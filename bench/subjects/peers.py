@@ -14,6 +14,10 @@ from bench.topology import Topology
 __all__ = ["Custom", "Haproxy", "Nginx", "Redir", "Rinetd", "Socat"]
 
 
+_SPLICE_PIPES = 400
+"""One for each direction of the most connections that any experiment has busy at once, and as many again."""
+
+
 class Peer(Subject):
     """A program of somebody else's, from a package."""
 
@@ -44,12 +48,16 @@ class Haproxy(Peer):
         self.buffer_bytes = None if splice else 65536
 
     def commands(self, setup: Setup) -> list[list[str]]:
-        # Two descriptors a connection, and some for itself.
-        lines = ["global", f"    maxconn {(descriptor_limit() - 100) // 2}"]
+        # Two descriptors a connection and two a pipe, and some for itself.
+        pipes = _SPLICE_PIPES if self.splice else 0
+        lines = ["global", f"    maxconn {(descriptor_limit() - 100) // 2 - pipes}"]
         if setup.threads:
             lines.append(f"    nbthread {setup.threads}")
         # The default buffer is 16 KiB; with 64 KiB it stands beside the other subjects.
-        lines.append("    tune.pipesize 262144" if self.splice else "    tune.bufsize 65536")
+        if self.splice:
+            lines += ["    tune.pipesize 262144", f"    maxpipes {_SPLICE_PIPES}"]
+        else:
+            lines.append("    tune.bufsize 65536")
         lines += [
             "defaults",
             "    mode tcp",
@@ -91,7 +99,8 @@ class Nginx(Peer):
             + ("user root;\n" if os.geteuid() == 0 else "")
             + f"worker_processes {setup.threads or 'auto'};\nworker_rlimit_nofile {descriptor_limit()};\n"
             + f"events {{ worker_connections {descriptor_limit() - 100}; }}\n"
-            + f"stream {{\n    proxy_buffer_size 64k;\n    proxy_timeout 1h;\n    tcp_nodelay on;\n{servers}}}\n"
+            + f"stream {{\n    proxy_buffer_size 64k;\n    proxy_timeout 1h;\n    tcp_nodelay on;\n"
+            + f"    proxy_half_close on;\n{servers}}}\n"
         )
         return [[self.path, "-p", str(setup.directory), "-e", "stderr", "-c", str(path)]]
 

@@ -89,7 +89,9 @@ def _common() -> argparse.ArgumentParser:
         "{connect_host}, {connect_port} for the parts",
     )  # fmt: skip
     group.add_argument("--buffers", type=_sizes, default=[], metavar="SIZE,…", help="buffer sizes, such as 8K,64K")
-    group.add_argument("--threads", type=_count, default=0, metavar="N", help="of each subject; default: its own choice")
+    group.add_argument(
+        "--threads", type=_count, default=0, metavar="N", help="of each subject; default: its own choice"
+    )
     group = parser.add_argument_group("how long")
     group.add_argument("--quick", action="store_true", help="about a minute: fewer subjects, cases and rounds")
     group.add_argument("--rounds", type=_count, default=0, metavar="N", help="times that each subject has its turn")
@@ -112,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = _common()
 
-    def add(name: str, help_text: str, description: str, run: Callable[..., int], **more: Any) -> argparse.ArgumentParser:
+    def add(
+        name: str, help_text: str, description: str, run: Callable[..., int], **more: Any
+    ) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name, help=help_text, description=textwrap.dedent(description).strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter, **more,
@@ -132,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     throughput.add_argument("--perf", action="store_true", help="cycles, instructions, cache misses, branches")
     throughput.add_argument("--strace", action="store_true", help="a table of system calls")
-    throughput.add_argument("--flamegraph", action="store_true", help="an SVG of where CPU time goes, beside the result")
+    throughput.add_argument(
+        "--flamegraph", action="store_true", help="an SVG of where CPU time goes, beside the result"
+    )
     latency = add(
         "latency", "round trips: rate, percentiles, CPU µs each",
         """
@@ -181,7 +187,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("results", nargs="*", type=Path, help="files or directories; default: bench/results")
     report.add_argument("--out", type=Path, default=Path("bench-report.html"), metavar="FILE", help="the page")
     report.add_argument("--readme", type=Path, metavar="FILE", help="rewrite this file's performance section instead")
-    report.add_argument("--plots", type=Path, metavar="DIR", help="where the README's plots go; default: docs/bench beside it")
+    report.add_argument(
+        "--plots", type=Path, metavar="DIR", help="where the README's plots go; default: docs/bench beside it"
+    )
     report.add_argument("--check", action="store_true", help="with --readme: fail where the section is out of date")
     clean = add("clean", "remove what killed runs left behind", """
         Ends processes and removes namespaces, control groups and directories of runs whose owner is dead. What a
@@ -216,9 +224,7 @@ def _experiment(name: str, options: Options) -> Experiment:
     from bench.experiments.rate import Rate
     from bench.experiments.throughput import Throughput
 
-    kinds: dict[str, type[Experiment]] = {
-        kind.name: kind for kind in (Connections, Latency, Micro, Rate, Throughput)
-    }
+    kinds: dict[str, type[Experiment]] = {kind.name: kind for kind in (Connections, Latency, Micro, Rate, Throughput)}
     return kinds[name](options)
 
 

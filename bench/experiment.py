@@ -90,9 +90,12 @@ class Experiment:
         """One timed run. `subject`, `case` and `round` of the sample are filled in by the caller."""
         raise NotImplementedError
 
-    def environment(self) -> dict[str, str]:
-        """What a subject's environment has besides."""
-        return {}
+    def apart_s(self) -> float:
+        """About how long `apart` takes for each subject."""
+        return 0.0
+
+    def apart(self, stand: Stand, subject: Subject, ports: tuple[int, ...], result: Result) -> None:
+        """Runs that are not timed, after those that are; what they show goes to `result.profiles`."""
 
     def show(self, result: Result, console: Console) -> int:
         """Print the tables; the exit status of the command."""
@@ -132,17 +135,16 @@ def perform(experiment: Experiment, console: Console) -> Result:
             quick=options.quick,
         )
         result.subjects = [info(subject, stand) for subject in subjects]
-        ready = [
-            subject for subject, told in zip(subjects, result.subjects, strict=True) if not told.unavailable
-        ]
-        told = {subject.name: subject for subject in result.subjects}
+        ready = [subject for subject, told in zip(subjects, result.subjects, strict=True) if not told.unavailable]
+        told = {each.name: each for each in result.subjects}
         cases = experiment.cases()
         round_s = len(ready) * (START_S + experiment.warm_up_s + sum(case.seconds for case in cases))
-        planned_s = round_s * experiment.round_count + len(ready) * CHECK_S * options.check
+        planned_s = round_s * experiment.round_count
+        planned_s += len(ready) * (CHECK_S * options.check + experiment.apart_s())
         with Plan(console, planned_s) as plan:
-            for subject in result.subjects:
-                if subject.unavailable:
-                    plan.say(f"{subject.name} is left out: {subject.unavailable}")
+            for each in result.subjects:
+                if each.unavailable:
+                    plan.say(f"{each.name} is left out: {each.unavailable}")
             try:
                 if options.check:
                     for subject in ready:
@@ -194,7 +196,7 @@ def _rounds(
             at = f"round {number + 1} of {experiment.round_count}: {subject.name}"
             plan.now(at)
             try:
-                with stand.subject(subject, *ports, environment=experiment.environment()) as running:
+                with stand.subject(subject, *ports) as running:
                     for sample in _subject(experiment, stand, running, cases, plan, at):
                         sample.subject, sample.round = subject.name, number
                         result.samples.append(sample)
@@ -202,6 +204,15 @@ def _rounds(
                 # It ran a moment ago, so this is news and not a missing package; the others go on.
                 plan.say(f"{subject.name}: {error}")
                 result.samples.append(Sample(subject.name, "start", number, {}, error=str(error)))
+        for subject in subjects:
+            if not experiment.apart_s():
+                break
+            plan.now(f"looking into {subject.name}")
+            try:
+                experiment.apart(stand, subject, ports, result)
+            except BenchError as error:
+                plan.say(f"{subject.name}: {error}")
+            plan.did(experiment.apart_s())
 
 
 def _subject(
@@ -222,5 +233,3 @@ def _subject(
         sample.case = case.name
         yield sample
         plan.did(case.seconds)
-
-

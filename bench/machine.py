@@ -7,6 +7,8 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
 from pathlib import Path
 
 import psutil
@@ -32,10 +34,8 @@ def describe(tools: Iterable[str]) -> dict[str, str]:
         "commit": _commit(),
         "load average": " ".join(f"{load:.2f}" for load in os.getloadavg()),
     }
-    with suppress(ImportError):
-        import uvloop
-
-        facts["uvloop"] = uvloop.__version__
+    with suppress(PackageNotFoundError):
+        facts["uvloop"] = package_version("uvloop")
     facts.update({tool: told for tool in tools if (told := version(tool))})
     return facts
 
@@ -66,9 +66,7 @@ def _commit() -> str:
     """The commit of the source tree, with a plus where files differ from it."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(_ROOT), *words], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(["git", "-C", str(_ROOT), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:

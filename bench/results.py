@@ -98,9 +98,21 @@ class Result:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.started))
         path = directory / f"{self.experiment}-{stamp}{'-quick' if self.quick else ''}.json"
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n")
+        partial.write_text(self.text())
         partial.replace(path)
         return path
+
+    def text(self) -> str:
+        """JSON with a line for each sample, so that a result that is kept can be read and compared."""
+        told = {"format": FORMAT, **asdict(self)}
+        lines = []
+        for key, value in told.items():
+            if key in ("samples", "subjects"):
+                rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in value)
+                lines.append(f' "{key}": [\n  {rows}\n ]')
+            else:
+                lines.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
     def load(cls, path: Path) -> Result:

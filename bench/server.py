@@ -19,9 +19,7 @@ def main() -> None:
     mode, host, port, *threads = sys.argv[1:]
     count = int(threads[0]) if threads else 1
     never = os.eventfd(0)
-    listeners = [
-        socket.create_server((host, int(port)), backlog=BACKLOG, reuse_port=count > 1) for _ in range(count)
-    ]
+    listeners = [socket.create_server((host, int(port)), backlog=BACKLOG, reuse_port=count > 1) for _ in range(count)]
     for listener in listeners:
         listener.setblocking(False)
     serving = [

@@ -23,7 +23,7 @@ from bench.identity import RunName
 from bench.programs import Place
 from bench.tools import need, need_libraries
 
-__all__ = ["Loopback", "NETNS_DIR", "Namespaces", "Topology", "remove_namespace", "topology_named"]
+__all__ = ["NETNS_DIR", "Loopback", "Namespaces", "Topology", "remove_namespace", "topology_named"]
 
 NETNS_DIR = Path("/run/netns")
 _ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
@@ -135,8 +135,12 @@ class Namespaces:
 
         for place in self.places:
             netns.create(place.namespace)
-        _join(_Link(self.client.namespace, "10.0.1.2", self.forwarder.namespace, "10.0.1.1"), "to-forwarder", "to-client")
-        _join(_Link(self.forwarder.namespace, "10.0.0.1", self.server.namespace, "10.0.0.2"), "to-server", "to-forwarder")
+        _join(
+            _Link(self.client.namespace, "10.0.1.2", self.forwarder.namespace, "10.0.1.1"), "to-forwarder", "to-client"
+        )
+        _join(
+            _Link(self.forwarder.namespace, "10.0.0.1", self.server.namespace, "10.0.0.2"), "to-server", "to-forwarder"
+        )
         _route(self.client.namespace, "10.0.1.1")
         _route(self.server.namespace, "10.0.0.1")
         with _congestion_control() as algorithm:
@@ -176,9 +180,7 @@ def _join(link: _Link, name: str, peer_name: str) -> None:
     from pyroute2 import IPRoute
 
     with (NETNS_DIR / link.peer_namespace).open() as peer, IPRoute(netns=link.namespace) as here:
-        here.link(
-            "add", ifname=name, kind="veth", peer={"ifname": peer_name, "net_ns_fd": peer.fileno()}
-        )
+        here.link("add", ifname=name, kind="veth", peer={"ifname": peer_name, "net_ns_fd": peer.fileno()})
         _configure(here, name, link.address)
     with IPRoute(netns=link.peer_namespace) as there:
         _configure(there, peer_name, link.peer_address)
@@ -204,9 +206,7 @@ def _route(namespace: str, gateway: str) -> None:
 
 def _set(place: Place, settings: dict[str, str]) -> None:
     words = [f"{key}={value}" for key, value in settings.items()]
-    done = subprocess.run(
-        place.enter(["sysctl", "-q", "-w", *words]), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(place.enter(["sysctl", "-q", "-w", *words]), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BenchError(f"sysctl in {place.namespace}: {done.stderr.strip()}")
 

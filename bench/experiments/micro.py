@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,17 @@ from rich.console import Console
 from bench import gobench
 from bench.allocations import AllocationCounter
 from bench.errors import BenchError
-from bench.experiment import Case, Experiment
+from bench.experiment import Case, Experiment, Options
 from bench.experiments.latency import own_client, run_client
 from bench.fastpath import native
+from bench.pprof import encode
+from bench.profiling import sample_stacks
 from bench.results import Result, Sample
+from bench.stacks import SAMPLES_PER_S, Stacks
 from bench.stand import Running, Stand
 from bench.statistics import Line, fit_line
+from bench.subjects import Subject
+from bench.tools import need
 
 __all__ = ["Micro", "benchmark_name", "lines_of_cost"]
 
@@ -32,6 +38,9 @@ LARGE = (4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
 QUICK = (1, 64, 2048, 16 << 10, 64 << 10, 256 << 10)
 _WARM_UP_S = 0.05
 _OVERHEAD_S = 0.35
+_PROFILED_S = 3.0
+_PROFILED_SIZE = 16 << 10
+"""Large enough for the relay to show beside the event loop, small enough for it not to be all."""
 _COUNTED_S = 0.1
 """How long allocations are counted for."""
 
@@ -45,8 +54,14 @@ class Micro(Experiment):
     warm_up_s = 0.0
     buffers = (65536,)
 
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self._stacks: dict[str, Stacks] = {}
+
     def prepare(self) -> None:
         native()
+        if self.options.extra.get("profile"):
+            need("perf")
 
     def settings(self) -> dict[str, Any]:
         return {key: str(value) if isinstance(value, Path) else value for key, value in super().settings().items()}
@@ -77,14 +92,27 @@ class Micro(Experiment):
             values |= self._allocations(stand, running, self._counter, size)
         return Sample("", case.name, 0, values, detail={"operations": operations, "size": size})
 
+    def apart_s(self) -> float:
+        return _PROFILED_S + 1.0 if self.options.extra.get("profile") else 0.0
+
+    def apart(self, stand: Stand, subject: Subject, ports: tuple[int, ...], result: Result) -> None:
+        """Sample the stacks of the subject while it relays."""
+        if subject.family == "floor":
+            return
+        with stand.subject(subject, *ports) as running:
+            command = own_client(running, "round-trips", size=_PROFILED_SIZE, source=True, seconds=_PROFILED_S + 1)
+            with stand.client(command) as program:
+                program.read_line()
+                self._stacks[subject.name] = sample_stacks(running, _PROFILED_S, stand.directory)
+        period_ns = round(1e9 / SAMPLES_PER_S)
+        self.options.extra["profile"].write_bytes(encode(self._stacks, period_ns, time.time_ns()))
+
     def _allocations(
         self, stand: Stand, running: Running, counter: AllocationCounter, size: int
     ) -> dict[str, float | None]:
         """Of a second instance of the subject, with the counting library in it."""
         with stand.subject(running.subject, self._port, environment=counter.environment) as counted:
-            command = own_client(
-                counted, "round-trips", size=size, source=True, seconds=_COUNTED_S, warm_up=_WARM_UP_S
-            )
+            command = own_client(counted, "round-trips", size=size, source=True, seconds=_COUNTED_S, warm_up=_WARM_UP_S)
             with stand.client(command) as program:
                 program.read_line()
                 calls, allocated = counter.read()
@@ -98,7 +126,9 @@ class Micro(Experiment):
     def show(self, result: Result, console: Console) -> int:
         """The rows go to standard output as they are, for benchstat."""
         rows = [
-            gobench.line(benchmark_name(sample.subject, sample.detail["size"]), sample.detail["operations"], sample.values)
+            gobench.line(
+                benchmark_name(sample.subject, sample.detail["size"]), sample.detail["operations"], sample.values
+            )
             for sample in result.samples
             if not sample.error and not sample.warm_up
         ]

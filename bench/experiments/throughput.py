@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
+from rich.console import Console
+
+from bench.counters import with_ratios
 from bench.errors import BenchError
 from bench.experiment import Case, Experiment
+from bench.flamegraph import flamegraph
 from bench.iperf import Transfer, client_command, parse_transfer, server_command
 from bench.meter import Spent, metered
-from bench.results import Sample
+from bench.profiling import count_events, count_syscalls, sample_stacks
+from bench.programs import wait_until
+from bench.results import Result, Sample
 from bench.stand import Running, Stand
+from bench.subjects import Subject
+from bench.tables import print_profiles
 from bench.tools import need
 
 __all__ = ["Throughput"]
 
+_APART = ("perf", "strace", "flamegraph")
+_APART_S = 3
+"""How long a run apart is looked at."""
 _OVERHEAD_S = 0.4
 """iperf3's own beginning and end."""
 
@@ -29,6 +42,9 @@ class Throughput(Experiment):
 
     def prepare(self) -> None:
         need("iperf3")
+        for option, program in (("perf", "perf"), ("flamegraph", "perf"), ("strace", "strace")):
+            if self.options.extra.get(option):
+                need(program)
         if self.seconds_each < 1:
             raise BenchError("iperf3 counts in whole seconds: --seconds of at least 1")
 
@@ -57,6 +73,44 @@ class Throughput(Experiment):
             "retransmits": transfer.retransmits,
         }
         return Sample("", case.name, 0, _values(running, transfer, spent), error=error, detail=detail)
+
+    def apart_s(self) -> float:
+        wanted = sum(bool(self.options.extra.get(option)) for option in _APART)
+        return wanted * (_APART_S + 2 * _OVERHEAD_S + 1)
+
+    def apart(self, stand: Stand, subject: Subject, ports: tuple[int, ...], result: Result) -> None:
+        """Eight streams, and the tool in the middle of them."""
+        if subject.family == "floor":
+            return
+        for option in _APART:
+            if self.options.extra.get(option):
+                with stand.subject(subject, *ports) as running:
+                    command = client_command(running.host, running.port, _APART_S + 1, 8, False)
+                    with stand.client(command) as load:
+                        wait_until(lambda: running.account.cpu_times().total_s > 0.1, 5.0, "the load does not begin")
+                        shown = self._look(option, stand, running)
+                        assert load.process.stdout is not None
+                        transfer = parse_transfer(load.process.stdout.read())
+                if option != "flamegraph":
+                    gigabytes = transfer.received_bytes / 1e9 * _APART_S / transfer.seconds
+                    shown = {"gigabytes": gigabytes, **shown}
+                result.profiles.setdefault(option, {})[subject.name] = shown
+
+    def _look(self, option: str, stand: Stand, running: Running) -> dict[str, Any]:
+        if option == "perf":
+            return {"counts": with_ratios(count_events(running, _APART_S))}
+        if option == "strace":
+            return {"calls": [asdict(row) for row in count_syscalls(running, _APART_S, stand.directory)]}
+        stacks = sample_stacks(running, _APART_S, stand.directory)
+        self.options.out.mkdir(parents=True, exist_ok=True)
+        path = self.options.out / f"flamegraph-{running.subject.name}.svg"
+        path.write_text(flamegraph(stacks, f"{running.subject.name}: iperf3 -P 8"))
+        return {"file": path.name, "samples": stacks.total()}
+
+    def show(self, result: Result, console: Console) -> int:
+        status = super().show(result, console)
+        print_profiles(result, console)
+        return status
 
     def _transfer(
         self, stand: Stand, running: Running, seconds: int, streams: int, reverse: bool

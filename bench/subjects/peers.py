@@ -84,13 +84,16 @@ class Nginx(Peer):
         missing = super().unavailable(topology)
         if missing is None and not any(map(os.path.exists, _STREAM_MODULES)):
             # Some builds have the module inside; only the program itself can say.
-            return None if _stream_built_in(self.path) else "nginx has no stream module: apt install libnginx-mod-stream"
+            return (
+                None if _stream_built_in(self.path) else "nginx has no stream module: apt install libnginx-mod-stream"
+            )
         return missing
 
     def commands(self, setup: Setup) -> list[list[str]]:
         module = next(filter(os.path.exists, _STREAM_MODULES), None)
         servers = "".join(
-            f"    server {{ listen {route.listen} backlog=4096; proxy_pass {route.connect}; }}\n" for route in setup.routes
+            f"    server {{ listen {route.listen} backlog=4096; proxy_pass {route.connect}; }}\n"
+            for route in setup.routes
         )
         path = setup.directory / "nginx.conf"
         path.write_text(
@@ -99,7 +102,7 @@ class Nginx(Peer):
             + ("user root;\n" if os.geteuid() == 0 else "")
             + f"worker_processes {setup.threads or 'auto'};\nworker_rlimit_nofile {descriptor_limit()};\n"
             + f"events {{ worker_connections {descriptor_limit() - 100}; }}\n"
-            + f"stream {{\n    proxy_buffer_size 64k;\n    proxy_timeout 1h;\n    tcp_nodelay on;\n"
+            + "stream {\n    proxy_buffer_size 64k;\n    proxy_timeout 1h;\n    tcp_nodelay on;\n"
             + f"    proxy_half_close on;\n{servers}}}\n"
         )
         return [[self.path, "-p", str(setup.directory), "-e", "stderr", "-c", str(path)]]
@@ -151,10 +154,7 @@ class Redir(Peer):
     buffer_bytes = 65536
 
     def commands(self, setup: Setup) -> list[list[str]]:
-        return [
-            [self.path, "-n", "-l", "err", "-z", "65536", route.listen, route.connect]
-            for route in setup.routes
-        ]
+        return [[self.path, "-n", "-l", "err", "-z", "65536", route.listen, route.connect] for route in setup.routes]
 
 
 class Custom(Subject):
@@ -176,7 +176,9 @@ class Custom(Subject):
         try:
             words = subject.words(Route("127.0.0.1", 1, "127.0.0.1", 2))
         except (KeyError, ValueError, IndexError) as error:
-            raise BenchError(f"--peer {name}: {error!r}; the names are {{listen}}, {{connect}} and their parts") from None
+            raise BenchError(
+                f"--peer {name}: {error!r}; the names are {{listen}}, {{connect}} and their parts"
+            ) from None
         if words == shlex.split(command):
             raise BenchError(f"--peer {name}: the command says neither {{listen}} nor {{connect}}")
         return subject

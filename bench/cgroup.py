@@ -101,7 +101,7 @@ class Group:
         return CpuTimes(*(stat[f"{part}_usec"] / 1e6 for part in ("usage", "user", "system")))
 
     def kernel_bytes(self) -> int | None:
-        """What the kernel holds for the group: sockets and their buffers, pipes, descriptors; None where not counted."""
+        """What the kernel holds for the group (sockets, buffers, pipes); None where it does not count that."""
         if self.memory is None:
             return None
         with contextlib.suppress(OSError, KeyError):

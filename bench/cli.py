@@ -196,10 +196,11 @@ def _parser() -> argparse.ArgumentParser:
         running bench uses is left alone.
         """, _clean)  # fmt: skip
     clean.add_argument("--dry-run", action="store_true", help="only tell")
-    add("calibrate", "the bench's own client beside a plain C client", """
+    calibrate = add("calibrate", "the bench's own client beside a plain C client", """
         Round trips and short connections against the bench's echo server, with no forwarder between: the bench's own
         client must reach at least 0.9 of a plain C client, which is compiled for the purpose.
-        """, _calibrate).add_argument("--seconds", type=_positive, default=1.0, metavar="S", help="of each load")  # fmt: skip
+        """, _calibrate)  # fmt: skip
+    calibrate.add_argument("--seconds", type=_positive, default=1.0, metavar="S", help="of each load")
     return parser
 
 

@@ -19,7 +19,8 @@ _LEAST_WIDTH = 0.4
 """Boxes below this many pixels are left out: they could not be seen."""
 
 _STYLE = """
-text{font:11px ui-monospace,monospace;fill:#111}.title{font:600 14px sans-serif;fill:#222}.note{font:11px sans-serif;fill:#555}
+text{font:11px ui-monospace,monospace;fill:#111}
+.title{font:600 14px sans-serif;fill:#222}.note{font:11px sans-serif;fill:#555}
 rect.b{stroke:#fff;stroke-width:.6}g:hover>rect.b{stroke:#000}svg{background:#fff}
 @media(prefers-color-scheme:dark){svg{background:#161a1d}.title{fill:#eee}.note{fill:#aaa}rect.b{stroke:#161a1d}}
 """
@@ -51,7 +52,7 @@ def flamegraph(stacks: Stacks, title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
         f"<style>{_STYLE}</style>",
         f'<text class="title" x="{MARGIN}" y="18">{escape(title)}</text>',
-        f'<text class="note" x="{MARGIN}" y="34">{root.count} samples of processor time; rest the pointer on a box</text>',
+        f'<text class="note" x="{MARGIN}" y="34">{root.count} samples of processor time; point at a box</text>',
     ]
     if root.count:
         _draw(root, MARGIN, 0, (WIDTH - 2 * MARGIN) / root.count, height - MARGIN - ROW, root.count, parts)

@@ -20,7 +20,7 @@ def server_command(control_port: int) -> list[str]:
 
 
 def client_command(test: str, host: str, control_port: int, data_port: int, seconds: int, size: int) -> list[str]:
-    """`test` is TCP_RR or TCP_CRR; the ports are those of the subject, on which it forwards to the server's same ports."""
+    """`test` is TCP_RR or TCP_CRR. The subject forwards both ports to the same numbers on the server."""
     return [
         need("netperf"), "-P", "0", "-t", test, "-H", f"{host},4", "-p", str(control_port), "-l", str(seconds),
         "--", "-r", f"{size},{size}", "-P", f",{data_port}", "-k", _SELECTED,

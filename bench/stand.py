@@ -135,13 +135,18 @@ class Stand:
 
     @contextlib.contextmanager
     def subject(
-        self, subject: Subject, *server_ports: int, environment: dict[str, str] | None = None
+        self,
+        subject: Subject,
+        *server_ports: int,
+        environment: dict[str, str] | None = None,
+        same_ports: bool = False,
     ) -> Iterator[Running]:
-        """`subject` between the client and each server port. Raises `BenchError` where it does not come up."""
-        routes = tuple(
-            Route(self.topology.forwarder_address, self.free_port(), self.topology.server_address, port)
-            for port in server_ports
-        )
+        """`subject` between the client and each server port; `same_ports`: it listens on the server's numbers.
+
+        Raises `BenchError` where it does not come up.
+        """
+        here, there = self.topology.forwarder_address, self.topology.server_address
+        routes = tuple(Route(here, port if same_ports else self.free_port(), there, port) for port in server_ports)
         with contextlib.ExitStack() as stack:
             directory = Path(tempfile.mkdtemp(prefix="subject-", dir=self.directory))
             directory.chmod(0o755)

@@ -75,6 +75,8 @@ def print_profiles(result: Result, console: Console) -> None:
         console.print(_counters(counters))
     for subject, told in result.profiles.get("strace", {}).items():
         console.print(_syscalls(subject, told))
+    if told_by_netperf := result.profiles.get("netperf"):
+        console.print(_netperf(told_by_netperf))
     for told in result.profiles.get("flamegraph", {}).values():
         console.print(f"flame graph of {told['samples']} samples: {told['file']}", highlight=False)
 
@@ -94,6 +96,17 @@ def _counters(counters: dict[str, Any]) -> Table:
             else:
                 cells.append("n/a" if value is None else f"{value:.3f}")
         table.add_row(subject, *cells)
+    return table
+
+
+def _netperf(told: dict[str, dict[str, dict[str, float]]]) -> Table:
+    table = Table(title="netperf (a run apart)", title_justify="left", header_style="bold")
+    for title in ("subject", "test", "/s", "p50 µs", "p90 µs", "p99 µs"):
+        table.add_column(title, justify="left" if title in ("subject", "test") else "right")
+    for subject, tests in told.items():
+        for test, values in tests.items():
+            percentiles = (f"{values[key]:,.1f}" for key in ("p50_us", "p90_us", "p99_us"))
+            table.add_row(subject, test, f"{values['per_second']:,.0f}", *percentiles)
     return table
 
 

@@ -7,17 +7,27 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from rich.console import Console
+
+from bench import netperf
+from bench.errors import BenchError
 from bench.experiment import Case, Experiment
 from bench.fastpath import native
 from bench.histogram import percentiles_us
 from bench.meter import Spent, metered
 from bench.programs import python_command
-from bench.results import Sample
+from bench.results import Result, Sample
 from bench.stand import Running, Stand
+from bench.subjects import Subject
 from bench.subjects.subject import size_text
+from bench.tables import print_profiles
+from bench.tools import need
 
 __all__ = ["Latency", "load_figures", "own_client", "run_client"]
 
+_NETPERF_TESTS = ("TCP_RR", "TCP_CRR")
+_NETPERF_BYTES = {"TCP_RR": 64, "TCP_CRR": 1}
+_NETPERF_S = 3
 _WARM_UP_S = 0.2
 _OVERHEAD_S = 0.4
 """The client's start and end."""
@@ -34,6 +44,9 @@ class Latency(Experiment):
 
     def prepare(self) -> None:
         native()
+        if self.options.extra.get("netperf"):
+            need("netperf")
+            need("netserver")
 
     def cases(self) -> list[Case]:
         sizes = (64, 16384) if self.options.quick else (32, 64, 1024, 4096, 16384, 65536)
@@ -48,6 +61,29 @@ class Latency(Experiment):
     def server(self, stand: Stand) -> Iterator[tuple[int, ...]]:
         with stand.native_server("echo") as port:
             yield (port,)
+
+    def apart_s(self) -> float:
+        return len(_NETPERF_TESTS) * (_NETPERF_S + 1.0) if self.options.extra.get("netperf") else 0.0
+
+    def apart(self, stand: Stand, subject: Subject, ports: tuple[int, ...], result: Result) -> None:
+        """netperf's own figures. It pins the number of its data port on either side of the forwarder."""
+        if stand.topology.name == "loopback":
+            raise BenchError("netperf's data port has one number on both sides of a forwarder: --topology netns")
+        control, data = stand.free_port(), stand.free_port()
+        with (
+            stand.server(netperf.server_command(control), control),
+            stand.subject(subject, control, data, same_ports=True) as running,
+        ):
+            for test in _NETPERF_TESTS:
+                command = netperf.client_command(test, running.host, control, data, _NETPERF_S, _NETPERF_BYTES[test])
+                with stand.client(command) as program:
+                    told = netperf.parse_keyvals(program.read_rest())
+                result.profiles.setdefault("netperf", {}).setdefault(subject.name, {})[test] = told
+
+    def show(self, result: Result, console: Console) -> int:
+        status = super().show(result, console)
+        print_profiles(result, console)
+        return status
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
         told, spent = run_client(

@@ -29,8 +29,8 @@ _INTRODUCTIONS = {
     "forwarder, and the throughput shows what they leave.",
     "latency": "Requests and answers of equal size, on one connection and on many, with every connection waiting for "
     "its answer before it asks again. Percentiles are of all round trips.",
-    "rate": "Each connection is opened, carries one byte each way and is closed. Idle connections have carried one byte "
-    "and are then silent.",
+    "rate": "Each connection is opened, carries one byte each way and is closed. Idle connections have carried one "
+    "byte and are then silent.",
     "connections": "Each column is the client's and the same for all engines. Socket creation: socket() and connect(). "
     "Job setup: from connected until a first byte has come through. Download: from the request to the last byte, all "
     "connections at once. Run time: from the first socket() to the last close().",
@@ -85,8 +85,12 @@ def when(result: Result) -> str:
 
 def rounds_text(result: Result) -> str:
     count = result.settings["rounds"]
-    text = "one round" if count == 1 else f"medians of {count} rounds"
-    return f"{text}{', a quick run' if result.quick else ''}{', interrupted' if result.settings.get('interrupted') else ''}"
+    words = ["one round" if count == 1 else f"medians of {count} rounds"]
+    if result.quick:
+        words.append("a quick run")
+    if result.settings.get("interrupted"):
+        words.append("interrupted")
+    return ", ".join(words)
 
 
 def _section(result: Result) -> _Section:

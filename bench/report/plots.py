@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.columns import COLUMNS, Column
 from bench.histogram import PERCENTILES
@@ -90,7 +90,7 @@ def _svg(figure: Figure, name: str) -> str:
 
     out = io.StringIO()
     # Text stays text; ids and dates that change from run to run would make every file differ.
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
@@ -109,20 +109,34 @@ def _bars(
     places = range(len(subjects))
     for place, subject, figure in zip(places, subjects, figures, strict=True):
         if figure is None:
-            axes.text(0, place, " n/a", va="center", color=_INK, alpha=0.6, fontsize=_FONT_SIZE)
+            _label(axes, 0, place, "n/a")
             continue
         median, low, high = (value * column.scale for value in (figure.median, figure.low, figure.high))
         axes.barh(place, median, height=0.68, color=colour_of(subject, subjects))
         axes.plot([low, high], [place, place], color=_INK, alpha=0.55, linewidth=1.2)
-        axes.text(
-            max(median, high), place, f" {median:,.{column.digits}f}", va="center", color=_INK, fontsize=_FONT_SIZE
-        )
+        _label(axes, max(median, high), place, _spaced(median, column.digits))
     axes.set_yticks(list(places), [subject.name + subject.mark for subject in subjects] if names else [])
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
+    _rows_of(axes, len(subjects))
     axes.margins(x=0.2)
     axes.set_xlim(left=0)
+    axes.locator_params(axis="x", nbins=4)
+    axes.xaxis.set_major_formatter(lambda value, _: _spaced(value, 0 if value >= 10 or value == int(value) else 2))
     axes.set_title(f"{column.title}, {column.unit}", color=_INK, fontsize=_FONT_SIZE + 1, loc="left")
+
+
+def _rows_of(axes: Axes, count: int) -> None:
+    """The first row on top, and the rows at the same height in every panel whether they hold a bar or not."""
+    axes.set_ylim(count - 0.4, -0.6)
+    axes.grid(False, axis="y")
+
+
+def _label(axes: Axes, x: float, y: float, text: str) -> None:
+    """`text` right of a point, at a distance that does not depend on the scale."""
+    axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", color=_INK, fontsize=_FONT_SIZE)
+
+
+def _spaced(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}".replace(",", "\u202f")
 
 
 def _plain_sizes(result: Result) -> list[SubjectInfo]:
@@ -227,9 +241,8 @@ def _latency(result: Result) -> list[Plot]:
             for size, value in zip((8, 6, 4.5, 3), values, strict=False):
                 panel.plot([value], [place], "o", color=colour, markersize=size)
         panel.set_yticks(range(len(subjects)), [each.name + each.mark for each in subjects] if index == 0 else [])
-        panel.invert_yaxis()
         panel.set_xscale("log")
-        panel.grid(False, axis="y")
+        _rows_of(panel, len(subjects))
         panel.set_title(f"{case}: p50 ● p90 • p99 · p99.9, µs", color=_INK, fontsize=_FONT_SIZE + 1, loc="left")
         panel.tick_params(which="minor", colors=_INK, labelsize=_FONT_SIZE - 3)
     plots = [Plot("latency", "Latency of round trips", _svg(figure, "latency"))]
@@ -260,11 +273,11 @@ def _memory(result: Result, case: str) -> Plot:
             width = max(0.0, summary.median / 1024) if summary else 0.0
             axes.barh(place, width, left=start, height=0.68, color=colour_of(subject, subjects), alpha=alpha)
             start += width
-        axes.text(start, place, f" {start:.1f}", va="center", color=_INK, fontsize=_FONT_SIZE)
+        _label(axes, start, place, f"{start:.1f}")
     axes.set_yticks(range(len(subjects)), [each.name + each.mark for each in subjects])
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
+    _rows_of(axes, len(subjects))
     axes.margins(x=0.12)
+    axes.set_xlim(left=0)
     axes.set_title(
         f"{case} connections: KiB each, process (full) and kernel (pale)",
         color=_INK,

@@ -112,11 +112,11 @@ def _marks(result: Result) -> list[str]:
 
 
 def _throughput(result: Result) -> list[str]:
-    cases = [case for case in ("P1", "P8", "P1 reverse") if case in result.cases()]
     words = {"P1": "1 stream", "P8": "8 streams", "P1 reverse": "1 stream back"}
-    wanted = [
+    wanted: list[tuple[str, str, str]] = [
         (case, key, f"{words[case]}, {unit}")
-        for case in cases
+        for case in words
+        if case in result.cases()
         for key, unit in (("gbit_s", "Gbit/s"), ("cpu_s_per_gb", "CPU s/GB"))
     ]
     return [*_figures(result, wanted), *_guide(result)]

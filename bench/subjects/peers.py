@@ -158,7 +158,7 @@ class Redir(Peer):
 
 
 class Custom(Subject):
-    """`NAME=COMMAND` with `{listen}` and `{connect}` as HOST:PORT, or their parts `{listen_host}`, `{connect_port}`, …"""
+    """`NAME=COMMAND`, with `{listen}` and `{connect}` for HOST:PORT, or the parts `{listen_host}`, `{connect_port}`, …"""
 
     family = "custom"
 

@@ -2,13 +2,41 @@
 # cython: freethreading_compatible=True
 """The native data plane of oinetd: what of it Python can see.
 
-Everything that runs without Python is in the `.pxd` files beside this one, as inline functions.
+Everything that runs without Python is in the `.pxd` files beside this one, as inline functions; `reactor.pxd` begins
+with the facts it stands on. The classes here are called from one thread, that of the event loop, except `Permits`,
+which may be called from any. The stub `oinetd/_fastpath.pyi` says what everything is for.
 """
 
-from linux cimport (
-    EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
-    c_close, c_fcntl, c_pipe2, c_splice, errno,
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+import socket
+
+cimport load
+cimport load_server
+from access cimport VERDICT_ALLOWED, Access, Pattern, access_decide
+from address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_read, address_text
+from atomic cimport oi_add, oi_get, oi_put, oi_show, oi_swap
+from command cimport (
+    all_exited, emptiest, listener_add, listener_remove, listener_replace, post, post_all, snapshot_take, tell_of_room,
 )
+from gate cimport (
+    Gate, gate_drop, gate_enter, gate_enter_or_wait, gate_hold, gate_leave, gate_new, source_count, source_enter,
+    source_leave,
+)
+from inbox cimport LETTER_ABORT_ALL, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_STOP, Letter
+from linux cimport (
+    AF_INET, AF_INET6, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
+    c_close, c_fcntl, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_join, pthread_mutex_init,
+    sockaddr_in, sockaddr_in6, usleep,
+)
+from listener cimport unix_time
+from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
+from flow cimport SCRATCH_BYTES
+from ring cimport RECORD_CLOSED, Record, bell_arm, ring_peek, ring_pop
+from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
+from thread cimport hub_free, hub_new, reactor_new, reactor_start
 
 
 def _number(path):
@@ -21,18 +49,13 @@ def _number(path):
 
 
 def kernel_features():
-    """What this kernel and this process offer to the data plane.
-
-    `splice_errno` is 0, or the errno with which splice is refused (a seccomp filter); sizes are bytes, -1 is
-    unknown.
-    """
     cdef int ends[2]
     cdef int refused = 0
     cdef int default_bytes, raised_bytes
     if c_pipe2(ends, O_NONBLOCK | O_CLOEXEC) != 0:
         raise OSError(errno, "no pipe can be made")
     default_bytes = c_fcntl(ends[1], F_GETPIPE_SZ)
-    raised_bytes = c_fcntl(ends[1], F_SETPIPE_SZ, <int>(256 * 1024))
+    raised_bytes = c_fcntl(ends[1], F_SETPIPE_SZ, <int> (256 * 1024))
     # Both ends of one pipe: a kernel that has splice answers EINVAL, a filter answers for itself.
     if c_splice(ends[0], NULL, ends[1], NULL, 1, SPLICE_F_NONBLOCK) < 0:
         refused = errno
@@ -47,13 +70,398 @@ def kernel_features():
     }
 
 
+cdef int _parse_address(str host, Address *address) except -1:
+    """Read a numeric address, with or without a scope."""
+    cdef bytes packed
+    memset(address, 0, sizeof(Address))
+    plain, percent, scope = host.partition("%")
+    if ":" in plain:
+        packed = socket.inet_pton(socket.AF_INET6, plain)
+        memcpy(address.ip, <const char *> packed, 16)
+        address.family = AF_INET6
+        if percent:
+            address.scope = int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+    else:
+        packed = socket.inet_pton(socket.AF_INET, plain)
+        memcpy(address.ip, MAPPED_PREFIX, 12)
+        memcpy(&address.ip[12], <const char *> packed, 4)
+        address.family = AF_INET
+    return 0
+
+
+cdef int _parse_target(tuple place, SocketAddress *target) except -1:
+    """A sockaddr as Python writes it: (host, port) or (host, port, flow, scope)."""
+    cdef Address address
+    cdef sockaddr_in *four
+    _parse_address(place[0], &address)
+    memset(target, 0, sizeof(SocketAddress))
+    if address.family == AF_INET:
+        four = <sockaddr_in *> &target.place
+        four.sin_family = AF_INET
+        four.sin_port = htons(place[1])
+        memcpy(&four.sin_addr, &address.ip[12], 4)
+        target.size = sizeof(sockaddr_in)
+    else:
+        target.place.sin6_family = AF_INET6
+        target.place.sin6_port = htons(place[1])
+        memcpy(&target.place.sin6_addr, address.ip, 16)
+        target.place.sin6_scope_id = place[3] if len(place) > 3 and place[3] else address.scope
+        target.size = sizeof(sockaddr_in6)
+    return 0
+
+
+cdef str _text(const Address *address):
+    cdef char text[ADDRESS_TEXT_BYTES]
+    address_text(address, text, False)
+    if address.scope:
+        try:
+            return f"{text.decode()}%{socket.if_indextoname(address.scope)}"
+        except OSError:
+            pass    # the interface has gone; the address is still the address
+    return text.decode()
+
+
+cdef class Permits:
+    cdef Gate *gate
+    cdef Core core
+
+    def __cinit__(self, uint64_t max_connections=0, uint64_t max_per_source=0):
+        self.gate = gate_new(max_connections, max_per_source)
+        if self.gate == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.gate != NULL:
+            gate_drop(self.gate)
+
+    def set_limits(self, uint64_t max_connections, uint64_t max_per_source):
+        oi_put(&self.gate.live_max, max_connections)
+        oi_put(&self.gate.source_max, max_per_source)
+        self._room()
+
+    cdef _room(self):
+        if self.core is not None:
+            self.core._retry()
+
+    def enter(self):
+        return gate_enter(self.gate)
+
+    def leave(self):
+        if gate_leave(self.gate):
+            self._room()
+
+    def enter_source(self, str host):
+        cdef Address address
+        cdef uint64_t bound = oi_get(&self.gate.source_max)
+        _parse_address(host, &address)
+        return source_enter(self.gate, address.ip, bound if bound else <uint64_t> -1)
+
+    def leave_source(self, str host):
+        cdef Address address
+        _parse_address(host, &address)
+        source_leave(self.gate, address.ip)
+
+    def of_source(self, str host):
+        cdef Address address
+        _parse_address(host, &address)
+        return source_count(self.gate, address.ip)
+
+    def next_id(self):
+        return oi_add(&self.gate.next_id, 1)
+
+    @property
+    def live(self):
+        return oi_get(&self.gate.live)
+
+
+cdef int _compile(Access *access, list lists) except -1:
+    """Copy four lists of (kind, bytes); kinds are those of `oinetd.pattern.Kind`."""
+    cdef Pattern *pattern
+    cdef bytes data
+    access.empty = not any(lists)
+    for which in range(4):
+        patterns = lists[which]
+        access.lists[which].items = <Pattern *> calloc(len(patterns) + 1, sizeof(Pattern))
+        if access.lists[which].items == NULL:
+            raise MemoryError
+        for kind, data in patterns:
+            pattern = &access.lists[which].items[access.lists[which].count]
+            if kind == 1:
+                pattern.text = <char *> malloc(len(data) + 1)
+                if pattern.text == NULL:
+                    raise MemoryError
+                memcpy(pattern.text, <const char *> data, len(data) + 1)
+            elif kind == 2:
+                memcpy(pattern.network, MAPPED_PREFIX, 12)
+                memcpy(&pattern.network[12], <const char *> data, 4)
+                pattern.bits = 96 + data[4]
+                pattern.four = True
+            else:
+                memcpy(pattern.network, <const char *> data, 16)
+                pattern.bits = data[16]
+            access.lists[which].count += 1
+    return 0
+
+
+cdef class Rules:
+    cdef Policy *policy
+
+    def __cinit__(
+        self, uint64_t tag, Permits gate, *, addresses=(), source=None, access=((), (), (), ()), int relay=0,
+        uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
+        uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), bint report_opened=True,
+        uint32_t flip_bytes=0,
+    ):
+        self.policy = <Policy *> calloc(1, sizeof(Policy))
+        if self.policy == NULL:
+            raise MemoryError
+        self.policy.references = 1
+        self.policy.tag = tag
+        if gate is not None:
+            gate_hold(gate.gate)
+            self.policy.gate = gate.gate
+        for place in addresses[:ADDRESSES_MAX]:
+            _parse_target(place, &self.policy.addresses[self.policy.address_count])
+            self.policy.address_count += 1
+        if source is not None:
+            _parse_target((source, 0), &self.policy.source)
+        _compile(&self.policy.access, [list(each) for each in access])
+        self.policy.relay = relay
+        self.policy.buffer_bytes = min(max(buffer_bytes, 1), <uint32_t> SCRATCH_BYTES)
+        self.policy.pipe_bytes = min(max(pipe_bytes, 4096), 1 << 30)
+        self.policy.connect_ms = connect_ms
+        self.policy.idle_ms = idle_ms
+        self.policy.half_close_ms = half_close_ms
+        self.policy.stall_ms = stall_ms
+        self.policy.keep_idle_s, self.policy.keep_interval_s, self.policy.keep_count = keepalive
+        self.policy.report_opened = report_opened
+        self.policy.flip_bytes = min(flip_bytes, <uint32_t> SCRATCH_BYTES)
+
+    def __dealloc__(self):
+        if self.policy != NULL:
+            policy_drop(self.policy)
+
+    @property
+    def in_use(self):
+        """Whether a listener or a connection still goes by it."""
+        return oi_get(&self.policy.references) > 1
+
+    def decide(self, str host):
+        """The verdict on a client's numeric address: 0 allowed, 1 not allowed, 2 denied."""
+        cdef Address address
+        _parse_address(host, &address)
+        return access_decide(&self.policy.access, &address)
+
+
+cdef tuple _row(const Record *record):
+    return (
+        record.kind, record.id, record.tag, record.token, record.started_s,
+        _text(&record.client) if record.client.family else "", record.client.port,
+        _text(&record.upstream) if record.upstream.family else "", record.upstream.port,
+        record.connect_us * 1e-6, record.duration_us * 1e-6, record.up, record.down,
+        record.ending, record.error, record.moved_by,
+    )
+
+
+cdef class Core:
+    cdef Hub *hub
+    cdef Permits permits
+    cdef bint running
+    cdef int turn
+
+    def __cinit__(self, Permits permits not None, int threads, uint64_t spin_us=0):
+        cdef Reactor *reactor
+        cdef int error
+        self.permits = permits
+        self.hub = hub_new(permits.gate)
+        if self.hub == NULL:
+            raise OSError(errno, "the data plane has no descriptor or no memory")
+        self.hub.spin_us = spin_us
+        for index in range(max(1, min(threads, REACTORS_MAX))):
+            reactor = reactor_new(self.hub, index)
+            if reactor == NULL:
+                raise OSError(errno, "a reactor has no descriptor or no memory")
+            self.hub.reactors[index] = reactor
+            self.hub.reactor_count = index + 1
+        self.running = True
+        for index in range(self.hub.reactor_count):
+            error = reactor_start(self.hub.reactors[index])
+            if error:
+                self.stop()
+                raise OSError(error, "a reactor's thread cannot be started")
+        permits.core = self
+
+    def __dealloc__(self):
+        if self.hub != NULL:
+            hub_free(self.hub)
+
+    cdef _retry(self):
+        if self.running:
+            with nogil:
+                post_all(self.hub, LETTER_RETRY, 0)
+
+    cdef _must_run(self):
+        if not self.running:
+            raise RuntimeError("the data plane has been stopped")
+
+    def fileno(self):
+        return self.hub.bell.fd
+
+    @property
+    def threads(self):
+        return self.hub.reactor_count
+
+    def add_listener(self, int fd, Rules rules not None):
+        cdef int index
+        self._must_run()
+        with nogil:
+            index = listener_add(self.hub, fd, rules.policy)
+        if index < 0:
+            raise OSError(-index, "the listening socket cannot be watched")
+        return index
+
+    def replace_listener(self, int index, Rules rules not None):
+        self._must_run()
+        with nogil:
+            listener_replace(self.hub, index, rules.policy)
+
+    def remove_listener(self, int index):
+        if self.running:
+            with nogil:
+                listener_remove(self.hub, index)
+
+    def relay(self, int client_fd, int upstream_fd, Rules rules not None, uint64_t token):
+        cdef Letter letter
+        self._must_run()
+        memset(&letter, 0, sizeof(letter))
+        letter.kind = LETTER_PAIR
+        letter.fd = client_fd
+        letter.upstream_fd = upstream_fd
+        letter.policy = rules.policy
+        letter.token = token
+        letter.id = oi_add(&self.permits.gate.next_id, 1)
+        letter.started_s = unix_time()
+        policy_hold(rules.policy)
+        with nogil:
+            post(emptiest(self.hub), &letter)
+        return letter.id
+
+    def kill(self, uint64_t id):
+        if self.running:
+            with nogil:
+                post_all(self.hub, LETTER_KILL, id)
+
+    def abort_all(self):
+        if self.running:
+            with nogil:
+                post_all(self.hub, LETTER_ABORT_ALL, 0)
+
+    def hush(self):
+        """Take the ring of the bell: to be called when its descriptor is readable."""
+        cdef uint64_t rung
+        c_read(self.hub.bell.fd, &rung, sizeof(rung))
+
+    def drain(self, int at_most):
+        """Records in the order of each reactor, at most so many; an empty answer means that the bell is armed."""
+        cdef list rows = []
+        cdef Record *record
+        cdef Reactor *reactor
+        cdef int i, idle
+        for armed in range(2):
+            idle = 0
+            while idle < self.hub.reactor_count and len(rows) < at_most:
+                reactor = self.hub.reactors[self.turn % self.hub.reactor_count]
+                record = ring_peek(&reactor.ring)
+                if record == NULL:
+                    idle += 1
+                    self.turn = (self.turn + 1) % self.hub.reactor_count
+                    continue
+                idle = 0
+                rows.append(_row(record))
+                ring_pop(&reactor.ring)
+            if rows or armed:
+                break
+            # Nothing: arm the bell, then look once more, for a record that came in between rang nothing.
+            bell_arm(&self.hub.bell)
+        if rows and self.running:
+            oi_show(&self.hub.bell.armed, 0)
+            with nogil:
+                tell_of_room(self.hub)
+        return rows
+
+    def snapshot(self):
+        """Live connections, as rows like those of `drain`."""
+        cdef Snapshot snapshot
+        cdef int i
+        if not self.running:
+            return []
+        memset(&snapshot, 0, sizeof(snapshot))
+        pthread_mutex_init(&snapshot.lock, NULL)
+        pthread_cond_init(&snapshot.done, NULL)
+        snapshot.capacity = 64
+        for i in range(self.hub.reactor_count):
+            snapshot.capacity += <int> oi_get(&self.hub.reactors[i].live)
+        while True:     # again with more room where many connections came in between
+            snapshot.records = <Record *> calloc(snapshot.capacity, sizeof(Record))
+            if snapshot.records == NULL:
+                raise MemoryError
+            with nogil:
+                snapshot_take(self.hub, &snapshot)
+            if snapshot.count <= snapshot.capacity:
+                break
+            free(snapshot.records)
+            snapshot.capacity = snapshot.count * 2
+        rows = [_row(&snapshot.records[i]) for i in range(snapshot.count)]
+        free(snapshot.records)
+        return rows
+
+    def stats(self):
+        """Counters of all reactors together, and `live` of each."""
+        cdef Reactor *reactor
+        totals = {}
+        live = []
+        for i in range(self.hub.reactor_count):
+            reactor = self.hub.reactors[i]
+            live.append(oi_get(&reactor.live))
+            for name, value in (
+                ("accepted", oi_get(&reactor.stats.accepted)), ("opened", oi_get(&reactor.stats.opened)),
+                ("closed", oi_get(&reactor.stats.closed)), ("refused", oi_get(&reactor.stats.refused)),
+                ("bytes_up", oi_get(&reactor.stats.bytes_up)), ("bytes_down", oi_get(&reactor.stats.bytes_down)),
+                ("loops", oi_get(&reactor.stats.loops)), ("promoted", oi_get(&reactor.stats.promoted)),
+                ("demoted", oi_get(&reactor.stats.demoted)), ("handed_off", oi_get(&reactor.stats.handed_off)),
+                ("pipes", oi_get(&reactor.stats.pipes)), ("spins", oi_get(&reactor.stats.spins)),
+            ):
+                totals[name] = totals.get(name, 0) + value
+        totals["live"] = live
+        totals["splice_errno"] = oi_get(&self.hub.splice_refused)
+        return totals
+
+    def stop(self):
+        """Abort everything, end the threads, and return the records that are left. A second call returns none."""
+        cdef int i
+        if not self.running:
+            return []
+        rows = []
+        with nogil:
+            post_all(self.hub, LETTER_STOP, 0)
+        while not all_exited(self.hub):     # bounded: a stopping reactor needs nothing but room in its ring
+            rows += self.drain(1024)
+            with nogil:
+                usleep(100)
+        for i in range(self.hub.reactor_count):
+            if self.hub.reactors[i].started:
+                with nogil:
+                    pthread_join(self.hub.reactors[i].thread, NULL)
+        self.running = False
+        self.permits.core = None
+        while True:
+            more = self.drain(1024)
+            if not more:
+                return rows
+            rows += more
+
+
 # The load client of the bench: see load.pxd and load_server.pxd.
-
-from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free
-
-cimport load
-cimport load_server
 
 
 cdef list histogram_pairs(const uint64_t *histogram):
@@ -61,10 +469,6 @@ cdef list histogram_pairs(const uint64_t *histogram):
 
 
 def load_round_trips(fds, size_t request_bytes, size_t answer_bytes, double duration_s, bytes request=b""):
-    """Round trips on connected, blocking sockets: `(operations, elapsed_ns, histogram)`; raises OSError.
-
-    `request` is what is sent, zeros where it is empty. The histogram is a list of `(bucket, count)`.
-    """
     cdef int count = len(fds)
     cdef load.LoadTotals totals
     cdef int *descriptors = <int *>calloc(count, sizeof(int))
@@ -93,7 +497,6 @@ def load_round_trips(fds, size_t request_bytes, size_t answer_bytes, double dura
 
 
 def load_connections(bytes address, int count, size_t size, double duration_s):
-    """Short connections: `(operations, failures, errno, elapsed_ns, histogram)`; `address` is a `struct sockaddr`."""
     cdef load.LoadTotals totals
     cdef uint64_t *histogram = <uint64_t *>calloc(load.HISTOGRAM_BUCKETS, sizeof(uint64_t))
     cdef uint64_t duration_ns = <uint64_t>(duration_s * 1e9)
@@ -117,7 +520,6 @@ def load_connections(bytes address, int count, size_t size, double duration_s):
 
 
 def load_downloads(bytes address, int count, uint64_t size):
-    """`count` connections, each downloading `size` bytes: `(elapsed_ns, [(socket_ns, setup_ns, download_ns), …])`."""
     cdef load.LoadTotals totals
     cdef load.LoadTimes *times = <load.LoadTimes *>calloc(count, sizeof(load.LoadTimes))
     cdef const char *name = address
@@ -138,7 +540,6 @@ def load_downloads(bytes address, int count, uint64_t size):
 
 
 def load_serve(int listener, int stop_fd, bint source):
-    """Serve the bench's loads on a listening, non-blocking socket until `stop_fd` is readable; the number served."""
     cdef uint64_t accepted = 0
     cdef int status
     with nogil:

@@ -6,7 +6,7 @@ cdef extern from "<errno.h>" nogil:
     int errno
     enum:
         EAGAIN, EINTR, EINPROGRESS, EINVAL, ENOSYS, EPERM, EPIPE, EMFILE, ENFILE, ENOBUFS, ENOMEM
-        ECONNRESET, ECONNABORTED, EPROTO, ETIMEDOUT, ECANCELED, EAFNOSUPPORT, ENETDOWN, EHOSTUNREACH, ENOENT
+        ECONNRESET, ECONNABORTED, EPROTO, ETIMEDOUT, ECANCELED, EAFNOSUPPORT, ENETDOWN, EHOSTUNREACH, ENOENT, ECONNREFUSED
         ENOTCONN
 
 cdef extern from "<assert.h>" nogil:
@@ -109,6 +109,11 @@ cdef extern from "<netinet/tcp.h>" nogil:
 
 cdef extern from "<arpa/inet.h>" nogil:
     const char *inet_ntop(int family, const void *address, char *text, socklen_t size)
+
+cdef extern from "<net/if.h>" nogil:
+    char *if_indextoname(unsigned int index, char *name)
+    enum:
+        IF_NAMESIZE
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int c_ioctl "ioctl"(int fd, unsigned long request, ...)

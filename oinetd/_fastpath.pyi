@@ -1,13 +1,125 @@
-"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native` and the bench's load client import this."""
+"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native`, and the bench for its load client, import this.
+
+Addresses are numeric text. Durations are milliseconds where the name says so, 0 being "off"; a refused system call is
+an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row` names.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
-def kernel_features() -> dict[str, int]: ...
+_Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int]
+_Place = tuple[str, int] | tuple[str, int, int, int]
+_Patterns = Sequence[tuple[int, bytes]]
+
+def kernel_features() -> dict[str, int]:
+    """What this kernel and this process offer to the data plane.
+
+    `splice_errno` is 0, or the errno with which splice is refused (a seccomp filter); sizes are bytes, -1 is unknown.
+    """
+
+class Permits:
+    """A gate: it counts who is inside and lets nobody in above its bounds; 0 is no bound. Of any thread."""
+
+    def __new__(cls, max_connections: int = 0, max_per_source: int = 0) -> Permits: ...
+    def set_limits(self, max_connections: int, max_per_source: int) -> None:
+        """Change the bounds. Who is inside stays. Sessions that began while `max_per_source` was 0 are not counted."""
+    def enter(self) -> bool:
+        """Take a place; False where all are taken."""
+    def leave(self) -> None:
+        """Give a place back; reactors that waited for one accept again."""
+    def enter_source(self, host: str) -> bool:
+        """Count one more connection of a client address; False where it has all it may have."""
+    def leave_source(self, host: str) -> None:
+        """Count one connection of a client address less."""
+    def of_source(self, host: str) -> int:
+        """The connections of a client address that are counted."""
+    def next_id(self) -> int:
+        """A number for a session; no other session of this gate has it."""
+    @property
+    def live(self) -> int:
+        """Who is inside."""
+
+class Rules:
+    """What is in force for a listener or a pair; immutable. `tag` comes back in every row that goes by it.
+
+    `access` is global allow, global deny, own allow, own deny: pairs of kind and bytes as `oinetd.pattern` makes them.
+    `relay` is 0 auto, 1 copy, 2 splice. Of more than 16 addresses the first 16 are used.
+    """
+
+    def __new__(
+        cls,
+        tag: int,
+        gate: Permits | None,
+        *,
+        addresses: Sequence[_Place] = (),
+        source: str | None = None,
+        access: Sequence[_Patterns] = ((), (), (), ()),
+        relay: int = 0,
+        buffer_bytes: int = 65536,
+        pipe_bytes: int = 262144,
+        connect_ms: int = 0,
+        idle_ms: int = 0,
+        half_close_ms: int = 0,
+        stall_ms: int = 0,
+        keepalive: tuple[int, int, int] = (0, 0, 0),
+        report_opened: bool = True,
+        flip_bytes: int = 0,
+    ) -> Rules: ...
+    @property
+    def in_use(self) -> bool:
+        """Whether a listener or a connection still goes by it."""
+    def decide(self, host: str) -> int:
+        """The verdict on a client's numeric address: 0 allowed, 1 not allowed, 2 denied."""
+
+class Core:
+    """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep."""
+
+    def __new__(cls, permits: Permits, threads: int, spin_us: int = 0) -> Core: ...
+    @property
+    def threads(self) -> int: ...
+    def fileno(self) -> int:
+        """The bell: readable when there are records and the last `drain` was empty."""
+    def hush(self) -> None:
+        """Take the ring of the bell: to be called when its descriptor is readable."""
+    def add_listener(self, fd: int, rules: Rules) -> int:
+        """Serve a listening socket; the answer is its index."""
+    def replace_listener(self, index: int, rules: Rules) -> None:
+        """Put other rules in force for the connections to come."""
+    def remove_listener(self, index: int) -> None:
+        """Accept no more; on return no reactor touches the socket."""
+    def relay(self, client_fd: int, upstream_fd: int, rules: Rules, token: int) -> int:
+        """Relay between two connected sockets, which belong to the reactors from here; the answer is its id."""
+    def kill(self, id: int) -> None:
+        """Reset both peers of a session, if there is one of this number."""
+    def abort_all(self) -> None:
+        """Reset both peers of every session."""
+    def drain(self, at_most: int) -> list[_Row]:
+        """Records in the order of each reactor; an empty answer means that the bell will ring for the next."""
+    def snapshot(self) -> list[_Row]:
+        """Live connections as they are now."""
+    def stats(self) -> dict[str, Any]:
+        """Counters of all reactors together; `live` is a list with the connections of each."""
+    def stop(self) -> list[_Row]:
+        """Abort everything, end the threads, and return the records that are left. A second call returns none."""
+
 def load_round_trips(
     fds: Sequence[int], request_bytes: int, answer_bytes: int, duration_s: float, request: bytes = b""
-) -> tuple[int, int, list[tuple[int, int]]]: ...
+) -> tuple[int, int, list[tuple[int, int]]]:
+    """Round trips on connected, blocking sockets: operations, elapsed ns, `(bucket, count)` of the latencies.
+
+    `request` is what is sent, `request_bytes` long; zeros where it is empty. The sockets stay open.
+    """
+
 def load_connections(
     address: bytes, count: int, size: int, duration_s: float
-) -> tuple[int, int, int, int, list[tuple[int, int]]]: ...
-def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tuple[int, int, int]]]: ...
-def load_serve(listener: int, stop_fd: int, source: bool) -> int: ...
+) -> tuple[int, int, int, int, list[tuple[int, int]]]:
+    """Short connections, `count` at a time: operations, failures, first errno, elapsed ns, `(bucket, count)`.
+
+    `address` is a `struct sockaddr`; each connection carries `size` bytes each way.
+    """
+
+def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tuple[int, int, int]]]:
+    """`count` connections that each download `size` bytes: elapsed ns; ns to connect, to the first byte, to the last."""
+
+def load_serve(listener: int, stop_fd: int, source: bool) -> int:
+    """Echo, or be a source, on a listening non-blocking socket until `stop_fd` is readable; the number served."""

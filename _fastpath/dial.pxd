@@ -1,0 +1,174 @@
+"""From an accepted client to a relay: the addresses of the destination, one after the other.
+
+The client is registered but not read: its bytes and its FIN wait in the kernel, its reset cancels the connect.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from address cimport SocketAddress, address_read
+from atomic cimport oi_add, oi_get, oi_put
+from backoff cimport accept_pause, is_shortage
+from deadline cimport relay_arm
+from ending cimport (
+    ENDING_BIND_FAILED, ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_RESOLVE_FAILED,
+    ENDING_SOCKET_FAILED, finish, record_slot, report, settle, socket_error,
+)
+from flow cimport side_fail
+from linux cimport (
+    AF_INET, EAFNOSUPPORT, ECONNREFUSED, ECONNRESET, EINPROGRESS, EPIPE, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
+    EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, ETIMEDOUT, IPPROTO_IP, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE, TCP_NODELAY,
+    c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket, epoll_event, errno, sockaddr,
+)
+from policy cimport Policy
+from queue cimport ready_add
+from ring cimport RECORD_UNREACHABLE, Record, ring_push
+from slot cimport (
+    CLIENT, CONN_CONNECTING, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, event_data,
+)
+from state cimport Reactor
+from wheel cimport wheel_arm
+
+cdef enum:
+    FAILURES_TOLD = 3           # connects that failed in a row before the control plane resolves the name again
+
+
+cdef inline int watch(Reactor *reactor, Conn *conn, int side) noexcept nogil:
+    """Register a side, once and for everything."""
+    cdef epoll_event event
+    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | <uint32_t> EPOLLET
+    event.data.u64 = event_data(KIND_CLIENT + side, conn.index, conn.generation)
+    return c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_ADD, conn.side[side].fd, &event)
+
+
+cdef inline void dial_end(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Every address was tried."""
+    cdef Policy *policy = conn.policy
+    cdef Record *record
+    if oi_add(&policy.failures, 1) + 1 >= FAILURES_TOLD:
+        record = record_slot(reactor)
+        if record != NULL:
+            record.kind = RECORD_UNREACHABLE
+            record.tag = policy.tag
+            record.error = conn.error
+            ring_push(&reactor.ring, &reactor.hub.bell)
+            oi_put(&policy.failures, 0)
+    finish(reactor, conn, conn.ending, conn.error, True)
+
+
+cdef inline int dial_open(Reactor *reactor, Conn *conn, const SocketAddress *target) noexcept nogil:
+    """A socket on its way to `target`; its connect may be in progress. -1: `ending` and `error` say why not."""
+    cdef Policy *policy = conn.policy
+    cdef int on = 1
+    cdef int fd = c_socket(target.place.sin6_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    if fd < 0:
+        conn.ending = ENDING_SOCKET_FAILED
+        conn.error = errno
+        if is_shortage(conn.error):
+            accept_pause(reactor, conn.error)
+        return -1
+    c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
+    c_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
+    if policy.source.size:
+        # The port is chosen by connect, which can use one again towards another destination; bind could not.
+        c_setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
+        conn.ending = ENDING_BIND_FAILED
+        if policy.source.place.sin6_family != target.place.sin6_family:
+            conn.error = EAFNOSUPPORT
+            c_close(fd)
+            return -1
+        if c_bind(fd, <const sockaddr *> &policy.source.place, policy.source.size) != 0:
+            conn.error = errno
+            c_close(fd)
+            return -1
+    if c_connect(fd, <const sockaddr *> &target.place, target.size) != 0 and errno != EINPROGRESS:
+        conn.ending = ENDING_CONNECT_FAILED
+        conn.error = errno
+        c_close(fd)
+        return -1
+    return fd
+
+
+cdef inline void dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Try the next address, or end. `conn` may be gone afterwards."""
+    cdef Policy *policy = conn.policy
+    cdef SocketAddress *target
+    cdef int fd
+    while conn.address_next < policy.address_count:
+        target = &policy.addresses[conn.address_next]
+        conn.address_next += 1
+        address_read(&conn.upstream, &target.place)
+        fd = dial_open(reactor, conn, target)
+        if fd < 0:
+            continue
+        conn.side[UPSTREAM].fd = fd
+        if watch(reactor, conn, UPSTREAM) != 0:
+            conn.ending = ENDING_SOCKET_FAILED
+            conn.error = errno
+            break
+        conn.dial_ms = reactor.now_ms
+        if policy.connect_ms:
+            wheel_arm(&reactor.wheel, conn, reactor.now_ms, policy.connect_ms)
+        return
+    dial_end(reactor, conn)
+
+
+cdef inline void dial_failed(Reactor *reactor, Conn *conn, int ending, int error) noexcept nogil:
+    """This address did not take it."""
+    conn.ending = ending
+    conn.error = error
+    c_close(conn.side[UPSTREAM].fd)
+    conn.side[UPSTREAM].fd = -1
+    conn.side[UPSTREAM].rd = 0
+    conn.side[UPSTREAM].wr = 0
+    conn.side[UPSTREAM].odd = 0
+    dial_next(reactor, conn)
+
+
+cdef inline void relay_begin(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Both legs stand."""
+    conn.state = CONN_RELAY
+    conn.error = 0
+    conn.ending = 0
+    conn.connected_us = reactor.now_us
+    conn.side[CLIENT].wr = 1
+    conn.side[UPSTREAM].wr = 1
+    conn.dir[UP].progress_ms = reactor.now_ms
+    conn.dir[DOWN].progress_ms = reactor.now_ms
+    if oi_get(&conn.policy.failures):
+        oi_put(&conn.policy.failures, 0)
+    oi_put(&reactor.stats.opened, oi_get(&reactor.stats.opened) + 1)
+    relay_arm(reactor, conn)
+    if conn.side[CLIENT].rd:
+        ready_add(reactor, &conn.dir[UP])
+    if conn.side[UPSTREAM].rd:
+        ready_add(reactor, &conn.dir[DOWN])
+
+
+cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t events) noexcept nogil:
+    """An event while connecting. `conn` may be gone afterwards."""
+    cdef int error
+    if side == CLIENT:
+        if events & (EPOLLERR | EPOLLHUP):
+            finish(reactor, conn, ENDING_CLIENT_RESET, socket_error(conn.side[CLIENT].fd, ECONNRESET), True)
+        return
+    if events & (EPOLLERR | EPOLLHUP):
+        error = socket_error(conn.side[UPSTREAM].fd, ECONNREFUSED)
+        if error != ECONNRESET and error != EPIPE:
+            dial_failed(reactor, conn, ENDING_CONNECT_TIMEOUT if error == ETIMEDOUT else ENDING_CONNECT_FAILED, error)
+            return
+        # The upstream took the connection and reset it before it was looked at; what it sent first is delivered.
+        relay_begin(reactor, conn)
+        side_fail(&conn.side[UPSTREAM], error)
+        settle(reactor, conn)
+    elif events & EPOLLOUT:
+        relay_begin(reactor, conn)
+
+
+cdef inline void dial_due(Reactor *reactor, Conn *conn) noexcept nogil:
+    """The timer fired while connecting."""
+    cdef uint64_t waited_ms = reactor.now_ms - conn.dial_ms
+    if waited_ms >= conn.policy.connect_ms:
+        dial_failed(reactor, conn, ENDING_CONNECT_TIMEOUT, ETIMEDOUT)
+    else:
+        wheel_arm(&reactor.wheel, conn, reactor.now_ms, conn.policy.connect_ms - waited_ms)

@@ -1,0 +1,53 @@
+"""What is in force for a route: addresses, access, limits, timeouts. Never changed once made; a reload makes another.
+
+Each connection holds the policy it began with, so that a change of the configuration never reaches into one that
+lives.
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+
+from access cimport Access, access_free
+from address cimport SocketAddress
+from atomic cimport oi_add, oi_raise_by
+from gate cimport Gate, gate_drop
+
+cdef enum:
+    ADDRESSES_MAX = 16          # of one destination; a name with more is cut off by whoever makes the policy
+    RELAY_AUTO = 0
+    RELAY_COPY = 1
+    RELAY_SPLICE = 2
+
+cdef struct Policy:
+    uint64_t references         # atomic
+    uint64_t failures           # atomic: connects that failed in a row
+    uint64_t tag                # the control plane's name for it
+    Gate *gate                  # of the rule
+    Access access
+    SocketAddress addresses[ADDRESSES_MAX]
+    int address_count
+    SocketAddress source        # `src=`; size 0 where the kernel chooses
+    uint32_t buffer_bytes
+    uint32_t pipe_bytes
+    uint32_t connect_ms         # timeouts: 0 is off
+    uint32_t idle_ms
+    uint32_t half_close_ms
+    uint32_t stall_ms
+    int32_t keep_idle_s         # 0 is no keep-alive
+    int32_t keep_interval_s
+    int32_t keep_count
+    uint32_t flip_bytes         # for tests: read at most this many bytes and change between copy and splice each time
+    uint8_t relay
+    bint report_opened
+
+
+cdef inline void policy_hold(Policy *self) noexcept nogil:
+    oi_add(&self.references, 1)
+
+
+cdef inline void policy_drop(Policy *self) noexcept nogil:
+    if oi_raise_by(&self.references, <uint64_t> -1) == 1:
+        access_free(&self.access)
+        if self.gate != NULL:
+            gate_drop(self.gate)
+        free(self)

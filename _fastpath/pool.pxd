@@ -1,0 +1,158 @@
+"""Where pending bytes stay: pipes and blocks, taken when a write was cut short or splice is used, given back at once.
+
+A pipe is given back only when it is empty; otherwise both ends are closed, for its bytes would come out in somebody
+else's connection.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+from atomic cimport oi_add
+from linux cimport F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, c_assert, c_close, c_fcntl, c_pipe2
+from slot cimport Dir, HOLDS_BLOCK, HOLDS_NOTHING, HOLDS_PIPE
+from state cimport BLOCK_CLASSES, Block, Pipe, Pool, Reactor
+
+cdef enum:
+    PIPES_MAX = 4096            # of one reactor: two descriptors each
+    PIPES_IDLE_MAX = 64         # kept for the next; what a full one holds in the kernel is given back when it is empty
+    PIPE_BYTES_MIN = 65536      # below that the user's soft limit of pages is used up and copying is better
+    POOL_DRY_MS = 1000          # how long no pipe is asked for after one was refused
+    BLOCK_IDLE_BYTES = 1048576  # kept of each size class
+
+
+cdef inline uint8_t *block_bytes(Block *self) noexcept nogil:
+    return <uint8_t *> self + sizeof(Block)
+
+
+cdef inline uint32_t class_bytes(int size_class) noexcept nogil:
+    return <uint32_t> 4096 << (2 * size_class)
+
+
+cdef inline Block *block_take(Pool *pool, uint32_t size) noexcept nogil:
+    """A block of at least `size` bytes; NULL where there is no memory."""
+    cdef int size_class = 0
+    cdef Block *block
+    while size_class < BLOCK_CLASSES and class_bytes(size_class) < size:
+        size_class += 1
+    if size_class == BLOCK_CLASSES:
+        block = <Block *> malloc(sizeof(Block) + size)
+        if block != NULL:
+            block.size_class = -1
+        return block
+    block = pool.blocks[size_class]
+    if block != NULL:
+        pool.blocks[size_class] = block.next
+        pool.block_counts[size_class] -= 1
+        return block
+    block = <Block *> malloc(sizeof(Block) + class_bytes(size_class))
+    if block != NULL:
+        block.size_class = size_class
+    return block
+
+
+cdef inline void block_give(Pool *pool, Block *block) noexcept nogil:
+    cdef int size_class = block.size_class
+    if size_class < 0 or (<uint32_t> pool.block_counts[size_class] + 1) * class_bytes(size_class) > BLOCK_IDLE_BYTES:
+        free(block)
+        return
+    block.next = pool.blocks[size_class]
+    pool.blocks[size_class] = block
+    pool.block_counts[size_class] += 1
+
+
+cdef inline void pipe_destroy(Pool *pool, Pipe *pipe) noexcept nogil:
+    c_close(pipe.read_fd)
+    c_close(pipe.write_fd)
+    free(pipe)
+    pool.pipe_count -= 1
+
+
+cdef inline Pipe *pipe_new(Reactor *reactor, int size_bytes) noexcept nogil:
+    """A pipe of `size_bytes`, or of what the kernel gives; NULL where that is too little or nothing."""
+    cdef int ends[2]
+    cdef int got
+    cdef Pool *pool = &reactor.pool
+    cdef Pipe *pipe = <Pipe *> calloc(1, sizeof(Pipe))
+    if pipe == NULL:
+        return NULL
+    if pool.pipe_count >= PIPES_MAX or c_pipe2(ends, O_NONBLOCK | O_CLOEXEC) != 0:
+        free(pipe)
+        return NULL
+    pool.pipe_count += 1
+    pipe.read_fd = ends[0]
+    pipe.write_fd = ends[1]
+    c_fcntl(ends[1], F_SETPIPE_SZ, size_bytes)
+    got = c_fcntl(ends[1], F_GETPIPE_SZ)
+    pipe.asked_bytes = size_bytes
+    if got < PIPE_BYTES_MIN and got < size_bytes:
+        pipe_destroy(pool, pipe)
+        return NULL
+    oi_add(&reactor.stats.pipes, 1)
+    return pipe
+
+
+cdef inline Pipe *pipe_take(Reactor *reactor, int size_bytes) noexcept nogil:
+    """An empty pipe; NULL where there is none to be had, and then none is asked for during a second."""
+    cdef Pool *pool = &reactor.pool
+    cdef Pipe *pipe = pool.idle
+    if pipe != NULL:
+        pool.idle = pipe.next
+        pool.idle_count -= 1
+        pipe.next = NULL
+        if pipe.asked_bytes != size_bytes:      # rules differ; what the kernel refuses stays as it was
+            c_fcntl(pipe.write_fd, F_SETPIPE_SZ, size_bytes)
+            pipe.asked_bytes = size_bytes
+        return pipe
+    if reactor.now_ms < pool.dry_until_ms:
+        return NULL
+    pipe = pipe_new(reactor, size_bytes)
+    if pipe == NULL:
+        pool.dry_until_ms = reactor.now_ms + POOL_DRY_MS
+    return pipe
+
+
+cdef inline void pipe_give(Pool *pool, Pipe *pipe) noexcept nogil:
+    """Take back an empty pipe."""
+    if pool.idle_count >= PIPES_IDLE_MAX:
+        pipe_destroy(pool, pipe)
+        return
+    pipe.next = pool.idle
+    pool.idle = pipe
+    pool.idle_count += 1
+
+
+cdef inline void holder_release(Pool *pool, Dir *flow) noexcept nogil:
+    """Give back what an empty direction still holds."""
+    c_assert(flow.pend == 0)
+    if flow.holding == HOLDS_PIPE:
+        pipe_give(pool, <Pipe *> flow.holder)
+    elif flow.holding == HOLDS_BLOCK:
+        block_give(pool, <Block *> flow.holder)
+    flow.holder = NULL
+    flow.holding = HOLDS_NOTHING
+
+
+cdef inline void holder_drop(Pool *pool, Dir *flow) noexcept nogil:
+    """Throw pending bytes away, and the pipe with them."""
+    if flow.pend and flow.holding == HOLDS_PIPE:
+        pipe_destroy(pool, <Pipe *> flow.holder)
+        flow.holder = NULL
+        flow.holding = HOLDS_NOTHING
+    flow.moved_in -= flow.pend
+    flow.pend = 0
+    holder_release(pool, flow)
+
+
+cdef inline void pool_destroy(Pool *pool) noexcept nogil:
+    cdef Pipe *pipe
+    cdef Block *block
+    cdef int i
+    while pool.idle != NULL:
+        pipe = pool.idle
+        pool.idle = pipe.next
+        pipe_destroy(pool, pipe)
+    for i in range(BLOCK_CLASSES):
+        while pool.blocks[i] != NULL:
+            block = pool.blocks[i]
+            pool.blocks[i] = block.next
+            free(block)

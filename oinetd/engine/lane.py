@@ -1,0 +1,211 @@
+"""The native lane: listening sockets served from accept to close by the reactors, without Python.
+
+The forwarder drives it:
+
+    plane = DataPlane(loop, threads=config.threads)             # EngineUnavailable where it cannot run
+    plane.permits.set_limits(max_connections, max_per_source)   # of the process, both lanes; see `engine.native`
+    lane = NativeLane(plane, on_opened=account.enter, on_closed=account.leave, on_unreachable=look_up_again)
+    key = lane.add(sock, Serving(route=route, settings=settings, addresses=addresses, access=config.access))
+    lane.replace(key, Serving(...))                             # reload: socket and queue stay
+    lane.update(key, addresses)                                 # another answer of the resolver
+    lane.sessions(); lane.kill(id); lane.abort_all()
+    lane.remove(key)                                            # on return nobody touches `sock`
+    await plane.close()                                         # aborts what is left, delivers every record
+
+`sock` is bound, non-blocking, listening, and carries the options that accepted sockets inherit
+(`oinetd.sockets.tune`). The caller keeps it, and closes it after `remove`; who is in its queue then can still be
+accepted by the caller. A rule's own limits are counted by its `bind`, so that they hold over a reload.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from oinetd.engine.native import (
+    CLOSED,
+    ENDINGS,
+    OPENED,
+    UNREACHABLE,
+    DataPlane,
+    Row,
+    SocketAddress,
+    compile_rules,
+)
+from oinetd.model import AccessRule, Endpoint, Route, Settings
+from oinetd.record import SessionRecord
+
+if TYPE_CHECKING:
+    from oinetd._fastpath import Permits, Rules
+
+__all__ = ["NativeLane", "Serving"]
+
+_MOVED_BY = ("", "copy", "splice", "auto")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What a listening socket of the native lane does: `access` are the global rules, the rule's own come with it."""
+
+    route: Route
+    settings: Settings
+    addresses: tuple[SocketAddress, ...]
+    access: tuple[AccessRule, ...] = ()
+
+
+@dataclass(slots=True)
+class _Served:
+    """A listener of the lane: its number in the data plane, and what is in force for it."""
+
+    index: int
+    serving: Serving
+    tag: int
+
+
+class NativeLane:
+    """Listening sockets served from accept to close by the reactors of `plane`.
+
+    `on_opened(record)` is called once for each admitted session, before its upstream leg is there, and
+    `on_closed(record)` once for each that ended, with the same object; a refused client has only `on_closed`. Both
+    come on the loop's thread, within some milliseconds.
+    `on_unreachable(key)` is called when three connects of a listener failed in a row; the moment to resolve again.
+    """
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        *,
+        on_opened: Callable[[SessionRecord], object],
+        on_closed: Callable[[SessionRecord], object],
+        on_unreachable: Callable[[int], object] | None = None,
+    ) -> None:
+        self._plane = plane
+        self._on_opened = on_opened
+        self._on_closed = on_closed
+        self._on_unreachable = on_unreachable
+        self._listeners: dict[int, _Served] = {}
+        self._keys = itertools.count(1)
+        self._tags = itertools.count(1)
+        self._in_force: dict[int, tuple[int, Serving, Rules]] = {}
+        self._gates: dict[Endpoint, Permits] = {}
+        self._live: dict[int, SessionRecord] = {}
+        self._unused: list[int] = []
+        plane.take(OPENED, self._opened)
+        plane.take(CLOSED, self._closed)
+        plane.take(UNREACHABLE, self._unreachable)
+        plane.on_empty = self._sweep
+
+    def add(self, sock: socket.socket, serving: Serving) -> int:
+        """Serve a listening socket from now on, its queue included; the answer is the key for the other calls.
+
+        Raises `OSError` where it cannot be watched.
+        """
+        key = next(self._keys)
+        tag, rules = self._compile(key, serving)
+        try:
+            index = self._plane.core.add_listener(sock.fileno(), rules)
+        except BaseException:
+            del self._in_force[tag]
+            raise
+        self._listeners[key] = _Served(index, serving, tag)
+        return key
+
+    def replace(self, key: int, serving: Serving) -> None:
+        """Put something else in force for connections to come; those that live keep what they began with."""
+        served = self._listeners[key]
+        tag, rules = self._compile(key, serving)
+        self._plane.core.replace_listener(served.index, rules)
+        served.serving, served.tag = serving, tag
+
+    def update(self, key: int, addresses: Iterable[SocketAddress]) -> None:
+        """Connect to other addresses from now on."""
+        serving = self._listeners[key].serving
+        self.replace(key, dataclasses.replace(serving, addresses=tuple(addresses)))
+
+    def remove(self, key: int) -> None:
+        """Accept no more. On return no reactor touches the socket; who is in its queue is still there."""
+        self._plane.core.remove_listener(self._listeners.pop(key).index)
+
+    def sessions(self) -> list[SessionRecord]:
+        """Live sessions with their counts of this moment, oldest first."""
+        records = []
+        for row in self._plane.core.snapshot():
+            in_force = self._in_force.get(row[2])
+            if in_force is not None:
+                records.append(self._fill(self._new(row, in_force[1]), row, in_force[1]))
+        return sorted(records, key=lambda record: record.id)
+
+    def kill(self, session_id: int) -> bool:
+        """End a session; both its peers see a reset. False where no such session is known."""
+        if session_id not in self._live:
+            return False
+        self._plane.core.kill(session_id)
+        return True
+
+    def abort_all(self) -> None:
+        """End every session, those of `NativeEngine` too."""
+        self._plane.core.abort_all()
+
+    def _compile(self, key: int, serving: Serving) -> tuple[int, Rules]:
+        tag = next(self._tags)
+        options = serving.route.rule.options
+        gate = self._gates.setdefault(serving.route.rule.bind, self._plane.new_gate())
+        gate.set_limits(options.max_connections or 0, options.max_connections_per_source or 0)
+        rule = serving.route.rule
+        rules = compile_rules(
+            tag,
+            gate,
+            serving.settings,
+            flip_bytes=self._plane.flip_bytes,
+            addresses=serving.addresses,
+            source=rule.options.source,
+            access=(serving.access, rule.access),
+        )
+        self._in_force[tag] = (key, serving, rules)
+        return tag, rules
+
+    def _sweep(self) -> None:
+        """Every record has been handed out: forget what nothing goes by any more.
+
+        In two steps, because a connection writes its last record before it lets go: what nothing went by before the
+        rings were found empty has no record on the way.
+        """
+        for tag in self._unused:
+            del self._in_force[tag]
+        current = {served.tag for served in self._listeners.values()}
+        self._unused = [
+            tag for tag, in_force in self._in_force.items() if tag not in current and not in_force[2].in_use
+        ]
+
+    def _new(self, row: Row, serving: Serving) -> SessionRecord:
+        return SessionRecord(row[1], serving.route, row[5], row[6], row[4])
+
+    def _fill(self, record: SessionRecord, row: Row, serving: Serving) -> SessionRecord:
+        """Put the facts of a row into a record; nothing was relayed where no upstream took the connection."""
+        if row[7]:
+            record.upstream, record.upstream_port = row[7], row[8]
+            record.engine = "native"
+            record.relay = _MOVED_BY[row[15]] or serving.settings.relay.value
+        record.connect_s, record.duration_s = row[9], row[10]
+        record.bytes_up, record.bytes_down = row[11], row[12]
+        return record
+
+    def _opened(self, row: Row) -> None:
+        record = self._live[row[1]] = self._new(row, self._in_force[row[2]][1])
+        self._on_opened(record)
+
+    def _closed(self, row: Row) -> None:
+        serving = self._in_force[row[2]][1]
+        record = self._live.pop(row[1], None) or self._new(row, serving)
+        self._fill(record, row, serving)
+        record.ending, record.errno = ENDINGS[row[13]], row[14]
+        self._on_closed(record)
+
+    def _unreachable(self, row: Row) -> None:
+        in_force = self._in_force.get(row[2])
+        if self._on_unreachable is not None and in_force is not None and in_force[0] in self._listeners:
+            self._on_unreachable(in_force[0])

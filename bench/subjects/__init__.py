@@ -31,11 +31,11 @@ def all_subjects(buffers: Sequence[int]) -> list[Subject]:
 
 
 def groups(subjects: Sequence[Subject]) -> dict[str, list[str]]:
-    """The words that stand for several subjects on the command line."""
+    """The words that stand for subjects on the command line: families, and modes in all their buffer sizes."""
     words: dict[str, list[str]] = {"all": [subject.name for subject in subjects]}
     for subject in subjects:
         words.setdefault(subject.family, []).append(subject.name)
-        if subject.base != subject.name:
+        if subject.base != subject.family:
             words.setdefault(subject.base, []).append(subject.name)
     return words
 
@@ -50,10 +50,10 @@ def choose(names: Sequence[str], buffers: Sequence[int], peers: Sequence[str]) -
     words = groups(known)
     chosen: list[str] = []
     for name in [*names, *words.get("custom", [])]:
-        if name in by_name:
-            chosen.append(name)
-        elif name in words:
+        if name in words:
             chosen += words[name]
+        elif name in by_name:
+            chosen.append(name)
         else:
-            raise BenchError(f"no subject is called {name}; there are: {', '.join([*words, *by_name])}")
+            raise BenchError(f"no subject is called {name}; there are: {', '.join(dict.fromkeys([*words, *by_name]))}")
     return [by_name[name] for name in dict.fromkeys(chosen)]

@@ -134,7 +134,7 @@ def test_the_profile_holds_what_was_sampled() -> None:
         if field == 5:
             assert isinstance(value, bytes)
             told = dict(fields(value))
-            functions[told[1]] = strings[int(told[2])]  # type: ignore[arg-type]
+            functions[told[1]] = strings[int(told[2])]
     samples = {}
     for field, value in profile:
         if field == 2:

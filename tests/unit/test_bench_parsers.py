@@ -107,7 +107,8 @@ def test_perf_without_hardware_counters() -> None:
 def test_perf_adds_up_two_kinds_of_cores() -> None:
     counts = parse_counters(
         "1000,,cpu_atom/cycles/,1,0.10,,\n9000,,cpu_core/cycles/,1,99.90,,\n"
-        "500,,cpu_atom/instructions/,1,0.10,0.77,insn per cycle\n14500,,cpu_core/instructions/,1,99.90,1.18,insn per cycle\n"
+        "500,,cpu_atom/instructions/,1,0.10,0.77,insn per cycle\n"
+        "14500,,cpu_core/instructions/,1,99.90,1.18,insn per cycle\n"
     )
     assert counts["cycles"] == 10000
     assert counts["instructions"] == 15000

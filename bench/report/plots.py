@@ -166,10 +166,11 @@ def _throughput(result: Result) -> list[Plot]:
 
 def _buffers(result: Result) -> list[Plot]:
     """CPU per GB and throughput over the size of the buffer, for the engines that have one."""
+    measured = [each for each in result.measured() if each.family == "oinetd" and "×" not in each.name]
     bases = [
         base
-        for base in dict.fromkeys(subject.base for subject in result.measured() if subject.family == "oinetd")
-        if len({subject.buffer_bytes for subject in result.measured() if subject.base == base}) > 1
+        for base in dict.fromkeys(subject.base for subject in measured)
+        if len({subject.buffer_bytes for subject in measured if subject.base == base}) > 1
     ]
     if not bases:
         return []
@@ -179,7 +180,7 @@ def _buffers(result: Result) -> list[Plot]:
         column = _column(result, key)
         for base in bases:
             subjects = sorted(
-                (each for each in result.measured() if each.base == base and each.buffer_bytes),
+                (each for each in measured if each.base == base and each.buffer_bytes),
                 key=lambda each: each.buffer_bytes or 0,
             )
             points = [(each, result.figure(each.name, case, key)) for each in subjects]
@@ -187,7 +188,7 @@ def _buffers(result: Result) -> list[Plot]:
                 panel, [(each.buffer_bytes or 0, figure) for each, figure in points], column, base, subjects[0], result
             )
         panel.set_xscale("log", base=2)
-        sizes = sorted({each.buffer_bytes for each in result.measured() if each.base in bases and each.buffer_bytes})
+        sizes = sorted({each.buffer_bytes for each in measured if each.base in bases and each.buffer_bytes})
         panel.set_xticks(sizes, [f"{size >> 10}K" for size in sizes])
         panel.set_ylim(bottom=0)
         panel.set_xlabel("buffer", color=_INK)

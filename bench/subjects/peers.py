@@ -158,7 +158,7 @@ class Redir(Peer):
 
 
 class Custom(Subject):
-    """`NAME=COMMAND`: `{listen}` and `{connect}` stand for HOST:PORT, `{listen_host}`, `{connect_port}`, … for parts."""
+    """`NAME=COMMAND`; `{listen}` and `{connect}` stand for HOST:PORT, `{listen_host}` and its like for the parts."""
 
     family = "custom"
 

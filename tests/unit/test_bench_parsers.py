@@ -136,5 +136,5 @@ nginx: worker p  17/19   2838.789407: cpu-clock:
 def test_perf_script_becomes_stacks() -> None:
     assert fold(parse_script(PERF_SCRIPT.splitlines())) == [
         "nginx: worker p;[nginx] 1",
-        "python3;[[unknown]];clock_nanosleep@GLIBC_2.2.5;hrtimer_nanosleep;do_nanosleep 2",
+        "python3;[unknown];clock_nanosleep@GLIBC_2.2.5;hrtimer_nanosleep;do_nanosleep 2",
     ]

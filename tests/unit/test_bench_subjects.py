@@ -33,6 +33,13 @@ def test_a_mode_that_copies_is_there_for_each_buffer() -> None:
     assert [subject.name for subject in choose(["python@8K"], [65536, 8192], [])] == ["python@8K"]
 
 
+def test_several_numbers_of_threads_are_several_native_subjects(tmp_path: Path) -> None:
+    subjects = choose(["native-auto", "python"], [65536], [], [1, 4])
+    assert [subject.name for subject in subjects] == ["native-auto×1", "native-auto×4", "python"]
+    (command,) = subjects[1].commands(setup(tmp_path))
+    assert parse_config(Path(command[-1]).read_text()).threads == 4
+
+
 def test_groups_and_names_mix_without_repeating() -> None:
     names = [subject.name for subject in choose(["floor", "direct", "peer"], [65536], [])]
     assert names == ["direct", "nftables", "haproxy", "haproxy-splice", "nginx", "rinetd", "socat", "redir"]
@@ -75,6 +82,7 @@ def test_benchmark_names_say_engine_and_relay() -> None:
     assert benchmark_name("native-splice", 64) == "Relay/engine=native/relay=splice/len(payload)=64"
     assert benchmark_name("native-copy@8K", 1) == "Relay/engine=native/relay=copy/buffer=8K/len(payload)=1"
     assert benchmark_name("python", 64) == "Relay/engine=python/relay=copy/len(payload)=64"
+    assert benchmark_name("native-auto×2", 64) == "Relay/engine=native/relay=auto/threads=2/len(payload)=64"
     assert benchmark_name("haproxy", 64) == "Relay/subject=haproxy/len(payload)=64"
 
 

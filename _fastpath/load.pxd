@@ -83,9 +83,11 @@ cdef inline void histogram_add(uint64_t *histogram, uint64_t value_ns) noexcept 
     histogram[index if index < HISTOGRAM_BUCKETS else HISTOGRAM_BUCKETS - 1] += 1
 
 
-cdef inline int load_watch(int epfd, int fd, uint64_t index) noexcept nogil:
+cdef inline int load_watch(int epfd, int fd, uint64_t index, bint unsent) noexcept nogil:
     cdef epoll_event event
-    event.events = EPOLLIN | EPOLLOUT | EPOLLET
+    event.events = EPOLLIN | EPOLLET
+    if unsent:
+        event.events |= EPOLLOUT
     event.data.u64 = index
     return -errno if epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &event) < 0 else 0
 
@@ -187,7 +189,7 @@ cdef inline int ping_many(
         peers[i].started_ns = load_now_ns()
         status = exchange(&peers[i], request, request_bytes, scratch, 0)
         if status >= 0:
-            status = load_watch(epfd, peers[i].fd, <uint64_t>i)
+            status = load_watch(epfd, peers[i].fd, <uint64_t>i, True)
         if status < 0:
             return status
     while active > 0:
@@ -247,8 +249,11 @@ cdef inline int load_round_trips(
     return status
 
 
-cdef inline int open_peer(int epfd, LoadPeer *peer, uint64_t index, const sockaddr *address, socklen_t length) noexcept nogil:
-    """Begin a connection without waiting for it."""
+cdef inline int open_peer(
+    int epfd, LoadPeer *peer, uint64_t index, const sockaddr *address, socklen_t length,
+    const char *request, size_t size
+) noexcept nogil:
+    """Begin a connection without waiting for it. On one machine it is often there at once, and so the request goes."""
     cdef int status
     peer.sent = peer.received = 0
     peer.started_ns = load_now_ns()
@@ -258,7 +263,9 @@ cdef inline int open_peer(int epfd, LoadPeer *peer, uint64_t index, const sockad
     if connect(peer.fd, address, length) < 0 and errno != EINPROGRESS:
         status = -errno
     else:
-        status = load_watch(epfd, peer.fd, index)
+        status = exchange(peer, request, size, NULL, 0)
+        if status >= 0:
+            status = load_watch(epfd, peer.fd, index, peer.sent < size)
     if status < 0:
         close(peer.fd)
         peer.fd = -1
@@ -300,7 +307,7 @@ cdef inline int connect_many(
     cdef uint64_t index, now
     cdef uint64_t begin = load_now_ns()
     for i in range(count):
-        status = open_peer(epfd, &peers[i], <uint64_t>i, address, length)
+        status = open_peer(epfd, &peers[i], <uint64_t>i, address, length, request, size)
         if status < 0:
             return status
         active += 1
@@ -326,7 +333,7 @@ cdef inline int connect_many(
             if now - begin >= duration_ns:
                 active -= 1
                 continue
-            status = open_peer(epfd, &peers[index], index, address, length)
+            status = open_peer(epfd, &peers[index], index, address, length, request, size)
             if status < 0:
                 load_failed(totals, status)
                 active -= 1
@@ -398,7 +405,9 @@ cdef inline int download_open(
     return status
 
 
-cdef inline int download_all(int epfd, LoadPeer *peers, LoadTimes *times, int count, uint64_t size, char *scratch) noexcept nogil:
+cdef inline int download_all(
+    int epfd, LoadPeer *peers, LoadTimes *times, int count, uint64_t size, char *scratch
+) noexcept nogil:
     """Ask for `size` bytes on every connection and count what comes, without copying it out of the kernel."""
     cdef epoll_event events[LOAD_EVENTS]
     cdef int active = count
@@ -409,7 +418,7 @@ cdef inline int download_all(int epfd, LoadPeer *peers, LoadTimes *times, int co
         peers[i].started_ns = load_now_ns()
         status = send_all(peers[i].fd, <const char *>&size, sizeof(size))
         if status == 0:
-            status = load_watch(epfd, peers[i].fd, <uint64_t>i)
+            status = load_watch(epfd, peers[i].fd, <uint64_t>i, False)
         if status < 0:
             return status
     while active > 0:

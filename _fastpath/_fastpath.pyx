@@ -14,6 +14,7 @@ from libc.string cimport memcpy, memset
 import socket
 
 cimport load
+cimport load_connect
 cimport load_server
 from access cimport VERDICT_ALLOWED, Access, Pattern, access_decide
 from address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_read, address_text
@@ -461,7 +462,7 @@ cdef class Core:
             rows += more
 
 
-# The load client of the bench: see load.pxd and load_server.pxd.
+# The load client of the bench: see load.pxd, load_connect.pxd and load_server.pxd.
 
 
 cdef list histogram_pairs(const uint64_t *histogram):
@@ -501,7 +502,7 @@ def load_connections(bytes address, int count, size_t size, double duration_s):
     cdef uint64_t *histogram = <uint64_t *>calloc(load.HISTOGRAM_BUCKETS, sizeof(uint64_t))
     cdef uint64_t duration_ns = <uint64_t>(duration_s * 1e9)
     cdef const char *name = address
-    cdef load.socklen_t length = len(address)
+    cdef load_connect.socklen_t length = len(address)
     cdef bytes payload = bytes(size)
     cdef const char *data = payload
     cdef int status
@@ -510,8 +511,8 @@ def load_connections(bytes address, int count, size_t size, double duration_s):
     totals = load.LoadTotals(0, 0, 0, 0)
     try:
         with nogil:
-            status = load.load_connections(
-                <const load.sockaddr *>name, length, count, data, size, duration_ns, histogram, &totals)
+            status = load_connect.load_connections(
+                <const load_connect.sockaddr *>name, length, count, data, size, duration_ns, histogram, &totals)
         if status < 0:
             raise OSError(-status, "the connections failed")
         return totals.operations, totals.failures, totals.first_errno, totals.elapsed_ns, histogram_pairs(histogram)
@@ -521,16 +522,16 @@ def load_connections(bytes address, int count, size_t size, double duration_s):
 
 def load_downloads(bytes address, int count, uint64_t size):
     cdef load.LoadTotals totals
-    cdef load.LoadTimes *times = <load.LoadTimes *>calloc(count, sizeof(load.LoadTimes))
+    cdef load_connect.LoadTimes *times = <load_connect.LoadTimes *>calloc(count, sizeof(load_connect.LoadTimes))
     cdef const char *name = address
-    cdef load.socklen_t length = len(address)
+    cdef load_connect.socklen_t length = len(address)
     cdef int status
     if times == NULL:
         raise MemoryError
     totals = load.LoadTotals(0, 0, 0, 0)
     try:
         with nogil:
-            status = load.load_downloads(<const load.sockaddr *>name, length, count, size, times, &totals)
+            status = load_connect.load_downloads(<const load_connect.sockaddr *>name, length, count, size, times, &totals)
         if status < 0:
             raise OSError(-status, "a download failed")
         return totals.elapsed_ns, [

@@ -142,6 +142,8 @@ def perform(experiment: Experiment, console: Console) -> Result:
         planned_s = round_s * experiment.round_count
         planned_s += len(ready) * (CHECK_S * options.check + experiment.apart_s())
         with Plan(console, planned_s) as plan:
+            if options.topology == "auto" and stand.topology.name == "loopback":
+                plan.say("on loopback: namespaces of its own need root, and pyroute2")
             for each in result.subjects:
                 if each.unavailable:
                     plan.say(f"{each.name} is left out: {each.unavailable}")

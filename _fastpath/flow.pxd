@@ -34,6 +34,7 @@ cdef enum:
     TURNED = 2
 
     PUMP_BYTES = 262144         # a turn: then others get theirs
+    PUMP_READS = 32             # a turn, too: small segments cost as much as large ones
     SCRATCH_BYTES = 1048576     # the largest `buffersize`; pages that no rule uses are never touched
     SPLICE_BYTES_MAX = 1048576  # asked of one splice; a pipe is bounded by slots, and a slot may hold 32 KiB
 
@@ -225,6 +226,7 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
     cdef Side *target = &conn.side[1 - way]
     cdef int64_t moved
     cdef uint64_t spent = 0
+    cdef int reads = 0
     while True:     # bounded by the budget: each round moves bytes, waits or leaves
         flow_check(self)
         if target.error:
@@ -249,11 +251,12 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
             continue
         if self.eof:
             return TURNED
-        if spent >= PUMP_BYTES:
-            return AGAIN
         if not source.rd:
             holder_release(&reactor.pool, self)
             return WAITS
+        if spent >= PUMP_BYTES or reads >= PUMP_READS:
+            return AGAIN
+        reads += 1
         flow_choose(reactor, self, conn.policy)
         if self.mode == MODE_SPLICE:
             moved = flow_splice(reactor, self, source, target, conn.policy)

@@ -18,7 +18,7 @@ from libc.string cimport memcpy
 
 from atomic cimport oi_add, oi_get, oi_put
 from linux cimport (
-    EAGAIN, EINTR, EINVAL, ENOMEM, ENOSYS, EPERM, MSG_NOSIGNAL, SPLICE_F_MOVE, SPLICE_F_NONBLOCK,
+    EAGAIN, ECONNRESET, EINTR, EINVAL, ENOMEM, ENOSYS, EPERM, EPIPE, MSG_NOSIGNAL, SPLICE_F_MOVE, SPLICE_F_NONBLOCK,
     c_assert, c_read, c_recv, c_send, c_splice, errno,
 )
 from policy cimport RELAY_AUTO, Policy
@@ -47,9 +47,12 @@ cdef enum:
 
 
 cdef inline void side_fail(Side *self, int error) noexcept nogil:
-    """Latch the first errno; the kernel tells it once, and afterwards a reset looks like a FIN."""
+    """Latch the first errno; the kernel tells it once, and afterwards a reset looks like a FIN.
+
+    EPIPE is the kernel's word for a reset that came after the peer's FIN: a reset all the same.
+    """
     if self.error == 0:
-        self.error = error
+        self.error = ECONNRESET if error == EPIPE else error
 
 
 cdef inline void flow_check(const Dir *self) noexcept nogil:

@@ -263,13 +263,15 @@ class Config:
 
     `access` holds the global allow and deny rules. `threads` is the number of reactors of the native engine, 0 for
     as many as the process has cores. `max_connections` 0 means what the descriptor limit allows;
-    `max_connections_per_source` 0 is no bound.
+    `max_connections_per_source` 0 is no bound. `busy_poll_us` is for how many microseconds a reactor may poll before it
+    sleeps: -1 leaves that to the reactor (`auto`), 0 is never.
     """
 
     rules: tuple[Rule, ...] = ()
     access: tuple[AccessRule, ...] = ()
     settings: Settings = Settings()
     threads: int = 0
+    busy_poll_us: int = -1
     max_connections: int = 0
     max_connections_per_source: int = 0
     drain_timeout_s: float = 10.0

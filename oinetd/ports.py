@@ -23,6 +23,7 @@ from oinetd.sockets import (
     lookup,
     share,
     start_listening,
+    tune,
 )
 
 __all__ = ["Port", "PortKey", "open_ports", "plan_ports"]
@@ -102,12 +103,12 @@ def open_ports(
     new: list[Port] = []
     failures: list[tuple[Port, BindError]] = []
     for port in ports:
-        existing = kept.get(port.key) or given.get(port.key.address)
-        if existing is not None:
-            opened[port] = existing
+        if port.key in kept:
+            opened[port] = kept[port.key]
             continue
         try:
-            opened[port] = _bind(config, port, retiring)
+            handed_over = given.get(port.key.address)
+            opened[port] = _adopt(config, port, handed_over) if handed_over else _bind(config, port, retiring)
             new.append(port)
         except BindError as error:
             failures.append((port, error))
@@ -135,6 +136,18 @@ def open_ports(
 
 
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def _adopt(config: Config, port: Port, handed_over: socket.socket) -> socket.socket:
+    """A descriptor of our own for the socket, set up like the others.
+
+    The one that was handed over stays open: whoever made it holds the address, so that it could not be bound again
+    for a rule that one reload takes away and another brings back.
+    """
+    sock = handed_over.dup()
+    sock.setblocking(False)
+    tune(sock, config.settings_of(port.route.rule).keepalive)
+    return sock
 
 
 def _bind(config: Config, port: Port, retiring: list[socket.socket]) -> socket.socket:

@@ -1,0 +1,8 @@
+"""`python -m oinetd` is the same as `oinetd`."""
+
+import sys
+
+from oinetd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""The command line: rinetd's options and a few more; see oinetd(8)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from oinetd.errors import ConfigError
+from oinetd.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_USAGE, Options
+from oinetd.model import EngineChoice, RelayMode
+from oinetd.privileges import Identity
+
+__all__ = ["main"]
+
+CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
+"""Where the configuration is looked for; the second, so that oinetd can simply take rinetd's place."""
+
+THREADS_MAX: Final = 1024
+"""As the directive `threads` has it."""
+
+EPILOGUE: Final = """\
+oinetd demo      forwards to a small embedded service and needs no configuration
+
+signals:         HUP reloads, TERM and INT drain and end, USR1 reopens the log,
+                 USR2 tells what is going on
+exit codes:      0 | 64 usage | 66 no configuration file | 71 a socket could not be
+                 opened | 77 no permission | 78 bad configuration
+manual:          oinetd(8), oinetd.conf(5)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run oinetd with `argv`, the words after its name; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["demo"]:
+            return _demo(words[1:])
+        said = _parser().parse_args(words)
+    except SystemExit as end:  # argparse has said what there is to say
+        return int(end.code or 0)
+    if said.version:
+        print(f"oinetd {_version()}")
+        return EX_OK
+    conf_file, fault, code = _find(said.conf_file)
+    if code:
+        print(f"oinetd: {fault}", file=sys.stderr)
+        return code
+    options = Options(
+        conf_file=conf_file,
+        foreground=said.foreground,
+        pid_file=said.pidfile,
+        identity=said.user,
+        engine=said.engine,
+        relay=said.relay,
+        threads=said.threads,
+        log_level=said.log_level,
+    )
+    if said.test or said.show:
+        return _look(options, show=said.show)
+    # Imported here: the event loop and all that is on it take longer than the rest of the start.
+    from oinetd.daemon import run
+
+    return run(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EX_USAGE, f"{self.prog}: {message}\n{self.format_usage()}")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="oinetd",
+        description="Forwards TCP connections as its configuration says.",
+        epilog=EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-c", "--conf-file", metavar="FILE", help=f"the configuration (default: {' or '.join(CONF_FILES)})")
+    add("-f", "--foreground", action="store_true", help="stay in the foreground, with messages on standard error")
+    add("-t", "--test", action="store_true", help="check the configuration, print its errors or OK, and end")
+    add("-T", dest="show", action="store_true", help="print the configuration in force, and end")
+    add("-p", "--pidfile", metavar="FILE", help="where to write the process id")
+    add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user when everything is open")
+    add("--engine", metavar="ENGINE", type=_engine, help="what serves all rules: auto, native or python")
+    add("--relay", metavar="MODE", type=_relay, help="how the native engine moves bytes: auto, copy or splice")
+    add("--threads", metavar="N", type=_threads, help="threads of the native engine: a number or auto")
+    levels = ("debug", "info", "warning", "error")
+    add(
+        "--log-level",
+        metavar="LEVEL",
+        choices=levels,
+        default="info",
+        help=f"least level: {', '.join(levels)}",
+    )
+    add("-v", "--version", action="store_true", help="print the version, and end")
+    return parser
+
+
+def _engine(word: str) -> EngineChoice:
+    try:
+        return EngineChoice(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not auto, native or python") from None
+
+
+def _relay(word: str) -> RelayMode:
+    try:
+        return RelayMode(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not auto, copy or splice") from None
+
+
+def _threads(word: str) -> int:
+    if word == "auto":
+        return 0
+    if word.isascii() and word.isdecimal() and 1 <= int(word) <= THREADS_MAX:
+        return int(word)
+    raise argparse.ArgumentTypeError(f"{word!r} is neither a number from 1 to {THREADS_MAX} nor auto")
+
+
+def _identity(word: str) -> Identity:
+    try:
+        return Identity.parse(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _find(asked: str | None) -> tuple[str, str, int]:
+    """The configuration file to use; or what is wrong, and the exit code for it."""
+    places = CONF_FILES if asked is None else (asked,)
+    for path in places:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except FileNotFoundError:
+            continue
+        except PermissionError as error:
+            return "", f"{path}: {error.strerror}", EX_NOPERM
+        except OSError as error:
+            return "", f"{path}: {error.strerror}", EX_NOINPUT
+        return path, "", EX_OK
+    return "", f"there is no configuration file {' or '.join(places)}", EX_NOINPUT
+
+
+def _look(options: Options, *, show: bool) -> int:
+    """`-t` and `-T`: what is wrong with the configuration, or what it says."""
+    from oinetd.config import load_config, render_config
+    from oinetd.journal import Journal
+
+    try:
+        config = options.over(load_config(options.conf_file))
+        Journal.check(config.log)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EX_CONFIG
+    print(render_config(config), end="") if show else print("OK")
+    return EX_OK
+
+
+def _demo(words: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="oinetd demo",
+        description="Forwards to a small embedded service, and tells what happens.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--port", type=_port, help="the port to listen on (default: 8080, or a free one)")
+    said = parser.parse_args(words)
+    from oinetd.demo import run
+
+    return run(said.port)
+
+
+def _port(word: str) -> int:
+    if word.isascii() and word.isdecimal() and int(word) <= 65535:
+        return int(word)
+    raise argparse.ArgumentTypeError(f"{word!r} is not a port")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("oinetd")
+    except PackageNotFoundError:
+        return "(not installed: running from its source)"

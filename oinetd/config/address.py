@@ -1,0 +1,246 @@
+"""The words for hosts and ports: what forms they have, and what is wrong with the others.
+
+Nothing is resolved here. Service names are looked up in the system's table of services, because a rule's
+ports are numbers in the log.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from functools import lru_cache
+from typing import NamedTuple
+
+from oinetd.config.mistake import Mistake, did_you_mean, shown
+from oinetd.model import Protocol
+
+__all__ = ["Host", "Ports", "host_and_port", "parse_host", "parse_ports"]
+
+PORT_MAX = 65535
+NAME_CHARS_MAX = 253
+LABEL_CHARS_MAX = 63
+"""The limits of a domain name, RFC 1035, 2.3.4."""
+
+_LABEL = re.compile(r"[-0-9A-Za-z_]+")
+_NUMBERS = re.compile(r"[0-9.]+")
+_HEXADECIMAL = re.compile(r"0[xX][0-9a-fA-F]*")
+_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*):([0-9]+(?:-[0-9]+)?(?:/[a-z]+)?)")
+_SERVICE = re.compile(r"[0-9A-Za-z][-0-9A-Za-z_.+*]*")
+_RANGE = re.compile(r"([0-9]+)-([0-9]+)")
+_PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
+
+
+class Host(NamedTuple):
+    """What a host word means: 4 or 16 bytes and a scope, or else a name in lower case without its trailing dot."""
+
+    packed: bytes
+    scope: str = ""
+    name: str = ""
+
+    @property
+    def wildcard(self) -> bool:
+        """Whether it stands for every address of its family."""
+        return bool(self.packed) and not any(self.packed)
+
+
+class Ports(NamedTuple):
+    """A port word: `first` to `last`, both included."""
+
+    first: int
+    last: int
+    protocol: Protocol
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+
+@lru_cache(maxsize=4096)
+def parse_host(text: str) -> Host:
+    """A host as a rule or `src=` names it: IPv4, bare `0`, IPv6 with or without brackets and scope, a name.
+
+    Raises `Mistake`.
+    """
+    if text == "0":
+        return Host(bytes(4))
+    if text.startswith("["):
+        return _bracketed(text)
+    if ":" in text:
+        return _ipv6(text)
+    if _NUMBERS.fullmatch(text):
+        return _ipv4(text)
+    return _name(text)
+
+
+def _bracketed(text: str) -> Host:
+    inside, bracket, rest = text[1:].partition("]")
+    if not bracket:
+        raise Mistake("the ']' of the address is missing", f"[{_bracket_example(inside)}]")
+    if rest:
+        _refuse_host_and_port(text)
+        raise Mistake(f"{shown(rest)} after the ']' of the address", start=len(inside) + 2)
+    if ":" not in inside:
+        raise Mistake(f"{shown(inside)} in brackets is no IPv6 address", "brackets are for IPv6: [::1]")
+    return _ipv6(inside)
+
+
+def _bracket_example(inside: str) -> str:
+    # The word itself where it is an address, so that the hint can be copied.
+    try:
+        _ipv6(inside)
+    except Mistake:
+        return "::1"
+    return inside
+
+
+def _ipv6(text: str) -> Host:
+    address, percent, scope = text.partition("%")
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, address)
+    except (OSError, ValueError):
+        _refuse_host_and_port(text)
+        raise Mistake(
+            f"{shown(text)} is no IPv6 address",
+            "such as 2001:db8::1, ::1 or fe80::1%eth0; brackets are allowed",
+        ) from None
+    if percent and not scope:
+        raise Mistake("the scope after '%' is missing", "the interface's name or number: fe80::1%eth0")
+    if not scope.isprintable() or any(char in scope for char in "[]%/,"):
+        raise Mistake(f"{shown(scope)} is no scope", "the interface's name or number: fe80::1%eth0")
+    return Host(packed, scope)
+
+
+def _ipv4(text: str) -> Host:
+    try:
+        return Host(socket.inet_pton(socket.AF_INET, text))
+    except OSError:
+        pass
+    octets = text.split(".")
+    if len(octets) == 4 and all(octets):
+        for octet in octets:
+            if int(octet[:5]) > 255:
+                raise Mistake(
+                    f"{shown(text)} is no IPv4 address: {octet[:20]} is more than 255",
+                    start=text.index(octet),
+                    width=len(octet),
+                )
+        raise Mistake(
+            f"{shown(text)} has a number with a leading zero, which some read as octal",
+            f"write {'.'.join(str(int(octet[-3:])) for octet in octets)}",
+        )
+    raise Mistake(
+        f"{shown(text)} is no IPv4 address: it takes four numbers from 0 to 255",
+        "0 alone is every IPv4 address, and a name needs a letter in its last part",
+    )
+
+
+def _name(text: str) -> Host:
+    if text == "*":
+        raise Mistake("'*' is no address", "0.0.0.0 stands for every IPv4 address, :: for every address")
+    if "/" in text:
+        raise Mistake(f"{shown(text)} is no host", "networks are for allow and deny; a rule takes one address or name")
+    if not text.isascii():
+        raise Mistake(f"{shown(text)} has characters that a host name cannot have", _ascii_hint(text))
+    name = text.removesuffix(".")
+    if len(name) > NAME_CHARS_MAX:
+        raise Mistake(f"a host name of {len(name)} characters; the limit is {NAME_CHARS_MAX}")
+    start = 0
+    labels = name.split(".")
+    for label in labels:
+        if not label:
+            raise Mistake(f"{shown(text)} has an empty part between its dots", start=max(0, start - 1), width=1)
+        if len(label) > LABEL_CHARS_MAX:
+            raise Mistake(
+                f"a part of {len(label)} characters in a host name; the limit is {LABEL_CHARS_MAX}",
+                start=start,
+                width=len(label),
+            )
+        if not _LABEL.fullmatch(label):
+            raise Mistake(
+                f"{shown(text)} is neither an address nor a host name",
+                "names have letters, digits, '-', '_' and dots",
+            )
+        start += len(label) + 1
+    if not re.search("[A-Za-z]", labels[-1]) or _HEXADECIMAL.fullmatch(labels[-1]):
+        raise Mistake(
+            f"{shown(text)} is neither an address nor a host name",
+            "the last part of a name needs a letter",
+        )
+    return Host(b"", name=name.lower())
+
+
+def host_and_port(text: str) -> Mistake | None:
+    """The mistake that `text` is where an address and a port were written as one word, else None."""
+    joined = _HOST_AND_PORT.fullmatch(text)
+    if joined is None:
+        return None
+    return Mistake(
+        f"{shown(text)} is an address and a port in one word",
+        f"the port is a word of its own: {joined[1] or '0'} {joined[2]}",
+    )
+
+
+def _refuse_host_and_port(text: str) -> None:
+    joined = host_and_port(text)
+    if joined is not None:
+        raise joined
+
+
+def _ascii_hint(text: str) -> str:
+    try:
+        return f"in ASCII it is {text.encode('idna').decode('ascii')}"
+    except UnicodeError:
+        return "the file is read as UTF-8"
+
+
+@lru_cache(maxsize=4096)
+def parse_ports(text: str) -> Ports:
+    """A port as a rule names it: number, service or range, and the protocol after a slash.
+
+    Raises `Mistake`.
+    """
+    word, slash, name = text.partition("/")
+    protocol = _PROTOCOLS.get(name) if slash else Protocol.TCP
+    if protocol is None:
+        hint = did_you_mean(name, _PROTOCOLS) or "/tcp or /udp"
+        raise Mistake(f"unknown protocol {shown(name)}", hint, start=len(word) + 1)
+    if not word:
+        raise Mistake("the port before the '/' is missing", f"such as 80{text}", width=1)
+    if word.isascii() and word.isdigit():
+        port = _number(word, 0)
+        return Ports(port, port, protocol)
+    ends = _RANGE.fullmatch(word)
+    if ends is not None:
+        first, last = _number(ends[1], 0), _number(ends[2], len(ends[1]) + 1)
+        if first > last:
+            raise Mistake(f"the range {shown(word)} runs backwards", f"write {last}-{first}", width=len(word))
+        if first == 0:
+            raise Mistake("a range cannot begin with port 0", "0 alone takes any free port", width=len(word))
+        return Ports(first, last, protocol)
+    port = _service(word, protocol)
+    return Ports(port, port, protocol)
+
+
+def _number(digits: str, start: int) -> int:
+    significant = digits.lstrip("0") or "0"
+    if len(significant) > 5 or int(significant) > PORT_MAX:
+        raise Mistake(
+            f"port {digits[:20]} is out of range",
+            f"ports are 0 to {PORT_MAX}",
+            start=start,
+            width=len(digits),
+        )
+    return int(significant)
+
+
+def _service(word: str, protocol: Protocol) -> int:
+    if _SERVICE.fullmatch(word):
+        try:
+            return socket.getservbyname(word, protocol.value)
+        except OSError:
+            pass
+    _refuse_host_and_port(word)
+    raise Mistake(
+        f"{shown(word)} is neither a port nor a service known for {protocol.value}",
+        "a number, a range such as 8000-8010, or a name from /etc/services",
+        width=len(word),
+    )

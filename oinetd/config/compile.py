@@ -1,0 +1,155 @@
+"""Statements → `Config`.
+
+Everything that is wrong is found in one go. No name is resolved, no file is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from oinetd.config.conflict import conflicts
+from oinetd.config.mistake import Mistake, shown
+from oinetd.config.rule import RuleLine, read_rule
+from oinetd.config.syntax import Statement
+from oinetd.config.values import FileName
+from oinetd.config.vocabulary import DIRECTIVES, Duty, Entry
+from oinetd.errors import ConfigError, Problem
+from oinetd.model import AccessRule, Config, LogSettings, Origin, Rule, Settings, Verb
+
+__all__ = ["argument_problem", "compile_config"]
+
+PROBLEMS_MAX = 10_000
+"""Nobody reads on after so many; a file with more is no configuration, but a slip of the file's name."""
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A rule that may still be given access rules; `index` is that of its statement."""
+
+    index: int
+    said: RuleLine
+    access: list[AccessRule] = field(default_factory=list)
+
+    def rule(self) -> Rule:
+        line = self.said.line
+        return Rule(
+            self.said.bind,
+            self.said.connect,
+            self.said.options,
+            tuple(self.access),
+            Origin(line.file, line.number),
+        )
+
+
+def compile_config(statements: Iterable[Statement]) -> Config:
+    """The configuration that the statements make.
+
+    Raises `ConfigError` with every problem, in the order of the text.
+    """
+    compiler = _Compiler()
+    for index, statement in enumerate(statements):
+        compiler.take(index, statement)
+        if compiler.problems_found >= PROBLEMS_MAX:
+            break
+    return compiler.config()
+
+
+def argument_problem(statement: Statement, entry: Entry) -> Problem | None:
+    """What is wrong with the number of words behind a directive."""
+    line, (keyword, *arguments) = statement.line, statement.words
+    wanted = 0 if entry.value is None else 1
+    if len(arguments) < wanted:
+        return line.problem(f"{entry.name} needs a value", keyword.end, 1, entry.usage)
+    if len(arguments) == wanted:
+        return None
+    extra = arguments[wanted]
+    if entry.duty is Duty.ACCESS:
+        hint = f"one pattern a line: {entry.name} {extra.text}"
+    elif isinstance(entry.value, FileName):
+        hint = "a name with blanks goes in double quotes"
+    else:
+        hint = entry.usage if wanted else ""
+    takes = "no value" if wanted == 0 else "one value"
+    return line.problem(f"{shown(extra.text)}: {entry.name} takes {takes}", extra.column, extra.width, hint)
+
+
+class _Compiler:
+    """What has been said so far."""
+
+    def __init__(self) -> None:
+        self._problems: list[tuple[int, Problem]] = []
+        self._drafts: list[_Draft] = []
+        self._global_access: list[AccessRule] = []
+        # Where an allow or deny goes now: to everybody, or to the last rule, also if that is a faulty one.
+        self._access = self._global_access
+        self._said: dict[str, Any] = {}
+
+    @property
+    def problems_found(self) -> int:
+        return len(self._problems)
+
+    def take(self, index: int, statement: Statement) -> None:
+        """Add one statement."""
+        entry = DIRECTIVES.get(statement.words[0].text) if statement.words else None
+        if entry is None:
+            self._rule(index, statement)
+            return
+        problem = statement.problems[0] if statement.problems else argument_problem(statement, entry)
+        if problem is not None:
+            self._problems.append((index, problem))
+        elif entry.duty is Duty.INCLUDE:
+            word = statement.words[0]
+            hint = "a configuration that is read from a file may include others"
+            self._problems.append(
+                (index, statement.line.problem("include works in files only", word.column, word.width, hint))
+            )
+        else:
+            self._directive(index, statement, entry)
+
+    def _directive(self, index: int, statement: Statement, entry: Entry) -> None:
+        value: Any = entry.constant
+        if entry.value is not None:
+            word = statement.words[1]
+            try:
+                value = entry.value.parse(word.text)
+            except Mistake as mistake:
+                self._problems.append((index, statement.line.mistaken(word, mistake)))
+                return
+        if entry.duty is Duty.ACCESS:
+            assert isinstance(entry.constant, Verb)
+            self._access.append(AccessRule(entry.constant, value))
+        else:
+            self._said[entry.setting] = value
+
+    def _rule(self, index: int, statement: Statement) -> None:
+        problems: list[Problem] = []
+        if statement.words:
+            said = read_rule(statement, problems)
+            draft = _Draft(index, said) if said is not None else None
+            self._access = draft.access if draft is not None else []
+            if draft is not None:
+                self._drafts.append(draft)
+        else:
+            problems.extend(statement.problems)
+        self._problems.extend((index, problem) for problem in problems)
+
+    def config(self) -> Config:
+        """All of it, checked as a whole."""
+        found = conflicts([draft.said for draft in self._drafts])
+        self._problems.extend((self._drafts[index].index, problem) for index, problem in found)
+        if self._problems:
+            self._problems.sort(key=lambda item: item[0])
+            raise ConfigError(*(problem for _, problem in self._problems))
+        parts: dict[str, dict[str, Any]] = {"": {}, "settings": {}, "log": {}}
+        for setting, value in self._said.items():
+            part, _, name = setting.rpartition(".")
+            parts[part][name] = value
+        return Config(
+            rules=tuple(draft.rule() for draft in self._drafts),
+            access=tuple(self._global_access),
+            settings=Settings(**parts["settings"]),
+            log=LogSettings(**parts["log"]),
+            **parts[""],
+        )

@@ -1,0 +1,115 @@
+"""Rules that cannot listen side by side: the same address and port twice, or a wildcard beside one of its
+addresses.
+
+The kernel lets only one socket listen on a port of an address, and none beside a wildcard of the same family.
+The two wildcards `0.0.0.0` and `::` are of different families and may share a port. Port 0 is any free one
+and never conflicts. Two names may turn out to be one address; that shows when the sockets are opened.
+
+Everything here is a search in sorted lists, so that ten thousand rules take no longer than they should.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+
+from oinetd.config.address import Host, parse_host
+from oinetd.config.rule import RuleLine
+from oinetd.errors import Problem
+from oinetd.model import Protocol
+
+__all__ = ["conflicts"]
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+class _PortTable:
+    """Which rule holds which ports: ranges that do not overlap, sorted."""
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []
+        self._held: list[tuple[int, int]] = []  # the range's last port, and the rule's index
+
+    def holder(self, ports: range) -> int | None:
+        """The index of a rule that holds one of `ports`."""
+        at = bisect_right(self._firsts, ports[-1]) - 1
+        if at >= 0 and self._held[at][0] >= ports[0]:
+            return self._held[at][1]
+        return None
+
+    def add(self, ports: range, index: int) -> None:
+        """Note a range that nobody holds any part of."""
+        at = bisect_right(self._firsts, ports[0])
+        self._firsts.insert(at, ports[0])
+        self._held.insert(at, (ports[-1], index))
+
+
+def conflicts(rules: Sequence[RuleLine]) -> Iterator[tuple[int, Problem]]:
+    """The index of each rule that conflicts with an earlier one, and the problem, which names the other's line."""
+    tables: dict[tuple[Protocol, Host], _PortTable] = {}
+    twice: set[int] = set()
+    for index, rule in enumerate(rules):
+        if rule.bind.port == 0:
+            continue
+        table = tables.setdefault((rule.bind.protocol, _bound(rule)), _PortTable())
+        holder = table.holder(rule.bind.ports)
+        if holder is None:
+            table.add(rule.bind.ports, index)
+        else:
+            twice.add(index)
+            yield index, _twice(rule, rules[holder])
+    yield from _beside_wildcards(rules, tables, twice)
+
+
+def _beside_wildcards(
+    rules: Sequence[RuleLine], tables: dict[tuple[Protocol, Host], _PortTable], twice: set[int]
+) -> Iterator[tuple[int, Problem]]:
+    told: set[int] = set()
+    for index, rule in enumerate(rules):
+        host = _bound(rule)
+        if index in twice or rule.bind.port == 0 or not host.packed or host.wildcard:
+            continue
+        table = tables.get((rule.bind.protocol, Host(bytes(len(host.packed)))))
+        holder = table.holder(rule.bind.ports) if table is not None else None
+        if holder is None:
+            continue
+        later, earlier = max(index, holder), min(index, holder)
+        if later not in told:
+            told.add(later)
+            yield later, _beside(rules[later], rules[earlier])
+
+
+def _bound(rule: RuleLine) -> Host:
+    """What the rule binds. An IPv4 address written as an IPv6 one is the IPv4 address to the kernel."""
+    host = parse_host(rule.bind.host)
+    if host.packed.startswith(_MAPPED) and len(host.packed) == 16:
+        return Host(host.packed[len(_MAPPED) :])
+    return host
+
+
+def _ports(rule: RuleLine, other: RuleLine) -> str:
+    """The ports that both rules name."""
+    first = max(rule.bind.port, other.bind.port)
+    last = min(rule.bind.last_port, other.bind.last_port)
+    return f"port {first}" if first == last else f"ports {first}-{last}"
+
+
+def _twice(rule: RuleLine, other: RuleLine) -> Problem:
+    word = rule.bind_word
+    return rule.line.problem(
+        f"{rule.bind.host} {_ports(rule, other)} is taken: {other.line} listens there",
+        word.column,
+        word.width,
+        "one of the two rules has to go, or take another port",
+    )
+
+
+def _beside(rule: RuleLine, other: RuleLine) -> Problem:
+    word = rule.bind_word
+    wildcard, specific = (rule, other) if _bound(rule).wildcard else (other, rule)
+    return rule.line.problem(
+        f"{rule.bind.host} {_ports(rule, other)} is taken: {other.line} listens on {other.bind.host}",
+        word.column,
+        word.width,
+        f"{wildcard.bind.host} includes {specific.bind.host}, and the system lets only one of them listen",
+    )

@@ -1,0 +1,72 @@
+"""`Config` → text that reads back as an equal `Config`, with every setting written out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import attrgetter
+
+from oinetd.config.vocabulary import VOCABULARY, Duty, Entry
+from oinetd.model import AccessRule, Config, Endpoint, Protocol, Rule
+
+__all__ = ["render_config"]
+
+
+def render_config(config: Config) -> str:
+    """The configuration in force as text, defaults included.
+
+    Raises `ValueError` for what a program may put into a `Config` and the language cannot say, such as a host
+    with a blank in it.
+    """
+    return "\n".join(_lines(config)) + "\n"
+
+
+def _lines(config: Config) -> Iterator[str]:
+    yield "# The configuration in force: every setting, also those at their defaults."
+    yield ""
+    for entry in VOCABULARY:
+        if entry.duty is Duty.SET and entry.setting and not entry.alias:
+            value = attrgetter(entry.setting)(config)
+            if value != "":
+                yield f"{entry.name} {_value(entry, value)}"
+    if config.access:
+        yield ""
+    yield from map(_access, config.access)
+    for rule in config.rules:
+        yield ""
+        yield _rule(rule)
+        for access in rule.access:
+            yield f"    {_access(access)}"
+
+
+def _rule(rule: Rule) -> str:
+    options = [
+        f"{entry.name}={_value(entry, value)}"
+        for entry in VOCABULARY
+        if entry.option and (value := getattr(rule.options, entry.option)) is not None
+    ]
+    sides = f"{_endpoint(rule.bind)}  {_endpoint(rule.connect)}"
+    return f"{sides}  [{', '.join(options)}]" if options else sides
+
+
+def _endpoint(endpoint: Endpoint) -> str:
+    ports = str(endpoint.port)
+    if endpoint.last_port != endpoint.port:
+        ports += f"-{endpoint.last_port}"
+    if endpoint.protocol is not Protocol.TCP:
+        ports += f"/{endpoint.protocol.value}"
+    return f"{_one_word(endpoint.host)} {ports}"
+
+
+def _access(access: AccessRule) -> str:
+    return f"{access.verb.value} {_one_word(access.pattern)}"
+
+
+def _value(entry: Entry, value: object) -> str:
+    assert entry.value is not None  # only an alias goes without a value
+    return entry.value.format(value)
+
+
+def _one_word(text: str) -> str:
+    if not text or any(char in text for char in " \t\r\n\0#"):
+        raise ValueError(f"{text!r} is not one word of a configuration")
+    return text

@@ -1,0 +1,225 @@
+"""One forwarding rule: its words and options → bind side, connect side, `RuleOptions`; and what can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from oinetd.config.address import Ports, host_and_port, parse_host, parse_ports
+from oinetd.config.mistake import Mistake, did_you_mean, nearest, shown
+from oinetd.config.syntax import Line, Option, Statement, Word
+from oinetd.config.vocabulary import DIRECTIVES, OPTIONS
+from oinetd.errors import Problem
+from oinetd.model import NO_OPTIONS, Endpoint, Protocol, RuleOptions
+
+__all__ = ["RULE_USAGE", "RuleLine", "read_rule"]
+
+RULE_USAGE = "bindaddress bindport connectaddress connectport [options]"
+ROLES = ("bind address", "bind port", "connect address", "connect port")
+
+NEAR_ENOUGH = 0.7
+"""How much like a directive the first word of a line has to be to be taken for one; above what words that merely
+have letters in common reach ('hello' and 'allow': 0.6)."""
+
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True, slots=True)
+class RuleLine:
+    """What a line says about a rule. `bind_word` is where a conflict on the bind side is shown."""
+
+    line: Line
+    bind_word: Word
+    bind: Endpoint
+    connect: Endpoint
+    options: RuleOptions
+
+
+def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
+    """The rule in a statement; None where it is none, and then `problems` has been given the reasons."""
+    before = len(problems)
+    line, words = statement.line, statement.words
+    other = _other_than_a_rule(line, words)
+    if other is not None:
+        problems.append(other)
+        return None
+    if len(words) < len(ROLES):
+        problems.extend(_missing(line, words))
+    elif len(words) > len(ROLES):
+        problems.append(_too_many(line, words[len(ROLES)]))
+
+    def read(parse: Callable[[str], _Read], position: int) -> _Read | None:
+        try:
+            return parse(words[position].text)
+        except Mistake as mistake:
+            problems.append(line.mistaken(words[position], mistake))
+            return None
+
+    bind_ports = connect_ports = None
+    if len(words) >= len(ROLES):
+        read(parse_host, 0)
+        bind_ports = read(parse_ports, 1)
+        read(parse_host, 2)
+        connect_ports = read(parse_ports, 3)
+        if bind_ports and connect_ports:
+            problems.extend(_unfit_ports(line, words, bind_ports, connect_ports))
+    problems.extend(statement.problems)
+    options = _read_options(line, statement.options, problems) if statement.options else NO_OPTIONS
+    problems[before:] = sorted(problems[before:], key=lambda problem: problem.column)
+    if len(problems) > before or not bind_ports or not connect_ports:
+        return None
+    return RuleLine(line, words[0], _endpoint(words[0], bind_ports), _endpoint(words[2], connect_ports), options)
+
+
+def _endpoint(host: Word, ports: Ports) -> Endpoint:
+    return Endpoint(host.text, ports.first, ports.protocol, ports.last)
+
+
+def _unfit_ports(line: Line, words: tuple[Word, ...], bind: Ports, connect: Ports) -> Iterator[Problem]:
+    """What is wrong with two sides that are each right for themselves."""
+    if Protocol.UDP in (bind.protocol, connect.protocol):
+        word = words[1] if bind.protocol is Protocol.UDP else words[3]
+        hint = "only TCP is: /tcp, or no protocol"
+        yield line.problem("UDP is not served by this version", word.column, word.width, hint)
+    if not connect.first:
+        yield line.problem(
+            "port 0 is nothing to connect to", words[3].column, words[3].width, "0 is for the bind side only"
+        )
+    if len(bind) != len(connect):
+        yield line.problem(
+            f"{len(bind)} ports to listen on, {len(connect)} to connect to",
+            words[3].column,
+            words[3].width,
+            "the two ranges of a rule are of equal length",
+        )
+
+
+# Lines that do not have the four words of a rule
+
+
+def _is_port(word: Word) -> bool:
+    try:
+        parse_ports(word.text)
+    except Mistake:
+        return word.text[:1] in set("0123456789") and "." not in word.text and ":" not in word.text
+    return True
+
+
+def _is_numeric(word: Word) -> bool:
+    return bool(word.text) and (word.text[0] in "0123456789[:*" or ":" in word.text)
+
+
+def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
+    """The problem of a line that was meant to be something else, None where it may have been a rule."""
+    for word in words:
+        if not word.text.isprintable():
+            space = next((index for index, char in enumerate(word.text) if char.isspace()), -1)
+            if space >= 0:
+                return line.problem(
+                    f"a space of another kind, U+{ord(word.text[space]):04X}",
+                    word.column + space,
+                    hint="blanks and tabs are what separates words",
+                )
+    first = words[0]
+    name, equals, value = first.text.partition("=")
+    if equals and name in DIRECTIVES:
+        return line.problem(
+            "a directive and its value are two words",
+            first.column,
+            first.width,
+            f"write {name} {value or '…'}",
+        )
+    if name in OPTIONS and len(words) < len(ROLES):
+        return line.problem(
+            f"'{name}' is an option of a rule, no directive",
+            first.column,
+            len(name),
+            f"{OPTIONS[name].option_usage} goes in the brackets at the end of a rule",
+        )
+    if _is_numeric(first) or "." in first.text:
+        return None
+    ports_follow = len(words) > 1 and _is_port(words[1])
+    if len(words) > 2 and ports_follow:
+        return None
+    if nearest(first.text, DIRECTIVES, NEAR_ENOUGH):
+        return line.problem(
+            f"unknown directive {shown(first.text)}",
+            first.column,
+            first.width,
+            did_you_mean(first.text, DIRECTIVES),
+        )
+    if len(words) < len(ROLES) and not any(_is_port(word) for word in words[1:]):
+        return line.problem(
+            f"{shown(first.text)} begins neither a directive nor a rule",
+            first.column,
+            first.width,
+            f"a rule is: {RULE_USAGE}",
+        )
+    return None
+
+
+def _missing(line: Line, words: tuple[Word, ...]) -> Iterator[Problem]:
+    """The problems of a line that has too few words for a rule."""
+    joined = [(word, mistake) for word in words if (mistake := host_and_port(word.text)) is not None]
+    if joined:
+        for word, mistake in joined:
+            yield line.mistaken(word, mistake)
+        return
+    usage = f"a rule is: {RULE_USAGE}"
+    if len(words) == 3 and not _is_port(words[1]):
+        if words[0].text != "0" and _is_port(words[0]):
+            yield line.problem("the bind address is missing", words[0].column, words[0].width, usage)
+            return
+        if _is_port(words[2]):
+            yield line.problem("the bind port is missing", words[1].column, words[1].width, usage)
+            return
+    for position, word in enumerate(words):
+        try:
+            (parse_ports if position % 2 else parse_host)(word.text)
+        except Mistake as mistake:
+            yield line.mistaken(word, mistake)
+    roles = ROLES[len(words) :]
+    listed = ", ".join(roles[:-1]) + (" and " if roles[:-1] else "") + roles[-1]
+    yield line.problem(f"the {listed} {'are' if len(roles) > 1 else 'is'} missing", words[-1].end, 1, usage)
+
+
+def _too_many(line: Line, word: Word) -> Problem:
+    name, equals, _ = word.text.partition("=")
+    hint = f"options go in brackets: [{word.text}]" if equals and name in OPTIONS else f"a rule is: {RULE_USAGE}"
+    return line.problem(f"{shown(word.text)} after the four words of a rule", word.column, word.width, hint)
+
+
+# Options
+
+
+def _read_options(line: Line, options: tuple[Option, ...], problems: list[Problem]) -> RuleOptions:
+    """The values of the options; where one is named twice, the last holds."""
+    said: dict[str, Any] = {}
+    for option in options:
+        name = option.name
+        entry = OPTIONS.get(name.text)
+        if entry is None:
+            problems.append(_unknown_option(line, name))
+        elif option.value is None or not option.value.text:
+            place = name if option.value is None else option.value
+            problems.append(line.problem(f"{name.text} needs a value", place.column, place.width, entry.option_usage))
+        else:
+            assert entry.value is not None  # no option goes without a value
+            try:
+                said[entry.option] = entry.value.parse(option.value.text)
+            except Mistake as mistake:
+                problems.append(line.mistaken(option.value, mistake))
+    return RuleOptions(**said)
+
+
+def _unknown_option(line: Line, name: Word) -> Problem:
+    if name.text in DIRECTIVES:
+        return line.problem(
+            f"'{name.text}' is a directive for the whole configuration, no option of a rule",
+            name.column,
+            name.width,
+            "write it on a line of its own",
+        )
+    hint = did_you_mean(name.text, OPTIONS) or f"known are {', '.join(OPTIONS)}"
+    return line.problem(f"unknown option {shown(name.text)}", name.column, name.width, hint)

@@ -1,0 +1,251 @@
+"""The kinds of values that directives and options take: how each is read, and written so that it reads back
+equal.
+
+A kind has a `form`, which is how messages and the manual write it, a `parse` that raises `Mistake`, and a
+`format`.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Any, Protocol
+
+from oinetd.config.address import parse_host
+from oinetd.config.mistake import Mistake, did_you_mean, shown
+from oinetd.model import KeepAlive
+from oinetd.pattern import PatternError, compile_pattern
+
+__all__ = [
+    "AccessPattern",
+    "Choice",
+    "Count",
+    "FileName",
+    "KeepAliveForm",
+    "Size",
+    "SourceAddress",
+    "Time",
+    "Value",
+]
+
+TIME_S_MAX = 365 * 86400
+"""A year: what is meant to be longer is meant to be `off`."""
+
+TIME_S_MIN = 0.001
+"""A millisecond, the finest step of the timers; less would silently mean `off`."""
+
+SIZE_BYTES_MAX = 1 << 30
+"""A gigabyte for a buffer: more can only be a slip."""
+
+KEEPALIVE_S_MAX = 32767
+KEEPALIVE_COUNT_MAX = 127
+"""The kernel's own limits, MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL and MAX_TCP_KEEPCNT of include/net/tcp.h."""
+
+_TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,20})?)([smh]?)")
+_SIZE = re.compile(r"([0-9]{1,12})([KMGkmg]?)")
+_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600}
+_UNIT_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class Value(Protocol):
+    """A kind of value."""
+
+    @property
+    def form(self) -> str: ...
+
+    def parse(self, text: str) -> Any: ...
+
+    def format(self, value: Any) -> str: ...
+
+
+class Choice:
+    """One word of a few: the values of an enumeration."""
+
+    def __init__(self, words: type[enum.Enum]) -> None:
+        self._members = {str(member.value): member for member in words}
+        self.form = "|".join(self._members)
+
+    def parse(self, text: str) -> enum.Enum:
+        member = self._members.get(text)
+        if member is None:
+            raise Mistake(f"{shown(text)} is not one of {', '.join(self._members)}", did_you_mean(text, self._members))
+        return member
+
+    def format(self, value: enum.Enum) -> str:
+        return str(value.value)
+
+
+class Count:
+    """A whole number within bounds, or one of a few words that stand for one."""
+
+    def __init__(self, low: int, high: int, words: dict[str, int], form: str = "N") -> None:
+        self._low, self._high, self._words = low, high, words
+        self.form = "|".join([*words, form])
+
+    def parse(self, text: str) -> int:
+        if text in self._words:
+            return self._words[text]
+        if not (text.isascii() and text.isdigit()):
+            words = "".join(f", or {word}" for word in self._words)
+            raise Mistake(f"{shown(text)} is no number", did_you_mean(text, self._words) or f"a whole number{words}")
+        digits = text.lstrip("0") or "0"
+        if len(digits) > len(str(self._high)) or not self._low <= int(digits) <= self._high:
+            raise Mistake(f"{shown(text)} is out of range", f"from {self._low} to {self._high}")
+        return int(digits)
+
+    def format(self, value: int) -> str:
+        return next((word for word, number in self._words.items() if number == value), str(value))
+
+
+class Time:
+    """A duration in seconds, with s, m or h for its unit and fractions allowed; `off` is 0.
+
+    `zero_s` is what a written 0 means, where that is not `off`.
+    """
+
+    form = "TIME|off"
+
+    def __init__(self, zero_s: float = 0.0) -> None:
+        self._zero_s = zero_s
+
+    def parse(self, text: str) -> float:
+        if text == "off":
+            return 0.0
+        match = _TIME.fullmatch(text)
+        if match is None:
+            raise Mistake(f"{shown(text)} is no time", "a number with s, m or h, such as 90s or 1.5h, or off")
+        number, unit = float(match[1]), match[2]
+        if not number:
+            return self._zero_s
+        # Rounding takes off what the multiplication adds: 1.1h is 3960 s and not 3960.0000000000005.
+        seconds = number if _UNIT_S[unit] == 1 else round(number * _UNIT_S[unit], 6)
+        if seconds > TIME_S_MAX:
+            raise Mistake(f"{shown(text)} is longer than a year", "off is without a limit")
+        if seconds < TIME_S_MIN:
+            raise Mistake(f"{shown(text)} is shorter than a millisecond", "off is without a limit")
+        return seconds
+
+    def format(self, value: float) -> str:
+        if not value:
+            return "off"
+        if value == int(value):
+            unit = next(unit for unit in ("h", "m", "s") if not value % _UNIT_S[unit])
+            return f"{int(value) // _UNIT_S[unit]}{unit}"
+        return f"{value!r}s"
+
+
+class Size:
+    """A number of bytes, with K, M or G for 1024, 1024² and 1024³."""
+
+    form = "SIZE"
+
+    def parse(self, text: str) -> int:
+        match = _SIZE.fullmatch(text)
+        if match is None:
+            raise Mistake(f"{shown(text)} is no size", "bytes, or a number with K, M or G, such as 64K")
+        size = int(match[1]) * _UNIT_BYTES[match[2].upper()]
+        if not 1 <= size <= SIZE_BYTES_MAX:
+            raise Mistake(f"{shown(text)} is out of range", "from 1 byte to 1G")
+        return size
+
+    def format(self, value: int) -> str:
+        unit = next(unit for unit in ("G", "M", "K", "") if not value % _UNIT_BYTES[unit])
+        return f"{value // _UNIT_BYTES[unit]}{unit}"
+
+
+class KeepAliveForm:
+    """TCP keep-alive: `on`, `off`, or when the first probe goes out, the seconds between probes, and their number."""
+
+    form = "on|off|IDLE:INTERVAL:COUNT"
+
+    def parse(self, text: str) -> KeepAlive:
+        if text == "on":
+            return KeepAlive()
+        if text == "off":
+            return KeepAlive(idle_s=0)
+        parts = text.split(":")
+        if len(parts) != 3:
+            raise Mistake(f"{shown(text)} is no keep-alive", f"{self.form}, such as 60:10:6")
+        start, numbers = 0, []
+        for part, name, low, high in (
+            (parts[0], "IDLE", 0, KEEPALIVE_S_MAX),
+            (parts[1], "INTERVAL", 1, KEEPALIVE_S_MAX),
+            (parts[2], "COUNT", 1, KEEPALIVE_COUNT_MAX),
+        ):
+            numbers.append(self._number(part, name, low, high, start))
+            start += len(part) + 1
+        return KeepAlive(*numbers)
+
+    @staticmethod
+    def _number(part: str, name: str, low: int, high: int, start: int) -> int:
+        try:
+            seconds = Time().parse(part) if name != "COUNT" else Count(low, high, {}).parse(part)
+        except Mistake as mistake:
+            raise Mistake(f"{name}: {mistake.message}", mistake.hint, start=start, width=len(part)) from None
+        if seconds != int(seconds) or not low <= seconds <= high:
+            raise Mistake(
+                f"{name}: {shown(part)} is out of range",
+                f"whole {'seconds ' if name != 'COUNT' else ''}from {low} to {high}",
+                start=start,
+                width=len(part),
+            )
+        return int(seconds)
+
+    def format(self, value: KeepAlive) -> str:
+        if value == KeepAlive(idle_s=0):
+            return "off"
+        return f"{value.idle_s}:{value.interval_s}:{value.count}"
+
+
+class FileName:
+    """A file's name, or with `form` GLOB a pattern of names; quotes around it are not part of it."""
+
+    def __init__(self, form: str = "FILE") -> None:
+        self.form = form
+
+    def parse(self, text: str) -> str:
+        if not text:
+            raise Mistake("the name between the quotes is empty")
+        return text
+
+    def format(self, value: str) -> str:
+        """The name, in quotes where it needs them.
+
+        Raises `ValueError` for one that the language cannot say.
+        """
+        if not value or any(char in value for char in "\0\r\n"):
+            raise ValueError(f"a configuration cannot hold the file name {value!r}")
+        if " " not in value and "\t" not in value and value[0] not in '"#':
+            return value
+        if '"' in value:
+            raise ValueError(f"a configuration cannot hold the file name {value!r}: it has quotes and blanks")
+        return f'"{value}"'
+
+
+class AccessPattern:
+    """What `allow` and `deny` match; kept as written."""
+
+    form = "PATTERN"
+
+    def parse(self, text: str) -> str:
+        try:
+            compile_pattern(text)
+        except PatternError as error:
+            raise Mistake(f"{shown(text)}: {error.message}", error.hint) from None
+        return text
+
+    def format(self, value: str) -> str:
+        return value
+
+
+class SourceAddress:
+    """The local address of outgoing connections."""
+
+    form = "ADDRESS"
+
+    def parse(self, text: str) -> str:
+        parse_host(text)
+        return text[1:-1] if text.startswith("[") else text
+
+    def format(self, value: str) -> str:
+        return value

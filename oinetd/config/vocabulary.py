@@ -1,0 +1,120 @@
+"""The words of the language: every directive and every option of a rule, in one table.
+
+Reading, suggesting, writing, and the test of the manual all go by `VOCABULARY`. A new setting is a new row
+here.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from oinetd.config.values import (
+    AccessPattern,
+    Choice,
+    Count,
+    FileName,
+    KeepAliveForm,
+    Size,
+    SourceAddress,
+    Time,
+    Value,
+)
+from oinetd.model import EngineChoice, LogFormat, RelayMode, Verb
+
+__all__ = ["DIRECTIVES", "OPTIONS", "VOCABULARY", "Duty", "Entry"]
+
+UDP_TIMEOUT_S = 72.0
+"""What rinetd takes where `timeout=` is absent or 0."""
+
+CONNECTIONS_MAX = 1 << 20
+"""The descriptor limit is never raised above this (the kernel's default for fs.nr_open)."""
+
+BACKLOG_MAX = 1 << 20
+THREADS_MAX = 1024
+"""More reactors than any machine has cores can only be a slip."""
+
+BUSY_POLL_US_MAX = 10_000
+"""Ten milliseconds: whoever polls for longer has no use for sleeping at all."""
+
+
+class Duty(enum.Enum):
+    """What a directive is for."""
+
+    SET = enum.auto()
+    ACCESS = enum.auto()
+    INCLUDE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One word of the language.
+
+    `value` is the kind of value it takes, None where it takes none and `constant` is set. `setting` is the
+    field of `Config` that the directive sets (with a dot for one of a part), empty where the word is no
+    directive that sets anything; `option` is the field of `RuleOptions` that it sets in `[...]`, empty where
+    it is no option. An `alias` is another way to say what another directive says, and is never written.
+    """
+
+    name: str
+    value: Value | None
+    setting: str = ""
+    option: str = ""
+    duty: Duty = Duty.SET
+    constant: object = None
+    alias: bool = False
+
+    @property
+    def usage(self) -> str:
+        """The directive with its value, as messages and the manual write it."""
+        return f"{self.name} {self.value.form}" if self.value else self.name
+
+    @property
+    def option_usage(self) -> str:
+        """The option with its value."""
+        return f"{self.name}={self.value.form}" if self.value else self.name
+
+
+def _both(name: str, value: Value, field: str) -> Entry:
+    """A word that is a directive for all rules and an option for one."""
+    return Entry(name, value, setting=f"settings.{field}", option=field)
+
+
+_CONNECTIONS = Count(0, CONNECTIONS_MAX, {"off": 0})
+_BUSY_POLL = Count(0, BUSY_POLL_US_MAX, {"auto": -1, "off": 0}, form="MICROSECONDS")
+
+VOCABULARY = (
+    Entry("include", FileName("GLOB"), duty=Duty.INCLUDE),
+    Entry("logfile", FileName(), setting="log.file"),
+    Entry("logformat", Choice(LogFormat), setting="log.format"),
+    Entry("logcommon", None, setting="log.format", constant=LogFormat.COMMON, alias=True),
+    Entry("pidlogfile", FileName(), setting="pid_file"),
+    Entry("threads", Count(0, THREADS_MAX, {"auto": 0}), setting="threads"),
+    Entry("busy-poll", _BUSY_POLL, setting="busy_poll_us"),
+    Entry("max-connections", _CONNECTIONS, setting="max_connections", option="max_connections"),
+    Entry(
+        "max-connections-per-source",
+        _CONNECTIONS,
+        setting="max_connections_per_source",
+        option="max_connections_per_source",
+    ),
+    Entry("drain-timeout", Time(), setting="drain_timeout_s"),
+    _both("engine", Choice(EngineChoice), "engine"),
+    _both("relay", Choice(RelayMode), "relay"),
+    _both("buffersize", Size(), "buffer_bytes"),
+    _both("pipesize", Size(), "pipe_bytes"),
+    _both("listen-backlog", Count(1, BACKLOG_MAX, {}), "listen_backlog"),
+    _both("connect-timeout", Time(), "connect_timeout_s"),
+    _both("idle-timeout", Time(), "idle_timeout_s"),
+    _both("half-close-timeout", Time(), "half_close_timeout_s"),
+    _both("write-stall-timeout", Time(), "write_stall_timeout_s"),
+    _both("dns-refresh", Time(), "dns_refresh_s"),
+    _both("keepalive", KeepAliveForm(), "keepalive"),
+    Entry("src", SourceAddress(), option="source"),
+    Entry("timeout", Time(zero_s=UDP_TIMEOUT_S), option="udp_timeout_s"),
+    Entry("allow", AccessPattern(), duty=Duty.ACCESS, constant=Verb.ALLOW),
+    Entry("deny", AccessPattern(), duty=Duty.ACCESS, constant=Verb.DENY),
+)
+
+DIRECTIVES = {entry.name: entry for entry in VOCABULARY if entry.setting or entry.duty is not Duty.SET}
+OPTIONS = {entry.name: entry for entry in VOCABULARY if entry.option}

@@ -1,0 +1,112 @@
+"""The connection log: one line when a connection is opened, one when it is closed or refused."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+
+from oinetd.errors import ConfigError, Problem
+from oinetd.linewriter import LineWriter
+from oinetd.logline import line_format
+from oinetd.model import LogSettings
+from oinetd.record import SessionRecord
+
+__all__ = ["Journal"]
+
+STDOUT_FD = 1
+
+
+class Journal:
+    """The log that `settings` ask for; with no file it costs nothing and writes nothing.
+
+    The file `-` is the standard output. Lines reach the file within a tenth of a second, in the order of the
+    calls, through a thread of their own (see `linewriter`): no method waits for the file but `close`. A file that
+    cannot be written never stops the service. `on_trouble` then gets a sentence, once when the trouble begins and
+    once when it ends, mostly on that other thread, so it has to be thread-safe; without it the sentences are
+    warnings of the logger `oinetd`.
+    """
+
+    def __init__(self, settings: LogSettings, on_trouble: Callable[[str], None] | None = None) -> None:
+        self._on_trouble = on_trouble or logging.getLogger("oinetd").warning
+        self._settings = settings
+        self._format = line_format(settings.format)
+        self._writer = self._open_writer()
+
+    @staticmethod
+    def check(settings: LogSettings) -> None:
+        """Raise `ConfigError` where the log file can be nothing but an operator's mistake.
+
+        That is a directory or a socket in its place, a missing directory above it, no permission. A full disk or
+        a FIFO without a reader are troubles of the day and pass. Nothing is made or opened.
+        """
+        if _target(settings.file) == settings.file and (fault := _fault(settings.file)):
+            raise ConfigError(Problem(f"logfile {settings.file}: {fault}"))
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a log at all."""
+        return self._writer is not None
+
+    def opened(self, record: SessionRecord) -> None:
+        """Log that the connection was admitted."""
+        if self._writer is not None:
+            self._writer.write(self._format.opened(record, time.time()))
+
+    def closed(self, record: SessionRecord) -> None:
+        """Log how the connection ended, or why it was refused; `record.ending` is set."""
+        if self._writer is not None:
+            self._writer.write(self._format.closed(record, time.time()))
+
+    def reconfigure(self, settings: LogSettings) -> None:
+        """Go over to `settings`; lines up to here still go to the old file."""
+        old, self._settings = self._settings, settings
+        if settings.format is not old.format:
+            self._format = line_format(settings.format)
+        if settings.file == old.file:
+            return
+        if self._writer is None:
+            self._writer = self._open_writer()
+        elif settings.file:
+            self._writer.retarget(_target(settings.file))
+        else:
+            self.close()
+
+    def reopen(self) -> None:
+        """The file was renamed: lines up to here go to the old one, later ones to a new one of its name."""
+        if self._writer is not None:
+            self._writer.reopen()
+
+    def close(self) -> None:
+        """Write what is left, within two seconds; what could not be written is reported as lost."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def _open_writer(self) -> LineWriter | None:
+        return LineWriter(_target(self._settings.file), self._on_trouble) if self._settings.file else None
+
+
+def _target(file: str) -> str | int:
+    return STDOUT_FD if file == "-" else file
+
+
+def _fault(path: str) -> str:
+    """What is wrong with `path` as a log file; empty where nothing is."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        above = os.path.dirname(path) or "."
+        if not os.path.isdir(above):
+            return f"there is no directory {above}"
+        may_write = os.access(above, os.W_OK | os.X_OK, effective_ids=True)
+        return "" if may_write else f"no permission to write in {above}"
+    except OSError as error:
+        return error.strerror or str(error)
+    if stat.S_ISDIR(mode):
+        return "is a directory"
+    if stat.S_ISSOCK(mode):
+        return "is a socket"
+    return "" if os.access(path, os.W_OK, effective_ids=True) else "no permission to write"

@@ -1,0 +1,137 @@
+"""What the operator gets to read: the logger `oinetd` on standard error, or in the system log.
+
+Nothing here waits: standard error has a thread of its own (a terminal can be stopped), the system log a socket that
+does not block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from typing import Final
+
+from oinetd.linewriter import LineWriter
+
+__all__ = ["LEVELS", "Messages"]
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+STDERR_FD: Final = 2
+SYSLOG_ADDRESS: Final = "/dev/log"
+SYSLOG_FACILITY: Final = 3
+"""LOG_DAEMON."""
+
+SYSLOG_BYTES_MAX: Final = 2048
+"""One datagram: every system log takes as much, some cut off what is longer."""
+
+
+class Messages:
+    """Where the messages of the loggers `oinetd` and `asyncio` go; one object for the life of the process."""
+
+    def __init__(self, level: str, environ: Mapping[str, str]) -> None:
+        self._handler: logging.Handler = StderrHandler(environ)
+        for name in _NAMES:
+            logger = logging.getLogger(name)
+            logger.setLevel(level.upper())
+            logger.propagate = False
+            logger.addHandler(self._handler)
+
+    def to_syslog(self) -> None:
+        """From here on the messages go to the system log; for a process without a terminal."""
+        self._replace(SyslogHandler())
+
+    def close(self) -> None:
+        """Let what is on its way arrive, and leave the loggers as they were found."""
+        self._replace(None)
+        for name in _NAMES:
+            logging.getLogger(name).propagate = True
+
+    def _replace(self, handler: logging.Handler | None) -> None:
+        for name in _NAMES:
+            logging.getLogger(name).removeHandler(self._handler)
+            if handler is not None:
+                logging.getLogger(name).addHandler(handler)
+        self._handler.close()
+        if handler is not None:
+            self._handler = handler
+
+
+_NAMES: Final = ("oinetd", "asyncio")
+
+
+class StderrHandler(logging.Handler):
+    """Lines on standard error: with the time where a person reads them, with the priority where the journal does."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__()
+        self._writer = LineWriter(STDERR_FD, lambda text: None)  # There is nobody left to tell.
+        self._prefixed = _is_journal(environ.get("JOURNAL_STREAM", ""))
+        # A service manager puts the time before every line itself.
+        managed = self._prefixed or bool(environ.get("NOTIFY_SOCKET") or environ.get("INVOCATION_ID"))
+        self.setFormatter(_Formatter("" if managed else "%(asctime)s "))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if self._prefixed:
+            prefix = f"<{_priority(record.levelno)}>"
+            text = "\n".join(prefix + line for line in text.split("\n"))
+        self._writer.write(f"{text}\n".encode(errors="backslashreplace"))
+
+    def close(self) -> None:
+        self._writer.close()
+        super().close()
+
+
+class SyslogHandler(logging.Handler):
+    """Datagrams to the system log. One that is not there, or does not keep up, loses messages: it never stops us."""
+
+    def __init__(self, address: str = SYSLOG_ADDRESS) -> None:
+        super().__init__()
+        self.setFormatter(_Formatter(""))
+        self._address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        head = f"<{SYSLOG_FACILITY * 8 + _priority(record.levelno)}>oinetd[{os.getpid()}]: "
+        for line in self.format(record).split("\n"):
+            # By address each time: a system log that was restarted is found again.
+            with contextlib.suppress(OSError):
+                self._socket.sendto((head + line).encode(errors="backslashreplace")[:SYSLOG_BYTES_MAX], self._address)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+class _Formatter(logging.Formatter):
+    """Warnings and errors say that they are; `before` stands at the beginning of the line."""
+
+    def __init__(self, before: str) -> None:
+        super().__init__(before + "%(word)s%(message)s", "%Y-%m-%d %H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.word = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return super().formatMessage(record)
+
+
+def _priority(level: int) -> int:
+    """The priority of syslog(3) for a level of logging."""
+    if level >= logging.CRITICAL:
+        return 2
+    if level >= logging.ERROR:
+        return 3
+    if level >= logging.WARNING:
+        return 4
+    return 6 if level >= logging.INFO else 7
+
+
+def _is_journal(stream: str) -> bool:
+    """Whether standard error is the journal's, which then has its device and inode in JOURNAL_STREAM."""
+    try:
+        status = os.fstat(STDERR_FD)
+    except OSError:
+        return False
+    return stream == f"{status.st_dev}:{status.st_ino}"

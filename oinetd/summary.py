@@ -1,0 +1,35 @@
+"""What is going on, in sentences: the answer to SIGUSR2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from oinetd.account import RuleStats, Stats
+from oinetd.record import SessionRecord
+
+__all__ = ["summary"]
+
+SESSIONS_MAX: Final = 100
+"""Sessions that are listed, the oldest; more would push everything else out of an operator's sight."""
+
+
+def summary(stats: Stats, sessions: Sequence[SessionRecord]) -> Iterator[str]:
+    """One line for the whole, one for each rule, one for each of the first sessions."""
+    yield f"{len(stats.rules)} rules, {_counts(stats)}"
+    for rule, counts in stats.rules.items():
+        yield f"{rule}: {_counts(counts)}"
+    for record in sessions[:SESSIONS_MAX]:
+        yield (
+            f"session {record.id}: {record.client} port {record.client_port}, {record.route}, "
+            f"{record.duration_s:.0f} s, {record.bytes_up} bytes up, {record.bytes_down} down"
+        )
+    if len(sessions) > SESSIONS_MAX:
+        yield f"and {len(sessions) - SESSIONS_MAX} sessions more"
+
+
+def _counts(counts: Stats | RuleStats) -> str:
+    return (
+        f"{counts.live} sessions live, {counts.accepted} accepted, {counts.refused} refused, {counts.failed} failed, "
+        f"{counts.bytes_up} bytes up, {counts.bytes_down} down"
+    )

@@ -1,0 +1,83 @@
+"""What holds for every test: both event loops, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvloop
+
+LEAK_PATIENCE_S = 5.0
+"""How long a thread or a child that is on its way out may take; nothing waits this long unless it leaks."""
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+# libuv makes one pipe for the signals of all its loops and keeps it as long as the process lives.
+uvloop.new_event_loop().close()
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """What a process can leave behind."""
+
+    descriptors: Counter[str]
+    threads: frozenset[str]
+    children: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Belongings:
+        descriptors: Counter[str] = Counter()
+        for entry in os.listdir("/proc/self/fd"):
+            try:
+                target = os.readlink(f"/proc/self/fd/{entry}")
+            except FileNotFoundError:  # the descriptor that lists the folder
+                continue
+            # The number behind a socket or pipe is its inode; what counts is how many there are.
+            descriptors[target.partition(":")[0] if ":[" in target else target] += 1
+        children: set[str] = set()
+        for task in Path("/proc/self/task").iterdir():
+            children.update((task / "children").read_text().split())
+        return cls(descriptors, frozenset(str(t) for t in threading.enumerate()), frozenset(children))
+
+    def missing_from(self, before: Belongings) -> list[str]:
+        """What is here now and was not there before."""
+        more = [f"descriptor {name} x{count}" for name, count in (self.descriptors - before.descriptors).items()]
+        more += [f"thread {name}" for name in self.threads - before.threads]
+        more += [f"child process {pid}" for pid in self.children - before.children]
+        return more
+
+
+_before: dict[str, Belongings] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    gc.collect()
+    _before[item.nodeid] = Belongings.now()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    result = yield
+    before = _before.pop(item.nodeid)
+    deadline = time.monotonic() + LEAK_PATIENCE_S
+    while left := Belongings.now().missing_from(before):
+        gc.collect()
+        if time.monotonic() > deadline:
+            pytest.fail("the test left behind: " + ", ".join(left), pytrace=False)
+        time.sleep(0.01)  # threads and children end by themselves; there is no event to wait for
+    return result

@@ -1,0 +1,189 @@
+"""Options and exit codes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from oinetd import cli
+from tests.daemon.process import Client, Oinetd, call, own_address
+
+Start = Callable[..., Oinetd]
+
+PR_CAPBSET_DROP = 24
+CAP_NET_BIND_SERVICE = 10
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    path = tmp_path / "good.conf"
+    path.write_text("127.0.0.1 0 127.0.0.1 9 [engine=python, relay=copy]\n")
+    return path
+
+
+def test_version(tmp_path: Path) -> None:
+    for word in ("-v", "--version"):
+        answer = call(tmp_path, word)
+        assert (answer.returncode, answer.stdout[:7], answer.stderr) == (0, "oinetd ", "")
+
+
+def test_help_names_the_demo_and_the_exit_codes(tmp_path: Path) -> None:
+    answer = call(tmp_path, "--help")
+    assert answer.returncode == 0
+    for word in ("--conf-file", "oinetd demo", "64 usage", "USR1"):
+        assert word in answer.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--bogus",),
+        ("-c",),
+        ("--threads", "none"),
+        ("--threads", "0"),
+        ("--engine", "steam"),
+        ("--relay", "race"),
+        ("--log-level", "loud"),
+        ("--user", "no-such-user-here"),
+        ("--user", "root:no-such-group-here"),
+        ("--fore",),
+        ("surplus",),
+        ("demo", "--port", "70000"),
+        ("demo", "surplus"),
+    ],
+)
+def test_usage(tmp_path: Path, words: tuple[str, ...]) -> None:
+    answer = call(tmp_path, *words)
+    assert answer.returncode == 64
+    assert answer.stderr.startswith(("oinetd: ", "oinetd demo: "))
+    assert "usage: oinetd" in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_a_good_configuration_is_ok(tmp_path: Path, conf: Path) -> None:
+    for words in (("-t", "-c", str(conf)), ("--test", "--conf-file", conf.name)):
+        answer = call(tmp_path, *words)
+        assert (answer.returncode, answer.stdout, answer.stderr) == (0, "OK\n", "")
+
+
+def test_a_bad_one_is_shown_with_all_its_mistakes(tmp_path: Path) -> None:
+    (tmp_path / "bad.conf").write_text("logfiel /tmp/x\n127.0.0.1 99999 127.0.0.1 80\n")
+    for words in (("-t",), ("-T",), ("-f",), ()):
+        answer = call(tmp_path, "-c", "bad.conf", *words)
+        assert answer.returncode == 78
+        assert answer.stdout == ""
+        assert "bad.conf:1:1: " in answer.stderr
+        assert "bad.conf:2:11: " in answer.stderr
+        assert "    ^^^^^^^\n" in answer.stderr
+        assert "did you mean 'logfile'" in answer.stderr
+
+
+def test_the_log_file_is_part_of_the_check(tmp_path: Path) -> None:
+    (tmp_path / "bad.conf").write_text(f"logfile {tmp_path}\n")
+    answer = call(tmp_path, "-t", "-c", "bad.conf")
+    assert (answer.returncode, answer.stderr) == (78, f"logfile {tmp_path}: is a directory\n")
+
+
+def test_the_configuration_in_force_reads_back(tmp_path: Path, conf: Path) -> None:
+    words = ("--engine", "native", "--relay", "splice", "--threads", "3", "-p", "/run/x.pid")
+    shown = call(tmp_path, "-T", "-c", str(conf), *words)
+    assert shown.returncode == 0
+    for line in ("engine native", "relay splice", "threads 3", "pidlogfile /run/x.pid"):
+        assert line in shown.stdout.splitlines()
+    # The command line's word holds for the rule, too.
+    assert "python" not in shown.stdout
+    assert "copy" not in shown.stdout
+    again = tmp_path / "again.conf"
+    again.write_text(shown.stdout)
+    assert call(tmp_path, "-T", "-c", str(again)).stdout == shown.stdout
+
+
+def test_no_configuration_file(tmp_path: Path) -> None:
+    for words in (("-f",), (), ("-t",)):
+        answer = call(tmp_path, "-c", "none.conf", *words)
+        assert (answer.returncode, answer.stderr) == (66, "oinetd: there is no configuration file none.conf\n")
+
+
+def test_the_places_where_it_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "oinetd.conf", tmp_path / "rinetd.conf"
+    monkeypatch.setattr(cli, "CONF_FILES", (str(first), str(second)))
+    assert cli.main(["-t"]) == 66
+    assert f"{first} or {second}" in capsys.readouterr().err
+    second.write_text("wrong in the second\n")
+    assert cli.main(["-t"]) == 78
+    assert f"{second}:1:" in capsys.readouterr().err
+    first.write_text("")
+    assert cli.main(["-t"]) == 0
+    assert capsys.readouterr().out == "OK\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root becomes somebody without permission")
+def test_no_permission_to_read_the_configuration(tmp_path: Path, conf: Path) -> None:
+    conf.chmod(0o600)
+    os.seteuid(65534)
+    try:
+        assert cli.main(["-t", "-c", str(conf)]) == 77
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("words", [("-f",), ()])
+def test_a_taken_port(tmp_path: Path, words: tuple[str, ...]) -> None:
+    with socket.create_server((own_address(), 0)) as taken:
+        host, port = taken.getsockname()
+        (tmp_path / "x.conf").write_text(f"pidlogfile pid\n{host} {port} 127.0.0.1 9\n")
+        answer = call(tmp_path, "-c", "x.conf", *words)
+    assert answer.returncode == 71
+    assert f"x.conf:2: cannot listen on {host}:{port}: " in answer.stderr
+    assert not (tmp_path / "pid").exists()
+
+
+def test_an_unknown_destination(tmp_path: Path) -> None:
+    (tmp_path / "x.conf").write_text("127.0.0.1 0 no-such-host.invalid 9\n")
+    answer = call(tmp_path, "-f", "-c", "x.conf")
+    assert answer.returncode == 78
+    assert "no-such-host.invalid" in answer.stderr
+    assert "x.conf:1" in answer.stderr
+
+
+def test_a_port_that_takes_permission(oinetd: Start) -> None:
+    first_unprivileged = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    if first_unprivileged < 2:
+        pytest.skip("every port is unprivileged here")
+    libc = ctypes.CDLL(None)
+    daemon = oinetd(
+        f"{own_address()} 1 127.0.0.1 9\n",
+        before=lambda: libc.prctl(PR_CAPBSET_DROP, CAP_NET_BIND_SERVICE, 0, 0, 0),
+    )
+    assert daemon.wait() == 77
+    assert "not permitted" in daemon.said
+
+
+def test_the_command_line_overrides(oinetd: Start) -> None:
+    daemon = oinetd("engine native\n127.0.0.1 0 UPSTREAM [engine=native]\n", "--engine", "python").ready()
+    daemon.wait_said(r"\(python engine: asked for\)")
+    with Client(daemon.address) as client:
+        assert client.echo(b"hello") == b"hello"
+    assert daemon.stop() == 0
+
+
+def test_log_level(oinetd: Start) -> None:
+    daemon = oinetd("127.0.0.1 0 UPSTREAM\n", "--log-level", "warning").ready()
+    assert daemon.stop() == 0
+    assert daemon.said == ""
+
+
+def test_messages_have_the_time_only_where_nobody_else_writes_it(oinetd: Start, tmp_path: Path) -> None:
+    managed = oinetd("127.0.0.1 0 UPSTREAM\n").ready()
+    assert managed.stop() == 0
+    assert managed.said.startswith("listening on ")
+    alone = oinetd("127.0.0.1 0 UPSTREAM\n", environ={"NOTIFY_SOCKET": ""})
+    alone.wait_said(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d listening on ")
+    assert alone.stop() == 0

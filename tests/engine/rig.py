@@ -1,0 +1,91 @@
+"""One relay under test: an engine between two TCP connections whose far ends the test holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from oinetd.engine import Engine, Meter
+from oinetd.engine.portable import PortableEngine
+from oinetd.model import Settings
+from oinetd.poller import Poller
+from oinetd.record import RelayResult
+from oinetd.sockets import tune
+from tests.peers import Peer, tcp_pair
+
+
+@dataclass
+class Relaying:
+    """`client` and `upstream` are the far ends; `task` is the engine at work between them."""
+
+    client: Peer
+    upstream: Peer
+    task: asyncio.Task[RelayResult]
+    meter: Meter
+
+
+@dataclass
+class Rig:
+    """Starts relays on one engine."""
+
+    engine: Engine
+    settings: Settings
+
+    @contextlib.asynccontextmanager
+    async def relay(self, *, receive_bytes: int = 0, **settings: Any) -> AsyncIterator[Relaying]:
+        """A running relay; aborted where it has not ended. `receive_bytes` makes every kernel buffer small."""
+        client, client_near = tcp_pair(receive_bytes)
+        upstream, upstream_near = tcp_pair(receive_bytes)
+        for near in (client_near, upstream_near):
+            tune(near, self.settings.keepalive)  # as the listener and the dialer do
+            if receive_bytes:
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, receive_bytes)
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        meter = Meter()
+        task = asyncio.get_running_loop().create_task(
+            self.engine.relay(client_near, upstream_near, replace(self.settings, **settings), meter)
+        )
+        relaying = Relaying(Peer(client), Peer(upstream), task, meter)
+        try:
+            yield relaying
+        finally:
+            if not task.done():
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            assert client_near.fileno() == upstream_near.fileno() == -1, "the engine owns both sockets, to the end"
+            relaying.client.close()
+            relaying.upstream.close()
+
+
+Factory = Callable[[], contextlib.AbstractAsyncContextManager[Rig]]
+
+
+def portable(buffer_bytes: int) -> Factory:
+    """The Python engine with buffers of this size; every buffer has to be back in the pool at the end."""
+
+    @contextlib.asynccontextmanager
+    async def make() -> AsyncIterator[Rig]:
+        loop = asyncio.get_running_loop()
+        poller = Poller(loop)
+        engine = PortableEngine(loop, poller)
+        try:
+            yield Rig(engine, Settings(buffer_bytes=buffer_bytes))
+        finally:
+            await engine.close()
+            poller.close()
+        assert engine.buffers.taken == 0
+
+    return make
+
+
+ENGINES: dict[str, Factory] = {
+    "python-64K": portable(64 * 1024),
+    "python-8K": portable(8 * 1024),
+    "python-7": portable(7),
+}
+"""Every engine and every mode in which it has to keep the contract. Seven bytes make every chunk a partial one."""

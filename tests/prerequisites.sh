@@ -1,0 +1,29 @@
+#!/bin/sh
+# Debian packages that tests use beyond Python. Where we are root they are installed; elsewhere the tests that need
+# them are skipped, and this says which and why.
+set -u
+
+# command, package, what it is for
+wanted="
+curl      curl      HTTP through the demo
+iperf3    iperf3    real bulk traffic
+ip        iproute2  network namespaces
+mandoc    mandoc    the manual pages are well-formed
+"
+
+missing=$(printf '%s\n' "$wanted" | while read -r command package purpose; do
+  [ -z "$command" ] || command -v "$command" >/dev/null || printf '%s ' "$package"
+done)
+
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "installing the Debian packages that tests need: $missing"
+  # shellcheck disable=SC2086
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $missing; } \
+    >/dev/null 2>&1 || echo "apt-get could not install all of them"
+fi
+
+printf '%s\n' "$wanted" | while read -r command package purpose; do
+  [ -z "$command" ] || command -v "$command" >/dev/null \
+    || echo "skipped: $purpose ($command is missing; Debian: apt install $package)"
+done
+[ "$(id -u)" = 0 ] || echo "skipped: network namespaces, dropping privileges (these need root)"

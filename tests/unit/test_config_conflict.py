@@ -1,0 +1,81 @@
+"""Rules that cannot listen side by side, and those that can."""
+
+from __future__ import annotations
+
+import pytest
+
+from oinetd.config import parse_config
+from oinetd.errors import ConfigError
+
+APART = [
+    ("0.0.0.0 80", ":: 80"),
+    ("127.0.0.1 80", "127.0.0.2 80"),
+    ("127.0.0.1 80", "127.0.0.1 81"),
+    ("127.0.0.1 80", "::1 80"),
+    ("0.0.0.0 80", "::1 80"),
+    (":: 80", "127.0.0.1 80"),
+    ("0.0.0.0 0", "0.0.0.0 0"),
+    ("0.0.0.0 0", "127.0.0.1 0"),
+    ("127.0.0.1 8000-8009", "127.0.0.1 8010-8019"),
+    ("fe80::1%eth0 80", "fe80::1%eth1 80"),
+    ("a.example 80", "b.example 80"),
+    ("a.example 80", "0.0.0.0 80"),
+]
+
+TOGETHER = [
+    ("0.0.0.0 80", "0.0.0.0 80"),
+    ("0 80", "0.0.0.0 80"),
+    ("0 http", "0.0.0.0 80/tcp"),
+    ("::1 80", "[::1] 80"),
+    ("::1 80", "0:0:0:0:0:0:0:1 80"),
+    ("2001:db8::A 80", "2001:db8::a 80"),
+    (":: 80", "[::] 80"),
+    ("fe80::1%eth0 80", "[fe80::1%eth0] 80"),
+    ("::ffff:127.0.0.1 80", "127.0.0.1 80"),
+    ("127.0.0.1 8000-8010", "127.0.0.1 8010"),
+    ("127.0.0.1 8005", "127.0.0.1 8000-8010"),
+    ("127.0.0.1 8000-8010", "127.0.0.1 8010-8020"),
+    ("a.example 80", "A.Example. 80"),
+    ("0.0.0.0 80", "127.0.0.1 80"),
+    ("127.0.0.1 80", "0 80"),
+    ("127.0.0.1 8000-8010", "0.0.0.0 8010-8020"),
+    (":: 80", "::1 80"),
+    ("::1 80", "[::] 80"),
+]
+
+
+def rule(bind: str) -> str:
+    ports = bind.split()[1].removesuffix("/tcp")
+    return f"{bind} h {ports if '-' in ports else 1}"
+
+
+@pytest.mark.parametrize(("one", "other"), APART)
+def test_side_by_side(one: str, other: str) -> None:
+    assert len(parse_config(f"{rule(one)}\n{rule(other)}").rules) == 2
+    assert len(parse_config(f"{rule(other)}\n{rule(one)}").rules) == 2
+
+
+@pytest.mark.parametrize(("one", "other"), TOGETHER)
+def test_not_side_by_side(one: str, other: str) -> None:
+    for first, second in ((one, other), (other, one)):
+        with pytest.raises(ConfigError) as caught:
+            parse_config(f"# x\n{rule(first)}\n0 1 h 1\n{rule(second)}", "conf")
+        (problem,) = caught.value.problems
+        assert problem.line == 4
+        assert "conf:2 listens" in problem.message
+
+
+def test_each_rule_is_told_once() -> None:
+    lines = ["127.0.0.1 80 h 1", "127.0.0.2 80 h 1", "0 80 h 1", "0 80 h 1", "127.0.0.1 80 h 1", "0 81 h 1"]
+    with pytest.raises(ConfigError) as caught:
+        parse_config("\n".join(lines))
+    assert [problem.line for problem in caught.value.problems] == [3, 4, 5]
+
+
+@pytest.mark.timeout(30)
+def test_many_ranges_take_no_longer_than_they_should() -> None:
+    lines = [f"10.{index >> 8}.{index & 255}.1 1-65535 h 1-65535" for index in range(3000)]
+    assert len(parse_config("\n".join(lines)).rules) == 3000
+    with pytest.raises(ConfigError) as caught:
+        parse_config("\n".join(["0 1-65535 h 1-65535", *lines]))
+    assert len(caught.value.problems) == 3000

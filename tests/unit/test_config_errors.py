@@ -1,0 +1,333 @@
+"""What an operator reads after a typical mistake, as full text; and that no text at all gets more than that."""
+
+from __future__ import annotations
+
+import pytest
+
+from oinetd.config import parse_config
+from oinetd.config.compile import PROBLEMS_MAX
+from oinetd.errors import ConfigError
+
+MISTAKES = {
+    "words-missing": (
+        "bindadress 80 x",
+        """\
+oinetd.conf:1:16: the connect port is missing
+    bindadress 80 x
+                   ^
+    hint: a rule is: bindaddress bindport connectaddress connectport [options]""",
+    ),
+    "two-words-missing": (
+        "0.0.0.0 80  # to be done",
+        """\
+oinetd.conf:1:11: the connect address and connect port are missing
+    0.0.0.0 80  # to be done
+              ^
+    hint: a rule is: bindaddress bindport connectaddress connectport [options]""",
+    ),
+    "bind-port-missing": (
+        "\t0.0.0.0 example.org 80",
+        """\
+oinetd.conf:1:10: the bind port is missing
+    \t0.0.0.0 example.org 80
+    \t        ^^^^^^^^^^^
+    hint: a rule is: bindaddress bindport connectaddress connectport [options]""",
+    ),
+    "bind-address-missing": (
+        "80 example.org 80",
+        """\
+oinetd.conf:1:1: the bind address is missing
+    80 example.org 80
+    ^^
+    hint: a rule is: bindaddress bindport connectaddress connectport [options]""",
+    ),
+    "too-many-words": (
+        "0.0.0.0 80 example.org 80 timeout=3",
+        """\
+oinetd.conf:1:27: 'timeout=3' after the four words of a rule
+    0.0.0.0 80 example.org 80 timeout=3
+                              ^^^^^^^^^
+    hint: options go in brackets: [timeout=3]""",
+    ),
+    "address-and-port-in-one": (
+        "0.0.0.0:80 [::1]:80",
+        """\
+oinetd.conf:1:1: '0.0.0.0:80' is an address and a port in one word
+    0.0.0.0:80 [::1]:80
+    ^^^^^^^^^^
+    hint: the port is a word of its own: 0.0.0.0 80
+oinetd.conf:1:12: '[::1]:80' is an address and a port in one word
+    0.0.0.0:80 [::1]:80
+               ^^^^^^^^
+    hint: the port is a word of its own: [::1] 80""",
+    ),
+    "star-for-address": (
+        "* 80 example.org 80",
+        """\
+oinetd.conf:1:1: '*' is no address
+    * 80 example.org 80
+    ^
+    hint: 0.0.0.0 stands for every IPv4 address, :: for every address""",
+    ),
+    "256": (
+        "0 80 10.0.256.1 80",
+        """\
+oinetd.conf:1:11: '10.0.256.1' is no IPv4 address: 256 is more than 255
+    0 80 10.0.256.1 80
+              ^^^""",
+    ),
+    "three-numbers": (
+        "0 80 1.2.3 80",
+        """\
+oinetd.conf:1:6: '1.2.3' is no IPv4 address: it takes four numbers from 0 to 255
+    0 80 1.2.3 80
+         ^^^^^
+    hint: 0 alone is every IPv4 address, and a name needs a letter in its last part""",
+    ),
+    "port-out-of-range": (
+        "0 8000-70000 h 80",
+        """\
+oinetd.conf:1:8: port 70000 is out of range
+    0 8000-70000 h 80
+           ^^^^^
+    hint: ports are 0 to 65535""",
+    ),
+    "unequal-ranges": (
+        "0 8000-8010 h 8000-8009",
+        """\
+oinetd.conf:1:15: 11 ports to listen on, 10 to connect to
+    0 8000-8010 h 8000-8009
+                  ^^^^^^^^^
+    hint: the two ranges of a rule are of equal length""",
+    ),
+    "unknown-service": (
+        "0 htpp h 80",
+        """\
+oinetd.conf:1:3: 'htpp' is neither a port nor a service known for tcp
+    0 htpp h 80
+      ^^^^
+    hint: a number, a range such as 8000-8010, or a name from /etc/services""",
+    ),
+    "udp": (
+        "0 53/udp h 53/udp",
+        """\
+oinetd.conf:1:3: UDP is not served by this version
+    0 53/udp h 53/udp
+      ^^^^^^
+    hint: only TCP is: /tcp, or no protocol""",
+    ),
+    "misspelt-directive": (
+        "conect-timeout 3",
+        """\
+oinetd.conf:1:1: unknown directive 'conect-timeout'
+    conect-timeout 3
+    ^^^^^^^^^^^^^^
+    hint: did you mean 'connect-timeout'?""",
+    ),
+    "capitals": (
+        "LogFile /var/log/x",
+        """\
+oinetd.conf:1:1: unknown directive 'LogFile'
+    LogFile /var/log/x
+    ^^^^^^^
+    hint: upper and lower case count: logfile""",
+    ),
+    "neither-directive-nor-rule": (
+        "hello world",
+        """\
+oinetd.conf:1:1: 'hello' begins neither a directive nor a rule
+    hello world
+    ^^^^^
+    hint: a rule is: bindaddress bindport connectaddress connectport [options]""",
+    ),
+    "equals-sign": (
+        "relay=splice",
+        """\
+oinetd.conf:1:1: a directive and its value are two words
+    relay=splice
+    ^^^^^^^^^^^^
+    hint: write relay splice""",
+    ),
+    "option-as-directive": (
+        "timeout 3",
+        """\
+oinetd.conf:1:1: 'timeout' is an option of a rule, no directive
+    timeout 3
+    ^^^^^^^
+    hint: timeout=TIME|off goes in the brackets at the end of a rule""",
+    ),
+    "value-missing": (
+        "  logfile",
+        """\
+oinetd.conf:1:10: logfile needs a value
+      logfile
+             ^
+    hint: logfile FILE""",
+    ),
+    "blanks-in-file-name": (
+        "pidlogfile /run/my pid",
+        """\
+oinetd.conf:1:20: 'pid': pidlogfile takes one value
+    pidlogfile /run/my pid
+                       ^^^
+    hint: a name with blanks goes in double quotes""",
+    ),
+    "misspelt-value": (
+        "engine nativ",
+        """\
+oinetd.conf:1:8: 'nativ' is not one of auto, native, python
+    engine nativ
+           ^^^^^
+    hint: did you mean 'native'?""",
+    ),
+    "misspelt-option-and-its-neighbour": (
+        "0 80 h 80 [relai=splice, max-connections=many]",
+        """\
+oinetd.conf:1:12: unknown option 'relai'
+    0 80 h 80 [relai=splice, max-connections=many]
+               ^^^^^
+    hint: did you mean 'relay'?
+oinetd.conf:1:42: 'many' is no number
+    0 80 h 80 [relai=splice, max-connections=many]
+                                             ^^^^
+    hint: a whole number, or off""",
+    ),
+    "directive-as-option": (
+        "0 80 h 80 [logfile=/x]",
+        """\
+oinetd.conf:1:12: 'logfile' is a directive for the whole configuration, no option of a rule
+    0 80 h 80 [logfile=/x]
+               ^^^^^^^
+    hint: write it on a line of its own""",
+    ),
+    "options-not-closed": (
+        "0 80 h 80 [relay=splice  # fast",
+        """\
+oinetd.conf:1:11: the ']' that closes the options is missing
+    0 80 h 80 [relay=splice  # fast
+              ^^^^^^^^^^^^^""",
+    ),
+    "keepalive-count": (
+        "keepalive 60:10:200",
+        """\
+oinetd.conf:1:17: COUNT: '200' is out of range
+    keepalive 60:10:200
+                    ^^^
+    hint: from 1 to 127""",
+    ),
+    "host-name-in-allow": (
+        "allow example.org",
+        """\
+oinetd.conf:1:7: 'example.org': not a pattern of numeric addresses
+    allow example.org
+          ^^^^^^^^^^^
+    hint: an address, a pattern such as 192.0.2.*, or a network such as 192.0.2.0/24; names are not looked up""",
+    ),
+    "short-network": (
+        "allow 10.1/16",
+        """\
+oinetd.conf:1:7: '10.1/16': not a network
+    allow 10.1/16
+          ^^^^^^^
+    hint: write all four numbers: 10.1.0.0/16""",
+    ),
+    "listens-twice": (
+        "0.0.0.0 80 a 80\n\n0 80 b 80",
+        """\
+oinetd.conf:3:1: 0 port 80 is taken: oinetd.conf:1 listens there
+    0 80 b 80
+    ^
+    hint: one of the two rules has to go, or take another port""",
+    ),
+    "beside-a-wildcard": (
+        "127.0.0.1 8000-8010 a 8000-8010\n0.0.0.0 8005 b 80",
+        """\
+oinetd.conf:2:1: 0.0.0.0 port 8005 is taken: oinetd.conf:1 listens on 127.0.0.1
+    0.0.0.0 8005 b 80
+    ^^^^^^^
+    hint: 0.0.0.0 includes 127.0.0.1, and the system lets only one of them listen""",
+    ),
+    "international-name": (
+        "0 80 bücher.example 80",
+        """\
+oinetd.conf:1:6: 'bücher.example' has characters that a host name cannot have
+    0 80 bücher.example 80
+         ^^^^^^^^^^^^^^
+    hint: in ASCII it is xn--bcher-kva.example""",
+    ),
+    "another-space": (
+        "0 80\u00a0h 80",
+        """\
+oinetd.conf:1:5: a space of another kind, U+00A0
+    0 80\ufffdh 80
+        ^
+    hint: blanks and tabs are what separates words""",
+    ),
+}
+
+
+def mistakes_of(text: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "oinetd.conf")
+    return caught.value
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_text(case: str) -> None:
+    text, expected = MISTAKES[case]
+    assert str(mistakes_of(text)) == expected
+
+
+def test_a_message_obeys_no_control_characters() -> None:
+    error = mistakes_of("0 80 \x1b[31mh\udcff 80\nlogfile a b\x07\nallow 1.* \x9b2J")
+    text = str(error)
+    text.encode()
+    assert all(char.isprintable() or char == "\n" for char in text)
+
+
+def test_a_long_word_is_cut() -> None:
+    problem = mistakes_of(f"0 80 {'h' * 200}_! 80").problems[0]
+    assert len(problem.message) < 150
+
+
+def test_a_long_line_is_told_without_being_shown() -> None:
+    error = mistakes_of("0 80 h 80 " + "x" * 1_000_000)
+    assert str(error) == "oinetd.conf:1: a line of 1000010 characters; the limit is 4096"
+
+
+def test_a_long_comment_is_free() -> None:
+    assert parse_config("# " + "x" * 1_000_000).rules == ()
+
+
+def test_a_file_of_another_kind_is_given_up() -> None:
+    assert len(mistakes_of("x\n" * 3 * PROBLEMS_MAX).problems) == PROBLEMS_MAX
+
+
+def test_line_column_and_hint_of_the_error_are_those_of_the_first_problem() -> None:
+    error = mistakes_of("\nrelay spice\nallow")
+    assert (error.line, error.column, error.hint) == (2, 7, "did you mean 'splice'?")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 4000,
+        "[" + ":" * 4000 + " 80 h 80",
+        "0 80 h 80 " + "[" * 4000,
+        "0 80 h 80 [" + "," * 4000 + "]",
+        "0 80 h 80 [" + "a=b," * 1000 + "]",
+        "." * 4000 + " 80 h 80",
+        "9" * 4000 + " " + "9" * 90,
+        "logfile " + '"' * 4000,
+        "keepalive " + ":" * 4000,
+        "allow " + "*a" * 120,
+        "a " * 2000,
+        "-" * 4000,
+    ],
+    ids=lambda line: line[:16],
+)
+def test_time_is_bounded(line: str) -> None:
+    """A hundred of the worst lines: quadratic work in any of them would run into the test's timeout."""
+    with pytest.raises(ConfigError):
+        parse_config(f"{line}\n" * 100 + "x y")

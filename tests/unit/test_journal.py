@@ -1,0 +1,384 @@
+"""The connection log on real files, and on files that are none."""
+
+import fcntl
+import json
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from oinetd.errors import ConfigError
+from oinetd.journal import Journal
+from oinetd.linewriter import BATCH_BYTES_MAX, LineWriter
+from oinetd.model import Endpoint, LogFormat, LogSettings, Rule
+from oinetd.record import Ending, SessionRecord
+
+ROUTE = next(Rule(Endpoint("0.0.0.0", 8080), Endpoint("example.org", 80)).routes())
+WAIT_S = 30.0
+
+
+def session(number: int) -> SessionRecord:
+    return SessionRecord(number, ROUTE, "192.0.2.7", 51234, 0.0, ending=Ending.CLIENT_CLOSED, bytes_up=number)
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def numbered(first: int, last: int) -> list[bytes]:
+    return [b"line %06d\n" % number for number in range(first, last)]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    def held() -> tuple[int, list[str]]:
+        return len(os.listdir("/proc/self/fd")), [thread.name for thread in threading.enumerate()]
+
+    before = held()
+    yield
+    assert held() == before
+
+
+@pytest.fixture
+def troubles() -> list[str]:
+    return []
+
+
+def test_lines_reach_the_file_while_it_is_open(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "log"
+    journal = Journal(LogSettings(str(path)), troubles.append)
+    journal.opened(session(1))
+    eventually(lambda: path.read_bytes().endswith(b"\t0\t0\topened\n"), "the first line")
+    journal.closed(session(1))
+    eventually(lambda: path.read_bytes().endswith(b"\t1\t0\tdone-remote-closed\n"), "the second line")
+    journal.close()
+    assert path.read_bytes().count(b"\n") == 2
+    assert path.stat().st_mode & 0o007 == 0
+    assert troubles == []
+
+
+def test_close_writes_what_is_left_and_is_the_end(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "log"
+    journal = Journal(LogSettings(str(path)), troubles.append)
+    for number in range(5000):
+        journal.closed(session(number))
+    journal.close()
+    journal.close()
+    journal.closed(session(0))
+    journal.reopen()
+    assert [int(line.split(b"\t")[6]) for line in path.read_bytes().splitlines()] == list(range(5000))
+    assert troubles == []
+
+
+def test_without_a_file_there_is_nothing(troubles: list[str]) -> None:
+    journal = Journal(LogSettings(), troubles.append)
+    assert not journal.active
+    journal.opened(session(1))
+    journal.closed(session(1))
+    journal.reopen()
+    assert "oinetd-log" not in [thread.name for thread in threading.enumerate()]
+    journal.close()
+
+
+def test_no_thread_before_the_first_line(tmp_path: Path, troubles: list[str]) -> None:
+    journal = Journal(LogSettings(str(tmp_path / "log")), troubles.append)
+    assert journal.active
+    assert "oinetd-log" not in [thread.name for thread in threading.enumerate()]
+    journal.close()
+    assert (tmp_path / "log").read_bytes() == b""
+
+
+def test_append_keeps_what_is_there(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"older\n")
+    writer = LineWriter(str(path), troubles.append)
+    writer.write(b"newer\n")
+    writer.close()
+    assert path.read_bytes() == b"older\nnewer\n"
+
+
+def test_dash_is_standard_output(capfd: pytest.CaptureFixture[str], troubles: list[str]) -> None:
+    journal = Journal(LogSettings("-", LogFormat.JSON), troubles.append)
+    journal.closed(session(3))
+    journal.reopen()
+    journal.closed(session(4))
+    journal.close()
+    assert [json.loads(line)["id"] for line in capfd.readouterr().out.splitlines()] == [3, 4]
+    assert troubles == []
+
+
+def test_reconfigure_file_and_format(tmp_path: Path, troubles: list[str]) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    journal = Journal(LogSettings(), troubles.append)
+    journal.reconfigure(LogSettings(str(first)))
+    journal.closed(session(1))
+    journal.reconfigure(LogSettings(str(second), LogFormat.JSON))
+    journal.closed(session(2))
+    journal.reconfigure(LogSettings(str(second), LogFormat.COMMON))
+    journal.closed(session(3))
+    journal.reconfigure(LogSettings())
+    journal.closed(session(4))
+    assert not journal.active
+    journal.close()
+    assert first.read_bytes().count(b"\n") == 1
+    assert b"\tdone-remote-closed\n" in first.read_bytes()
+    in_json, in_common = second.read_bytes().splitlines()
+    assert json.loads(in_json)["id"] == 2
+    assert in_common.endswith(b"200 0 - - - 3")
+    assert troubles == []
+
+
+def test_reopen_loses_nothing_and_keeps_the_order(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "log"
+    writer = LineWriter(str(path), troubles.append)
+    lines = numbered(0, 5_000)
+    for rotation in range(5):
+        for line in lines[rotation * 1000 : (rotation + 1) * 1000]:
+            writer.write(line)
+        path.rename(tmp_path / f"log.{rotation:02d}")
+        writer.reopen()
+        # As logrotate does, which waits for nothing; here for the new file, so that it can be renamed in turn.
+        eventually(path.exists, "the new file")
+    writer.close()
+    assert path.read_bytes() == b""
+    for rotation in range(5):
+        rotated = (tmp_path / f"log.{rotation:02d}").read_bytes()
+        assert rotated == b"".join(lines[rotation * 1000 : (rotation + 1) * 1000])
+    assert troubles == []
+
+
+def test_a_disk_full_in_the_middle_of_a_line(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "log"
+    lines = numbered(0, 100)
+    whole = b"".join(lines)
+    room = 3 * len(lines[0]) + 5
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        writer = LineWriter(str(path), troubles.append)
+        for line in lines:
+            writer.write(line)
+        eventually(lambda: len(troubles) == 1, "the trouble is reported")
+        assert path.read_bytes() == whole[:room]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    eventually(lambda: path.read_bytes() == whole, "the file is completed")
+    eventually(lambda: len(troubles) == 2, "the end of the trouble is reported")
+    writer.close()
+    assert path.read_bytes() == whole
+    assert "lines are held" in troubles[0]
+    assert troubles[1].endswith("takes lines again; 0 were lost")
+
+
+def test_rotation_away_from_a_full_disk(tmp_path: Path, troubles: list[str]) -> None:
+    full, new = tmp_path / "full", tmp_path / "new"
+    lines = numbered(0, 100)
+    room = 3 * len(lines[0]) + 5
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        writer = LineWriter(str(full), troubles.append)
+        for line in lines[:50]:
+            writer.write(line)
+        eventually(lambda: len(troubles) == 1, "the trouble is reported")
+        # A pipe has no limit of this kind, so the disk is "full" for the old file alone.
+        os.mkfifo(new)
+        reader = os.open(new, os.O_RDONLY | os.O_NONBLOCK)
+        writer.retarget(str(new))
+        for line in lines[50:]:
+            writer.write(line)
+        eventually(lambda: len(troubles) == 2, "the end of the trouble is reported")
+        writer.close()
+        rest = os.read(reader, 1 << 16)
+        os.close(reader)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    # The line that broke off is whole in the new file.
+    assert full.read_bytes() == b"".join(lines)[:room]
+    assert rest == b"".join(lines[3:])
+
+
+def test_dev_full_drops_the_oldest_and_counts(troubles: list[str]) -> None:
+    lines = numbered(0, 1_000_000 // 12)
+    writer = LineWriter("/dev/full", troubles.append, held_bytes_max=BATCH_BYTES_MAX // 8)
+    for line in lines:
+        writer.write(line)
+    eventually(lambda: bool(troubles), "the trouble is reported")
+    writer.write(b"last\n")
+    assert len(writer._lines) < len(lines)
+    writer.close()
+    assert len(troubles) == 2
+    assert troubles[0] == "/dev/full: No space left on device; lines are held and tried again"
+    assert troubles[1] == f"/dev/full: {len(lines) + 1} lines could not be written"
+
+
+def test_a_missing_directory_comes_back(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "gone" / "log"
+    journal = Journal(LogSettings(str(path)), troubles.append)
+    assert troubles == []
+    journal.closed(session(1))
+    eventually(lambda: len(troubles) == 1, "the trouble is reported")
+    path.parent.mkdir()
+    eventually(path.exists, "the file")
+    eventually(lambda: len(troubles) == 2, "the end of the trouble is reported")
+    journal.close()
+    assert path.read_bytes().count(b"\n") == 1
+    assert "No such file or directory" in troubles[0]
+
+
+def test_reopen_with_the_directory_gone(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "logs" / "log"
+    path.parent.mkdir()
+    writer = LineWriter(str(path), troubles.append)
+    writer.write(b"one\n")
+    eventually(lambda: path.read_bytes() == b"one\n", "the first line")
+    path.parent.rename(tmp_path / "moved")
+    writer.reopen()
+    eventually(lambda: len(troubles) == 1, "the trouble is reported")
+    writer.write(b"two\n")
+    path.parent.mkdir()
+    eventually(lambda: path.exists() and path.read_bytes() == b"two\n", "the second line")
+    writer.close()
+    assert (tmp_path / "moved" / "log").read_bytes() == b"one\n"
+    assert len(troubles) == 2
+
+
+def test_a_fifo_nobody_reads_and_then_somebody_does(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    writer = LineWriter(str(path), troubles.append)
+    writer.write(b"one\n")
+    eventually(lambda: len(troubles) == 1, "the trouble is reported")
+    assert "nobody reads this FIFO" in troubles[0]
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    eventually(lambda: len(troubles) == 2, "the end of the trouble is reported")
+    assert os.read(reader, 100) == b"one\n"
+    os.close(reader)
+    writer.write(b"two\n")
+    eventually(lambda: len(troubles) == 3, "the reader's end is reported")
+    writer.close()
+    assert troubles[3].endswith("1 lines could not be written")
+
+
+def test_a_fifo_whose_reader_is_slow_gets_every_byte(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    pipe_bytes = fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    lines = numbered(0, 5 * pipe_bytes // 12)
+    writer = LineWriter(str(path), troubles.append)
+    for line in lines:
+        writer.write(line)
+    received = b""
+    deadline = time.monotonic() + WAIT_S
+    while len(received) < 12 * len(lines):
+        assert time.monotonic() < deadline
+        try:
+            received += os.read(reader, pipe_bytes)
+        except BlockingIOError:
+            time.sleep(0.001)
+    writer.close()
+    os.close(reader)
+    assert received == b"".join(lines)
+    assert troubles == []
+
+
+def test_a_write_that_hangs_stops_neither_the_loop_nor_the_end(troubles: list[str]) -> None:
+    reader, filled = os.pipe()
+    fcntl.fcntl(filled, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(filled, bytes(4096))
+    writer = LineWriter(filled, troubles.append, held_bytes_max=BATCH_BYTES_MAX + 1000)
+    writer.write(b"hangs\n")
+    eventually(lambda: not writer._lines, "the thread has the line")
+    line = bytes(999) + b"\n"
+    for _ in range(BATCH_BYTES_MAX // 1000 + 3):
+        writer.write(line)
+    assert len(troubles) == 1
+    assert "does not take lines as fast as they come" in troubles[0]
+    thread = writer._thread
+    assert thread is not None
+    writer.close(wait_s=0.01)
+    assert "could not be written" in troubles[1]
+    os.close(reader)  # The write fails with EPIPE, and the thread ends.
+    thread.join(WAIT_S)
+    os.close(filled)
+
+
+def test_a_callback_that_raises_does_not_end_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "gone" / "log"
+    called = threading.Event()
+
+    def fails(text: str) -> None:
+        called.set()
+        raise RuntimeError("a fault in the program")
+
+    writer = LineWriter(str(path), fails)
+    writer.write(b"one\n")
+    assert called.wait(WAIT_S)
+    path.parent.mkdir()
+    eventually(lambda: path.exists() and path.read_bytes() == b"one\n", "the line")
+    writer.close()
+    assert "on_trouble failed" in caplog.text
+
+
+def test_trouble_without_a_callback_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(LogSettings("/dev/full"))
+    journal.closed(session(1))
+    journal.close()
+    assert [record.levelname for record in caplog.records if record.name == "oinetd"] == ["WARNING"] * 2
+
+
+class TestCheck:
+    """What is an operator's mistake, and what is not."""
+
+    @pytest.mark.parametrize("file", ["", "-", "/dev/full", "/dev/null"])
+    def test_good(self, file: str) -> None:
+        Journal.check(LogSettings(file))
+
+    def test_a_new_file_is_good_and_not_made(self, tmp_path: Path) -> None:
+        Journal.check(LogSettings(str(tmp_path / "new")))
+        assert not (tmp_path / "new").exists()
+
+    def test_a_fifo_is_good(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        Journal.check(LogSettings(str(tmp_path / "fifo")))
+
+    def test_a_directory(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="is a directory"):
+            Journal.check(LogSettings(str(tmp_path)))
+
+    def test_a_missing_directory(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"there is no directory .*/gone"):
+            Journal.check(LogSettings(str(tmp_path / "gone" / "log")))
+
+    def test_a_file_where_a_directory_should_be(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match="Not a directory"):
+            Journal.check(LogSettings(str(tmp_path / "file" / "log")))
+
+    def test_a_socket(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "socket"))
+            with pytest.raises(ConfigError, match="is a socket"):
+                Journal.check(LogSettings(str(tmp_path / "socket")))
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="takes the privileges away from itself")
+    def test_no_permission(self, tmp_path: Path) -> None:
+        (tmp_path / "log").touch(mode=0o600)
+        tmp_path.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(ConfigError, match=r"[Pp]ermission"):
+                Journal.check(LogSettings(str(tmp_path / "log")))
+            with pytest.raises(ConfigError, match=r"[Pp]ermission"):
+                Journal.check(LogSettings(str(tmp_path / "new")))
+        finally:
+            os.seteuid(0)

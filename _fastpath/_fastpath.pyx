@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: freethreading_compatible=True
+# cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False
 """The native data plane of oinetd: what of it Python can see.
 
 Everything that runs without Python is in the `.pxd` files beside this one, as inline functions; `reactor.pxd` begins

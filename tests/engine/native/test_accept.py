@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from oinetd.record import Ending
+from tests.engine.native.plane import Plane, read_all, read_exactly, read_to_reset, reset
 
 ENDINGS = list(Ending)
 OPENED, CLOSED, UNREACHABLE, TROUBLE, RESUMED = 1, 2, 5, 6, 7
@@ -55,14 +56,14 @@ class Echo:
 
 
 @pytest.fixture
-def echo(nothing_left: None) -> Iterator[Echo]:
+def echo() -> Iterator[Echo]:
     server = Echo()
     yield server
     server.close()
 
 
 @pytest.fixture
-def lane(echo: Echo, make_plane: Any) -> Any:
+def lane(echo: Echo, make_plane: Plane) -> Any:
     """Two reactors; closed before the echo, so that its connections end."""
     return make_plane(threads=2)
 
@@ -74,7 +75,7 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def closed(plane: Any, *, count: int = 1) -> list[tuple[Any, ...]]:
+def closed(plane: Plane, *, count: int = 1) -> list[tuple[Any, ...]]:
     """The first `count` closed rows."""
     found: list[tuple[Any, ...]] = []
     while len(found) < count:
@@ -82,15 +83,15 @@ def closed(plane: Any, *, count: int = 1) -> list[tuple[Any, ...]]:
     return found
 
 
-def round_trip(sock: socket.socket, peers: Any, message: bytes = b"hello") -> None:
+def round_trip(sock: socket.socket, message: bytes = b"hello") -> None:
     sock.sendall(message)
-    assert peers["read_exactly"](sock, len(message)) == message
+    assert read_exactly(sock, len(message)) == message
 
 
-def test_a_session_from_accept_to_close(lane: Any, echo: Echo, peers: Any) -> None:
+def test_a_session_from_accept_to_close(lane: Plane, echo: Echo) -> None:
     listening = lane.listen(echo.address)
     client = lane.connect(listening)
-    round_trip(client, peers)
+    round_trip(client)
     opened = lane.row(lambda row: row[0] == OPENED)
     (live,) = lane.core.snapshot()
     assert (live[1], live[5], live[6]) == (opened[1], *client.getsockname())
@@ -103,23 +104,23 @@ def test_a_session_from_accept_to_close(lane: Any, echo: Echo, peers: Any) -> No
     assert (lane.permits.live, listening.gate.live) == (0, 0)
 
 
-def test_server_speaks_first(lane: Any, peers: Any) -> None:
+def test_server_speaks_first(lane: Plane) -> None:
     server = lane.own(socket.create_server(("127.0.0.1", 0)))
     client = lane.connect(lane.listen(server.getsockname()))
     upstream, _ = server.accept()
     with upstream:
         upstream.sendall(b"220 ready")
-        assert peers["read_exactly"](client, 9) == b"220 ready"
+        assert read_exactly(client, 9) == b"220 ready"
 
 
-def test_data_and_fin_before_the_upstream_is_there(lane: Any, echo: Echo, peers: Any) -> None:
+def test_data_and_fin_before_the_upstream_is_there(lane: Plane, echo: Echo) -> None:
     client = lane.connect(lane.listen(echo.address))
     client.sendall(b"x" * 10_000)
     client.shutdown(socket.SHUT_WR)
-    assert peers["read_all"](client) == b"x" * 10_000
+    assert read_all(client) == b"x" * 10_000
 
 
-def test_refused_destination_resets_the_client(lane: Any) -> None:
+def test_refused_destination_resets_the_client(lane: Plane) -> None:
     with pytest.raises(ConnectionResetError):  # it may come as early as the connect
         lane.connect(lane.listen(("127.0.0.1", free_port()))).recv(1)
     (row,) = closed(lane)
@@ -127,21 +128,21 @@ def test_refused_destination_resets_the_client(lane: Any) -> None:
     assert [row[0] for row in lane.rows] == [OPENED, CLOSED]
 
 
-def test_first_address_dead_second_alive(lane: Any, echo: Echo, peers: Any) -> None:
+def test_first_address_dead_second_alive(lane: Plane, echo: Echo) -> None:
     dead = ("127.0.0.1", free_port())
     client = lane.connect(lane.listen(dead, ("::1", dead[1], 0, 0), echo.address))
-    round_trip(client, peers)
+    round_trip(client)
     assert lane.core.snapshot()[0][8] == echo.address[1]
 
 
-def test_no_address_at_all(lane: Any) -> None:
+def test_no_address_at_all(lane: Plane) -> None:
     with pytest.raises(ConnectionResetError):
         lane.connect(lane.listen()).recv(1)
     assert ENDINGS[closed(lane)[0][13]] is Ending.RESOLVE_FAILED
 
 
 @pytest.fixture
-def silent(lane: Any) -> tuple[str, int]:
+def silent(lane: Plane) -> tuple[str, int]:
     """An address that does not answer: its queue is full, so SYNs are dropped."""
     server = lane.own(socket.socket())
     server.bind(("127.0.0.1", 0))
@@ -153,7 +154,7 @@ def silent(lane: Any) -> tuple[str, int]:
     return server.getsockname()
 
 
-def test_silent_destination_times_out(lane: Any, silent: tuple[str, int]) -> None:
+def test_silent_destination_times_out(lane: Plane, silent: tuple[str, int]) -> None:
     client = lane.connect(lane.listen(silent, silent, connect_ms=200))
     with pytest.raises(ConnectionResetError):
         client.recv(1)
@@ -161,40 +162,34 @@ def test_silent_destination_times_out(lane: Any, silent: tuple[str, int]) -> Non
     assert (ENDINGS[row[13]], row[14]) == (Ending.CONNECT_TIMEOUT, errno.ETIMEDOUT)
 
 
-def test_silent_then_alive(lane: Any, silent: tuple[str, int], echo: Echo, peers: Any) -> None:
+def test_silent_then_alive(lane: Plane, silent: tuple[str, int], echo: Echo) -> None:
     client = lane.connect(lane.listen(silent, echo.address, connect_ms=200))
-    round_trip(client, peers)
+    round_trip(client)
 
 
-def test_client_gives_up_while_connecting(lane: Any, silent: tuple[str, int], peers: Any) -> None:
+def test_client_gives_up_while_connecting(lane: Plane, silent: tuple[str, int]) -> None:
     client = lane.connect(lane.listen(silent))
     lane.row(lambda row: row[0] == OPENED)
     client.shutdown(socket.SHUT_WR)  # legal: it may still want an answer
     lane.core.snapshot()
     assert lane.permits.live == 1
-    peers["reset"](client)
+    reset(client)
     (row,) = closed(lane)
     assert (ENDINGS[row[13]], row[14]) == (Ending.CLIENT_RESET, errno.ECONNRESET)
 
 
-def test_upstream_that_resets_at_once(lane: Any, peers: Any) -> None:
+def test_upstream_that_resets_at_once(lane: Plane) -> None:
     server = lane.own(socket.create_server(("127.0.0.1", 0)))
     listening = lane.listen(server.getsockname())
     for _ in range(20):
         client = lane.connect(listening)
         upstream, _ = server.accept()
         upstream.send(b"go away")
-        peers["reset"](upstream)
-        got = bytearray()
-        with pytest.raises(ConnectionResetError):
-            while True:
-                part = client.recv(100)
-                assert part, "a reset came out as a FIN"
-                got += part
-        assert bytes(got) == b"go away"
+        reset(upstream)
+        assert read_to_reset(client) == b"go away"
 
 
-def test_source_address(lane: Any) -> None:
+def test_source_address(lane: Plane) -> None:
     server = lane.own(socket.create_server(("127.0.0.1", 0)))
     lane.connect(lane.listen(server.getsockname(), source="127.0.0.77"))
     upstream, peer = server.accept()
@@ -215,7 +210,7 @@ def test_source_address(lane: Any) -> None:
         (([(2, b"\x7f\0\0\0\x08")], [], [], [(1, b"*.1")]), Ending.DENIED),
     ],
 )
-def test_unwelcome_clients_see_a_close(lane: Any, echo: Echo, access: Any, verdict: Ending) -> None:
+def test_unwelcome_clients_see_a_close(lane: Plane, echo: Echo, access: Any, verdict: Ending) -> None:
     listening = lane.listen(echo.address, access=access)
     client = lane.connect(listening)
     assert client.recv(1) == b""
@@ -226,12 +221,12 @@ def test_unwelcome_clients_see_a_close(lane: Any, echo: Echo, access: Any, verdi
 
 
 @pytest.mark.parametrize("whose", ["process", "rule"])
-def test_at_the_maximum_connections_wait(lane: Any, echo: Echo, peers: Any, whose: str) -> None:
+def test_at_the_maximum_connections_wait(lane: Plane, echo: Echo, whose: str) -> None:
     listening = lane.listen(echo.address)
     (lane.permits if whose == "process" else listening.gate).set_limits(3, 0)
     inside = [lane.connect(listening) for _ in range(3)]
     for client in inside:
-        round_trip(client, peers)
+        round_trip(client)
     waiting = [lane.connect(listening) for _ in range(5)]
     for client in waiting:
         client.sendall(b"hello")
@@ -239,7 +234,7 @@ def test_at_the_maximum_connections_wait(lane: Any, echo: Echo, peers: Any, whos
     assert (lane.permits.live, lane.core.stats()["accepted"]) == (3, 3)
     for client in [*inside, *waiting]:
         if client in waiting:
-            assert peers["read_exactly"](client, 5) == b"hello"
+            assert read_exactly(client, 5) == b"hello"
         assert lane.permits.live <= 3
         client.close()
     closed(lane, count=8)
@@ -247,7 +242,7 @@ def test_at_the_maximum_connections_wait(lane: Any, echo: Echo, peers: Any, whos
     assert lane.core.stats()["loops"] - loops < 400  # it waited and did not ask again and again
 
 
-def test_a_place_given_back_by_python_lets_the_next_in(lane: Any, echo: Echo, peers: Any) -> None:
+def test_a_place_given_back_by_python_lets_the_next_in(lane: Plane, echo: Echo) -> None:
     lane.permits.set_limits(1, 0)
     assert lane.permits.enter()
     assert not lane.permits.enter()
@@ -255,34 +250,34 @@ def test_a_place_given_back_by_python_lets_the_next_in(lane: Any, echo: Echo, pe
     client.sendall(b"hello")
     assert lane.core.stats()["accepted"] == 0
     lane.permits.leave()
-    assert peers["read_exactly"](client, 5) == b"hello"
+    assert read_exactly(client, 5) == b"hello"
     second = lane.connect(lane.listen(echo.address))
     second.sendall(b"hello")
     lane.permits.set_limits(2, 0)
-    assert peers["read_exactly"](second, 5) == b"hello"
+    assert read_exactly(second, 5) == b"hello"
 
 
 @pytest.mark.parametrize("whose", ["process", "rule"])
-def test_a_source_at_its_maximum_is_refused(lane: Any, echo: Echo, peers: Any, whose: str) -> None:
+def test_a_source_at_its_maximum_is_refused(lane: Plane, echo: Echo, whose: str) -> None:
     listening = lane.listen(echo.address)
     gate = lane.permits if whose == "process" else listening.gate
     gate.set_limits(0, 2)
     inside = [lane.connect(listening) for _ in range(2)]
     for client in inside:
-        round_trip(client, peers)
+        round_trip(client)
     third = lane.connect(listening)
     assert third.recv(1) == b""
     assert ENDINGS[closed(lane)[0][13]] is Ending.LIMITED
     assert gate.of_source("127.0.0.1") == 2
     inside[0].close()
     closed(lane, count=2)
-    round_trip(lane.connect(listening), peers)
+    round_trip(lane.connect(listening))
     for each in inside:
         each.close()
     assert gate.of_source("127.0.0.2") == 0
 
 
-def test_three_failures_in_a_row_are_told_once(lane: Any, echo: Echo) -> None:
+def test_three_failures_in_a_row_are_told_once(lane: Plane, echo: Echo) -> None:
     listening = lane.listen(("127.0.0.1", free_port()))
     for _ in range(5):
         with pytest.raises(ConnectionResetError):
@@ -291,7 +286,7 @@ def test_three_failures_in_a_row_are_told_once(lane: Any, echo: Echo) -> None:
     assert [row[0] for row in lane.rows].count(UNREACHABLE) == 1
 
 
-def test_rules_change_and_the_queue_stays(lane: Any, echo: Echo, peers: Any) -> None:
+def test_rules_change_and_the_queue_stays(lane: Plane, echo: Echo) -> None:
     """Thousands of connections while what is in force changes all the time: none refused, none reset."""
     listening = lane.listen(echo.address, backlog=1024)
     stop = threading.Event()
@@ -301,7 +296,7 @@ def test_rules_change_and_the_queue_stays(lane: Any, echo: Echo, peers: Any) -> 
         try:
             while not stop.is_set():
                 with socket.create_connection(listening.sock.getsockname(), 20) as client:
-                    round_trip(client, peers)
+                    round_trip(client)
         except BaseException as error:
             failures.append(error)
 
@@ -320,9 +315,9 @@ def test_rules_change_and_the_queue_stays(lane: Any, echo: Echo, peers: Any) -> 
     assert changes > 10
 
 
-def test_removed_listener_is_let_go_and_may_come_back(lane: Any, echo: Echo, peers: Any) -> None:
+def test_removed_listener_is_let_go_and_may_come_back(lane: Plane, echo: Echo) -> None:
     listening = lane.listen(echo.address)
-    round_trip(lane.connect(listening), peers)
+    round_trip(lane.connect(listening))
     for _ in range(20):
         lane.core.remove_listener(listening.index)
         waiting = lane.connect(listening)
@@ -330,15 +325,15 @@ def test_removed_listener_is_let_go_and_may_come_back(lane: Any, echo: Echo, pee
         accepted = lane.core.stats()["accepted"]
         rules = lane.make_rules(listening.gate, addresses=[echo.address])
         listening.index = lane.core.add_listener(listening.sock.fileno(), rules)
-        assert peers["read_exactly"](waiting, 5) == b"hello"
+        assert read_exactly(waiting, 5) == b"hello"
         assert lane.core.stats()["accepted"] == accepted + 1
 
 
-def test_no_descriptor_left(lane: Any, echo: Echo, peers: Any) -> None:
+def test_no_descriptor_left(lane: Plane, echo: Echo) -> None:
     """Accepting pauses, says so once, and recovers; what is open goes on."""
     listening = lane.listen(echo.address)
     first = lane.connect(listening)
-    round_trip(first, peers)
+    round_trip(first)
     clients = [lane.own(socket.socket()) for _ in range(4)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
@@ -355,18 +350,18 @@ def test_no_descriptor_left(lane: Any, echo: Echo, peers: Any) -> None:
             client.settimeout(20)
             client.sendall(b"hello")
         assert lane.row(lambda row: row[0] == TROUBLE)[14] == errno.EMFILE
-        round_trip(first, peers)
+        round_trip(first)
     finally:
         for plug in plugs:
             os.close(plug)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     for client in clients:
-        assert peers["read_exactly"](client, 5) == b"hello"
+        assert read_exactly(client, 5) == b"hello"
     lane.row(lambda row: row[0] == RESUMED)
     assert [row[0] for row in lane.rows].count(TROUBLE) == 1
 
 
-def test_full_ring_stops_accepting_and_loses_nothing(make_plane: Any, echo: Echo, peers: Any) -> None:
+def test_full_ring_stops_accepting_and_loses_nothing(make_plane: Plane, echo: Echo) -> None:
     plane = make_plane(threads=1)
     listening = plane.listen(echo.address, access=([], [(1, b"*")], [], []), backlog=4096)
     total = 4500  # more than the ring takes
@@ -390,7 +385,7 @@ def test_full_ring_stops_accepting_and_loses_nothing(make_plane: Any, echo: Echo
     assert len(set(ids)) == len(ids) == total
 
 
-def test_closing_records_wait_for_room(make_plane: Any, echo: Echo) -> None:
+def test_closing_records_wait_for_room(make_plane: Plane, echo: Echo) -> None:
     plane = make_plane(threads=1)
     wires = [plane.wire() for _ in range(50)]
     listening = plane.listen(echo.address, access=([], [(1, b"*")], [], []), backlog=4096)
@@ -405,10 +400,10 @@ def test_closing_records_wait_for_room(make_plane: Any, echo: Echo) -> None:
         assert ENDINGS[plane.result(token)[0]] is Ending.ABORTED
 
 
-def test_connections_spread_over_reactors(lane: Any, echo: Echo, peers: Any) -> None:
+def test_connections_spread_over_reactors(lane: Plane, echo: Echo) -> None:
     listening = lane.listen(echo.address)
     for _ in range(10):
-        round_trip(lane.connect(listening), peers)
+        round_trip(lane.connect(listening))
     live = lane.core.stats()["live"]
     assert sum(live) == 10
     assert max(live) - min(live) <= 2

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: freethreading_compatible=True
+# cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False
 """The native data plane of oinetd: what of it Python can see.
 
 Everything that runs without Python is in the `.pxd` files beside this one, as inline functions; `reactor.pxd` begins
@@ -12,6 +12,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 import socket
+
+cimport cython
 
 from access cimport VERDICT_ALLOWED, Access, Pattern, access_decide
 from address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_read, address_text
@@ -34,7 +36,7 @@ from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
 from ring cimport RECORD_CLOSED, Record, bell_arm, ring_peek, ring_pop
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
-from thread cimport hub_free, hub_new, reactor_new, reactor_start
+from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
 
 
 def _number(path):
@@ -119,6 +121,7 @@ cdef str _text(const Address *address):
     return text.decode()
 
 
+@cython.final
 cdef class Permits:
     cdef Gate *gate
     cdef Core core
@@ -201,6 +204,7 @@ cdef int _compile(Access *access, list lists) except -1:
     return 0
 
 
+@cython.final
 cdef class Rules:
     cdef Policy *policy
 
@@ -261,6 +265,7 @@ cdef tuple _row(const Record *record):
     )
 
 
+@cython.final
 cdef class Core:
     cdef Hub *hub
     cdef Permits permits
@@ -455,5 +460,7 @@ cdef class Core:
         while True:
             more = self.drain(1024)
             if not more:
-                return rows
+                break
             rows += more
+        hub_shut(self.hub)
+        return rows

@@ -13,7 +13,6 @@ import logging
 import math
 import resource
 import socket
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import NamedTuple
@@ -264,7 +263,7 @@ class Forwarder:
 
     def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first, with their counts of this moment and `ending` None."""
-        records = [*self._account.sessions(time.time()), *self._lanes.sessions()]
+        records = [*self._account.sessions(), *self._lanes.sessions()]
         return sorted(records, key=lambda record: record.id)
 
     def kill(self, session_id: int) -> bool:

@@ -53,13 +53,12 @@ class Service:
 class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
-    __slots__ = ("_client", "_killed", "_live", "_peer", "_running", "_service", "_since", "_task")
+    __slots__ = ("_client", "_killed", "_live", "_peer", "_running", "_service", "_task")
 
     def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
         self._service = service
         self._client = client
         self._peer = peer[0]
-        self._since = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._running = False
         self._killed = False
@@ -101,7 +100,7 @@ class Session:
                 service.route.rule.options.source,
                 self._client,
             )
-            record.connect_s = time.monotonic() - self._since
+            record.connect_s = time.monotonic() - self._live.since
             if dialed.address is not None:
                 record.upstream, record.upstream_port = dialed.address.host, dialed.address.port
             if dialed.upstream is None:
@@ -143,6 +142,6 @@ class Session:
         record, meter = self._live.record, self._live.meter
         record.ending, record.errno = ending, code
         record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
-        record.duration_s = time.monotonic() - self._since
+        record.duration_s = time.monotonic() - self._live.since
         self._service.account.leave(self._live)
         self._service.watcher.closed(record)

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: freethreading_compatible=True
+# cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False
 """The native data plane of oinetd: what of it Python can see.
 
 Everything that runs without Python is in the `.pxd` files beside this one, as inline functions; `reactor.pxd` begins
@@ -12,6 +12,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 import socket
+
+cimport cython
 
 cimport load
 cimport load_connect
@@ -37,7 +39,7 @@ from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
 from ring cimport RECORD_CLOSED, Record, bell_arm, ring_peek, ring_pop
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
-from thread cimport hub_free, hub_new, reactor_new, reactor_start
+from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
 
 
 def _number(path):
@@ -122,6 +124,7 @@ cdef str _text(const Address *address):
     return text.decode()
 
 
+@cython.final
 cdef class Permits:
     cdef Gate *gate
     cdef Core core
@@ -204,6 +207,7 @@ cdef int _compile(Access *access, list lists) except -1:
     return 0
 
 
+@cython.final
 cdef class Rules:
     cdef Policy *policy
 
@@ -264,6 +268,7 @@ cdef tuple _row(const Record *record):
     )
 
 
+@cython.final
 cdef class Core:
     cdef Hub *hub
     cdef Permits permits
@@ -458,8 +463,10 @@ cdef class Core:
         while True:
             more = self.drain(1024)
             if not more:
-                return rows
+                break
             rows += more
+        hub_shut(self.hub)
+        return rows
 
 
 # The load client of the bench: see load.pxd, load_connect.pxd and load_server.pxd.

@@ -5,7 +5,7 @@ an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 _Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int]
 _Place = tuple[str, int] | tuple[str, int, int, int]
@@ -17,6 +17,7 @@ def kernel_features() -> dict[str, int]:
     `splice_errno` is 0, or the errno with which splice is refused (a seccomp filter); sizes are bytes, -1 is unknown.
     """
 
+@final
 class Permits:
     """A gate: it counts who is inside and lets nobody in above its bounds; 0 is no bound. Of any thread."""
 
@@ -39,6 +40,7 @@ class Permits:
     def live(self) -> int:
         """Who is inside."""
 
+@final
 class Rules:
     """What is in force for a listener or a pair; immutable. `tag` comes back in every row that goes by it.
 
@@ -71,6 +73,7 @@ class Rules:
     def decide(self, host: str) -> int:
         """The verdict on a client's numeric address: 0 allowed, 1 not allowed, 2 denied."""
 
+@final
 class Core:
     """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep."""
 

@@ -194,9 +194,7 @@ def _buffers(result: Result) -> list[Plot]:
                 key=lambda each: each.buffer_bytes or 0,
             )
             points = [(each, result.figure(each.name, case, key)) for each in subjects]
-            _line(
-                panel, [(each.buffer_bytes or 0, figure) for each, figure in points], column, base, subjects[0], result
-            )
+            _line(panel, [(each.buffer_bytes or 0, figure) for each, figure in points], column, base, subjects[0])
         panel.set_xscale("log", base=2)
         sizes = sorted({each.buffer_bytes for each in measured if each.base in bases and each.buffer_bytes})
         panel.set_xticks(sizes, [f"{size >> 10}K" for size in sizes])

@@ -1,4 +1,4 @@
-"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native`, and the bench for its load client, import this.
+"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native` and the bench's load client import this.
 
 Addresses are numeric text. Durations are milliseconds where the name says so, 0 being "off"; a refused system call is
 an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row` names.
@@ -122,7 +122,7 @@ def load_connections(
     """
 
 def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tuple[int, int, int]]]:
-    """`count` connections that each download `size` bytes: elapsed ns; ns to connect, to the first byte, to the last."""
+    """`count` connections download `size` bytes each: elapsed ns; ns to connect, to a first byte, to the last."""
 
 def load_serve(listener: int, stop_fd: int, source: bool) -> int:
     """Echo, or be a source, on a listening non-blocking socket until `stop_fd` is readable; the number served."""

@@ -8,7 +8,7 @@ import pytest
 
 from bench.counters import parse_counters, with_ratios
 from bench.errors import BenchError
-from bench.iperf import Transfer, parse_transfer
+from bench.iperf import Transfer, in_flight_max_bytes, parse_transfer
 from bench.netperf import parse_keyvals
 from bench.stacks import fold, parse_script
 from bench.syscalls import parse_syscalls
@@ -37,9 +37,9 @@ def test_iperf3_without_a_result(text: str) -> None:
 
 
 def test_a_transfer_that_lost_data_is_not_plausible() -> None:
-    gone = Transfer(1 << 30, 1.0, (1 << 30) + (64 << 20), 0, 1, reverse=False)
-    assert not gone.plausible
-    assert Transfer(1 << 30, 1.0, (1 << 30) + (64 << 20), 0, 8, reverse=False).plausible
+    missing = in_flight_max_bytes() + 1
+    assert not Transfer(1 << 30, 1.0, (1 << 30) + missing, 0, 1, reverse=False).plausible
+    assert Transfer(1 << 30, 1.0, (1 << 30) + missing, 0, 8, reverse=False).plausible
     assert not Transfer(0, 1.0, 0, 0, 1, reverse=False).plausible
 
 

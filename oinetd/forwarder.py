@@ -13,7 +13,6 @@ import logging
 import math
 import resource
 import socket
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import NamedTuple
@@ -25,10 +24,11 @@ from oinetd.errors import ConfigError, Problem
 from oinetd.journal import Journal
 from oinetd.lanes import Choice, Lanes, Listening, new_gate
 from oinetd.model import Config, Route, Rule
+from oinetd.pattern import PatternError
 from oinetd.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
-from oinetd.sockets import bound_address, start_listening, tune
+from oinetd.sockets import bound_address, start_listening
 
 __all__ = ["BoundAddress", "Forwarder"]
 
@@ -75,6 +75,8 @@ class Forwarder:
         self._listeners: dict[PortKey, Listening] = {}
         self._destinations: list[Destination] = []
         self._reloading = asyncio.Lock()
+        self._stopping = asyncio.Lock()
+        self._accepting = True
         self._stopped: asyncio.Event | None = None
         self._journal: Journal | None = None
 
@@ -109,21 +111,28 @@ class Forwarder:
             raise
 
     async def stop(self) -> None:
-        """Close every listener, abort the sessions that are left, and write the last lines of the log."""
-        if self._stopped is None or self._stopped.is_set():
+        """Close every listener, abort the sessions that are left, and write the last lines of the log.
+
+        A start or a reload that is under way gives up.
+        """
+        if self._stopped is None:
             return
-        for listener in self._listeners.values():
-            listener.release()
-            listener.sock.close()
-        self._listeners.clear()
-        for destination in self._destinations:
-            destination.stop()
-        await self._lanes.close()
-        if self._journal is not None:
-            self._journal.close()
-        for sock in self._inherited:
-            sock.close()
-        self._stopped.set()
+        self._accepting = False
+        async with self._stopping:
+            if self._stopped.is_set():
+                return
+            for listener in self._listeners.values():
+                listener.release()
+                listener.sock.close()
+            self._listeners.clear()
+            for destination in self._destinations:
+                destination.stop()
+            await self._lanes.close()
+            if self._journal is not None:
+                self._journal.close()
+            for sock in self._inherited:
+                sock.close()
+            self._stopped.set()
 
     async def serve_forever(self) -> None:
         """Wait until somebody calls `stop`."""
@@ -134,8 +143,12 @@ class Forwarder:
     async def drain(self, timeout_s: float) -> int:
         """Accept no more, and wait for the sessions to end by themselves, at most `timeout_s` seconds.
 
-        Those that are left are aborted; the answer is how many that were.
+        Those that are left are aborted; the answer is how many that were. A start or a reload that is under way gives
+        up; after a drain the forwarder only waits to be stopped.
         """
+        if self._stopped is None:
+            raise RuntimeError("the forwarder has not been started")
+        self._accepting = False
         for listener in self._listeners.values():
             self._lanes.retire(listener)
         self._listeners.clear()
@@ -160,20 +173,27 @@ class Forwarder:
     async def reload(self, config: Config) -> None:
         """Put `config` in force. Live sessions go on; listeners that are in both keep their queue.
 
-        Raises what `start` raises, and then everything is as it was.
+        Raises what `start` raises, and then everything is as it was. Raises `RuntimeError` where the forwarder is not
+        running, or was told to drain or to stop.
         """
-        if self._stopped is None or self._stopped.is_set():
-            raise RuntimeError("the forwarder is not running")
+        if self._stopped is None:
+            raise RuntimeError("the forwarder has not been started")
         async with self._reloading:
+            self._check_accepting()
             await self._apply(config)
+
+    def _check_accepting(self) -> None:
+        if not self._accepting:
+            raise RuntimeError("the forwarder was told to stop")
 
     async def _apply(self, config: Config) -> None:
         """Everything that can fail comes first; the change itself is one step of the loop."""
         Journal.check(config.log)
         choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
-        access = {id(rule): AccessControl(config.access, rule.access) for rule in config.rules}
+        access = {id(rule): _access_control(config, rule) for rule in config.rules}
         destinations = await self._resolve(config)
-        ports = await plan_ports(config)
+        ports = await plan_ports(config, {key: listener.service.route for key, listener in self._listeners.items()})
+        self._check_accepting()
         kept = {key: listener.sock for key, listener in self._listeners.items()}
         sockets = open_ports(config, ports, kept, self._inherited)
 
@@ -218,7 +238,6 @@ class Forwarder:
             log.info("listening on %s, forwarding to %s (%s)", bound_address(sock), port.route.connect, choice)
         if listener is None:
             return self._lanes.serve(choice, sock, service)
-        tune(sock, service.settings.keepalive)
         start_listening(sock, port.key.address, service.settings.listen_backlog)
         if listener.native == choice.native:
             listener.exchange(service)
@@ -264,21 +283,24 @@ class Forwarder:
 
     def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first, with their counts of this moment and `ending` None."""
-        records = [*self._account.sessions(time.time()), *self._lanes.sessions()]
+        records = [*self._account.sessions(), *self._native_sessions()]
         return sorted(records, key=lambda record: record.id)
 
     def kill(self, session_id: int) -> bool:
         """End one session; both its peers see a reset. False where there is no such session."""
-        return self._lanes.kill(session_id)
+        return self._stopped is not None and self._lanes.kill(session_id)
 
     def stats(self) -> Stats:
         """The counters since the start."""
-        return self._account.stats(self._lanes.sessions())
+        return self._account.stats(self._native_sessions())
 
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""
         if self._journal is not None:
             self._journal.reopen()
+
+    def _native_sessions(self) -> list[SessionRecord]:
+        return self._lanes.sessions() if self._stopped is not None else []
 
     # What sessions tell
 
@@ -300,6 +322,16 @@ class Forwarder:
 
 def _destination_key(config: Config, rule: Rule) -> tuple[str, float]:
     return rule.connect.address, config.settings_of(rule).dns_refresh_s
+
+
+def _access_control(config: Config, rule: Rule) -> AccessControl:
+    try:
+        return AccessControl(config.access, rule.access)
+    except PatternError as error:
+        # The language refuses it with its place; a program may have made the rule itself.
+        raise ConfigError(
+            Problem(f"allow or deny: {error}", file=rule.origin.file, line=rule.origin.line, hint=error.hint)
+        ) from error
 
 
 def _call(hook: Callable[[SessionRecord], object], record: SessionRecord) -> None:

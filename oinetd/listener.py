@@ -111,9 +111,7 @@ class Listener:
             self._pause_s = 0.0
             log.info("%s accepts again", service.route)
         client.setblocking(False)
-        task = Session(service, service.account.gate.next_id(), client, peer).start(self._loop)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        Session(service, service.account.gate.next_id(), client, peer).start(self._loop, self._tasks)
         return True
 
     def _back_off(self, error: OSError) -> None:

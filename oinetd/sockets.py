@@ -19,16 +19,19 @@ from oinetd.model import KeepAlive
 
 __all__ = [
     "Address",
+    "bind_error",
     "bind_listener",
     "bound_address",
     "client_address",
     "close_with_reset",
     "is_numeric",
+    "keepalive_of",
     "lookup",
     "open_upstream",
     "share",
     "start_listening",
     "tune",
+    "tune_listener",
     "unsent_bytes",
 ]
 
@@ -108,7 +111,7 @@ def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, share
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise _bind_error(address, error) from error
+        raise bind_error(address, error) from error
     return sock
 
 
@@ -129,10 +132,11 @@ def start_listening(sock: socket.socket, address: Address, backlog: int) -> None
     try:
         sock.listen(backlog)
     except OSError as error:
-        raise _bind_error(address, error) from error
+        raise bind_error(address, error) from error
 
 
-def _bind_error(address: Address, error: OSError) -> BindError:
+def bind_error(address: Address, error: OSError) -> BindError:
+    """What kept `address` from being listened on, and the remedy."""
     remedy = {
         errno.EADDRINUSE: "the port is taken (`ss -ltnp` tells by whom)",
         errno.EACCES: "not permitted: ports below 1024 need root or CAP_NET_BIND_SERVICE",
@@ -153,6 +157,22 @@ def tune(sock: socket.socket, keepalive: KeepAlive) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive.idle_s)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, keepalive.interval_s)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, keepalive.count)
+
+
+def tune_listener(sock: socket.socket, address: Address, keepalive: KeepAlive) -> None:
+    """`tune` a listening socket, whose connections inherit it. Raises `BindError`."""
+    try:
+        tune(sock, keepalive)
+    except OSError as error:
+        raise bind_error(address, error) from error
+
+
+def keepalive_of(sock: socket.socket) -> KeepAlive:
+    """The keep-alive that `sock` has."""
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+        return KeepAlive(idle_s=0)
+    numbers = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    return KeepAlive(*(sock.getsockopt(socket.IPPROTO_TCP, number) for number in numbers))
 
 
 def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:

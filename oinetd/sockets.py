@@ -21,9 +21,11 @@ __all__ = [
     "Address",
     "bind_error",
     "bind_listener",
+    "bind_source",
     "bound_address",
     "client_address",
     "close_with_reset",
+    "is_connected_to_itself",
     "is_numeric",
     "keepalive_of",
     "lookup",
@@ -35,6 +37,7 @@ __all__ = [
     "unsent_bytes",
 ]
 
+_IP_BIND_ADDRESS_NO_PORT = 24
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -184,6 +187,22 @@ def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def bind_source(sock: socket.socket, source: Address) -> None:
+    """Let `sock` connect from the address `source`. Raises `OSError`."""
+    # The port is chosen when it connects, when both ends are known: a port for each destination, not one for all.
+    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind(source.sockaddr)
+
+
+def is_connected_to_itself(sock: socket.socket, address: Address) -> bool:
+    """Whether the connect to `address` came back to its own socket.
+
+    That happens where nobody listens on a port of this machine and the kernel chooses that port for the outgoing end:
+    once in 28,000 tries, so surely with clients that try again. The port would then be taken for whom it belongs to.
+    """
+    return bool(sock.getsockname()[1] == address.port and sock.getsockname() == sock.getpeername())
 
 
 def close_with_reset(sock: socket.socket) -> None:

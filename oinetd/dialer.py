@@ -83,10 +83,8 @@ class Dialer:
                 attempt = _Attempt(self._loop, self._poller, sock, address, client)
                 code = await attempt.finish(settings.connect_timeout_s)
             if code == 0 and is_connected_to_itself(sock, address):
-                self._poller.closing(sock.fileno())
                 code = errno.ECONNREFUSED
         except OSError as error:  # the descriptor could not be watched, or the peer has reset it already
-            self._poller.closing(sock.fileno())
             code = error.errno or errno.EIO
         except BaseException:
             sock.close()
@@ -127,7 +125,7 @@ class _Attempt:
         self._watching_client = False
 
     async def finish(self, timeout_s: float) -> int:
-        """The errno of the connect, 0 for a connection; a connected socket stays watched. `timeout_s` 0 is none."""
+        """The errno of the connect, 0 for a connection. `timeout_s` 0 is none."""
         code = errno.EIO
         self._poller.watch(self._sock.fileno(), self._on_upstream)
         patience_s = min(PATIENCE_S, timeout_s) if timeout_s else PATIENCE_S
@@ -138,8 +136,8 @@ class _Attempt:
             self._timer.cancel()
             if self._watching_client:
                 self._poller.forget(self._client.fileno())
-            if code:
-                self._poller.closing(self._sock.fileno())
+            # Nobody's now: whoever relays may close it elsewhere, and the number be another's before we hear of it.
+            self._poller.forget(self._sock.fileno())
         return code
 
     def _on_upstream(self, events: int) -> None:

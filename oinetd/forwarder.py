@@ -149,7 +149,7 @@ class Forwarder:
             raise RuntimeError("the forwarder has not been started")
         self._accepting = False
         for listener in self._listeners.values():
-            self._lanes.retire(listener)
+            self._retire(listener)
         self._listeners.clear()
         await self._until_empty(timeout_s)
         cut = self._account.gate.live
@@ -224,7 +224,7 @@ class Forwarder:
             self._listeners[port.key] = self._put_in_service(before.pop(port.key, None), port, sock, service, choice)
         for key, listener in before.items():
             log.info("no longer listening on %s", key.address)
-            self._lanes.retire(listener)
+            self._retire(listener)
         if self._destinations is not None:
             self._destinations.stop()
         self._destinations = destinations
@@ -245,6 +245,10 @@ class Forwarder:
             return listener
         listener.release()
         return self._lanes.serve(choice, sock, service)
+
+    def _retire(self, listener: Listening) -> None:
+        address = bound_address(listener.sock)
+        self._lanes.retire(listener, ours=all(bound_address(sock) != address for sock in self._inherited))
 
     def _refresh(self, destination: Destination) -> None:
         for listener in self._listeners.values():

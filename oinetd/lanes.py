@@ -26,6 +26,7 @@ from oinetd.model import Config, EngineChoice, Rule
 from oinetd.poller import Poller
 from oinetd.record import SessionRecord
 from oinetd.session import Service, Watcher
+from oinetd.sockets import stop_queueing
 
 __all__ = ["Choice", "Lanes", "Listening"]
 
@@ -182,9 +183,14 @@ class Lanes:
         fallback.start()
         return fallback
 
-    def retire(self, listening: Listening) -> None:
-        """Serve those who are in the queue, then close the socket: a client that the kernel let in stays."""
+    def retire(self, listening: Listening, *, ours: bool = True) -> None:
+        """Serve those who are in the queue, then close the socket: a client that the kernel let in stays.
+
+        `ours` is False for a descriptor of a socket that somebody else holds too, and that stays as it is.
+        """
         listening.release()
+        if ours:
+            stop_queueing(listening.sock)
         last = Listener(self._loop, listening.sock, listening.service, self.tasks)
         last.empty_queue()
         listening.sock.close()

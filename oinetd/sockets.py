@@ -7,6 +7,7 @@ kernel's own tuning.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import socket
@@ -32,12 +33,15 @@ __all__ = [
     "open_upstream",
     "share",
     "start_listening",
+    "stop_queueing",
     "tune",
     "tune_listener",
     "unsent_bytes",
 ]
 
 _IP_BIND_ADDRESS_NO_PORT = 24
+_SO_BINDTOIFINDEX = 62
+_NO_INTERFACE = 0x7FFFFFFF
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -136,6 +140,17 @@ def start_listening(sock: socket.socket, address: Address, backlog: int) -> None
         sock.listen(backlog)
     except OSError as error:
         raise bind_error(address, error) from error
+
+
+def stop_queueing(sock: socket.socket) -> None:
+    """Let no more connections come to a listening socket; its queue, and handshakes under way, stay.
+
+    They go to another one on the same port where there is one. Were the socket closed when its queue is found empty,
+    who comes between the two would be reset. The socket is bound to an interface that no machine has, for which it
+    need not exist (Linux 5.0, without privilege 5.7); an older kernel leaves the gap.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
 
 
 def bind_error(address: Address, error: OSError) -> BindError:

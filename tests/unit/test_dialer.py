@@ -53,6 +53,7 @@ async def rig() -> AsyncIterator[Rig]:
     far, client = tcp_pair()
     poller = Poller(asyncio.get_running_loop())
     yield Rig(Dialer(asyncio.get_running_loop(), poller), poller, client, Peer(far))
+    assert not poller._handlers, "what it dialled is nobody's"
     poller.close()
     client.close()
     far.close()
@@ -86,14 +87,12 @@ async def test_connects(rig: Rig, listener: socket.socket) -> None:
         assert sock.getpeername() == listener.getsockname()
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        rig.poller.closing(sock.fileno())
 
 
 async def test_the_first_address_is_dead_the_second_alive(rig: Rig, listener: socket.socket) -> None:
     dialed = await rig.dial(("127.0.0.9", 0), ("::1", 0), listener.getsockname())
     assert dialed.address == address_of(*listener.getsockname())
     assert dialed.upstream is not None
-    rig.poller.closing(dialed.upstream.fileno())
     dialed.upstream.close()
 
 
@@ -102,7 +101,6 @@ async def test_the_first_address_is_silent_the_second_alive(rig: Rig, silent: tu
         dialed = await rig.dial(silent, listener.getsockname(), connect_timeout_s=0.15)
         assert dialed.address == address_of(*listener.getsockname())
         assert dialed.upstream is not None
-        rig.poller.closing(dialed.upstream.fileno())
         dialed.upstream.close()
 
 
@@ -173,7 +171,6 @@ async def test_from_a_source_address(rig: Rig, listener: socket.socket) -> None:
     assert dialed.upstream is not None
     with dialed.upstream as sock:
         assert sock.getsockname()[0] == "127.0.0.5"
-        rig.poller.closing(sock.fileno())
 
 
 async def test_a_source_address_that_is_not_ours(rig: Rig, listener: socket.socket) -> None:
@@ -185,7 +182,6 @@ async def test_a_source_of_the_other_family_leaves_the_addresses_of_its_own(rig:
     port = listener.getsockname()[1]
     dialed = await rig.dial(("::1", 0), listener.getsockname(), ("::1", 0), source="127.0.0.5")
     assert dialed.upstream is not None
-    rig.poller.closing(dialed.upstream.fileno())
     dialed.upstream.close()
     refused = await rig.dial(("127.0.0.9", port), ("::1", 0), source="127.0.0.5")
     assert (refused.failed, refused.errno) == (Ending.CONNECT_FAILED, errno.ECONNREFUSED)
@@ -222,11 +218,9 @@ async def test_a_source_address_has_its_ports_for_each_destination(rig: Rig, mon
         first = await rig.dial(one.getsockname(), source="127.0.0.5")
         assert first.upstream is not None
         with first.upstream:
-            rig.poller.closing(first.upstream.fileno())
             second = await rig.dial(two.getsockname(), source="127.0.0.5")
             assert second.upstream is not None
             with second.upstream:
-                rig.poller.closing(second.upstream.fileno())
                 assert first.upstream.getsockname() == second.upstream.getsockname() == ("127.0.0.5", port)
 
 

@@ -148,6 +148,7 @@ class Forwarder:
         if self._stopped is None:
             raise RuntimeError("the forwarder has not been started")
         self._accepting = False
+        self._lanes.close_retired()
         for listener in self._listeners.values():
             self._retire(listener)
         self._listeners.clear()
@@ -194,6 +195,7 @@ class Forwarder:
         await destinations.resolve()
         ports = await plan_ports(config, {key: listener.service.route for key, listener in self._listeners.items()})
         self._check_accepting()
+        self._lanes.close_retired()
         kept = {key: listener.sock for key, listener in self._listeners.items()}
         sockets = open_ports(config, ports, kept, self._inherited)
 
@@ -222,9 +224,10 @@ class Forwarder:
                 admit=self._admit,
             )
             self._listeners[port.key] = self._put_in_service(before.pop(port.key, None), port, sock, service, choice)
+        taken = {bound_address(sock).port for sock in sockets.values()} if before else set()
         for key, listener in before.items():
             log.info("no longer listening on %s", key.address)
-            self._retire(listener)
+            self._retire(listener, replaced=bound_address(listener.sock).port in taken)
         if self._destinations is not None:
             self._destinations.stop()
         self._destinations = destinations
@@ -246,9 +249,10 @@ class Forwarder:
         listener.release()
         return self._lanes.serve(choice, sock, service)
 
-    def _retire(self, listener: Listening) -> None:
+    def _retire(self, listener: Listening, *, replaced: bool = False) -> None:
         address = bound_address(listener.sock)
-        self._lanes.retire(listener, ours=all(bound_address(sock) != address for sock in self._inherited))
+        ours = all(bound_address(sock) != address for sock in self._inherited)
+        self._lanes.retire(listener, ours=ours, replaced=replaced)
 
     def _refresh(self, destination: Destination) -> None:
         for listener in self._listeners.values():

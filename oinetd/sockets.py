@@ -7,7 +7,6 @@ kernel's own tuning.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import socket
@@ -142,15 +141,18 @@ def start_listening(sock: socket.socket, address: Address, backlog: int) -> None
         raise bind_error(address, error) from error
 
 
-def stop_queueing(sock: socket.socket) -> None:
-    """Let no more connections come to a listening socket; its queue, and handshakes under way, stay.
+def stop_queueing(sock: socket.socket) -> bool:
+    """Let no more connections come to a listening socket; its queue, and handshakes under way, stay. Whether it could.
 
     They go to another one on the same port where there is one. Were the socket closed when its queue is found empty,
     who comes between the two would be reset. The socket is bound to an interface that no machine has, for which it
     need not exist (Linux 5.0, without privilege 5.7); an older kernel leaves the gap.
     """
-    with contextlib.suppress(OSError):
+    try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
+    except OSError:
+        return False
+    return True
 
 
 def bind_error(address: Address, error: OSError) -> BindError:

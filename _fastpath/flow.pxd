@@ -270,6 +270,8 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
         elif moved == 0:
             self.eof = 1
             source.rd = 0
+            if source.failing:      # a reset behind a FIN: recv tells only the FIN, and ERR was seen
+                side_fail(source, ECONNRESET)
         elif moved == -EAGAIN:
             source.rd = 0
             source.odd = 0

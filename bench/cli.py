@@ -294,10 +294,13 @@ def _on_signals() -> None:
         # pyroute2 forks for a moment and ends its children with SIGTERM: they must not take down what is ours.
         if os.getpid() != owner:
             os._exit(128 + number)
+        for each in signals:  # once is enough: taking down is not to be interrupted
+            signal.signal(each, signal.SIG_IGN)
         raise Interrupted
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for each in signals:
+        signal.signal(each, interrupt)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -126,7 +126,10 @@ def perform(experiment: Experiment, console: Console) -> Result:
     experiment.prepare()
     subjects = experiment.chosen()
     options = experiment.options
-    with Stand(options.topology, options.threads[0] if len(options.threads) == 1 else 0) as stand:
+    stand = Stand(options.topology, options.threads[0] if len(options.threads) == 1 else 0)
+    with contextlib.ExitStack() as stack:
+        stack.callback(stand.sweep)
+        stack.enter_context(stand)
         result = Result(
             experiment=experiment.name,
             settings=experiment.settings(),

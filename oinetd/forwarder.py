@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import math
 import resource
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 from oinetd.access import AccessControl
 from oinetd.account import Account, Stats
-from oinetd.destination import Destination
+from oinetd.destination import Destination, Destinations
 from oinetd.errors import ConfigError, Problem
 from oinetd.journal import Journal
 from oinetd.lanes import Choice, Lanes, Listening, new_gate
@@ -73,7 +72,7 @@ class Forwarder:
         self._inherited = list(inherited)
         self._account = Account(new_gate())
         self._listeners: dict[PortKey, Listening] = {}
-        self._destinations: list[Destination] = []
+        self._destinations: Destinations | None = None
         self._reloading = asyncio.Lock()
         self._stopping = asyncio.Lock()
         self._accepting = True
@@ -125,8 +124,8 @@ class Forwarder:
                 listener.release()
                 listener.sock.close()
             self._listeners.clear()
-            for destination in self._destinations:
-                destination.stop()
+            if self._destinations is not None:
+                self._destinations.stop()
             await self._lanes.close()
             if self._journal is not None:
                 self._journal.close()
@@ -149,8 +148,9 @@ class Forwarder:
         if self._stopped is None:
             raise RuntimeError("the forwarder has not been started")
         self._accepting = False
+        self._lanes.close_retired()
         for listener in self._listeners.values():
-            self._lanes.retire(listener)
+            self._retire(listener)
         self._listeners.clear()
         await self._until_empty(timeout_s)
         cut = self._account.gate.live
@@ -191,13 +191,16 @@ class Forwarder:
         Journal.check(config.log)
         choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
         access = {id(rule): _access_control(config, rule) for rule in config.rules}
-        destinations = await self._resolve(config)
+        destinations = Destinations(config)
+        await destinations.resolve()
         ports = await plan_ports(config, {key: listener.service.route for key, listener in self._listeners.items()})
         self._check_accepting()
+        self._lanes.close_retired()
         kept = {key: listener.sock for key, listener in self._listeners.items()}
         sockets = open_ports(config, ports, kept, self._inherited)
 
-        self._account.set_limits(_connection_limit(config.max_connections), config.max_connections_per_source)
+        most = _connection_limit(config.max_connections, len(sockets))
+        self._account.set_limits(most, config.max_connections_per_source)
         if self._journal is None:
             self._journal = Journal(config.log, log.warning)
         else:
@@ -210,7 +213,8 @@ class Forwarder:
                 settings=config.settings_of(rule),
                 access=access[id(rule)],
                 global_access=config.access,
-                destination=destinations[_destination_key(config, rule)],
+                destination=destinations.of(rule),
+                source=destinations.source(rule),
                 rule=self._account.of(rule),
                 account=self._account,
                 dialer=self._lanes.dialer,
@@ -219,15 +223,14 @@ class Forwarder:
                 admit=self._admit,
             )
             self._listeners[port.key] = self._put_in_service(before.pop(port.key, None), port, sock, service, choice)
+        taken = {bound_address(sock).port for sock in sockets.values()} if before else set()
         for key, listener in before.items():
             log.info("no longer listening on %s", key.address)
-            self._lanes.retire(listener)
-        for destination in self._destinations:
-            destination.stop()
-        self._destinations = list(destinations.values())
-        for destination in self._destinations:
-            destination.on_change = functools.partial(self._refresh, destination)
-            destination.start()
+            self._retire(listener, replaced=bound_address(listener.sock).port in taken)
+        if self._destinations is not None:
+            self._destinations.stop()
+        self._destinations = destinations
+        destinations.start(on_change=self._refresh)
         self.config = config
 
     def _put_in_service(
@@ -245,30 +248,15 @@ class Forwarder:
         listener.release()
         return self._lanes.serve(choice, sock, service)
 
+    def _retire(self, listener: Listening, *, replaced: bool = False) -> None:
+        address = bound_address(listener.sock)
+        ours = all(bound_address(sock) != address for sock in self._inherited)
+        self._lanes.retire(listener, ours=ours, replaced=replaced)
+
     def _refresh(self, destination: Destination) -> None:
         for listener in self._listeners.values():
             if listener.service.destination is destination:
                 listener.refresh()
-
-    async def _resolve(self, config: Config) -> dict[tuple[str, float], Destination]:
-        """A destination for each host that is connected to. Raises `ConfigError` with all that have no address."""
-        wanted: dict[tuple[str, float], tuple[Destination, Rule]] = {}
-        for rule in config.rules:
-            key = _destination_key(config, rule)
-            wanted.setdefault(key, (Destination(*key), rule))
-        answers = await asyncio.gather(
-            *(destination.resolve(rule.origin) for destination, rule in wanted.values()),
-            return_exceptions=True,
-        )
-        problems: list[Problem] = []
-        for answer in answers:
-            if isinstance(answer, ConfigError):
-                problems += answer.problems
-            elif isinstance(answer, BaseException):
-                raise answer
-        if problems:
-            raise ConfigError(*problems)
-        return {key: destination for key, (destination, _) in wanted.items()}
 
     # What there is to know
 
@@ -320,10 +308,6 @@ class Forwarder:
             _call(self._on_close, record)
 
 
-def _destination_key(config: Config, rule: Rule) -> tuple[str, float]:
-    return rule.connect.address, config.settings_of(rule).dns_refresh_s
-
-
 def _access_control(config: Config, rule: Rule) -> AccessControl:
     try:
         return AccessControl(config.access, rule.access)
@@ -341,21 +325,21 @@ def _call(hook: Callable[[SessionRecord], object], record: SessionRecord) -> Non
         log.exception("a hook failed for session %d", record.id)
 
 
-def _connection_limit(asked_for: int) -> int:
+def _connection_limit(asked_for: int, listeners: int) -> int:
     """How many sessions there may be: no more than there are descriptors for, whatever was asked for.
 
     Beyond that clients would be accepted and then reset, for want of a socket to their destination; so they wait.
     """
-    possible = _descriptor_limit()
+    possible = _descriptor_limit(listeners)
     if not asked_for or not possible or asked_for <= possible:
         return asked_for or possible
     log.warning("max-connections %d: the limit of descriptors (`ulimit -n`) allows %d", asked_for, possible)
     return possible
 
 
-def _descriptor_limit() -> int:
-    """How many sessions the soft limit of descriptors allows: two each, and some kept back."""
+def _descriptor_limit(listeners: int) -> int:
+    """How many sessions the soft limit of descriptors allows: two each, with the listeners and some kept back."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return 0
-    return max(1, (soft - DESCRIPTORS_KEPT_BACK) // 2)
+    return max(1, (soft - DESCRIPTORS_KEPT_BACK - listeners) // 2)

@@ -67,6 +67,7 @@ async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Po
                 v6only = address.family == socket.AF_INET6 and (
                     not address.is_wildcard or (address.port != 0 and address.port in v4_ports)
                 )
+                v6only = v6only and not address.host.startswith("::ffff:")  # which is IPv4, on an IPv6 socket
                 ports.append(Port(PortKey(address, v6only), route, optional=len(found) > 1))
     return [free.place(port, ports) if port.key.address.port == 0 else port for port in ports]
 

@@ -17,7 +17,7 @@ from oinetd.dialer import Dialer
 from oinetd.engine import Engine
 from oinetd.model import AccessRule, Route, Settings
 from oinetd.record import Ending, SessionRecord
-from oinetd.sockets import client_address, close_with_reset
+from oinetd.sockets import Address, client_address, close_with_reset
 
 __all__ = ["Service", "Session", "Watcher"]
 
@@ -42,6 +42,7 @@ class Service:
     access: AccessControl
     global_access: tuple[AccessRule, ...]
     destination: Destination
+    source: tuple[Address, ...]
     rule: RuleAccount
     account: Account
     dialer: Dialer
@@ -97,7 +98,7 @@ class Session:
                 service.destination,
                 service.route.connect.port,
                 service.settings,
-                service.route.rule.options.source,
+                service.source,
                 self._client,
             )
             record.connect_s = time.monotonic() - dialing_since

@@ -162,9 +162,9 @@ def slow_name(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     answered = asyncio.Event()
     resolve = Destination.resolve
 
-    async def slowly(self: Destination, origin: Origin) -> None:
+    async def slowly(self: Destination, origin: Origin, what: str) -> None:
         await answered.wait()
-        await resolve(self, origin)
+        await resolve(self, origin, what)
 
     monkeypatch.setattr(Destination, "resolve", slowly)
     return answered

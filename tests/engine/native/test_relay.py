@@ -202,6 +202,19 @@ def test_reset_after_a_fin(plane: Plane) -> None:
     assert ending(plane, token) is Ending.CLIENT_RESET
 
 
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_reset_right_behind_a_fin(plane: Plane, size: int) -> None:
+    for _ in range(20):
+        client, upstream, token = plane.wire()
+        client.sendall(noise(size))
+        plane.until(lambda size=size: plane.core.snapshot()[0][11] == size)
+        client.shutdown(socket.SHUT_WR)
+        reset(client)
+        assert ending(plane, token) is Ending.CLIENT_RESET
+        assert read_exactly(upstream, size) == noise(size)
+        upstream.close()
+
+
 def test_reset_while_bytes_are_pending(plane: Plane) -> None:
     descriptors = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native` imports this.
+"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native` and the bench's load client import this.
 
 Addresses are numeric text. Durations are milliseconds where the name says so, 0 being "off"; a refused system call is
 an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row` names.
@@ -104,3 +104,25 @@ class Core:
         """Counters of all reactors together; `live` is a list with the connections of each."""
     def stop(self) -> list[_Row]:
         """Abort everything, end the threads, and return the records that are left. A second call returns none."""
+
+def load_round_trips(
+    fds: Sequence[int], request_bytes: int, answer_bytes: int, duration_s: float, request: bytes = b""
+) -> tuple[int, int, list[tuple[int, int]]]:
+    """Round trips on connected, blocking sockets: operations, elapsed ns, `(bucket, count)` of the latencies.
+
+    `request` is what is sent, `request_bytes` long; zeros where it is empty. The sockets stay open.
+    """
+
+def load_connections(
+    address: bytes, count: int, size: int, duration_s: float
+) -> tuple[int, int, int, int, list[tuple[int, int]]]:
+    """Short connections, `count` at a time: operations, failures, first errno, elapsed ns, `(bucket, count)`.
+
+    `address` is a `struct sockaddr`; each connection carries `size` bytes each way.
+    """
+
+def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tuple[int, int, int]]]:
+    """`count` connections download `size` bytes each: elapsed ns; ns to connect, to a first byte, to the last."""
+
+def load_serve(listener: int, stop_fd: int, source: bool) -> int:
+    """Echo, or be a source, on a listening non-blocking socket until `stop_fd` is readable; the number served."""

@@ -15,9 +15,9 @@ from oinetd.account import Account, Live, RuleAccount
 from oinetd.destination import Destination
 from oinetd.dialer import Dialer
 from oinetd.engine import Engine
-from oinetd.model import Route, Settings
+from oinetd.model import AccessRule, Route, Settings
 from oinetd.record import Ending, SessionRecord
-from oinetd.sockets import client_address, close_with_reset
+from oinetd.sockets import Address, client_address, close_with_reset
 
 __all__ = ["Service", "Session", "Watcher"]
 
@@ -40,7 +40,9 @@ class Service:
     route: Route
     settings: Settings
     access: AccessControl
+    global_access: tuple[AccessRule, ...]
     destination: Destination
+    source: tuple[Address, ...]
     rule: RuleAccount
     account: Account
     dialer: Dialer
@@ -52,58 +54,62 @@ class Service:
 class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
-    __slots__ = ("_client", "_killed", "_live", "_peer", "_running", "_service", "_since", "_task")
+    __slots__ = ("_client", "_killed", "_live", "_peer", "_service", "_task")
 
     def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
         self._service = service
         self._client = client
         self._peer = peer[0]
-        self._since = time.monotonic()
         self._task: asyncio.Task[None] | None = None
-        self._running = False
         self._killed = False
         host, port = client_address(peer)
         record = SessionRecord(session_id, service.route, host, port, time.time())
         self._live = Live(record, service.rule, self.kill)
         service.account.enter(self._live)
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        """Begin; the task ends with the session."""
-        self._task = loop.create_task(self.run())
-        return self._task
+    def start(self, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
+        """Begin; `tasks` holds the session's task until the session has ended."""
+        self._task = task = loop.create_task(self.run())
+        tasks.add(task)
+        task.add_done_callback(self._ended)
+        task.add_done_callback(tasks.discard)
 
     def kill(self) -> None:
         """End the session; both peers see a reset, and the record says `aborted`."""
         self._killed = True
-        if self._running and self._task is not None:
-            # A task that is cancelled before its first step never gets to its `finally`: `run` sees the mark instead.
+        if self._task is not None:
             self._task.cancel()
 
     async def run(self) -> None:
         """Live. The session ends with its record complete, whatever happens."""
         service, record = self._service, self._live.record
         ending, code = Ending.ABORTED, 0
-        self._running = True
         try:
-            if self._killed:
-                return
             refusal = await self._admit()
             if refusal is not None:
                 ending = refusal
                 self._client.close()
                 return
+            if self._killed:  # and the hook overlooked that it was cancelled
+                return
             service.watcher.opened(record)
+            dialing_since = time.monotonic()  # what `admit` took is not the destination's
             dialed = await service.dialer.dial(
-                service.destination, service.settings, service.route.rule.options.source, self._client
+                service.destination,
+                service.route.connect.port,
+                service.settings,
+                service.source,
+                self._client,
             )
-            record.connect_s = time.monotonic() - self._since
+            record.connect_s = time.monotonic() - dialing_since
             if dialed.address is not None:
                 record.upstream, record.upstream_port = dialed.address.host, dialed.address.port
             if dialed.upstream is None:
                 assert dialed.failed is not None
                 ending, code = dialed.failed, dialed.errno
                 return
-            record.engine, record.relay = service.engine.name, "copy"
+            record.engine = service.engine.name
+            record.relay = service.settings.relay.value if record.engine == "native" else "copy"
             # The engine owns both sockets from here, whatever happens.
             result = await service.engine.relay(self._client, dialed.upstream, service.settings, self._live.meter)
             ending, code = result.ending, result.errno
@@ -121,7 +127,7 @@ class Session:
         verdict = service.access.decide(self._peer)
         if verdict is not Verdict.ALLOWED:
             return _REFUSED[verdict]
-        if not service.account.source_has_room(service.rule, self._live.record.client):
+        if not service.account.admit_source(self._live):
             return Ending.LIMITED
         if service.admit is not None:
             try:
@@ -133,10 +139,16 @@ class Session:
                 return Ending.NOT_ALLOWED
         return None
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # A task that is cancelled before its first step never comes to its `finally`.
+        if self._live.record.ending is None:
+            close_with_reset(self._client)
+            self._end(Ending.ABORTED, 0)
+
     def _end(self, ending: Ending, code: int) -> None:
         record, meter = self._live.record, self._live.meter
         record.ending, record.errno = ending, code
         record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
-        record.duration_s = time.monotonic() - self._since
+        record.duration_s = time.monotonic() - self._live.since
         self._service.account.leave(self._live)
         self._service.watcher.closed(record)

@@ -38,6 +38,7 @@ from listener cimport unix_time
 from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
 from ring cimport RECORD_CLOSED, Record, bell_arm, ring_peek, ring_pop
+from slot cimport Conn
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
 from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
 
@@ -457,6 +458,7 @@ cdef class Core:
             ):
                 totals[name] = totals.get(name, 0) + value
         totals["live"] = live
+        totals["connection_bytes"] = sizeof(Conn)
         totals["splice_errno"] = oi_get(&self.hub.splice_refused)
         return totals
 

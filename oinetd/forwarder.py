@@ -199,9 +199,8 @@ class Forwarder:
         kept = {key: listener.sock for key, listener in self._listeners.items()}
         sockets = open_ports(config, ports, kept, self._inherited)
 
-        self._account.set_limits(
-            config.max_connections or _descriptor_limit(len(sockets)), config.max_connections_per_source
-        )
+        most = _connection_limit(config.max_connections, len(sockets))
+        self._account.set_limits(most, config.max_connections_per_source)
         if self._journal is None:
             self._journal = Journal(config.log, log.warning)
         else:
@@ -324,6 +323,18 @@ def _call(hook: Callable[[SessionRecord], object], record: SessionRecord) -> Non
         hook(record)
     except Exception:
         log.exception("a hook failed for session %d", record.id)
+
+
+def _connection_limit(asked_for: int, listeners: int) -> int:
+    """How many sessions there may be: no more than there are descriptors for, whatever was asked for.
+
+    Beyond that clients would be accepted and then reset, for want of a socket to their destination; so they wait.
+    """
+    possible = _descriptor_limit(listeners)
+    if not asked_for or not possible or asked_for <= possible:
+        return asked_for or possible
+    log.warning("max-connections %d: the limit of descriptors (`ulimit -n`) allows %d", asked_for, possible)
+    return possible
 
 
 def _descriptor_limit(listeners: int) -> int:

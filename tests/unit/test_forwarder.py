@@ -163,7 +163,7 @@ async def test_the_log_has_every_line_when_it_stops(
         await forwarder.reload(replace(config, log=replace(config.log, file=str(tmp_path / "other"))))
         assert await echoes(bound(forwarder))
         await until(lambda: not forwarder.sessions())
-    lines = "".join((tmp_path / name).read_text() for name in ("log", "log.1", "other")).splitlines()
+    lines = "".join((tmp_path / name).read_text() for name in os.listdir(tmp_path)).splitlines()
     assert sum("opened" in line for line in lines) == 22
     assert sum("done-" in line for line in lines) == 22
 

@@ -9,7 +9,7 @@ which may be called from any. The stub `oinetd/_fastpath.pyi` says what everythi
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 import socket
 
@@ -26,7 +26,7 @@ from command cimport (
 )
 from gate cimport (
     Gate, gate_drop, gate_enter, gate_enter_or_wait, gate_hold, gate_leave, gate_new, source_count, source_enter,
-    source_leave,
+    source_leave, source_slot,
 )
 from inbox cimport LETTER_ABORT_ALL, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_STOP, Letter
 from linux cimport (
@@ -38,6 +38,7 @@ from listener cimport unix_time
 from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
 from ring cimport RECORD_CLOSED, Record, bell_arm, ring_peek, ring_pop
+from slot cimport Conn
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
 from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
 
@@ -258,14 +259,8 @@ cdef class Rules:
         return access_decide(&self.policy.access, &address)
 
 
-cdef tuple _row(const Record *record):
-    return (
-        record.kind, record.id, record.tag, record.token, record.started_s,
-        _text(&record.client) if record.client.family else "", record.client.port,
-        _text(&record.upstream) if record.upstream.family else "", record.upstream.port,
-        record.connect_us * 1e-6, record.duration_us * 1e-6, record.up, record.down,
-        record.ending, record.error, record.moved_by,
-    )
+cdef enum:
+    TEXTS = 256     # a power of two
 
 
 @cython.final
@@ -274,11 +269,14 @@ cdef class Core:
     cdef Permits permits
     cdef bint running
     cdef int turn
+    cdef Address text_keys[TEXTS]
+    cdef list texts
 
     def __cinit__(self, Permits permits not None, int threads, uint64_t spin_us=0):
         cdef Reactor *reactor
         cdef int error
         self.permits = permits
+        self.texts = [""] * TEXTS
         self.hub = hub_new(permits.gate)
         if self.hub == NULL:
             raise OSError(errno, "the data plane has no descriptor or no memory")
@@ -300,6 +298,27 @@ cdef class Core:
     def __dealloc__(self):
         if self.hub != NULL:
             hub_free(self.hub)
+
+    cdef str _known_text(self, const Address *address):
+        """`_text` with a memory: most records are of a few addresses, and to write one takes as long as all the rest."""
+        cdef uint32_t place
+        cdef Address key
+        if address.family == 0:
+            return ""
+        key = address[0]
+        key.port = 0
+        place = source_slot(key.ip, TEXTS)
+        if memcmp(&self.text_keys[place], &key, sizeof(Address)) != 0:
+            self.texts[place] = _text(address)
+            self.text_keys[place] = key
+        return self.texts[place]
+
+    cdef tuple _row(self, const Record *record):
+        return (
+            record.kind, record.id, record.tag, record.token, record.started_s, self._known_text(&record.client),
+            record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
+            record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
+        )
 
     cdef _retry(self):
         if self.running:
@@ -383,7 +402,7 @@ cdef class Core:
                     self.turn = (self.turn + 1) % self.hub.reactor_count
                     continue
                 idle = 0
-                rows.append(_row(record))
+                rows.append(self._row(record))
                 ring_pop(&reactor.ring)
             if rows or armed:
                 break
@@ -417,7 +436,7 @@ cdef class Core:
                 break
             free(snapshot.records)
             snapshot.capacity = snapshot.count * 2
-        rows = [_row(&snapshot.records[i]) for i in range(snapshot.count)]
+        rows = [self._row(&snapshot.records[i]) for i in range(snapshot.count)]
         free(snapshot.records)
         return rows
 
@@ -439,6 +458,7 @@ cdef class Core:
             ):
                 totals[name] = totals.get(name, 0) + value
         totals["live"] = live
+        totals["connection_bytes"] = sizeof(Conn)
         totals["splice_errno"] = oi_get(&self.hub.splice_refused)
         return totals
 

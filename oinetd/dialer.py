@@ -39,9 +39,12 @@ class Dialer:
         self._poller = poller
 
     async def dial(
-        self, destination: Destination, port: int, settings: Settings, source: str | None, client: socket.socket
+        self, destination: Destination, port: int, settings: Settings, source: str | None, client: socket.socket | None
     ) -> Dialed:
-        """Try each address of `destination` once. A client that gives up meanwhile ends it; its half-close does not."""
+        """Try each address of `destination` once. A client that gives up meanwhile ends it; its half-close does not.
+
+        A client without a connection is None.
+        """
         last = Dialed(None, None, Ending.RESOLVE_FAILED)
         for address in destination.at(port):
             last = await self._try(address, settings, source, client)
@@ -53,7 +56,9 @@ class Dialer:
         destination.failed()
         return last
 
-    async def _try(self, address: Address, settings: Settings, source: str | None, client: socket.socket) -> Dialed:
+    async def _try(
+        self, address: Address, settings: Settings, source: str | None, client: socket.socket | None
+    ) -> Dialed:
         try:
             sock = open_upstream(address.family, settings.keepalive)
         except OSError as error:
@@ -98,7 +103,7 @@ class _Attempt:
         poller: Poller,
         sock: socket.socket,
         address: Address,
-        client: socket.socket,
+        client: socket.socket | None,
     ) -> None:
         self._loop = loop
         self._poller = poller
@@ -119,7 +124,7 @@ class _Attempt:
             code = await self._done
         finally:
             self._timer.cancel()
-            if self._watching_client:
+            if self._watching_client and self._client is not None:
                 self._poller.forget(self._client.fileno())
             if code:
                 self._poller.closing(self._sock.fileno())
@@ -139,6 +144,8 @@ class _Attempt:
     def _lose_patience(self, left_s: float) -> None:
         if left_s >= 0:
             self._timer = self._loop.call_later(left_s, self._settle, errno.ETIMEDOUT)
+        if self._client is None:
+            return
         try:
             self._poller.watch(self._client.fileno(), self._on_client)
         except OSError as error:

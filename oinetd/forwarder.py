@@ -24,7 +24,7 @@ from oinetd.destination import Destination
 from oinetd.errors import ConfigError, Problem
 from oinetd.journal import Journal
 from oinetd.lanes import Choice, Lanes, Listening, new_gate
-from oinetd.model import Config, Route, Rule
+from oinetd.model import Config, Protocol, Route, Rule
 from oinetd.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
@@ -136,11 +136,11 @@ class Forwarder:
 
         Those that are left are aborted; the answer is how many that were.
         """
-        for listener in self._listeners.values():
-            self._lanes.retire(listener)
+        for key, listener in self._listeners.items():
+            self._lanes.retire(key, listener)
         self._listeners.clear()
         await self._until_empty(timeout_s)
-        cut = self._account.gate.live
+        cut = self._account.count
         self._lanes.abort_all()
         await self._until_empty(math.inf)
         return cut
@@ -174,7 +174,8 @@ class Forwarder:
         access = {id(rule): AccessControl(config.access, rule.access) for rule in config.rules}
         destinations = await self._resolve(config)
         ports = await plan_ports(config)
-        kept = {key: listener.sock for key, listener in self._listeners.items()}
+        standing = {**self._lanes.lingering, **self._listeners}
+        kept = {key: listener.sock for key, listener in standing.items()}
         sockets = open_ports(config, ports, kept, self._inherited)
 
         self._account.set_limits(config.max_connections or _descriptor_limit(), config.max_connections_per_source)
@@ -182,6 +183,7 @@ class Forwarder:
             self._journal = Journal(config.log, log.warning)
         else:
             self._journal.reconfigure(config.log)
+        self._lanes.datagrams.set_limits(config)
         before, self._listeners = self._listeners, {}
         for port, sock in sockets.items():
             rule, choice = port.route.rule, choices[id(port.route.rule)]
@@ -193,15 +195,17 @@ class Forwarder:
                 destination=destinations[_destination_key(config, rule)],
                 rule=self._account.of(rule),
                 account=self._account,
-                dialer=self._lanes.dialer,
+                dialer=choice.dialer,
                 engine=choice.engine,
                 watcher=self,
                 admit=self._admit,
             )
-            self._listeners[port.key] = self._put_in_service(before.pop(port.key, None), port, sock, service, choice)
+            listener = before.pop(port.key, None) or self._lanes.lingering.pop(port.key, None)
+            self._listeners[port.key] = self._put_in_service(listener, port, sock, service, choice)
         for key, listener in before.items():
             log.info("no longer listening on %s", key.address)
-            self._lanes.retire(listener)
+            self._lanes.retire(key, listener)
+        self._lanes.make_way(self._listeners)
         for destination in self._destinations:
             destination.stop()
         self._destinations = list(destinations.values())
@@ -218,8 +222,9 @@ class Forwarder:
             log.info("listening on %s, forwarding to %s (%s)", bound_address(sock), port.route.connect, choice)
         if listener is None:
             return self._lanes.serve(choice, sock, service)
-        tune(sock, service.settings.keepalive)
-        start_listening(sock, port.key.address, service.settings.listen_backlog)
+        if port.key.protocol is Protocol.TCP:
+            tune(sock, service.settings.keepalive)
+            start_listening(sock, port.key.address, service.settings.listen_backlog)
         if listener.native == choice.native:
             listener.exchange(service)
             return listener

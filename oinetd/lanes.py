@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,9 +24,14 @@ from oinetd.errors import EngineUnavailable
 from oinetd.gate import Gate, LocalGate
 from oinetd.listener import Listener
 from oinetd.model import Config, EngineChoice, Rule
+from oinetd.model import Protocol as Transport
 from oinetd.poller import Poller
+from oinetd.ports import PortKey
 from oinetd.record import SessionRecord
-from oinetd.session import Service, Watcher
+from oinetd.session import Dials, Service, Watcher
+from oinetd.udp.listener import DatagramListener
+from oinetd.udp.plane import DatagramPlane
+from oinetd.udp.stream import DatagramDialer, DatagramEngine
 
 __all__ = ["Choice", "Lanes", "Listening"]
 
@@ -38,6 +44,7 @@ class Choice:
 
     native: bool
     engine: Engine
+    dialer: Dials
     why: str
 
     def __str__(self) -> str:
@@ -127,6 +134,8 @@ class Lanes:
         self.poller = Poller(loop)
         self.dialer = Dialer(loop, self.poller)
         self.tasks: set[asyncio.Task[None]] = set()
+        self.datagrams = DatagramPlane(loop, self.poller, self.tasks)
+        self.lingering: dict[PortKey, DatagramListener] = {}
         self._portable = PortableEngine(loop, self.poller)
         self._plane: DataPlane | None = None
         self._lane: NativeLane | None = None
@@ -136,18 +145,34 @@ class Lanes:
     def choose(self, config: Config, rule: Rule) -> Choice:
         """How `rule` is to be served. Raises `EngineUnavailable` where it insists on what cannot be had."""
         wanted = config.settings_of(rule).engine
+        if Transport.UDP in (rule.bind.protocol, rule.connect.protocol):
+            return self._choose_datagrams(config, rule, wanted)
         if wanted is EngineChoice.PYTHON:
-            return Choice(False, self._portable, "asked for")
+            return Choice(False, self._portable, self.dialer, "asked for")
         try:
             engine = self._native(config)
         except EngineUnavailable as error:
             if wanted is EngineChoice.NATIVE:
                 where = f"{rule.origin}: " if rule.origin.line else ""
                 raise EngineUnavailable(f"{where}{error}; `engine auto` would fall back to the Python lane") from None
-            return Choice(False, self._portable, str(error))
+            return Choice(False, self._portable, self.dialer, str(error))
         if self._hooked:
-            return Choice(False, engine, "the admit hook is Python")
-        return Choice(True, engine, "asked for" if wanted is EngineChoice.NATIVE else "nothing needs Python")
+            return Choice(False, engine, self.dialer, "the admit hook is Python")
+        return Choice(
+            True, engine, self.dialer, "asked for" if wanted is EngineChoice.NATIVE else "nothing needs Python"
+        )
+
+    def _choose_datagrams(self, config: Config, rule: Rule, wanted: EngineChoice) -> Choice:
+        if wanted is EngineChoice.NATIVE:
+            where = f"{rule.origin}: " if rule.origin.line else ""
+            raise EngineUnavailable(
+                f"{where}the native engine does not serve UDP; [engine=auto] on this rule takes the Python lane"
+            )
+        why = "asked for" if wanted is EngineChoice.PYTHON else "it serves UDP"
+        if rule.bind.protocol is Transport.UDP:
+            return Choice(False, self._portable, self.dialer, why)
+        engine = DatagramEngine(self.datagrams, rule.options, config.settings_of(rule))
+        return Choice(False, engine, DatagramDialer(self.datagrams.table), why)
 
     def _native(self, config: Config) -> Engine:
         if self._engine is None:
@@ -178,16 +203,33 @@ class Lanes:
                 return listener
             except OSError as error:
                 log.warning("%s: the Python lane serves, the reactors cannot: %s", service.route, error.strerror)
+        if service.route.bind.protocol is Transport.UDP:
+            datagrams = DatagramListener(self.datagrams, sock, service)
+            datagrams.start()
+            return datagrams
         fallback = Listener(self._loop, sock, service, self.tasks)
         fallback.start()
         return fallback
 
-    def retire(self, listening: Listening) -> None:
-        """Serve those who are in the queue, then close the socket: a client that the kernel let in stays."""
+    def retire(self, key: PortKey, listening: Listening) -> None:
+        """Serve those who are in the queue, then close the socket: a client that the kernel let in stays.
+
+        A UDP socket closes with the last session that it is needed for.
+        """
+        if isinstance(listening, DatagramListener):
+            self.lingering[key] = listening
+            listening.linger(lambda: self.lingering.pop(key, None))
+            return
         listening.release()
         last = Listener(self._loop, listening.sock, listening.service, self.tasks)
         last.empty_queue()
         listening.sock.close()
+
+    def make_way(self, keys: Collection[PortKey]) -> None:
+        """End what lingers where somebody else listens now: its socket would take the other's new clients."""
+        for lingering, listener in tuple(self.lingering.items()):
+            if any(lingering.overlaps(key) for key in keys):
+                listener.end()
 
     def sessions(self) -> list[SessionRecord]:
         """The live sessions of the native lane."""
@@ -213,6 +255,8 @@ class Lanes:
         self.abort_all()
         while self.tasks:
             await asyncio.wait(tuple(self.tasks))
+        for listener in tuple(self.lingering.values()):
+            listener.end()
         await self._portable.close()
         if self._engine is not None and self._plane is not None:
             await self._engine.close()

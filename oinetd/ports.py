@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from oinetd.errors import BindError
-from oinetd.model import Config, Endpoint, Route
+from oinetd.model import Config, Endpoint, Protocol, Route
 from oinetd.sockets import (
     Address,
+    bind_datagrams,
     bind_listener,
     bound_address,
     is_numeric,
@@ -24,6 +25,7 @@ from oinetd.sockets import (
     share,
     start_listening,
     tune,
+    tune_datagrams,
 )
 
 __all__ = ["Port", "PortKey", "open_ports", "plan_ports"]
@@ -36,6 +38,15 @@ class PortKey:
     address: Address
     v6only: bool
     nth: int = 0
+    protocol: Protocol = Protocol.TCP
+
+    def overlaps(self, other: PortKey) -> bool:
+        """Whether the two cannot be bound side by side, for being equal or because one is a wildcard."""
+        if self.protocol is not other.protocol or self.address.port != other.address.port or not self.address.port:
+            return False
+        if self.address.is_wildcard or other.address.is_wildcard:
+            return self.address.family == other.address.family or not (self.v6only or other.v6only)
+        return self.address == other.address
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +61,22 @@ class Port:
 
 async def plan_ports(config: Config) -> list[Port]:
     """The sockets that `config` wants. Raises `BindError` for an address that cannot be resolved."""
-    v4_ports = {port for rule in config.rules if not _is_v6(rule.bind) for port in rule.bind.ports}
-    numbers: Counter[Address] = Counter()
+    v4_ports = {
+        (rule.bind.protocol, port) for rule in config.rules if not _is_v6(rule.bind) for port in rule.bind.ports
+    }
+    numbers: Counter[tuple[Protocol, Address]] = Counter()
     ports = []
     for rule in config.rules:
+        protocol = rule.bind.protocol
         for route in rule.routes():
             addresses = await _addresses(route)
             for address in addresses:
                 v6only = address.family == socket.AF_INET6 and (
-                    not address.is_wildcard or (address.port != 0 and address.port in v4_ports)
+                    not address.is_wildcard or (address.port != 0 and (protocol, address.port) in v4_ports)
                 )
-                key = PortKey(address, v6only, numbers[address] if address.port == 0 else 0)
-                numbers[address] += 1
+                nth = numbers[protocol, address] if address.port == 0 else 0
+                key = PortKey(address, v6only, nth, protocol)
+                numbers[protocol, address] += 1
                 ports.append(Port(key, route, optional=len(addresses) > 1))
     return ports
 
@@ -96,7 +111,7 @@ def open_ports(
     Raises `BindError` with all that failed, and has then closed what it opened.
     """
     ports = list(ports)
-    given = {bound_address(sock): sock for sock in inherited}
+    given = {(sock.type, bound_address(sock)): sock for sock in inherited}
     wanted = {port.key for port in ports}
     retiring = [sock for key, sock in kept.items() if key not in wanted]
     opened: dict[Port, socket.socket] = {}
@@ -107,12 +122,14 @@ def open_ports(
             opened[port] = kept[port.key]
             continue
         try:
-            handed_over = given.get(port.key.address)
+            handed_over = given.get((_KIND[port.key.protocol], port.key.address))
             opened[port] = _adopt(config, port, handed_over) if handed_over else _bind(config, port, retiring)
             new.append(port)
         except BindError as error:
             failures.append((port, error))
     for port in new:
+        if port.key.protocol is Protocol.UDP:
+            continue
         try:
             start_listening(opened[port], port.key.address, _backlog(config, port))
         except BindError as error:
@@ -135,6 +152,7 @@ def open_ports(
     return opened
 
 
+_KIND = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -146,24 +164,34 @@ def _adopt(config: Config, port: Port, handed_over: socket.socket) -> socket.soc
     """
     sock = handed_over.dup()
     sock.setblocking(False)
-    tune(sock, config.settings_of(port.route.rule).keepalive)
+    if port.key.protocol is Protocol.TCP:
+        tune(sock, config.settings_of(port.route.rule).keepalive)
+    else:
+        tune_datagrams(sock, port.key.address)
     return sock
 
 
 def _bind(config: Config, port: Port, retiring: list[socket.socket]) -> socket.socket:
-    address, keepalive = port.key.address, config.settings_of(port.route.rule).keepalive
     try:
-        return bind_listener(address, keepalive, v6only=port.key.v6only)
+        return _bind_once(config, port, shared=False)
     except BindError as error:
         if error.errno != errno.EADDRINUSE:
             raise
         # Perhaps the port is taken by ourselves: by listeners that this very change takes away.
-        ours = [sock for sock in retiring if bound_address(sock).port == address.port]
+        kind, number = _KIND[port.key.protocol], port.key.address.port
+        ours = [sock for sock in retiring if sock.type == kind and bound_address(sock).port == number]
         if not ours:
             raise
         for sock in ours:
             share(sock, True)
-        return bind_listener(address, keepalive, v6only=port.key.v6only, shared=True)
+        return _bind_once(config, port, shared=True)
+
+
+def _bind_once(config: Config, port: Port, *, shared: bool) -> socket.socket:
+    if port.key.protocol is Protocol.UDP:
+        return bind_datagrams(port.key.address, v6only=port.key.v6only, shared=shared)
+    keepalive = config.settings_of(port.route.rule).keepalive
+    return bind_listener(port.key.address, keepalive, v6only=port.key.v6only, shared=shared)
 
 
 def _backlog(config: Config, port: Port) -> int:

@@ -1,8 +1,8 @@
 """Every bind, listen, accept and setsockopt of the control plane, and nothing else.
 
 Options are set on the listening socket where the kernel lets accepted sockets inherit them (TCP_NODELAY, keep-alive,
-SO_OOBINLINE), so that accepting costs one system call. SO_SNDBUF and SO_RCVBUF are never set: that would end the
-kernel's own tuning.
+SO_OOBINLINE), so that accepting costs one system call. SO_SNDBUF and SO_RCVBUF of TCP are never set: that would end the
+kernel's own tuning. UDP has no such tuning.
 """
 
 from __future__ import annotations
@@ -18,19 +18,35 @@ from oinetd.errors import BindError
 from oinetd.model import KeepAlive
 
 __all__ = [
+    "IP_PKTINFO",
     "Address",
+    "SocketAddress",
+    "bind_datagrams",
     "bind_listener",
     "bound_address",
     "client_address",
     "close_with_reset",
     "is_numeric",
     "lookup",
+    "open_datagrams",
     "open_upstream",
     "share",
     "start_listening",
     "tune",
+    "tune_datagrams",
     "unsent_bytes",
 ]
+
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+
+IP_PKTINFO = 8
+"""Of linux/in.h; the standard library has only its IPv6 counterpart."""
+
+LISTENER_QUEUE_BYTES = 4 * 1024 * 1024
+"""What waits for a UDP listener, which serves all its clients: 5,000 small datagrams, a wake or two of a busy loop. The
+kernel allows at most net.core.rmem_max."""
+UPSTREAM_QUEUE_BYTES = 1024 * 1024
+"""The same for one session. Nothing is allocated for it as long as the queue is empty."""
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -40,7 +56,7 @@ class Address:
     """One resolved socket address; `sockaddr` is what connect and bind take."""
 
     family: int
-    sockaddr: tuple[str, int] | tuple[str, int, int, int]
+    sockaddr: SocketAddress
 
     @property
     def host(self) -> str:
@@ -112,6 +128,35 @@ def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, share
     return sock
 
 
+def bind_datagrams(address: Address, *, v6only: bool, shared: bool = False) -> socket.socket:
+    """A UDP socket bound to `address`; on a wildcard it tells which address was written to. Raises `BindError`.
+
+    `shared` is as in `bind_listener`. There is no SO_REUSEADDR: over UDP it would let anybody take the port away.
+    """
+    sock = None
+    try:
+        sock = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        if address.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+        tune_datagrams(sock, address)
+        share(sock, shared)
+        sock.bind(address.sockaddr)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise _bind_error(address, error) from error
+    return sock
+
+
+def tune_datagrams(sock: socket.socket, address: Address) -> None:
+    """Set what a UDP listener on `address` has: a long queue, and on a wildcard the address that was written to."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENER_QUEUE_BYTES)
+    if address.is_wildcard and address.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    elif address.is_wildcard:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+
+
 def share(sock: socket.socket, shared: bool) -> None:
     """Whether another socket of the same user may take the same port.
 
@@ -134,7 +179,7 @@ def start_listening(sock: socket.socket, address: Address, backlog: int) -> None
 
 def _bind_error(address: Address, error: OSError) -> BindError:
     remedy = {
-        errno.EADDRINUSE: "the port is taken (`ss -ltnp` tells by whom)",
+        errno.EADDRINUSE: "the port is taken (`ss -lntup` tells by whom)",
         errno.EACCES: "not permitted: ports below 1024 need root or CAP_NET_BIND_SERVICE",
         errno.EADDRNOTAVAIL: "this machine has no such address",
         errno.EAFNOSUPPORT: "this machine does not speak this family of addresses",
@@ -166,6 +211,17 @@ def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
     return sock
 
 
+def open_datagrams(family: int) -> socket.socket:
+    """A non-blocking UDP socket for the upstream leg. Raises `OSError`."""
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UPSTREAM_QUEUE_BYTES)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 def close_with_reset(sock: socket.socket) -> None:
     """Close so that the peer sees a reset; what the kernel has not sent yet is thrown away."""
     if sock.fileno() >= 0:
@@ -181,7 +237,7 @@ def unsent_bytes(sock: socket.socket) -> int:
     return int(struct.unpack("i", answer)[0])
 
 
-def client_address(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str, int]:
+def client_address(sockaddr: SocketAddress) -> tuple[str, int]:
     """The client as the log names it: an IPv4 client of an IPv6 listener is an IPv4 client."""
     host, port = sockaddr[0], sockaddr[1]
     return (host[7:], port) if host.startswith("::ffff:") and "." in host else (host, port)

@@ -168,7 +168,7 @@ def test_a_port_that_takes_permission(oinetd: Start) -> None:
 
 def test_the_command_line_overrides(oinetd: Start) -> None:
     daemon = oinetd("engine native\n127.0.0.1 0 UPSTREAM [engine=native]\n", "--engine", "python").ready()
-    daemon.wait_said(r"\(python engine: asked for\)")
+    daemon.wait_said(r"python engine: asked for\)")
     with Client(daemon.address) as client:
         assert client.echo(b"hello") == b"hello"
     assert daemon.stop() == 0

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from oinetd.account import Account
@@ -29,6 +29,7 @@ from oinetd.poller import Poller
 from oinetd.ports import PortKey
 from oinetd.record import SessionRecord
 from oinetd.session import Dials, Service, Watcher
+from oinetd.sockets import bound_address
 from oinetd.udp.listener import DatagramListener
 from oinetd.udp.plane import DatagramPlane
 from oinetd.udp.stream import DatagramDialer, DatagramEngine
@@ -225,10 +226,14 @@ class Lanes:
         last.empty_queue()
         listening.sock.close()
 
-    def make_way(self, keys: Collection[PortKey]) -> None:
+    def make_way(self, listening: Mapping[PortKey, Listening]) -> None:
         """End what lingers where somebody else listens now: its socket would take the other's new clients."""
-        for lingering, listener in tuple(self.lingering.items()):
-            if any(lingering.overlaps(key) for key in keys):
+        if not self.lingering:
+            return
+        bound = [replace(key, address=bound_address(listener.sock)) for key, listener in listening.items()]
+        for key, listener in tuple(self.lingering.items()):
+            held = replace(key, address=bound_address(listener.sock))
+            if any(held.overlaps(other) for other in bound):
                 listener.end()
 
     def sessions(self) -> list[SessionRecord]:

@@ -42,7 +42,7 @@ class PortKey:
 
     def overlaps(self, other: PortKey) -> bool:
         """Whether the two cannot be bound side by side, for being equal or because one is a wildcard."""
-        if self.protocol is not other.protocol or self.address.port != other.address.port or not self.address.port:
+        if self.protocol is not other.protocol or self.address.port != other.address.port:
             return False
         if self.address.is_wildcard or other.address.is_wildcard:
             return self.address.family == other.address.family or not (self.v6only or other.v6only)

@@ -141,6 +141,7 @@ def test_rinetds_three_kinds_of_rules(oinetd: Start, upstream: socket.socket, cl
         port, back = upstream.getsockname()[1], listener.getsockname()[1]
         text = f"{AT_ONCE}{rule(upstream)}127.0.0.1 0/udp 127.0.0.1 {back}/tcp\n127.0.0.1 0/tcp 127.0.0.1 {port}/udp\n"
         daemon = oinetd(text).ready()
+        until(lambda: len(daemon.addresses) == 3, "its three listeners")
         ask(client, upstream, daemon.address)
         client.sendto(b"to tcp", daemon.addresses[1])
         connection, _ = listener.accept()

@@ -52,17 +52,16 @@ async def test_each_read_is_a_datagram(engine: str) -> None:
         await peer.read_to_reset()
 
     with Party() as client:
-        async with server(tell) as (host, port):
-            async with serving(f"{engine}127.0.0.1 0/udp {host} {port}\n") as served:
-                client.send(b"?", served.address)
-                got = []
-                while len(b"".join(got)) < len(data):
-                    answer, address = await client.receive()
-                    assert address == served.address
-                    got.append(answer)
-                assert b"".join(got) == data
-                assert max(map(len, got)) <= PIECE_BYTES
-                assert served.forwarder.sessions()[0].datagrams_down == len(got)
+        async with server(tell) as (host, port), serving(f"{engine}127.0.0.1 0/udp {host} {port}\n") as served:
+            client.send(b"?", served.address)
+            got = []
+            while len(b"".join(got)) < len(data):
+                answer, address = await client.receive()
+                assert address == served.address
+                got.append(answer)
+            assert b"".join(got) == data
+            assert max(map(len, got)) <= PIECE_BYTES
+            assert served.forwarder.sessions()[0].datagrams_down == len(got)
 
 
 async def test_the_session_ends_with_the_connection(engine: str) -> None:
@@ -97,7 +96,8 @@ async def test_silence_is_a_fin(engine: str) -> None:
 
     with Party() as client:
         async with server(collect) as (host, port):
-            async with serving(f"{engine}127.0.0.1 0/udp {host} {port} [timeout=0.1]\n") as served:
+            rule = f"127.0.0.1 0/udp {host} {port} [timeout=0.1]\n"
+            async with serving(engine + rule) as served:
                 client.send(b"all of it", served.address)
                 await until(lambda: got)
                 assert got == [b"all of it"]
@@ -126,7 +126,8 @@ async def test_what_a_connection_does_not_take_is_bounded(engine: str) -> None:
 
     with Party() as client:
         async with server(stall) as (host, port):
-            async with serving(f"{engine}127.0.0.1 0/udp {host} {port} [timeout=1]\n") as served:
+            rule = f"127.0.0.1 0/udp {host} {port} [timeout=1]\n"
+            async with serving(engine + rule) as served:
                 data, sent = pattern(8192), 0
                 while not (sessions := served.forwarder.sessions()) or not sessions[0].datagrams_lost:
                     client.send(data, served.address)

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: freethreading_compatible=True
+# cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False
 """The native data plane of oinetd: what of it Python can see.
 
 Everything that runs without Python is in the `.pxd` files beside this one, as inline functions; `reactor.pxd` begins
@@ -13,6 +13,11 @@ from libc.string cimport memcpy, memset, strerror
 
 import socket
 
+cimport cython
+
+cimport load
+cimport load_connect
+cimport load_server
 from access cimport VERDICT_ALLOWED, Access, Pattern, access_decide
 from address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_read, address_text
 from atomic cimport oi_add, oi_get, oi_put, oi_show, oi_swap
@@ -37,7 +42,7 @@ from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
 from ring cimport RECORD_CLOSED, Record, bell_arm, ring_peek, ring_pop
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
-from thread cimport hub_free, hub_new, reactor_new, reactor_start
+from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
 
 
 def _number(path):
@@ -122,6 +127,7 @@ cdef str _text(const Address *address):
     return text.decode()
 
 
+@cython.final
 cdef class Permits:
     cdef Gate *gate
     cdef Core core
@@ -204,6 +210,7 @@ cdef int _compile(Access *access, list lists) except -1:
     return 0
 
 
+@cython.final
 cdef class Rules:
     cdef Policy *policy
 
@@ -264,6 +271,7 @@ cdef tuple _row(const Record *record):
     )
 
 
+@cython.final
 cdef class Core:
     cdef Hub *hub
     cdef Permits permits
@@ -458,8 +466,10 @@ cdef class Core:
         while True:
             more = self.drain(1024)
             if not more:
-                return rows
+                break
             rows += more
+        hub_shut(self.hub)
+        return rows
 
 
 cdef class DatagramBatch:
@@ -523,3 +533,92 @@ cdef class DatagramBatch:
             (<const char *> &place.place)[:min(place.place_size, <uint32_t> sizeof(place.place))],
             (<const char *> place.local)[:min(place.local_size, <uint32_t> sizeof(place.local))],
         )
+
+
+# The load client of the bench: see load.pxd, load_connect.pxd and load_server.pxd.
+
+
+cdef list histogram_pairs(const uint64_t *histogram):
+    return [(index, histogram[index]) for index in range(load.HISTOGRAM_BUCKETS) if histogram[index]]
+
+
+def load_round_trips(fds, size_t request_bytes, size_t answer_bytes, double duration_s, bytes request=b""):
+    cdef int count = len(fds)
+    cdef load.LoadTotals totals
+    cdef int *descriptors = <int *>calloc(count, sizeof(int))
+    cdef uint64_t *histogram = <uint64_t *>calloc(load.HISTOGRAM_BUCKETS, sizeof(uint64_t))
+    cdef uint64_t duration_ns = <uint64_t>(duration_s * 1e9)
+    cdef bytes payload = request or bytes(request_bytes)
+    cdef const char *data = payload
+    cdef int status
+    if descriptors == NULL or histogram == NULL:
+        free(descriptors)
+        free(histogram)
+        raise MemoryError
+    totals = load.LoadTotals(0, 0, 0, 0)
+    try:
+        for index in range(count):
+            descriptors[index] = fds[index]
+        with nogil:
+            status = load.load_round_trips(
+                descriptors, count, data, request_bytes, answer_bytes, duration_ns, histogram, &totals)
+        if status < 0:
+            raise OSError(-status, "a round trip failed")
+        return totals.operations, totals.elapsed_ns, histogram_pairs(histogram)
+    finally:
+        free(descriptors)
+        free(histogram)
+
+
+def load_connections(bytes address, int count, size_t size, double duration_s):
+    cdef load.LoadTotals totals
+    cdef uint64_t *histogram = <uint64_t *>calloc(load.HISTOGRAM_BUCKETS, sizeof(uint64_t))
+    cdef uint64_t duration_ns = <uint64_t>(duration_s * 1e9)
+    cdef const char *name = address
+    cdef load_connect.socklen_t length = len(address)
+    cdef bytes payload = bytes(size)
+    cdef const char *data = payload
+    cdef int status
+    if histogram == NULL:
+        raise MemoryError
+    totals = load.LoadTotals(0, 0, 0, 0)
+    try:
+        with nogil:
+            status = load_connect.load_connections(
+                <const load_connect.sockaddr *>name, length, count, data, size, duration_ns, histogram, &totals)
+        if status < 0:
+            raise OSError(-status, "the connections failed")
+        return totals.operations, totals.failures, totals.first_errno, totals.elapsed_ns, histogram_pairs(histogram)
+    finally:
+        free(histogram)
+
+
+def load_downloads(bytes address, int count, uint64_t size):
+    cdef load.LoadTotals totals
+    cdef load_connect.LoadTimes *times = <load_connect.LoadTimes *>calloc(count, sizeof(load_connect.LoadTimes))
+    cdef const char *name = address
+    cdef load_connect.socklen_t length = len(address)
+    cdef int status
+    if times == NULL:
+        raise MemoryError
+    totals = load.LoadTotals(0, 0, 0, 0)
+    try:
+        with nogil:
+            status = load_connect.load_downloads(<const load_connect.sockaddr *>name, length, count, size, times, &totals)
+        if status < 0:
+            raise OSError(-status, "a download failed")
+        return totals.elapsed_ns, [
+            (times[index].socket_ns, times[index].setup_ns, times[index].download_ns) for index in range(count)]
+    finally:
+        free(times)
+
+
+def load_serve(int listener, int stop_fd, bint source):
+    cdef uint64_t accepted = 0
+    cdef int status
+    with nogil:
+        status = load_server.load_serve(
+            listener, stop_fd, load_server.LOAD_SOURCE if source else load_server.LOAD_ECHO, &accepted)
+    if status < 0:
+        raise OSError(-status, "the server failed")
+    return accepted

@@ -1,11 +1,11 @@
-"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native` imports this.
+"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native` and the bench's load client import this.
 
 Addresses are numeric text. Durations are milliseconds where the name says so, 0 being "off"; a refused system call is
 an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row` names.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 _Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int]
 _Place = tuple[str, int] | tuple[str, int, int, int]
@@ -17,6 +17,7 @@ def kernel_features() -> dict[str, int]:
     `splice_errno` is 0, or the errno with which splice is refused (a seccomp filter); sizes are bytes, -1 is unknown.
     """
 
+@final
 class Permits:
     """A gate: it counts who is inside and lets nobody in above its bounds; 0 is no bound. Of any thread."""
 
@@ -39,6 +40,7 @@ class Permits:
     def live(self) -> int:
         """Who is inside."""
 
+@final
 class Rules:
     """What is in force for a listener or a pair; immutable. `tag` comes back in every row that goes by it.
 
@@ -71,6 +73,7 @@ class Rules:
     def decide(self, host: str) -> int:
         """The verdict on a client's numeric address: 0 allowed, 1 not allowed, 2 denied."""
 
+@final
 class Core:
     """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep."""
 
@@ -130,3 +133,25 @@ class DatagramBatch:
     @staticmethod
     def explain(sender: bytes) -> tuple[bytes, bytes]:
         """The sockaddr of a sender, and the pktinfo for an answer, empty on a socket that is bound to one address."""
+
+def load_round_trips(
+    fds: Sequence[int], request_bytes: int, answer_bytes: int, duration_s: float, request: bytes = b""
+) -> tuple[int, int, list[tuple[int, int]]]:
+    """Round trips on connected, blocking sockets: operations, elapsed ns, `(bucket, count)` of the latencies.
+
+    `request` is what is sent, `request_bytes` long; zeros where it is empty. The sockets stay open.
+    """
+
+def load_connections(
+    address: bytes, count: int, size: int, duration_s: float
+) -> tuple[int, int, int, int, list[tuple[int, int]]]:
+    """Short connections, `count` at a time: operations, failures, first errno, elapsed ns, `(bucket, count)`.
+
+    `address` is a `struct sockaddr`; each connection carries `size` bytes each way.
+    """
+
+def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tuple[int, int, int]]]:
+    """`count` connections download `size` bytes each: elapsed ns; ns to connect, to a first byte, to the last."""
+
+def load_serve(listener: int, stop_fd: int, source: bool) -> int:
+    """Echo, or be a source, on a listening non-blocking socket until `stop_fd` is readable; the number served."""

@@ -29,7 +29,7 @@ from oinetd.poller import Poller
 from oinetd.ports import PortKey
 from oinetd.record import SessionRecord
 from oinetd.session import Dials, Service, Watcher
-from oinetd.sockets import bound_address
+from oinetd.sockets import bound_address, stop_queueing
 from oinetd.udp.listener import DatagramListener
 from oinetd.udp.plane import DatagramPlane
 from oinetd.udp.stream import DatagramDialer, DatagramEngine
@@ -37,6 +37,10 @@ from oinetd.udp.stream import DatagramDialer, DatagramEngine
 __all__ = ["Choice", "Lanes", "Listening"]
 
 log = logging.getLogger("oinetd")
+
+HANDSHAKE_S = 0.5
+"""How long a listener that was replaced waits for the last part of handshakes that began with it: a round trip of
+nearly every client, and short enough for somebody who wants the address for another program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,7 @@ class Lanes:
         self._lane: NativeLane | None = None
         self._engine: NativeEngine | None = None
         self._reactor_listeners: dict[int, ReactorListener] = {}
+        self._retired: dict[Listener, asyncio.TimerHandle] = {}
 
     def choose(self, config: Config, rule: Rule) -> Choice:
         """How `rule` is to be served. Raises `EngineUnavailable` where it insists on what cannot be had."""
@@ -212,19 +217,10 @@ class Lanes:
         fallback.start()
         return fallback
 
-    def retire(self, key: PortKey, listening: Listening) -> None:
-        """Serve those who are in the queue, then close the socket: a client that the kernel let in stays.
-
-        A UDP socket closes with the last session that it is needed for.
-        """
-        if isinstance(listening, DatagramListener):
-            self.lingering[key] = listening
-            listening.linger(lambda: self.lingering.pop(key, None))
-            return
-        listening.release()
-        last = Listener(self._loop, listening.sock, listening.service, self.tasks)
-        last.empty_queue()
-        listening.sock.close()
+    def retire_datagrams(self, key: PortKey, listening: DatagramListener) -> None:
+        """Let no new client in; the socket closes with the last session that it is needed for."""
+        self.lingering[key] = listening
+        listening.linger(lambda: self.lingering.pop(key, None))
 
     def make_way(self, listening: Mapping[PortKey, Listening]) -> None:
         """End what lingers where somebody else listens now: its socket would take the other's new clients."""
@@ -235,6 +231,33 @@ class Lanes:
             held = replace(key, address=bound_address(listener.sock))
             if any(held.overlaps(other) for other in bound):
                 listener.end()
+
+    def retire(self, listening: Listening, *, ours: bool = True, replaced: bool = False) -> None:
+        """Serve those who are in the queue, then close the socket: a client that the kernel let in stays.
+
+        `ours` is False for a descriptor of a socket that somebody else holds too, and that stays as it is. Where it is
+        `replaced`, another listener takes its clients: handshakes that are under way may still end here.
+        """
+        listening.release()
+        deaf = ours and stop_queueing(listening.sock)
+        last = Listener(self._loop, listening.sock, listening.service, self.tasks)
+        if deaf and replaced:
+            last.start()
+            self._retired[last] = self._loop.call_later(HANDSHAKE_S, self._close_retired, last)
+        else:
+            last.empty_queue()
+            last.sock.close()
+
+    def close_retired(self) -> None:
+        """Have done with those that still wait for handshakes; their addresses are free then."""
+        for listener in tuple(self._retired):
+            self._close_retired(listener)
+
+    def _close_retired(self, listener: Listener) -> None:
+        self._retired.pop(listener).cancel()
+        listener.release()
+        listener.empty_queue()
+        listener.sock.close()
 
     def sessions(self) -> list[SessionRecord]:
         """The live sessions of the native lane."""
@@ -257,6 +280,7 @@ class Lanes:
 
     async def close(self) -> None:
         """End every session, account for each, and give everything back. The listeners are released before."""
+        self.close_retired()
         self.abort_all()
         while self.tasks:
             await asyncio.wait(tuple(self.tasks))

@@ -58,10 +58,8 @@ STATUS: Final = {
     Ending.DISPLACED: "done-local-closed",
 }
 
-_REFUSED: Final = frozenset({
-    Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED,
-    Ending.ACCEPT_FAILED, Ending.SOCKET_FAILED, Ending.BIND_FAILED,
-})  # fmt: skip
+_REFUSED: Final = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED})
+"""These were never let in, so no `opened` comes before them."""
 
 
 class LineFormat(Protocol):

@@ -1,7 +1,7 @@
 """Every bind, listen, accept and setsockopt of the control plane, and nothing else.
 
 Options are set on the listening socket where the kernel lets accepted sockets inherit them (TCP_NODELAY, keep-alive,
-SO_OOBINLINE), so that accepting costs one system call. SO_SNDBUF and SO_RCVBUF of TCP are never set: that would end the
+SO_OOBINLINE), so that accepting costs one system call. SO_SNDBUF and SO_RCVBUF are never set: that would end the
 kernel's own tuning. UDP has no such tuning.
 """
 
@@ -22,18 +22,24 @@ __all__ = [
     "Address",
     "SocketAddress",
     "bind_datagrams",
+    "bind_error",
     "bind_listener",
+    "bind_source",
     "bound_address",
     "client_address",
     "close_with_reset",
+    "is_connected_to_itself",
     "is_numeric",
+    "keepalive_of",
     "lookup",
     "open_datagrams",
     "open_upstream",
     "share",
     "start_listening",
+    "stop_queueing",
     "tune",
     "tune_datagrams",
+    "tune_listener",
     "unsent_bytes",
 ]
 
@@ -48,6 +54,9 @@ kernel allows at most net.core.rmem_max."""
 UPSTREAM_QUEUE_BYTES = 1024 * 1024
 """The same for one session. Nothing is allocated for it as long as the queue is empty."""
 
+_IP_BIND_ADDRESS_NO_PORT = 24
+_SO_BINDTOIFINDEX = 62
+_NO_INTERFACE = 0x7FFFFFFF
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -124,7 +133,7 @@ def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, share
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise _bind_error(address, error) from error
+        raise bind_error(address, error) from error
     return sock
 
 
@@ -144,7 +153,7 @@ def bind_datagrams(address: Address, *, v6only: bool, shared: bool = False) -> s
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise _bind_error(address, error) from error
+        raise bind_error(address, error) from error
     return sock
 
 
@@ -174,10 +183,25 @@ def start_listening(sock: socket.socket, address: Address, backlog: int) -> None
     try:
         sock.listen(backlog)
     except OSError as error:
-        raise _bind_error(address, error) from error
+        raise bind_error(address, error) from error
 
 
-def _bind_error(address: Address, error: OSError) -> BindError:
+def stop_queueing(sock: socket.socket) -> bool:
+    """Let no more connections come to a listening socket; its queue, and handshakes under way, stay. Whether it could.
+
+    They go to another one on the same port where there is one. Were the socket closed when its queue is found empty,
+    who comes between the two would be reset. The socket is bound to an interface that no machine has, for which it
+    need not exist (Linux 5.0, without privilege 5.7); an older kernel leaves the gap.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
+    except OSError:
+        return False
+    return True
+
+
+def bind_error(address: Address, error: OSError) -> BindError:
+    """What kept `address` from being listened on, and the remedy."""
     remedy = {
         errno.EADDRINUSE: "the port is taken (`ss -lntup` tells by whom)",
         errno.EACCES: "not permitted: ports below 1024 need root or CAP_NET_BIND_SERVICE",
@@ -200,6 +224,22 @@ def tune(sock: socket.socket, keepalive: KeepAlive) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, keepalive.count)
 
 
+def tune_listener(sock: socket.socket, address: Address, keepalive: KeepAlive) -> None:
+    """`tune` a listening socket, whose connections inherit it. Raises `BindError`."""
+    try:
+        tune(sock, keepalive)
+    except OSError as error:
+        raise bind_error(address, error) from error
+
+
+def keepalive_of(sock: socket.socket) -> KeepAlive:
+    """The keep-alive that `sock` has."""
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+        return KeepAlive(idle_s=0)
+    numbers = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    return KeepAlive(*(sock.getsockopt(socket.IPPROTO_TCP, number) for number in numbers))
+
+
 def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
     """A non-blocking socket for the upstream leg. Raises `OSError`."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -220,6 +260,22 @@ def open_datagrams(family: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def bind_source(sock: socket.socket, source: Address) -> None:
+    """Let `sock` connect from the address `source`. Raises `OSError`."""
+    # The port is chosen when it connects, when both ends are known: a port for each destination, not one for all.
+    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind(source.sockaddr)
+
+
+def is_connected_to_itself(sock: socket.socket, address: Address) -> bool:
+    """Whether the connect to `address` came back to its own socket.
+
+    That happens where nobody listens on a port of this machine and the kernel chooses that port for the outgoing end:
+    once in 28,000 tries, so surely with clients that try again. The port would then be taken for whom it belongs to.
+    """
+    return bool(sock.getsockname()[1] == address.port and sock.getsockname() == sock.getpeername())
 
 
 def close_with_reset(sock: socket.socket) -> None:

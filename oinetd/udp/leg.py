@@ -34,8 +34,7 @@ class DatagramLeg(DatagramSession):
 
     async def connect(self) -> Dialed:
         service = self.service
-        port, source = service.route.connect.port, service.route.rule.options.source
-        return connect(service.destination, port, source, self.home.plane.table)
+        return connect(service.destination, service.route.connect.port, service.source, self.home.plane.table)
 
     def watch(self, sock: socket.socket) -> None:
         self.home.batch.prepare(sock)
@@ -119,7 +118,7 @@ class StreamLeg(DatagramSession):
             service.destination,
             service.route.connect.port,
             service.settings,
-            service.route.rule.options.source,
+            service.source,
             None,
         )
 

@@ -132,8 +132,7 @@ class DatagramListener:
     def _begin_at_once(self, session: DatagramLeg) -> None:
         """Connecting takes no time: no task is needed. A failure is told like a refusal, once for each source."""
         service = self.service
-        port, source = service.route.connect.port, service.route.rule.options.source
-        dialed = connect(service.destination, port, source, self.plane.table)
+        dialed = connect(service.destination, service.route.connect.port, service.source, self.plane.table)
         if dialed.failed is None:
             session.begin_at_once(dialed)
             return

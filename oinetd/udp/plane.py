@@ -12,7 +12,7 @@ from oinetd.dialer import Dialed
 from oinetd.model import Config, EngineChoice, Settings
 from oinetd.poller import Poller
 from oinetd.record import Ending
-from oinetd.sockets import open_datagrams
+from oinetd.sockets import Address, open_datagrams
 from oinetd.udp.batch import Batch, new_batch
 from oinetd.udp.table import SessionTable
 
@@ -47,7 +47,7 @@ class DatagramPlane:
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-def connect(destination: Destination, port: int, source: str | None, table: SessionTable) -> Dialed:
+def connect(destination: Destination, port: int, source: tuple[Address, ...], table: SessionTable) -> Dialed:
     """A UDP socket connected to the destination. Nothing is sent, so that any address with a route will do.
 
     An address that refuses datagrams counts as one that failed, and the next session begins with the one after it.
@@ -57,14 +57,19 @@ def connect(destination: Destination, port: int, source: str | None, table: Sess
     turn = destination.refusals % len(addresses) if addresses else 0
     last = Dialed(None, None, Ending.RESOLVE_FAILED)
     for address in (*addresses[turn:], *addresses[:turn]):
+        local = next((each for each in source if each.family == address.family), None)
+        if source and local is None:
+            if last.address is None:
+                last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
+            continue
         try:
             sock = _open(address.family, table)
         except OSError as error:
             return Dialed(None, address, Ending.SOCKET_FAILED, error.errno or 0)
         failed = Ending.BIND_FAILED
         try:
-            if source is not None:
-                sock.bind((source, 0))
+            if local is not None:
+                sock.bind(local.sockaddr)
             failed = Ending.CONNECT_FAILED
             sock.connect(address.sockaddr)
         except OSError as error:

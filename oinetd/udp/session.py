@@ -51,7 +51,6 @@ class DatagramSession:
     __slots__ = (
         "_held",
         "_held_bytes",
-        "_since",
         "_task",
         "ended",
         "home",
@@ -77,7 +76,6 @@ class DatagramSession:
         self.last = 0.0
         said = service.route.rule.options.udp_timeout_s
         self.timeout_s = UDP_TIMEOUT_S if said is None else said
-        self._since = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -155,7 +153,7 @@ class DatagramSession:
     def connected(self, dialed: Dialed) -> None:
         """The upstream leg is made, or it failed and the session ends."""
         record = self.live.record
-        record.connect_s = time.monotonic() - self._since
+        record.connect_s = time.monotonic() - self.live.since
         if dialed.address is not None:
             record.upstream, record.upstream_port = dialed.address.host, dialed.address.port
         if dialed.upstream is None:
@@ -238,7 +236,7 @@ class DatagramSession:
         record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
         record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down
         record.datagrams_lost = meter.datagrams_lost
-        record.duration_s = time.monotonic() - self._since
+        record.duration_s = time.monotonic() - self.live.since
         service.account.leave(self.live)
         self.home.gone(self)
         service.watcher.closed(record)

@@ -17,7 +17,7 @@ from oinetd.engine import Meter
 from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
 from oinetd.poller import ERROR, LEVEL_READ, WRITABLE
 from oinetd.record import Ending, RelayResult
-from oinetd.sockets import close_with_reset
+from oinetd.sockets import Address, close_with_reset
 from oinetd.udp.batch import Batch
 from oinetd.udp.leg import NOBODY, PIECE_BYTES, READS_MAX
 from oinetd.udp.plane import DatagramPlane, connect
@@ -41,7 +41,12 @@ class DatagramDialer:
         self._table = table
 
     async def dial(
-        self, destination: Destination, port: int, settings: Settings, source: str | None, client: socket.socket | None
+        self,
+        destination: Destination,
+        port: int,
+        settings: Settings,
+        source: tuple[Address, ...],
+        client: socket.socket | None,
     ) -> Dialed:
         """Connect, which takes no time and tells nothing of the destination but that there is a route."""
         return connect(destination, port, source, self._table)

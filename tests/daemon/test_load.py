@@ -158,6 +158,27 @@ def sleeps_of(pid: int) -> int:
     return found
 
 
+@pytest.mark.parametrize("engine", ["python", "auto"])
+def test_more_connections_asked_for_than_there_are_descriptors(oinetd: Start, engine: str) -> None:
+    limit = 128
+    daemon = oinetd(
+        f"engine {engine}\nmax-connections 1000\n127.0.0.1 0 UPSTREAM\n",
+        before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+    ).ready()
+    possible = int(daemon.wait_said(r"warning: max-connections 1000: .* allows (\d+)\n")[1])
+    assert 0 < possible < limit // 2
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(daemon.address)) for _ in range(possible + 20)]
+        for client in clients:
+            client.sock.sendall(b"hello")
+        # Each waits for its turn, and nobody is sent away.
+        for client in clients:
+            assert client.read(5) == b"hello"
+            client.close()
+    assert "cannot accept" not in daemon.said
+    assert daemon.stop() == 0
+
+
 def leave_descriptors(pid: int, count: int) -> None:
     """Lower the limit of a process so that it can open `count` more."""
     taken = {int(entry) for entry in os.listdir(f"/proc/{pid}/fd")}

@@ -1,0 +1,110 @@
+"""The figures of each experiment: how they are called, in which unit they are shown, which way is better.
+
+Tables on the terminal, in the report and in the README are all made from these, so that a column means one thing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.results import Result
+from bench.statistics import Summary
+
+__all__ = ["COLUMNS", "Column", "cell", "columns_of", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`key` names the value in a sample; `scale` multiplies it for showing. `main` ones also go into short tables."""
+
+    key: str
+    title: str
+    unit: str
+    digits: int = 2
+    scale: float = 1.0
+    better: str = "lower"
+    main: bool = False
+    help: str = ""
+
+
+_MIB = 1 / (1 << 20)
+_KIB = 1 / (1 << 10)
+
+_PERCENTILES = (
+    Column("p50_us", "p50", "µs", 1, main=True),
+    Column("p90_us", "p90", "µs", 1),
+    Column("p99_us", "p99", "µs", 1, main=True),
+    Column("p99.9_us", "p99.9", "µs", 1),
+)
+
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "throughput": (
+        Column("gbit_s", "throughput", "Gbit/s", better="higher", main=True),
+        Column("cpu_s_per_gb", "CPU", "s/GB", 3, main=True, help="the forwarder's own processor time for 10⁹ bytes"),
+        Column("total_cpu_s_per_gb", "with ends", "s/GB", 3, main=True, help="client and server included"),
+        Column("switches_per_s", "switches", "/s", 0, help="context switches of the forwarder"),
+        Column("migrations_per_s", "migrations", "/s", 0, help="moves of its threads between cores"),
+        Column("pss_peak_bytes", "memory", "MiB", 1, _MIB, help="peak of the processes' proportional set size"),
+        Column("kernel_peak_bytes", "kernel memory", "MiB", 1, _MIB, help="peak of what the kernel holds for it"),
+    ),
+    "latency": (
+        Column("per_second", "round trips", "/s", 0, better="higher", main=True),
+        Column("cpu_us", "CPU", "µs each", 1, main=True, help="the forwarder's own processor time"),
+        Column("total_cpu_us", "with ends", "µs each", 1, help="client and server included"),
+        *_PERCENTILES,
+    ),
+    "rate": (
+        Column("per_second", "connections", "/s", 0, better="higher", main=True),
+        Column("cpu_us", "CPU", "µs each", 1, main=True, help="the forwarder's own processor time"),
+        Column("total_cpu_us", "with ends", "µs each", 1, help="client and server included"),
+        *_PERCENTILES,
+        Column("failures", "failed", "", 0),
+        Column("connections", "idle held", "", 0, better="higher"),
+        Column("pss_bytes_each", "memory each", "KiB", 2, _KIB, main=True, help="of an idle connection: the process"),
+        Column("kernel_bytes_each", "kernel each", "KiB", 2, _KIB, main=True, help="of an idle connection: the kernel"),
+        Column("idle_cpu_percent", "CPU idle", "%", 2, help="of a core while all connections are silent"),
+    ),
+    "connections": (
+        Column("socket_us", "Socket creation", "µs", 1, main=True, help="socket() and connect(), mean of one"),
+        Column("setup_us", "Job setup", "µs", 1, main=True, help="from connected to the first byte, mean of one"),
+        Column("download_s", "Download", "s", 3, main=True, help="from the request to the last byte, mean of one"),
+        Column("download_mib_s", "at", "MiB/s", 1, better="higher", main=True, help="of one connection, mean"),
+        Column("run_s", "Run time", "s", 3, main=True, help="from the first socket() to the last close()"),
+        Column("pss_mean_bytes", "Memory, average", "MiB", 1, _MIB, main=True, help="processes, PSS"),
+        Column("pss_peak_bytes", "peak", "MiB", 1, _MIB, main=True, help="processes, PSS"),
+        Column("kernel_mean_bytes", "Kernel, average", "MiB", 1, _MIB, help="sockets, buffers, pipes"),
+        Column("kernel_peak_bytes", "Kernel, peak", "MiB", 1, _MIB, main=True, help="sockets, buffers, pipes"),
+        Column("cpu_s_per_gb", "CPU", "s/GB", 3, main=True, help="the forwarder's own processor time for 10⁹ bytes"),
+    ),
+    "micro": (
+        Column("ns_op", "time", "ns/op", 0, main=True, help="of one exchange, as the client sees it"),
+        Column("cpu_ns_op", "CPU", "ns/op", 0, main=True, help="the forwarder's own processor time"),
+        Column("bytes_op", "allocated", "B/op", 1, main=True),
+        Column("allocs_op", "allocations", "/op", 2, main=True),
+    ),
+}
+
+
+def columns_of(result: Result, case: str | None = None, *, main: bool = False) -> list[Column]:
+    """The columns of which there is at least one value, in `case` or in all."""
+    present: set[str] = set()
+    for sample in result.samples:
+        if case in (None, sample.case):
+            present |= {key for key, value in sample.values.items() if value is not None}
+    columns = COLUMNS.get(result.experiment, ())
+    return [column for column in columns if column.key in present and (column.main or not main)]
+
+
+def plain(value: float, column: Column) -> str:
+    """A value as it is shown, without its unit."""
+    return f"{value * column.scale:,.{column.digits}f}".replace(",", " ")
+
+
+def cell(summary: Summary | None, column: Column, *, interval: bool = True) -> str:
+    """A median, with its interval behind it; `n/a` where there is no value, which is not the same as 0."""
+    if summary is None:
+        return "n/a"
+    text = plain(summary.median, column)
+    if not interval or summary.count < 2:
+        return text
+    return f"{text} [{plain(summary.low, column)}–{plain(summary.high, column)}]"

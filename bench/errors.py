@@ -1,0 +1,17 @@
+"""What can keep a bench from running, told so that the reader knows what to do."""
+
+from __future__ import annotations
+
+__all__ = ["BenchError", "Interrupted", "ToolMissing"]
+
+
+class BenchError(Exception):
+    """The bench cannot go on; the message says why and what helps."""
+
+
+class ToolMissing(BenchError):
+    """A program or a library that an experiment needs is not installed; the message names the package."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the bench to end; not an `Exception`, so that no trial takes it for its own failure."""

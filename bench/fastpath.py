@@ -1,0 +1,21 @@
+"""The native part of the bench's load client, which lives in oinetd's extension."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from bench.errors import ToolMissing
+
+__all__ = ["native"]
+
+
+def native() -> ModuleType:
+    """The extension. Raises `ToolMissing` where it is not built: a load client in Python would measure itself."""
+    try:
+        from oinetd import _fastpath
+    except ImportError as error:
+        raise ToolMissing(
+            f"the load client is part of oinetd's extension, which is not built ({error}): "
+            "pip install -e . with a C compiler"
+        ) from None
+    return _fastpath

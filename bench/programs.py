@@ -1,0 +1,198 @@
+"""Programs that a run starts and always ends: where they run, what they may use, when they are ready."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BenchError
+from bench.identity import MARKER, RunName
+
+__all__ = ["Place", "Program", "descriptor_limit", "listening_ports", "python_command", "wait_until"]
+
+ROOT = Path(__file__).resolve().parent.parent
+"""Where `bench` and `oinetd` are imported from."""
+
+DESCRIPTORS_MAX = 65536
+"""The descriptor limit of every program where we may raise it, so that 10 000 connections fit a forwarder twice."""
+
+START_PATIENCE_S = 10.0
+STOP_PATIENCE_S = 5.0
+_POLL_S = 0.01
+_CAP_SYS_RESOURCE = 24
+
+# The wrapper joins the control groups, raises the descriptor limit as far as it may, and becomes the program: the pid
+# that Popen knows is the program's own.
+_WRAPPER = (
+    'for group in $OINETD_BENCH_GROUPS; do echo $$ > "$group/cgroup.procs"; done; '
+    f"ulimit -n {DESCRIPTORS_MAX} 2>/dev/null || ulimit -n $(ulimit -Hn); "
+    'unset OINETD_BENCH_GROUPS; exec "$@"'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a program runs: a network namespace, or the one of the bench itself (`namespace` empty)."""
+
+    namespace: str = ""
+
+    def enter(self, command: Sequence[str]) -> list[str]:
+        """`command`, run here."""
+        if not self.namespace:
+            return list(command)
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *command]
+
+
+def descriptor_limit() -> int:
+    """The descriptors that each program of the bench has: the hard limit, raised by those who may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    effective = int(_status("CapEff") or "0", 16)
+    return DESCRIPTORS_MAX if effective >> _CAP_SYS_RESOURCE & 1 else min(hard, DESCRIPTORS_MAX)
+
+
+def _status(name: str) -> str:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+    return ""
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of the bench with this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def wait_until(condition: Callable[[], bool], patience_s: float, what: str) -> None:
+    """Return when `condition` holds. Raises `BenchError` after `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise BenchError(f"{what}: nothing after {patience_s:g} s")
+        time.sleep(_POLL_S)
+
+
+def listening_ports(pid: int) -> set[int]:
+    """The TCP ports listened on in the network namespace of process `pid`."""
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A":
+                    ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+class Program:
+    """A child process with its output in a file; `stop` ends it and its whole process group."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        run: RunName,
+        log: Path,
+        *,
+        place: Place = Place(),
+        groups: Sequence[Path] = (),
+        env: Mapping[str, str] | None = None,
+        pipe: bool = False,
+    ) -> None:
+        """Start `command`. With `pipe`, its standard output is read with `read_line` and only errors go to `log`."""
+        self.command = list(command)
+        self.log = log
+        self._stopped = False
+        # A bench that is killed takes its programs with it; their own children are found by the marker.
+        dying = ["setpriv", "--pdeathsig", "KILL"]
+        wrapped = ["sh", "-c", _WRAPPER, "sh", *dying, *place.enter(command)]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            "PYTHONUNBUFFERED": "1",
+            **(env or {}),
+            MARKER: str(run),
+            "OINETD_BENCH_GROUPS": " ".join(map(str, groups)),
+        }
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                wrapped,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if pipe else output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
+                text=pipe,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def read_line(self) -> str:
+        """The next line of a piped program. Raises `BenchError` where it has ended instead."""
+        assert self.process.stdout is not None
+        line: str = self.process.stdout.readline()
+        if not line:
+            self.process.wait(STOP_PATIENCE_S)
+            raise BenchError(self.failure())
+        return line
+
+    def read_rest(self) -> str:
+        """What a piped program still writes, until it ends. Raises `BenchError` where it failed."""
+        assert self.process.stdout is not None
+        text: str = self.process.stdout.read()
+        if self.process.wait(STOP_PATIENCE_S) != 0:
+            raise BenchError(self.failure())
+        return text
+
+    def wait_listening(self, *ports: int) -> None:
+        """Return when the program's namespace listens on all `ports`. Raises `BenchError` where it ends or is late."""
+
+        def ready() -> bool:
+            if not self.running:
+                raise BenchError(self.failure())
+            return listening_ports(self.pid) >= set(ports)
+
+        wait_until(ready, START_PATIENCE_S, f"{self.name} was to listen on {', '.join(map(str, ports))}")
+
+    @property
+    def name(self) -> str:
+        return Path(self.command[0]).name
+
+    def failure(self) -> str:
+        """Why the program ended: its last words, or how it was called where it said none."""
+        words = self.log.read_text(errors="replace").strip().splitlines()[-3:]
+        said = " / ".join(words) if words else f"it said nothing ({shlex.join(self.command)})"
+        return f"{self.name} ended with status {self.process.returncode}: {said}"
+
+    def stop(self) -> None:
+        """End the process group: TERM, and KILL after some seconds. A second call does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            if not self.running:
+                break
+            self._signal(sign)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_PATIENCE_S)
+        self._signal(signal.SIGKILL)  # what the leader left behind in its group
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def _signal(self, sign: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, sign)

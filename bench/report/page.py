@@ -1,0 +1,131 @@
+"""The report: one HTML page with everything in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.columns import Column, cell, columns_of
+from bench.experiments.micro import lines_of_cost
+from bench.machine import summary_line
+from bench.report.plots import Plot, plots_of
+from bench.results import Result
+
+__all__ = ["ORDER", "TITLES", "render_page", "write_page"]
+
+ORDER = ("throughput", "latency", "rate", "connections", "micro")
+TITLES = {
+    "throughput": "Throughput",
+    "latency": "Round trips",
+    "rate": "Connections a second, and idle ones",
+    "connections": "The table of engines",
+    "micro": "What one exchange costs",
+}
+_INTRODUCTIONS = {
+    "throughput": "iperf3 between two namespaces, through each forwarder in a third one. CPU is the forwarder's own "
+    "processor time for 10⁹ bytes: the figure to compare. On few cores, client and server take the processor from the "
+    "forwarder, and the throughput shows what they leave.",
+    "latency": "Requests and answers of equal size, on one connection and on many, with every connection waiting for "
+    "its answer before it asks again. Percentiles are of all round trips.",
+    "rate": "Each connection is opened, carries one byte each way and is closed. Idle connections have carried one "
+    "byte and are then silent.",
+    "connections": "Each column is the client's and the same for all engines. Socket creation: socket() and connect(). "
+    "Job setup: from connected until a first byte has come through. Download: from the request to the last byte, all "
+    "connections at once. Run time: from the first socket() to the last close().",
+    "micro": "One exchange at a time on one connection: eight bytes up, a payload down. A line through the forwarder's "
+    "processor time says what an exchange costs and what each byte adds.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    title: str
+    columns: list[Column]
+    rows: list[tuple[str, str, str, list[str]]]
+    """Name, family, mark, cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    name: str
+    title: str
+    introduction: str
+    facts: str
+    tables: list[_Table]
+    plots: list[Plot]
+    notes: list[str]
+    result: Result
+
+
+def render_page(results: Mapping[str, Result]) -> str:
+    """The page of the newest result of each experiment."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("bench.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    sections = [_section(results[name]) for name in ORDER if name in results]
+    latest = max((section.result for section in sections), key=lambda result: result.started)
+    return environment.get_template("page.html.j2").render(
+        sections=sections, machine=latest.machine, topology=latest.topology, headline=summary_line(latest.machine)
+    )
+
+
+def write_page(results: Mapping[str, Result], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_page(results))
+
+
+def when(result: Result) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(result.started))
+
+
+def rounds_text(result: Result) -> str:
+    count = result.settings["rounds"]
+    words = ["one round" if count == 1 else f"medians of {count} rounds"]
+    if result.quick:
+        words.append("a quick run")
+    if result.settings.get("interrupted"):
+        words.append("interrupted")
+    return ", ".join(words)
+
+
+def _section(result: Result) -> _Section:
+    tables = [table for case in result.cases() if (table := _table(result, case)).rows]
+    notes = []
+    for subject in result.subjects:
+        if subject.integrity:
+            notes.append(f"! {subject.name} does not deliver what it is given: {subject.integrity}")
+        if subject.half_close:
+            notes.append(f"½ {subject.name} does not pass a half-close on: {subject.half_close}")
+        if subject.unavailable:
+            notes.append(f"{subject.name} was left out: {subject.unavailable}")
+    notes += dict.fromkeys(f"{each.subject}, {each.case}: {each.error}" for each in result.samples if each.error)
+    if result.experiment == "micro":
+        notes += [
+            f"{name}: {line.intercept:,.0f} ns of CPU an exchange, {line.slope:.4f} ns a byte"
+            for name, line in lines_of_cost(result).items()
+        ]
+    return _Section(
+        name=result.experiment,
+        title=TITLES[result.experiment],
+        introduction=_INTRODUCTIONS[result.experiment],
+        facts=f"{when(result)}; {rounds_text(result)}; commit {result.machine['commit']}",
+        tables=tables,
+        plots=plots_of(result),
+        notes=notes,
+        result=result,
+    )
+
+
+def _table(result: Result, case: str) -> _Table:
+    columns = columns_of(result, case)
+    rows = []
+    for subject in result.measured():
+        cells = [cell(result.figure(subject.name, case, column.key), column) for column in columns]
+        if set(cells) != {"n/a"}:
+            rows.append((subject.name, subject.family, subject.mark, cells))
+    return _Table(case, columns, rows)

@@ -1,0 +1,209 @@
+"""The README's performance section: made from stored results, so that no figure in it is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bench.columns import COLUMNS, Column, cell, plain
+from bench.errors import BenchError
+from bench.experiments.micro import lines_of_cost
+from bench.machine import summary_line
+from bench.report.page import ORDER, TITLES, rounds_text, when
+from bench.report.plots import Plot, plots_of
+from bench.results import Result, SubjectInfo
+
+__all__ = ["BEGIN", "END", "performance_section", "write_readme"]
+
+BEGIN = "<!-- bench:begin -->"
+END = "<!-- bench:end -->"
+PLOTS = ("throughput-p1", "buffers", "latency", "rate", "memory", "micro")
+"""Those that the README shows; the report shows all."""
+
+
+def write_readme(results: Mapping[str, Result], readme: Path, plots: Path, *, check: bool = False) -> bool:
+    """Rewrite what stands between the markers, and the plots it shows; whether anything changed.
+
+    With `check` nothing is written. Raises `BenchError` where the markers are missing.
+    """
+    text = readme.read_text()
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise BenchError(f"{readme} has no {BEGIN} and {END}")
+    shown = {plot.name: plot for result in results.values() for plot in plots_of(result) if plot.name in PLOTS}
+    section = performance_section(results, shown, plots.resolve(), readme.resolve().parent)
+    new = f"{head}{BEGIN}\n{section}{END}{tail}"
+    files = {plots / f"{name}.svg": plot.svg for name, plot in shown.items()}
+    changed = new != text or any(not path.exists() or path.read_text() != svg for path, svg in files.items())
+    if changed and not check:
+        plots.mkdir(parents=True, exist_ok=True)
+        for path, svg in files.items():
+            path.write_text(svg)
+        readme.write_text(new)
+    return changed
+
+
+def performance_section(results: Mapping[str, Result], plots: Mapping[str, Plot], directory: Path, root: Path) -> str:
+    """Markdown, ending in a newline."""
+    parts = [
+        "<!-- Made by `python -m bench report --readme README.md` from bench/results: change nothing here by hand. -->",
+        "",
+    ]
+    facts = next(iter(results.values())).machine
+    parts += [f"Measured on {summary_line(facts)}. `n/a` is what cannot be had there.", ""]
+    makers = {
+        "throughput": _throughput, "latency": _latency, "rate": _rate, "connections": _engines, "micro": _micro,
+    }  # fmt: skip
+    for name in ORDER:
+        if name not in results:
+            continue
+        result = results[name]
+        told = f"{when(result)}, {rounds_text(result)}, commit {result.machine['commit']}"
+        if summary_line(result.machine) != summary_line(facts):
+            told += f", on {summary_line(result.machine)}"
+        parts += [f"### {TITLES[name]}", "", f"{told}.", ""]
+        parts += makers[name](result)
+        for plot in plots.values():
+            if plot.name.startswith(name) or plot.name in _BELONGS.get(name, ()):
+                path = directory / f"{plot.name}.svg"
+                shown = path.relative_to(root) if path.is_relative_to(root) else path
+                parts += [f"![{plot.title}]({shown})", ""]
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+_BELONGS = {"throughput": ("buffers",), "rate": ("memory",)}
+
+
+def _column(result: Result, key: str) -> Column:
+    return next(column for column in COLUMNS[result.experiment] if column.key == key)
+
+
+def _rows(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(header)} |",
+        f"|---|{'---:|' * (len(header) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
+
+
+def _figures(result: Result, wanted: list[tuple[str, str, str]]) -> list[str]:
+    """A row for each subject of the default buffer; `wanted` holds case, key and the head of each column."""
+    header = ["subject", *(head for _, _, head in wanted)]
+    rows = []
+    for subject in _plain(result):
+        cells = [cell(result.figure(subject.name, case, key), _column(result, key)) for case, key, _ in wanted]
+        if set(cells) != {"n/a"}:
+            rows.append([_name(subject), *cells])
+    return [*_rows(header, rows), *_marks(result)]
+
+
+def _plain(result: Result) -> list[SubjectInfo]:
+    return [subject for subject in result.measured() if "@" not in subject.name]
+
+
+def _name(subject: SubjectInfo) -> str:
+    name = f"**{subject.name}**" if subject.family == "oinetd" else subject.name
+    return f"{name} {subject.mark}" if subject.mark else name
+
+
+def _marks(result: Result) -> list[str]:
+    words = {"!": "does not deliver what it is given", "½": "does not pass a half-close on"}
+    told = [f"{mark} {text}" for mark, text in words.items() if any(mark in each.mark for each in result.measured())]
+    return [f"{'; '.join(told)}.", ""] if told else []
+
+
+def _throughput(result: Result) -> list[str]:
+    words = {"P1": "1 stream", "P8": "8 streams", "P1 reverse": "1 stream back"}
+    wanted: list[tuple[str, str, str]] = [
+        (case, key, f"{words[case]}, {unit}")
+        for case in words
+        if case in result.cases()
+        for key, unit in (("gbit_s", "Gbit/s"), ("cpu_s_per_gb", "CPU s/GB"))
+    ]
+    return [*_figures(result, wanted), *_guide(result)]
+
+
+def _guide(result: Result) -> list[str]:
+    """Which relay mode, which buffer and how many threads, as far as this result tells."""
+    case = result.cases()[0]
+    costs = {
+        subject.name: figure.median
+        for subject in result.measured()
+        if subject.family == "oinetd" and (figure := result.figure(subject.name, case, "cpu_s_per_gb")) is not None
+    }
+    column = _column(result, "cpu_s_per_gb")
+    lines = []
+    if costs:
+        best = min(costs, key=costs.__getitem__)
+        lines.append(f"- For bulk, `{best}` costs least here: {plain(costs[best], column)} CPU s/GB.")
+    for base in ("native-copy", "python"):
+        sizes = {
+            subject.buffer_bytes: costs[subject.name]
+            for subject in result.measured()
+            if subject.base == base and subject.buffer_bytes and subject.name in costs and "×" not in subject.name
+        }
+        if len(sizes) > 1:
+            listed = ", ".join(f"{size >> 10}K {plain(sizes[size], column)}" for size in sorted(sizes) if size)
+            lines.append(f"- `{base}`, CPU s/GB by `buffersize`: {listed}.")
+    for base in ("native-auto", "native-splice", "native-copy"):
+        listed = ", ".join(
+            f"{name.rpartition('×')[2]} {plain(costs[name], column)}"
+            for name in costs
+            if "×" in name and "@" not in name and name.partition("×")[0] == base
+        )
+        if listed:
+            lines.append(f"- `{base}`, CPU s/GB by `threads`: {listed}.")
+    return [*lines, ""] if lines else []
+
+
+def _latency(result: Result) -> list[str]:
+    cases = [case for case in result.cases() if case.startswith("64B")]
+    wanted = [
+        (case, key, f"{case}, {head}")
+        for case in cases
+        for key, head in (("p50_us", "p50 µs"), ("p99_us", "p99 µs"), ("cpu_us", "CPU µs each"))
+    ]
+    return _figures(result, wanted)
+
+
+def _rate(result: Result) -> list[str]:
+    wanted = []
+    for case in result.cases():
+        if "idle" in case:
+            wanted += [
+                (case, "pss_bytes_each", f"{case}: process, KiB each"),
+                (case, "kernel_bytes_each", "kernel, KiB each"),
+            ]
+        else:
+            wanted += [(case, "per_second", f"{case}, /s"), (case, "cpu_us", "CPU µs each")]
+    return _figures(result, wanted)
+
+
+def _engines(result: Result) -> list[str]:
+    (case,) = result.cases()
+    rows = []
+    for subject in _plain(result):
+
+        def shown(key: str, unit: str, name: str = subject.name) -> str:
+            text = cell(result.figure(name, case, key), _column(result, key), interval=False)
+            return text if text == "n/a" or not unit else f"{text} {unit}"
+
+        rows.append([
+            _name(subject), shown("socket_us", "µs"), shown("setup_us", "µs"),
+            f"{shown('download_s', 's')} @ {shown('download_mib_s', 'MiB/s')}", shown("run_s", "s"),
+            shown("pss_mean_bytes", "MiB"), shown("pss_peak_bytes", "MiB"), shown("cpu_s_per_gb", ""),
+        ])  # fmt: skip
+    header = [
+        case, "Socket creation", "Job setup", "Download", "Run time", "Average memory", "Peak memory", "CPU s/GB",
+    ]  # fmt: skip
+    return [*_rows(header, rows), *_marks(result)]
+
+
+def _micro(result: Result) -> list[str]:
+    rows = [
+        [f"**{name}**", f"{line.intercept:,.0f}".replace(",", " "), f"{line.slope:.4f}"]
+        for name, line in lines_of_cost(result).items()
+    ]
+    return _rows(["", "CPU ns an exchange", "CPU ns a byte"], rows)

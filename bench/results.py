@@ -1,0 +1,147 @@
+"""Results as they are kept: raw samples with what they were measured on, one JSON file a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError
+from bench.statistics import Summary, summarise
+
+__all__ = ["RESULTS_DIR", "Result", "Sample", "SubjectInfo", "load_results", "newest"]
+
+RESULTS_DIR = Path(__file__).resolve().parent / "results"
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class SubjectInfo:
+    """A subject as it was in this run. `integrity` and `half_close` are empty where all was well, None where untested.
+
+    `unavailable` says why it was not measured, empty where it was.
+    """
+
+    name: str
+    family: str
+    base: str
+    buffer_bytes: int | None = None
+    version: str = ""
+    note: str = ""
+    integrity: str | None = None
+    half_close: str | None = None
+    unavailable: str = ""
+
+    @property
+    def mark(self) -> str:
+        """What stands beside the name in tables: `!` loses data, `½` does not pass a half-close on."""
+        return ("!" if self.integrity else "") + ("½" if self.half_close else "")
+
+
+@dataclass(slots=True)
+class Sample:
+    """One measurement. `case` is the variation (`P8`, `64 B × 1`); a value is None where it cannot be had."""
+
+    subject: str
+    case: str
+    round: int
+    values: dict[str, float | None]
+    warm_up: bool = False
+    error: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """One run of one experiment."""
+
+    experiment: str
+    settings: dict[str, Any]
+    machine: dict[str, str]
+    topology: dict[str, str]
+    subjects: list[SubjectInfo] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+    finished: float = 0.0
+    quick: bool = False
+    profiles: dict[str, Any] = field(default_factory=dict)
+    """From runs apart, by subject: counters, system calls."""
+
+    def cases(self) -> list[str]:
+        return list(dict.fromkeys(sample.case for sample in self.samples if not sample.warm_up))
+
+    def measured(self) -> list[SubjectInfo]:
+        """The subjects that have samples, in order."""
+        with_samples = {sample.subject for sample in self.samples if not sample.warm_up and not sample.error}
+        return [subject for subject in self.subjects if subject.name in with_samples]
+
+    def values(self, subject: str, case: str, name: str) -> list[float]:
+        """The samples of one figure, warm-up left out."""
+        return [
+            value
+            for sample in self.samples
+            if (sample.subject, sample.case) == (subject, case) and not sample.warm_up and not sample.error
+            for value in [sample.values.get(name)]
+            if value is not None
+        ]
+
+    def figure(self, subject: str, case: str, name: str) -> Summary | None:
+        return summarise(self.values(subject, case, name))
+
+    def save(self, directory: Path) -> Path:
+        """Write `EXPERIMENT-TIME[-quick].json` into `directory`, complete or not at all."""
+        directory.mkdir(parents=True, exist_ok=True)
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.started))
+        path = directory / f"{self.experiment}-{stamp}{'-quick' if self.quick else ''}.json"
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(self.text())
+        partial.replace(path)
+        return path
+
+    def text(self) -> str:
+        """JSON with a line for each sample, so that a result that is kept can be read and compared."""
+        told = {"format": FORMAT, **asdict(self)}
+        lines = []
+        for key, value in told.items():
+            if key in ("samples", "subjects"):
+                rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in value)
+                lines.append(f' "{key}": [\n  {rows}\n ]')
+            else:
+                lines.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Raises `BenchError` where the file is not a result."""
+        try:
+            told = json.loads(path.read_text())
+            if told.pop("format") != FORMAT:
+                raise BenchError(f"{path}: written by another version of the bench")
+            told["subjects"] = [SubjectInfo(**subject) for subject in told["subjects"]]
+            told["samples"] = [Sample(**sample) for sample in told["samples"]]
+            return cls(**told)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BenchError(f"{path} is not a result of the bench: {error!r}") from None
+
+
+def load_results(paths: Sequence[Path]) -> list[Result]:
+    """The results in files and directories, oldest first. Raises `BenchError` where there are none."""
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
+    results = sorted(map(Result.load, files), key=lambda result: result.started)
+    if not results:
+        raise BenchError(f"no results in {', '.join(map(str, paths))}")
+    return results
+
+
+def newest(results: Iterable[Result]) -> dict[str, Result]:
+    """The newest result of each experiment; a full run goes before a quick one however old."""
+    chosen: dict[str, Result] = {}
+    for result in sorted(results, key=lambda each: (not each.quick, each.started)):
+        chosen[result.experiment] = result
+    return chosen

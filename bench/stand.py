@@ -1,0 +1,183 @@
+"""The test stand: a topology, a directory, control groups, and subjects put between client and server one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bench.account import Account
+from bench.cgroup import Group
+from bench.errors import BenchError
+from bench.identity import RunName
+from bench.leftovers import find_leftovers, remove_leftovers
+from bench.programs import Program, python_command
+from bench.subjects import Route, Setup, Subject
+from bench.topology import LISTEN_PORTS, Topology, topology_named
+
+__all__ = ["Running", "Stand"]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A subject at work. `hosts` and ports are what clients connect to, one for each server port asked for."""
+
+    subject: Subject
+    account: Account
+    targets: tuple[tuple[str, int], ...]
+    pids: tuple[int, ...]
+
+    @property
+    def host(self) -> str:
+        return self.targets[0][0]
+
+    @property
+    def port(self) -> int:
+        return self.targets[0][1]
+
+
+class Stand:
+    """Everything one run makes; leaving the `with` block unmakes it, whatever happened within."""
+
+    def __init__(self, topology: str, threads: int = 0) -> None:
+        """`topology` is `auto`, `netns` or `loopback`; `threads` is for the subjects, 0 their own choice."""
+        self.run = RunName.new()
+        self.threads = threads
+        self.topology: Topology = topology_named(topology, self.run)
+        self._stack = contextlib.ExitStack()
+        self._ports = iter(LISTEN_PORTS)
+        self._logs = 0
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self.directory = Path(tempfile.mkdtemp(prefix=f"{self.run}-"))
+            # Daemons that give up root still read their configuration here.
+            self.directory.chmod(0o755)
+            stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+            stack.enter_context(self.topology)
+            self.loads = self._group(stack, "loads")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._stack.close()
+        finally:
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what bears this run's name and is in no stack: a signal can come between making and noting down."""
+        remove_leftovers(find_leftovers(self.run))
+
+    def _group(self, stack: contextlib.ExitStack, purpose: str) -> Group | None:
+        group = Group.make(self.run, purpose)
+        if group is not None:
+            stack.callback(group.close)
+        return group
+
+    def _log(self, name: str) -> Path:
+        self._logs += 1
+        return self.directory / f"{self._logs}-{name}.log"
+
+    @property
+    def load_account(self) -> Account:
+        """What client and server use together; without control groups there is none to be had."""
+        return Account(self.loads, list)
+
+    def free_port(self) -> int:
+        """A port to listen on that no program of this run has had, so that no old connection is in the way."""
+        for port in self._ports:
+            if self.topology.name != "loopback":
+                return port
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+        raise BenchError("the bench has used up its ports")
+
+    @contextlib.contextmanager
+    def server(self, command: Sequence[str], *ports: int) -> Iterator[Program]:
+        """A program in the server's place, ready when it listens on `ports`."""
+        program = Program(
+            command, self.run, self._log("server"), place=self.topology.server, groups=self._load_groups()
+        )
+        try:
+            program.wait_listening(*ports)
+            yield program
+        finally:
+            program.stop()
+
+    @contextlib.contextmanager
+    def client(self, command: Sequence[str]) -> Iterator[Program]:
+        """A program in the client's place; its output is read by the caller."""
+        program = Program(
+            command,
+            self.run,
+            self._log("client"),
+            place=self.topology.client,
+            groups=self._load_groups(),
+            pipe=True,
+        )
+        try:
+            yield program
+        finally:
+            program.stop()
+
+    @contextlib.contextmanager
+    def native_server(self, mode: str) -> Iterator[int]:
+        """The bench's own server, `echo` or `source`; gives its port."""
+        port = self.free_port()
+        host = self.topology.server_address
+        with self.server(python_command("bench.server", mode, host, str(port)), port):
+            yield port
+
+    def _load_groups(self) -> list[Path]:
+        return self.loads.directories if self.loads else []
+
+    @contextlib.contextmanager
+    def subject(
+        self,
+        subject: Subject,
+        *server_ports: int,
+        environment: dict[str, str] | None = None,
+        same_ports: bool = False,
+    ) -> Iterator[Running]:
+        """`subject` between the client and each server port; `same_ports`: it listens on the server's numbers.
+
+        Raises `BenchError` where it does not come up.
+        """
+        here, there = self.topology.forwarder_address, self.topology.server_address
+        routes = tuple(Route(here, port if same_ports else self.free_port(), there, port) for port in server_ports)
+        with contextlib.ExitStack() as stack:
+            directory = Path(tempfile.mkdtemp(prefix="subject-", dir=self.directory))
+            directory.chmod(0o755)
+            setup = Setup(self.topology, routes, directory, self.threads)
+            group = self._group(stack, f"subject{self._logs}")
+            subject.open(setup)
+            stack.callback(subject.close, setup)
+            programs: list[Program] = []
+            for command in subject.commands(setup):
+                program = Program(
+                    command,
+                    self.run,
+                    self._log(subject.name),
+                    place=self.topology.forwarder,
+                    groups=group.directories if group else [],
+                    env={**subject.environment(), **(environment or {})},
+                )
+                stack.callback(program.stop)
+                programs.append(program)
+            if len(programs) == len(routes):  # a program for each route, or one for the only one
+                for program, route in zip(programs, routes, strict=True):
+                    program.wait_listening(route.listen_port)
+            elif programs:
+                programs[0].wait_listening(*(route.listen_port for route in routes))
+            pids = tuple(program.pid for program in programs)
+            yield Running(subject, Account(group, lambda: pids), tuple(map(subject.target, routes)), pids)

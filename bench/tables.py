@@ -1,0 +1,126 @@
+"""Results as tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.columns import cell, columns_of
+from bench.machine import summary_line
+from bench.results import Result, SubjectInfo
+from bench.syscalls import WAITING
+
+__all__ = ["print_profiles", "print_result"]
+
+MARKS = "! does not deliver what it is given   ½ does not pass a half-close on"
+
+
+def print_result(result: Result, console: Console) -> None:
+    """A table for each case, and beneath them what has to be known to read them."""
+    for case in result.cases():
+        columns = columns_of(result, case)
+        if columns:
+            console.print(_table(result, case, columns_wide=console.width >= 130))
+    notes = [f"{summary_line(result.machine)}; {result.topology['name']}, {_congestion(result)}"]
+    count = result.settings["rounds"]
+    rounds = "one round" if count == 1 else f"{count} rounds"
+    notes.append(
+        f"Medians of {rounds}, in brackets the interval that holds the true median with 95 %, "
+        "or the range where there are fewer than six."
+    )
+    if any(subject.mark for subject in result.subjects):
+        notes.append(MARKS)
+    for subject in result.subjects:
+        if subject.integrity:
+            notes.append(f"{subject.name}: {subject.integrity}")
+        if subject.half_close:
+            notes.append(f"{subject.name}, half-close: {subject.half_close}")
+        if subject.unavailable:
+            notes.append(f"{subject.name} was left out: {subject.unavailable}")
+    errors = dict.fromkeys(
+        f"{sample.subject}, {sample.case}: {sample.error}" for sample in result.samples if sample.error
+    )
+    notes += errors
+    for note in notes:
+        console.print(Text(note, style="dim"))
+
+
+def _congestion(result: Result) -> str:
+    return f"congestion control {result.topology.get('congestion control', 'n/a')}"
+
+
+def _table(result: Result, case: str, columns_wide: bool) -> Table:
+    columns = columns_of(result, case, main=not columns_wide)
+    table = Table(title=f"{result.experiment}: {case}", title_justify="left", header_style="bold")
+    table.add_column("subject", no_wrap=True)
+    for column in columns:
+        table.add_column(f"{column.title}\n{column.unit}", justify="right", no_wrap=True)
+    for subject in result.measured():
+        cells = [cell(result.figure(subject.name, case, column.key), column) for column in columns]
+        if set(cells) != {"n/a"}:
+            table.add_row(_named(subject), *cells)
+    return table
+
+
+def _named(subject: SubjectInfo) -> Text:
+    return Text(f"{subject.name}{subject.mark}", style="red" if subject.integrity else "")
+
+
+def print_profiles(result: Result, console: Console) -> None:
+    """What the runs apart have shown."""
+    if counters := result.profiles.get("perf"):
+        console.print(_counters(counters))
+    for subject, told in result.profiles.get("strace", {}).items():
+        console.print(_syscalls(subject, told))
+    if told_by_netperf := result.profiles.get("netperf"):
+        console.print(_netperf(told_by_netperf))
+    for told in result.profiles.get("flamegraph", {}).values():
+        console.print(f"flame graph of {told['samples']} samples: {told['file']}", highlight=False)
+
+
+def _counters(counters: dict[str, Any]) -> Table:
+    table = Table(title="counters for each GB (a run apart)", title_justify="left", header_style="bold")
+    table.add_column("subject", no_wrap=True)
+    names = list(dict.fromkeys(name for told in counters.values() for name in told["counts"]))
+    for name in names:
+        table.add_column(name, justify="right")
+    for subject, told in counters.items():
+        cells = []
+        for name in names:
+            value = told["counts"][name]
+            if value is not None and name not in ("IPC", "branch-miss ratio"):
+                cells.append(f"{value / told['gigabytes']:,.0f}")
+            else:
+                cells.append("n/a" if value is None else f"{value:.3f}")
+        table.add_row(subject, *cells)
+    return table
+
+
+def _netperf(told: dict[str, dict[str, dict[str, float]]]) -> Table:
+    table = Table(title="netperf (a run apart)", title_justify="left", header_style="bold")
+    for title in ("subject", "test", "/s", "p50 µs", "p90 µs", "p99 µs"):
+        table.add_column(title, justify="left" if title in ("subject", "test") else "right")
+    for subject, tests in told.items():
+        for test, values in tests.items():
+            percentiles = (f"{values[key]:,.1f}" for key in ("p50_us", "p90_us", "p99_us"))
+            table.add_row(subject, test, f"{values['per_second']:,.0f}", *percentiles)
+    return table
+
+
+SYSCALL_ROWS = 12
+
+
+def _syscalls(subject: str, told: dict[str, Any]) -> Table:
+    """Time in waiting calls is sleep: their share is not shown."""
+    table = Table(title=f"system calls of {subject} (a run apart)", title_justify="left", header_style="bold")
+    for title in ("call", "calls", "for each GB", "errors", "share of working time"):
+        table.add_column(title, justify="left" if title == "call" else "right")
+    working = sum(row["seconds"] for row in told["calls"] if row["name"] not in WAITING) or 1.0
+    for row in told["calls"][:SYSCALL_ROWS]:
+        share = "waits" if row["name"] in WAITING else f"{100 * row['seconds'] / working:.1f} %"
+        each = f"{row['calls'] / told['gigabytes']:,.0f}"
+        table.add_row(row["name"], f"{row['calls']:,}", each, f"{row['errors']:,}", share)
+    return table

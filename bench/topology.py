@@ -1,0 +1,234 @@
+"""Where a bench runs: three network namespaces, or plain loopback.
+
+    client 10.0.1.2 ── veth ── 10.0.1.1 forwarder 10.0.0.1 ── veth ── 10.0.0.2 server
+
+Every run has namespaces of its own, so all may use the same addresses. Both ends of a veth pair are made inside
+namespaces and go with them: the host's own network never sees an interface of the bench.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from bench.errors import BenchError, ToolMissing
+from bench.identity import RunName
+from bench.programs import Place
+from bench.tools import need, need_libraries
+
+__all__ = ["NETNS_DIR", "Loopback", "Namespaces", "Topology", "remove_namespace", "topology_named"]
+
+NETNS_DIR = Path("/run/netns")
+_ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+_AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+_CURRENT = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+
+LISTEN_PORTS = range(5000, 20000)
+"""Where programs of the bench listen: below the ports that the kernel gives to outgoing connections."""
+
+SYSCTLS = {
+    # Wide, and reusable: a connection rate must not measure how fast ports run out.
+    "net.ipv4.ip_local_port_range": "20000 65535",
+    "net.ipv4.tcp_tw_reuse": "1",
+    "net.ipv4.tcp_max_tw_buckets": "20000",
+    "net.ipv4.tcp_max_syn_backlog": "16384",
+    "net.core.somaxconn": "16384",
+    # The floor of every table: `direct` is routed by the forwarder's namespace, DNAT is done in it.
+    "net.ipv4.ip_forward": "1",
+}
+
+
+class Topology(Protocol):
+    """Three places and their addresses. `forwarder_address` is where a forwarder listens."""
+
+    name: str
+    client: Place
+    forwarder: Place
+    server: Place
+    forwarder_address: str
+    server_address: str
+    facts: dict[str, str]
+    """What is recorded with every result."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """A veth pair: namespace and address of either end."""
+
+    namespace: str
+    address: str
+    peer_namespace: str
+    peer_address: str
+
+
+class Loopback:
+    """Everything on 127.0.0.1 of the host: needs no root, takes the host's settings as they are."""
+
+    name = "loopback"
+
+    def __init__(self, run: RunName) -> None:
+        self.run = run
+        self.client = self.forwarder = self.server = Place()
+        self.forwarder_address = self.server_address = "127.0.0.1"
+        self.facts = {"congestion control": _CURRENT.read_text().strip()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class Namespaces:
+    """Three namespaces joined by two veth pairs; needs root. Leaving the `with` block takes all of it down."""
+
+    name = "netns"
+
+    def __init__(self, run: RunName) -> None:
+        if os.geteuid() != 0:
+            raise BenchError("network namespaces need root: use sudo, or --topology loopback")
+        need_libraries("pyroute2")
+        for program in ("nsenter", "sysctl"):
+            need(program)
+        self.run = run
+        self.client = Place(f"{run}-client")
+        self.forwarder = Place(f"{run}-forwarder")
+        self.server = Place(f"{run}-server")
+        self.forwarder_address = "10.0.1.1"
+        self.server_address = "10.0.0.2"
+        self.facts: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._up()
+        except BaseException:
+            self._down()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._down()
+
+    @property
+    def places(self) -> tuple[Place, Place, Place]:
+        return self.client, self.forwarder, self.server
+
+    def _up(self) -> None:
+        from pyroute2 import netns
+
+        for place in self.places:
+            netns.create(place.namespace)
+        _join(
+            _Link(self.client.namespace, "10.0.1.2", self.forwarder.namespace, "10.0.1.1"), "to-forwarder", "to-client"
+        )
+        _join(
+            _Link(self.forwarder.namespace, "10.0.0.1", self.server.namespace, "10.0.0.2"), "to-server", "to-forwarder"
+        )
+        _route(self.client.namespace, "10.0.1.1")
+        _route(self.server.namespace, "10.0.0.1")
+        with _congestion_control() as algorithm:
+            settings = {**SYSCTLS, "net.ipv4.tcp_congestion_control": algorithm}
+            for place in self.places:
+                _set(place, settings)
+        self.facts = {"congestion control": algorithm, **SYSCTLS}
+
+    def _down(self) -> None:
+        for place in self.places:
+            remove_namespace(place.namespace)
+
+
+def topology_named(name: str, run: RunName) -> Topology:
+    """`netns`, `loopback`, or `auto`: namespaces where that is possible, else loopback."""
+    if name == "loopback":
+        return Loopback(run)
+    try:
+        return Namespaces(run)
+    except (BenchError, ToolMissing):
+        if name == "netns":
+            raise
+        return Loopback(run)
+
+
+def remove_namespace(name: str) -> None:
+    """Remove a namespace and, with it, its interfaces; one that is not there is no error."""
+    from pyroute2 import netns
+
+    if (NETNS_DIR / name).exists():
+        with contextlib.suppress(FileNotFoundError):
+            netns.remove(name)
+
+
+def _join(link: _Link, name: str, peer_name: str) -> None:
+    """Make a veth pair with an end in either namespace, addressed and up."""
+    from pyroute2 import IPRoute
+
+    with (NETNS_DIR / link.peer_namespace).open() as peer, IPRoute(netns=link.namespace) as here:
+        here.link("add", ifname=name, kind="veth", peer={"ifname": peer_name, "net_ns_fd": peer.fileno()})
+        _configure(here, name, link.address)
+    with IPRoute(netns=link.peer_namespace) as there:
+        _configure(there, peer_name, link.peer_address)
+
+
+def _configure(route: object, name: str, address: str) -> None:
+    from pyroute2 import IPRoute
+
+    assert isinstance(route, IPRoute)
+    (index,) = route.link_lookup(ifname=name)
+    route.addr("add", index=index, address=address, prefixlen=24)
+    route.link("set", index=index, state="up")
+    (loopback,) = route.link_lookup(ifname="lo")
+    route.link("set", index=loopback, state="up")
+
+
+def _route(namespace: str, gateway: str) -> None:
+    from pyroute2 import IPRoute
+
+    with IPRoute(netns=namespace) as route:
+        route.route("add", dst="default", gateway=gateway)
+
+
+def _set(place: Place, settings: dict[str, str]) -> None:
+    words = [f"{key}={value}" for key, value in settings.items()]
+    done = subprocess.run(place.enter(["sysctl", "-q", "-w", *words]), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"sysctl in {place.namespace}: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def _congestion_control() -> Iterator[str]:
+    """The algorithm that every namespace is given, and may be given within this block.
+
+    The kernel lends a new namespace only what `tcp_allowed_congestion_control` lists, for the whole machine. Where it
+    has cubic and does not list it, it is listed for the length of this block; the lock keeps runs from undoing each
+    other's list. bbr is never taken: it paces, and halves the figures of a link that has no bandwidth to find.
+    """
+    with contextlib.ExitStack() as stack:
+        lock = os.open(NETNS_DIR, os.O_RDONLY)
+        stack.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        allowed = _ALLOWED.read_text().split()
+        if "cubic" in allowed or "cubic" not in _AVAILABLE.read_text().split():
+            yield "cubic" if "cubic" in allowed else "reno"
+            return
+        _ALLOWED.write_text(" ".join([*allowed, "cubic"]))
+        try:
+            yield "cubic"
+        finally:
+            _ALLOWED.write_text(" ".join(allowed))

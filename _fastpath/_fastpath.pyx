@@ -9,7 +9,7 @@ which may be called from any. The stub `oinetd/_fastpath.pyi` says what everythi
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memset, strerror
 
 import socket
 
@@ -23,6 +23,9 @@ from address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, 
 from atomic cimport oi_add, oi_get, oi_put, oi_show, oi_swap
 from command cimport (
     all_exited, emptiest, listener_add, listener_remove, listener_replace, post, post_all, snapshot_take, tell_of_room,
+)
+from datagram cimport (
+    Batch, ReturnAddress, Sent, batch_free, batch_new, batch_receive, batch_send, take_trains,
 )
 from gate cimport (
     Gate, gate_drop, gate_enter, gate_enter_or_wait, gate_hold, gate_leave, gate_new, source_count, source_enter,
@@ -487,6 +490,69 @@ cdef class Core:
             rows += more
         hub_shut(self.hub)
         return rows
+
+
+cdef class DatagramBatch:
+    cdef Batch *batch
+
+    def __cinit__(self):
+        self.batch = batch_new()
+        if self.batch == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        batch_free(self.batch)
+
+    def take_trains(self, int fd):
+        return take_trains(fd)
+
+    def receive(self, int fd, int at_most, bint named):
+        cdef int got, i
+        with nogil:
+            got = batch_receive(self.batch, fd, at_most, named)
+        if got < 0:
+            raise OSError(-got, strerror(-got).decode())
+        return [
+            (
+                (<char *> &self.batch.groups[i].sender)[:sizeof(ReturnAddress)],
+                self.batch.groups[i].first,
+                self.batch.groups[i].count,
+            )
+            for i in range(self.batch.group_count)
+        ]
+
+    def take(self, int first, int count):
+        cdef int i
+        return [
+            self.batch.datagrams[i].data[:self.batch.datagrams[i].size]
+            for i in range(max(first, 0), min(first + count, self.batch.datagram_count))
+        ]
+
+    def send(self, int fd, int first, int count, bytes to=None, bint single=False):
+        cdef Sent sent
+        cdef ReturnAddress place
+        cdef bint named = to is not None
+        if first < 0 or count < 0 or first + count > self.batch.datagram_count:
+            raise IndexError("the batch has no such datagrams")
+        if named:
+            if len(to) != sizeof(ReturnAddress):
+                raise ValueError("no return address")
+            memcpy(&place, <const char *> to, sizeof(ReturnAddress))
+        memset(&sent, 0, sizeof(sent))
+        with nogil:
+            batch_send(self.batch, fd, first, count, &place if named else NULL, single, &sent)
+        return sent.count, sent.bytes, sent.error
+
+    @staticmethod
+    def explain(bytes sender):
+        cdef ReturnAddress place
+        if len(sender) != sizeof(ReturnAddress):
+            raise ValueError("no return address")
+        memcpy(&place, <const char *> sender, sizeof(ReturnAddress))
+        return (
+            (<const char *> &place.place)[:min(place.place_size, <uint32_t> sizeof(place.place))],
+            (<const char *> place.local)[:min(place.local_size, <uint32_t> sizeof(place.local))],
+        )
 
 
 # The load client of the bench: see load.pxd, load_connect.pxd and load_server.pxd.

@@ -109,6 +109,36 @@ class Core:
     def stop(self) -> list[_Row]:
         """Abort everything, end the threads, and return the records that are left. A second call returns none."""
 
+@disjoint_base
+class DatagramBatch:
+    """Datagrams of one `receive`, until the next one; see `_fastpath/datagram.pxd`. Of one thread.
+
+    The bytes that name a sender are the same for the same client and the same address of ours that it wrote to, and
+    for no other; they are what `send` takes.
+    """
+
+    def __new__(cls) -> DatagramBatch: ...
+    def take_trains(self, fd: int) -> bool:
+        """Let the kernel hand over several datagrams of one sender in one go; False where it cannot."""
+    def receive(self, fd: int, at_most: int, named: bool) -> list[tuple[bytes, int, int]]:
+        """Take what there is: for each sender its name, and the first and the number of its datagrams.
+
+        At most 64 messages of the kernel, each of which is a datagram or a train of them. Without `named`, for a
+        connected socket, all is of one sender.
+        """
+    def take(self, first: int, count: int) -> list[bytes]:
+        """Copies of datagrams."""
+    def send(
+        self, fd: int, first: int, count: int, to: bytes | None = None, single: bool = False
+    ) -> tuple[int, int, int]:
+        """Send datagrams on; how many and how many bytes the kernel took, and the last errno of the others, or 0.
+
+        `single` makes no trains.
+        """
+    @staticmethod
+    def explain(sender: bytes) -> tuple[bytes, bytes]:
+        """The sockaddr of a sender, and the pktinfo for an answer, empty on a socket that is bound to one address."""
+
 def load_round_trips(
     fds: Sequence[int], request_bytes: int, answer_bytes: int, duration_s: float, request: bytes = b""
 ) -> tuple[int, int, list[tuple[int, int]]]:

@@ -26,7 +26,8 @@ class RuleStats:
     """The counters of one rule since it was first served; `bytes_*` are those of ended and live sessions together.
 
     `accepted` counts every connection taken from the queue, `refused` those that access, limits or `admit` turned
-    away, `failed` those whose upstream leg could not be made. `endings` counts the ends by kind.
+    away, `failed` those whose upstream leg could not be made. `endings` counts the ends by kind. Datagrams are those of
+    the sides that are UDP; lost are those of refused clients, too.
     """
 
     live: int = 0
@@ -36,6 +37,9 @@ class RuleStats:
     bytes_up: int = 0
     bytes_down: int = 0
     endings: Counter[Ending] = field(default_factory=Counter)
+    datagrams_up: int = 0
+    datagrams_down: int = 0
+    datagrams_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,9 @@ class Stats:
     bytes_up: int
     bytes_down: int
     rules: dict[Rule, RuleStats]
+    datagrams_up: int = 0
+    datagrams_down: int = 0
+    datagrams_lost: int = 0
 
 
 class RuleAccount:
@@ -70,7 +77,8 @@ class Live:
     """A session of the Python lane that has not ended: its record, its counters, and the way to end it.
 
     `gates` are those in which its source address is counted, `since` is when it began, in seconds of the monotonic
-    clock.
+    clock. A UDP session (`datagrams`) has a place among those of its rule, and none among the connections of the
+    process.
     """
 
     record: SessionRecord
@@ -79,6 +87,7 @@ class Live:
     meter: Meter = field(default_factory=Meter)
     gates: tuple[Gate, ...] = ()
     since: float = field(default_factory=time.monotonic)
+    datagrams: bool = False
 
     def snapshot(self) -> SessionRecord:
         """The record as it would read if the session ended now, but for the ending."""
@@ -86,6 +95,9 @@ class Live:
             self.record,
             bytes_up=self.meter.bytes_up,
             bytes_down=self.meter.bytes_down,
+            datagrams_up=self.meter.datagrams_up,
+            datagrams_down=self.meter.datagrams_down,
+            datagrams_lost=self.meter.datagrams_lost,
             duration_s=time.monotonic() - self.since,
         )
 
@@ -105,6 +117,11 @@ class Account:
     def anybody(self) -> bool:
         """Whether somebody is connected, or has ended and is not accounted for yet."""
         return bool(self.gate.live or self.live or self._native_live)
+
+    @property
+    def count(self) -> int:
+        """How many sessions live, of both kinds and lanes."""
+        return self.gate.live + sum(live.datagrams for live in self.live.values())
 
     def set_limits(self, max_connections: int, max_per_source: int) -> None:
         """Bound the sessions of the process; 0 is no bound."""
@@ -168,10 +185,24 @@ class Account:
         del self.live[live.record.id]
         live.rule.stats.live -= 1
         self._count(live.rule.stats, live.record)
+        if live.datagrams:
+            self.forget(live)
+            return
         for gate in live.gates:
             gate.leave_source(live.record.client)
         self.give_back(live.rule)
         self._make_room()
+
+    def forget(self, live: Live) -> None:
+        """Give back what a UDP session took on its way in."""
+        for gate in live.gates:
+            gate.leave_source(live.record.client)
+        live.rule.gate.leave()
+
+    def turned_away(self, live: Live) -> None:
+        """A UDP client got no session, with `ending` set in the record; it had no place."""
+        live.rule.stats.accepted += 1
+        self._count(live.rule.stats, live.record)
 
     def native_opened(self, record: SessionRecord) -> None:
         """The native lane has admitted a session; the gates are its own business."""
@@ -196,6 +227,9 @@ class Account:
         assert record.ending is not None
         stats.bytes_up += record.bytes_up
         stats.bytes_down += record.bytes_down
+        stats.datagrams_up += record.datagrams_up
+        stats.datagrams_down += record.datagrams_down
+        stats.datagrams_lost += record.datagrams_lost
         stats.endings[record.ending] += 1
         if record.ending in _REFUSALS:
             stats.refused += 1
@@ -223,6 +257,9 @@ class Account:
             stats = rules[record.route.rule.identity]
             stats.bytes_up += record.bytes_up
             stats.bytes_down += record.bytes_down
+            stats.datagrams_up += record.datagrams_up
+            stats.datagrams_down += record.datagrams_down
+            stats.datagrams_lost += record.datagrams_lost
         every = rules.values()
         return Stats(
             live=sum(stats.live for stats in every),
@@ -232,4 +269,7 @@ class Account:
             bytes_up=sum(stats.bytes_up for stats in every),
             bytes_down=sum(stats.bytes_down for stats in every),
             rules={account.rule: rules[bind] for bind, account in self._rules.items()},
+            datagrams_up=sum(stats.datagrams_up for stats in every),
+            datagrams_down=sum(stats.datagrams_down for stats in every),
+            datagrams_lost=sum(stats.datagrams_lost for stats in every),
         )

@@ -35,6 +35,7 @@ class Destination:
         self._addresses = addresses
         self._at: dict[int, tuple[Address, ...]] = {}
         self.on_change: Callable[[], object] | None = None
+        self.refusals = 0
         self._failures = 0
         self._timer: asyncio.TimerHandle | None = None
         self._lookup: asyncio.Task[None] | None = None
@@ -92,6 +93,11 @@ class Destination:
         if self._failures >= FAILURES_BEFORE_LOOKUP:
             self._failures = 0
             self.look_up_again()
+
+    def refused(self) -> None:
+        """To be called when datagrams were refused: the next UDP session begins with the next address."""
+        self.refusals += 1
+        self.failed()
 
     def look_up_again(self) -> None:
         """The addresses do not serve: ask for others, but not more often than `LOOKUP_PAUSE_S`."""

@@ -46,11 +46,11 @@ class Dialer:
         port: int,
         settings: Settings,
         source: tuple[Address, ...],
-        client: socket.socket,
+        client: socket.socket | None,
     ) -> Dialed:
         """Try each address of `destination` once, from `source` where that is not empty.
 
-        A client that gives up meanwhile ends it; its half-close does not.
+        A client that gives up meanwhile ends it; its half-close does not. One without a connection is None.
         """
         last = Dialed(None, None, Ending.RESOLVE_FAILED)
         for address in destination.at(port):
@@ -68,7 +68,9 @@ class Dialer:
         destination.failed()
         return last
 
-    async def _try(self, address: Address, settings: Settings, source: Address | None, client: socket.socket) -> Dialed:
+    async def _try(
+        self, address: Address, settings: Settings, source: Address | None, client: socket.socket | None
+    ) -> Dialed:
         try:
             sock = await self._open(address, settings)
         except OSError as error:
@@ -126,7 +128,7 @@ class _Attempt:
         poller: Poller,
         sock: socket.socket,
         address: Address,
-        client: socket.socket,
+        client: socket.socket | None,
     ) -> None:
         self._loop = loop
         self._poller = poller
@@ -147,7 +149,7 @@ class _Attempt:
             code = await self._done
         finally:
             self._timer.cancel()
-            if self._watching_client:
+            if self._watching_client and self._client is not None:
                 self._poller.forget(self._client.fileno())
             # Nobody's now: whoever relays may close it elsewhere, and the number be another's before we hear of it.
             self._poller.forget(self._sock.fileno())
@@ -167,6 +169,8 @@ class _Attempt:
     def _lose_patience(self, left_s: float) -> None:
         if left_s >= 0:
             self._timer = self._loop.call_later(left_s, self._settle, errno.ETIMEDOUT)
+        if self._client is None:
+            return
         try:
             self._poller.watch(self._client.fileno(), self._on_client)
         except OSError as error:

@@ -22,12 +22,13 @@ from oinetd.destination import Destination, Destinations
 from oinetd.errors import ConfigError, Problem
 from oinetd.journal import Journal
 from oinetd.lanes import Choice, Lanes, Listening, new_gate
-from oinetd.model import Config, Route, Rule
+from oinetd.model import Config, Protocol, Route, Rule
 from oinetd.pattern import PatternError
 from oinetd.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
 from oinetd.sockets import bound_address, start_listening
+from oinetd.udp.listener import DatagramListener
 
 __all__ = ["BoundAddress", "Forwarder"]
 
@@ -149,11 +150,11 @@ class Forwarder:
             raise RuntimeError("the forwarder has not been started")
         self._accepting = False
         self._lanes.close_retired()
-        for listener in self._listeners.values():
-            self._retire(listener)
+        for key, listener in self._listeners.items():
+            self._retire(key, listener)
         self._listeners.clear()
         await self._until_empty(timeout_s)
-        cut = self._account.gate.live
+        cut = self._account.count
         self._lanes.abort_all()
         await self._until_empty(math.inf)
         return cut
@@ -196,7 +197,8 @@ class Forwarder:
         ports = await plan_ports(config, {key: listener.service.route for key, listener in self._listeners.items()})
         self._check_accepting()
         self._lanes.close_retired()
-        kept = {key: listener.sock for key, listener in self._listeners.items()}
+        standing = {**self._lanes.lingering, **self._listeners}
+        kept = {key: listener.sock for key, listener in standing.items()}
         sockets = open_ports(config, ports, kept, self._inherited)
 
         most = _connection_limit(config.max_connections, len(sockets))
@@ -205,6 +207,7 @@ class Forwarder:
             self._journal = Journal(config.log, log.warning)
         else:
             self._journal.reconfigure(config.log)
+        self._lanes.datagrams.set_limits(config)
         before, self._listeners = self._listeners, {}
         for port, sock in sockets.items():
             rule, choice = port.route.rule, choices[id(port.route.rule)]
@@ -217,16 +220,18 @@ class Forwarder:
                 source=destinations.source(rule),
                 rule=self._account.of(rule),
                 account=self._account,
-                dialer=self._lanes.dialer,
+                dialer=choice.dialer,
                 engine=choice.engine,
                 watcher=self,
                 admit=self._admit,
             )
-            self._listeners[port.key] = self._put_in_service(before.pop(port.key, None), port, sock, service, choice)
+            listener = before.pop(port.key, None) or self._lanes.lingering.pop(port.key, None)
+            self._listeners[port.key] = self._put_in_service(listener, port, sock, service, choice)
         taken = {bound_address(sock).port for sock in sockets.values()} if before else set()
         for key, listener in before.items():
             log.info("no longer listening on %s", key.address)
-            self._retire(listener, replaced=bound_address(listener.sock).port in taken)
+            self._retire(key, listener, replaced=bound_address(listener.sock).port in taken)
+        self._lanes.make_way(self._listeners)
         if self._destinations is not None:
             self._destinations.stop()
         self._destinations = destinations
@@ -241,14 +246,18 @@ class Forwarder:
             log.info("listening on %s, forwarding to %s (%s)", bound_address(sock), port.route.connect, choice)
         if listener is None:
             return self._lanes.serve(choice, sock, service)
-        start_listening(sock, port.key.address, service.settings.listen_backlog)
+        if port.key.protocol is Protocol.TCP:
+            start_listening(sock, port.key.address, service.settings.listen_backlog)
         if listener.native == choice.native:
             listener.exchange(service)
             return listener
         listener.release()
         return self._lanes.serve(choice, sock, service)
 
-    def _retire(self, listener: Listening, *, replaced: bool = False) -> None:
+    def _retire(self, key: PortKey, listener: Listening, *, replaced: bool = False) -> None:
+        if isinstance(listener, DatagramListener):
+            self._lanes.retire_datagrams(key, listener)
+            return
         address = bound_address(listener.sock)
         ours = all(bound_address(sock) != address for sock in self._inherited)
         self._lanes.retire(listener, ours=ours, replaced=replaced)

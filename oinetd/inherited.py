@@ -17,10 +17,10 @@ logger = logging.getLogger("oinetd")
 
 
 def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[socket.socket, ...]:
-    """The listening TCP sockets that were passed to the process `pid`, which the caller now owns.
+    """The listening TCP sockets and bound UDP sockets that were passed to the process `pid`, which the caller now owns.
 
-    The variables are removed from `environ`. What is no listening TCP socket is closed, with a warning: a relay
-    could do nothing with it.
+    The variables are removed from `environ`. What is neither is closed, with a warning: a relay could do nothing with
+    it.
     """
     meant_for, count, names = (environ.pop(f"LISTEN_{part}", "") for part in ("PID", "FDS", "FDNAMES"))
     if meant_for != str(pid) or not count.isdecimal():
@@ -37,23 +37,28 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[sock
         if (listener := _listener(fd)) is not None:
             found.append(listener)
         else:
-            logger.warning("inherited descriptor %d (%s) is not a listening TCP socket: closed", fd, label)
+            logger.warning(
+                "inherited descriptor %d (%s) is neither a listening TCP socket nor a bound UDP one: closed", fd, label
+            )
     return tuple(found)
 
 
 def _listener(fd: int) -> socket.socket | None:
-    """The socket `fd`, if it is a listening TCP socket; otherwise `fd` is closed."""
+    """The socket `fd`, if it is a listening TCP socket or a bound UDP one; otherwise `fd` is closed."""
     try:
         listener = socket.socket(fileno=fd)
     except OSError:
         os.close(fd)
         return None
-    if (
-        listener.family in (socket.AF_INET, socket.AF_INET6)
-        and listener.type == socket.SOCK_STREAM
-        and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    ):
+    if listener.family in (socket.AF_INET, socket.AF_INET6) and _serves(listener):
         listener.setblocking(False)
         return listener
     listener.close()
     return None
+
+
+def _serves(sock: socket.socket) -> bool:
+    """Whether clients can reach the socket."""
+    if sock.type == socket.SOCK_DGRAM:
+        return bool(sock.getsockname()[1])
+    return sock.type == socket.SOCK_STREAM and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

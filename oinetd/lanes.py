@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from oinetd.account import Account
@@ -23,10 +24,15 @@ from oinetd.errors import EngineUnavailable
 from oinetd.gate import Gate, LocalGate
 from oinetd.listener import Listener
 from oinetd.model import Config, EngineChoice, Rule
+from oinetd.model import Protocol as Transport
 from oinetd.poller import Poller
+from oinetd.ports import PortKey
 from oinetd.record import SessionRecord
-from oinetd.session import Service, Watcher
-from oinetd.sockets import stop_queueing
+from oinetd.session import Dials, Service, Watcher
+from oinetd.sockets import bound_address, stop_queueing
+from oinetd.udp.listener import DatagramListener
+from oinetd.udp.plane import DatagramPlane
+from oinetd.udp.stream import DatagramDialer, DatagramEngine
 
 __all__ = ["Choice", "Lanes", "Listening"]
 
@@ -43,6 +49,7 @@ class Choice:
 
     native: bool
     engine: Engine
+    dialer: Dials
     why: str
 
     def __str__(self) -> str:
@@ -132,6 +139,8 @@ class Lanes:
         self.poller = Poller(loop)
         self.dialer = Dialer(loop, self.poller)
         self.tasks: set[asyncio.Task[None]] = set()
+        self.datagrams = DatagramPlane(loop, self.poller, self.tasks)
+        self.lingering: dict[PortKey, DatagramListener] = {}
         self._portable = PortableEngine(loop, self.poller)
         self._plane: DataPlane | None = None
         self._lane: NativeLane | None = None
@@ -142,18 +151,34 @@ class Lanes:
     def choose(self, config: Config, rule: Rule) -> Choice:
         """How `rule` is to be served. Raises `EngineUnavailable` where it insists on what cannot be had."""
         wanted = config.settings_of(rule).engine
+        if Transport.UDP in (rule.bind.protocol, rule.connect.protocol):
+            return self._choose_datagrams(config, rule, wanted)
         if wanted is EngineChoice.PYTHON:
-            return Choice(False, self._portable, "asked for")
+            return Choice(False, self._portable, self.dialer, "asked for")
         try:
             engine = self._native(config)
         except EngineUnavailable as error:
             if wanted is EngineChoice.NATIVE:
                 where = f"{rule.origin}: " if rule.origin.line else ""
                 raise EngineUnavailable(f"{where}{error}; `engine auto` would fall back to the Python lane") from None
-            return Choice(False, self._portable, str(error))
+            return Choice(False, self._portable, self.dialer, str(error))
         if self._hooked:
-            return Choice(False, engine, "the admit hook is Python")
-        return Choice(True, engine, "asked for" if wanted is EngineChoice.NATIVE else "nothing needs Python")
+            return Choice(False, engine, self.dialer, "the admit hook is Python")
+        return Choice(
+            True, engine, self.dialer, "asked for" if wanted is EngineChoice.NATIVE else "nothing needs Python"
+        )
+
+    def _choose_datagrams(self, config: Config, rule: Rule, wanted: EngineChoice) -> Choice:
+        if wanted is EngineChoice.NATIVE:
+            where = f"{rule.origin}: " if rule.origin.line else ""
+            raise EngineUnavailable(
+                f"{where}the native engine does not serve UDP; [engine=auto] on this rule takes the Python lane"
+            )
+        why = "asked for" if wanted is EngineChoice.PYTHON else "it serves UDP"
+        if rule.bind.protocol is Transport.UDP:
+            return Choice(False, self._portable, self.dialer, why)
+        engine = DatagramEngine(self.datagrams, rule.options, config.settings_of(rule))
+        return Choice(False, engine, DatagramDialer(self.datagrams.table), why)
 
     def _native(self, config: Config) -> Engine:
         if self._engine is None:
@@ -184,9 +209,28 @@ class Lanes:
                 return listener
             except OSError as error:
                 log.warning("%s: the Python lane serves, the reactors cannot: %s", service.route, error.strerror)
+        if service.route.bind.protocol is Transport.UDP:
+            datagrams = DatagramListener(self.datagrams, sock, service)
+            datagrams.start()
+            return datagrams
         fallback = Listener(self._loop, sock, service, self.tasks)
         fallback.start()
         return fallback
+
+    def retire_datagrams(self, key: PortKey, listening: DatagramListener) -> None:
+        """Let no new client in; the socket closes with the last session that it is needed for."""
+        self.lingering[key] = listening
+        listening.linger(lambda: self.lingering.pop(key, None))
+
+    def make_way(self, listening: Mapping[PortKey, Listening]) -> None:
+        """End what lingers where somebody else listens now: its socket would take the other's new clients."""
+        if not self.lingering:
+            return
+        bound = [replace(key, address=bound_address(listener.sock)) for key, listener in listening.items()]
+        for key, listener in tuple(self.lingering.items()):
+            held = replace(key, address=bound_address(listener.sock))
+            if any(held.overlaps(other) for other in bound):
+                listener.end()
 
     def retire(self, listening: Listening, *, ours: bool = True, replaced: bool = False) -> None:
         """Serve those who are in the queue, then close the socket: a client that the kernel let in stays.
@@ -240,6 +284,8 @@ class Lanes:
         self.abort_all()
         while self.tasks:
             await asyncio.wait(tuple(self.tasks))
+        for listener in tuple(self.lingering.values()):
+            listener.end()
         await self._portable.close()
         if self._engine is not None and self._plane is not None:
             await self._engine.close()

@@ -9,7 +9,7 @@ ended. There "local" is the destination's side and "remote" the client's:
     connect-failed, connect-timeout,
     resolve-failed                                 done-local-closed (after `opened`, as rinetd does)
     idle-timeout, half-close-timeout,
-    write-stall, aborted                           done-local-closed: oinetd ended it, which is not the client
+    write-stall, aborted, displaced                done-local-closed: oinetd ended it, which is not the client
     not-allowed, denied                            the same words
     limit-reached                                  limit-reached (rinetd has no limits)
     accept-failed, local-socket-failed,
@@ -26,6 +26,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Final, Protocol
 
 from oinetd.model import LogFormat, Route
+from oinetd.model import Protocol as Transport
 from oinetd.record import Ending, SessionRecord
 
 __all__ = ["STATUS", "LineFormat", "line_format"]
@@ -54,6 +55,7 @@ STATUS: Final = {
     Ending.CONNECT_FAILED: "done-local-closed",
     Ending.CONNECT_TIMEOUT: "done-local-closed",
     Ending.RESOLVE_FAILED: "done-local-closed",
+    Ending.DISPLACED: "done-local-closed",
 }
 
 _REFUSED: Final = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED})
@@ -165,7 +167,7 @@ class JsonLines(_Words):
     """One JSON object a line: `event` is `opened`, `closed` or `refused`; durations are seconds.
 
     `time` is local time with its zone, `started` the Unix time of the accept; `ending` is the value of the
-    `Ending`, `error` the name of `errno`, empty at 0.
+    `Ending`, `error` the name of `errno`, empty at 0. Datagrams are counted where a side of the rule is UDP.
     """
 
     __slots__ = ()
@@ -178,12 +180,18 @@ class JsonLines(_Words):
         assert ending is not None
         event = "refused" if ending in _REFUSED else "closed"
         code = record.errno
+        route, datagrams = record.route, ""
+        if Transport.UDP in (route.bind.protocol, route.connect.protocol):
+            datagrams = (
+                f',"datagrams_up":{record.datagrams_up},"datagrams_down":{record.datagrams_down}'
+                f',"datagrams_lost":{record.datagrams_lost}'
+            )
         return (
             f'{self._head(record, event, now)},"upstream":{quoted(record.upstream)}'
             f',"upstream_port":{record.upstream_port},"engine":"{record.engine}","relay":"{record.relay}"'
             f',"connect_s":{record.connect_s:.6f},"duration_s":{record.duration_s:.6f}'
             f',"bytes_up":{record.bytes_up},"bytes_down":{record.bytes_down},"ending":"{ending.value}"'
-            f',"errno":{code},"error":"{errno.errorcode.get(code, "") if code else ""}"}}\n'
+            f',"errno":{code},"error":"{errno.errorcode.get(code, "") if code else ""}"{datagrams}}}\n'
         ).encode()
 
     def _head(self, record: SessionRecord, event: str, now: float) -> str:

@@ -80,6 +80,9 @@ class Origin:
 
 NOWHERE = Origin()
 
+UDP_TIMEOUT_S = 72.0
+"""The life of a silent UDP session where `timeout=` is absent or 0: what rinetd takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -271,8 +274,9 @@ class Config:
 
     `access` holds the global allow and deny rules. `threads` is the number of reactors of the native engine, 0 for
     as many as the process has cores. `max_connections` 0 means what the descriptor limit allows;
-    `max_connections_per_source` 0 is no bound. `busy_poll_us` is for how many microseconds a reactor may poll before it
-    sleeps: -1 leaves that to the reactor (`auto`), 0 is never.
+    `max_connections_per_source` 0 is no bound, and `max_udp_sessions` 0 is none but that of the descriptors.
+    `busy_poll_us` is for how many microseconds a reactor may poll before it sleeps: -1 leaves that to the reactor
+    (`auto`), 0 is never.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -282,6 +286,7 @@ class Config:
     busy_poll_us: int = -1
     max_connections: int = 0
     max_connections_per_source: int = 0
+    max_udp_sessions: int = 10_000
     drain_timeout_s: float = 10.0
     log: LogSettings = LogSettings()
     pid_file: str = ""

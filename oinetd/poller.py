@@ -16,7 +16,7 @@ import select
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["ALARM", "ERROR", "READABLE", "WRITABLE", "Poller"]
+__all__ = ["ALARM", "ERROR", "LEVEL_READ", "READABLE", "WRITABLE", "Poller"]
 
 ERROR = select.EPOLLERR | select.EPOLLHUP
 ALARM = ERROR | select.EPOLLRDHUP | select.EPOLLPRI
@@ -25,6 +25,9 @@ READABLE = select.EPOLLIN | ALARM
 WRITABLE = select.EPOLLOUT | ERROR
 
 _EVERYTHING = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+LEVEL_READ = select.EPOLLIN
+"""Told again as long as something is there, and nothing of room to write: for UDP sockets, where every datagram that
+leaves would be an edge, and where one batch a wake leaves the others their turn."""
 BATCH = 256
 """Events taken in one wake; other callbacks of the loop get their turn in between."""
 TURNS = 32
@@ -42,15 +45,15 @@ class Poller:
         self._again: deque[Callable[[], object]] = deque()
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
-    def watch(self, fd: int, handler: Callable[[int], object]) -> None:
+    def watch(self, fd: int, handler: Callable[[int], object], events: int = _EVERYTHING) -> None:
         """Call `handler(events)` from now on; what is ready already comes as a first event.
 
         Raises `OSError` where the kernel has no room for another watch.
         """
         if fd in self._handlers:
-            self._epoll.modify(fd, _EVERYTHING)
+            self._epoll.modify(fd, events)
         else:
-            self._epoll.register(fd, _EVERYTHING)
+            self._epoll.register(fd, events)
         self._handlers[fd] = handler
 
     def forget(self, fd: int) -> None:

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from oinetd.errors import BindError
-from oinetd.model import Config, Endpoint, KeepAlive, Route, Rule
+from oinetd.model import Config, Endpoint, KeepAlive, Protocol, Route, Rule
 from oinetd.sockets import (
     Address,
+    bind_datagrams,
     bind_error,
     bind_listener,
     bound_address,
@@ -27,6 +28,7 @@ from oinetd.sockets import (
     share,
     start_listening,
     tune,
+    tune_datagrams,
     tune_listener,
 )
 
@@ -40,6 +42,15 @@ class PortKey:
     address: Address
     v6only: bool
     nth: int = 0
+    protocol: Protocol = Protocol.TCP
+
+    def overlaps(self, other: PortKey) -> bool:
+        """Whether the two cannot be bound side by side, for being equal or because one is a wildcard."""
+        if self.protocol is not other.protocol or self.address.port != other.address.port:
+            return False
+        if self.address.is_wildcard or other.address.is_wildcard:
+            return self.address.family == other.address.family or not (self.v6only or other.v6only)
+        return self.address == other.address
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +68,21 @@ async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Po
 
     Raises `BindError` for an address that cannot be resolved.
     """
-    v4_ports = {port for rule in config.rules if not _is_v6(rule.bind) for port in rule.bind.ports}
+    v4_ports = {
+        (rule.bind.protocol, port) for rule in config.rules if not _is_v6(rule.bind) for port in rule.bind.ports
+    }
     free = _FreePorts(before)
     ports = []
     for rule in config.rules:
         found = await _addresses(rule)
+        protocol = rule.bind.protocol
         for route in rule.routes():
             for address in (each.at(route.bind.port) for each in found):
                 v6only = address.family == socket.AF_INET6 and (
-                    not address.is_wildcard or (address.port != 0 and address.port in v4_ports)
+                    not address.is_wildcard or (address.port != 0 and (protocol, address.port) in v4_ports)
                 )
                 v6only = v6only and not address.host.startswith("::ffff:")  # which is IPv4, on an IPv6 socket
-                ports.append(Port(PortKey(address, v6only), route, optional=len(found) > 1))
+                ports.append(Port(PortKey(address, v6only, 0, protocol), route, optional=len(found) > 1))
     return [free.place(port, ports) if port.key.address.port == 0 else port for port in ports]
 
 
@@ -81,7 +95,7 @@ class _FreePorts:
 
     def __init__(self, before: Mapping[PortKey, Route]) -> None:
         self._had: dict[tuple[Address, Route], list[int]] = {}
-        self._left: dict[Address, list[int]] | None = None
+        self._left: dict[tuple[Protocol, Address], list[int]] | None = None
         self._before = {key: route for key, route in before.items() if key.address.port == 0}
         for key, route in self._before.items():
             self._had.setdefault((key.address, route), []).append(key.nth)
@@ -90,10 +104,10 @@ class _FreePorts:
         """`port` with its number."""
         address = port.key.address
         had = self._had.get((address, port.route))
-        nth = had.pop(0) if had else self._another(address, ports)
+        nth = had.pop(0) if had else self._another(port.key, ports)
         return replace(port, key=replace(port.key, nth=nth))
 
-    def _another(self, address: Address, ports: list[Port]) -> int:
+    def _another(self, wanted: PortKey, ports: list[Port]) -> int:
         if self._left is None:
             stay = Counter((port.key.address, port.route) for port in ports)
             self._left = {}
@@ -101,8 +115,8 @@ class _FreePorts:
                 if stay[key.address, route] > 0:
                     stay[key.address, route] -= 1
                 else:
-                    self._left.setdefault(key.address, []).append(key.nth)
-        left = self._left.get(address)
+                    self._left.setdefault((key.protocol, key.address), []).append(key.nth)
+        left = self._left.get((wanted.protocol, wanted.address))
         return left.pop(0) if left else next(_numbers)
 
 
@@ -141,7 +155,7 @@ def open_ports(
     closed, and what was kept is as it was.
     """
     ports = list(ports)
-    given = {bound_address(sock): sock for sock in inherited}
+    given = {(sock.type, bound_address(sock)): sock for sock in inherited}
     wanted = {port.key for port in ports}
     retiring = _by_port(sock for key, sock in kept.items() if key not in wanted)
     changed: list[tuple[socket.socket, KeepAlive]] = []
@@ -152,15 +166,19 @@ def open_ports(
         try:
             if port.key in kept:
                 opened[port] = sock = kept[port.key]
+                if port.key.protocol is Protocol.UDP:
+                    continue
                 changed.append((sock, keepalive_of(sock)))
                 tune_listener(sock, port.key.address, config.settings_of(port.route.rule).keepalive)
                 continue
-            handed_over = given.get(port.key.address)
+            handed_over = given.get((_KIND[port.key.protocol], port.key.address))
             opened[port] = _adopt(config, port, handed_over) if handed_over else _bind(config, port, retiring)
             new.append(port)
         except BindError as error:
             failures.append((port, error))
     for port in new:
+        if port.key.protocol is Protocol.UDP:
+            continue
         try:
             start_listening(opened[port], port.key.address, _backlog(config, port))
         except BindError as error:
@@ -185,6 +203,7 @@ def open_ports(
     return opened
 
 
+_KIND = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -201,34 +220,45 @@ def _adopt(config: Config, port: Port, handed_over: socket.socket) -> socket.soc
         raise bind_error(address, error) from error
     try:
         sock.setblocking(False)
-        tune_listener(sock, address, config.settings_of(port.route.rule).keepalive)
-    except BaseException:
+        if port.key.protocol is Protocol.TCP:
+            tune_listener(sock, address, config.settings_of(port.route.rule).keepalive)
+        else:
+            tune_datagrams(sock, address)
+    except BaseException as error:
         sock.close()
+        if isinstance(error, OSError):
+            raise bind_error(address, error) from error
         raise
     return sock
 
 
-def _by_port(sockets: Iterable[socket.socket]) -> dict[int, list[socket.socket]]:
-    found: dict[int, list[socket.socket]] = {}
+def _by_port(sockets: Iterable[socket.socket]) -> dict[tuple[int, int], list[socket.socket]]:
+    found: dict[tuple[int, int], list[socket.socket]] = {}
     for sock in sockets:
-        found.setdefault(bound_address(sock).port, []).append(sock)
+        found.setdefault((sock.type, bound_address(sock).port), []).append(sock)
     return found
 
 
-def _bind(config: Config, port: Port, retiring: Mapping[int, list[socket.socket]]) -> socket.socket:
-    address, keepalive = port.key.address, config.settings_of(port.route.rule).keepalive
+def _bind(config: Config, port: Port, retiring: Mapping[tuple[int, int], list[socket.socket]]) -> socket.socket:
     try:
-        return bind_listener(address, keepalive, v6only=port.key.v6only)
+        return _bind_once(config, port, shared=False)
     except BindError as error:
         if error.errno != errno.EADDRINUSE:
             raise
         # Perhaps the port is taken by ourselves: by listeners that this very change takes away.
-        ours = retiring.get(address.port)
+        ours = retiring.get((_KIND[port.key.protocol], port.key.address.port))
         if not ours:
             raise
         for sock in ours:
             share(sock, True)
-        return bind_listener(address, keepalive, v6only=port.key.v6only, shared=True)
+        return _bind_once(config, port, shared=True)
+
+
+def _bind_once(config: Config, port: Port, *, shared: bool) -> socket.socket:
+    if port.key.protocol is Protocol.UDP:
+        return bind_datagrams(port.key.address, v6only=port.key.v6only, shared=shared)
+    keepalive = config.settings_of(port.route.rule).keepalive
+    return bind_listener(port.key.address, keepalive, v6only=port.key.v6only, shared=shared)
 
 
 def _backlog(config: Config, port: Port) -> int:

@@ -50,6 +50,9 @@ class Ending(enum.Enum):
     RESOLVE_FAILED = "resolve-failed"
     """The destination's name has no address now."""
 
+    DISPLACED = "displaced"
+    """A UDP session that had been silent for longest when another one needed its place."""
+
     @property
     def connected(self) -> bool:
         """Whether the upstream leg had been established."""
@@ -58,7 +61,7 @@ class Ending(enum.Enum):
 
 _CONNECTED = frozenset({
     Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED, Ending.CLIENT_RESET, Ending.UPSTREAM_RESET,
-    Ending.IDLE_TIMEOUT, Ending.HALF_CLOSE_TIMEOUT, Ending.WRITE_STALL, Ending.ABORTED,
+    Ending.IDLE_TIMEOUT, Ending.HALF_CLOSE_TIMEOUT, Ending.WRITE_STALL, Ending.ABORTED, Ending.DISPLACED,
 })  # fmt: skip
 
 
@@ -83,6 +86,9 @@ class SessionRecord:
     `started` is Unix time in seconds, durations are seconds of a monotonic clock. `upstream` is the address that
     took the connection, empty before that. `engine` is `python`, `native`, or empty where nothing was relayed, and
     `relay` the mode that moved the bytes (`copy`, `splice`, `auto`).
+
+    The datagrams are those of sides that are UDP: up is from the client, down to it; where both are, what the kernel
+    took for the other side. Lost are those that oinetd had and could not deliver.
     """
 
     id: int
@@ -100,3 +106,6 @@ class SessionRecord:
     bytes_down: int = 0
     ending: Ending | None = None
     errno: int = 0
+    datagrams_up: int = 0
+    datagrams_down: int = 0
+    datagrams_lost: int = 0

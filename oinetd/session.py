@@ -13,13 +13,13 @@ from typing import Protocol
 from oinetd.access import AccessControl, Verdict
 from oinetd.account import Account, Live, RuleAccount
 from oinetd.destination import Destination
-from oinetd.dialer import Dialer
+from oinetd.dialer import Dialed
 from oinetd.engine import Engine
 from oinetd.model import AccessRule, Route, Settings
 from oinetd.record import Ending, SessionRecord
 from oinetd.sockets import Address, client_address, close_with_reset
 
-__all__ = ["Service", "Session", "Watcher"]
+__all__ = ["Dials", "Service", "Session", "Watcher"]
 
 log = logging.getLogger("oinetd")
 
@@ -31,6 +31,21 @@ class Watcher(Protocol):
 
     def opened(self, record: SessionRecord) -> None: ...
     def closed(self, record: SessionRecord) -> None: ...
+
+
+class Dials(Protocol):
+    """Makes the upstream leg of a connection."""
+
+    async def dial(
+        self,
+        destination: Destination,
+        port: int,
+        settings: Settings,
+        source: tuple[Address, ...],
+        client: socket.socket | None,
+    ) -> Dialed:
+        """The outcome; never raises for what the network does."""
+        ...
 
 
 @dataclass(slots=True)
@@ -45,7 +60,7 @@ class Service:
     source: tuple[Address, ...]
     rule: RuleAccount
     account: Account
-    dialer: Dialer
+    dialer: Dials
     engine: Engine
     watcher: Watcher
     admit: Callable[[SessionRecord], Awaitable[bool]] | None = None
@@ -149,6 +164,8 @@ class Session:
         record, meter = self._live.record, self._live.meter
         record.ending, record.errno = ending, code
         record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
+        record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down
+        record.datagrams_lost = meter.datagrams_lost
         record.duration_s = time.monotonic() - self._live.since
         self._service.account.leave(self._live)
         self._service.watcher.closed(record)

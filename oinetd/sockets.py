@@ -2,7 +2,7 @@
 
 Options are set on the listening socket where the kernel lets accepted sockets inherit them (TCP_NODELAY, keep-alive,
 SO_OOBINLINE), so that accepting costs one system call. SO_SNDBUF and SO_RCVBUF are never set: that would end the
-kernel's own tuning.
+kernel's own tuning. UDP has no such tuning.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from oinetd.errors import BindError
 from oinetd.model import KeepAlive
 
 __all__ = [
+    "IP_PKTINFO",
     "SHORTAGE",
     "Address",
+    "SocketAddress",
+    "bind_datagrams",
     "bind_error",
     "bind_listener",
     "bind_source",
@@ -30,14 +33,27 @@ __all__ = [
     "is_numeric",
     "keepalive_of",
     "lookup",
+    "open_datagrams",
     "open_upstream",
     "share",
     "start_listening",
     "stop_queueing",
     "tune",
+    "tune_datagrams",
     "tune_listener",
     "unsent_bytes",
 ]
+
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+
+IP_PKTINFO = 8
+"""Of linux/in.h; the standard library has only its IPv6 counterpart."""
+
+LISTENER_QUEUE_BYTES = 4 * 1024 * 1024
+"""What waits for a UDP listener, which serves all its clients: 5,000 small datagrams, a wake or two of a busy loop. The
+kernel allows at most net.core.rmem_max."""
+UPSTREAM_QUEUE_BYTES = 1024 * 1024
+"""The same for one session. Nothing is allocated for it as long as the queue is empty."""
 
 _IP_BIND_ADDRESS_NO_PORT = 24
 _SO_BINDTOIFINDEX = 62
@@ -53,7 +69,7 @@ class Address:
     """One resolved socket address; `sockaddr` is what connect and bind take."""
 
     family: int
-    sockaddr: tuple[str, int] | tuple[str, int, int, int]
+    sockaddr: SocketAddress
 
     @property
     def host(self) -> str:
@@ -125,6 +141,35 @@ def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, share
     return sock
 
 
+def bind_datagrams(address: Address, *, v6only: bool, shared: bool = False) -> socket.socket:
+    """A UDP socket bound to `address`; on a wildcard it tells which address was written to. Raises `BindError`.
+
+    `shared` is as in `bind_listener`. There is no SO_REUSEADDR: over UDP it would let anybody take the port away.
+    """
+    sock = None
+    try:
+        sock = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        if address.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+        tune_datagrams(sock, address)
+        share(sock, shared)
+        sock.bind(address.sockaddr)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise bind_error(address, error) from error
+    return sock
+
+
+def tune_datagrams(sock: socket.socket, address: Address) -> None:
+    """Set what a UDP listener on `address` has: a long queue, and on a wildcard the address that was written to."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENER_QUEUE_BYTES)
+    if address.is_wildcard and address.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    elif address.is_wildcard:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+
+
 def share(sock: socket.socket, shared: bool) -> None:
     """Whether another socket of the same user may take the same port.
 
@@ -162,7 +207,7 @@ def stop_queueing(sock: socket.socket) -> bool:
 def bind_error(address: Address, error: OSError) -> BindError:
     """What kept `address` from being listened on, and the remedy."""
     remedy = {
-        errno.EADDRINUSE: "the port is taken (`ss -ltnp` tells by whom)",
+        errno.EADDRINUSE: "the port is taken (`ss -lntup` tells by whom)",
         errno.EACCES: "not permitted: ports below 1024 need root or CAP_NET_BIND_SERVICE",
         errno.EADDRNOTAVAIL: "this machine has no such address",
         errno.EAFNOSUPPORT: "this machine does not speak this family of addresses",
@@ -210,6 +255,17 @@ def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
     return sock
 
 
+def open_datagrams(family: int) -> socket.socket:
+    """A non-blocking UDP socket for the upstream leg. Raises `OSError`."""
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UPSTREAM_QUEUE_BYTES)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 def bind_source(sock: socket.socket, source: Address) -> None:
     """Let `sock` connect from the address `source`. Raises `OSError`."""
     # The port is chosen when it connects, when both ends are known: a port for each destination, not one for all.
@@ -241,7 +297,7 @@ def unsent_bytes(sock: socket.socket) -> int:
     return int(struct.unpack("i", answer)[0])
 
 
-def client_address(sockaddr: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str, int]:
+def client_address(sockaddr: SocketAddress) -> tuple[str, int]:
     """The client as the log names it: an IPv4 client of an IPv6 listener is an IPv4 client."""
     host, port = sockaddr[0], sockaddr[1]
     return (host[7:], port) if host.startswith("::ffff:") and "." in host else (host, port)

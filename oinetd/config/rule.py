@@ -11,7 +11,7 @@ from oinetd.config.mistake import Mistake, did_you_mean, nearest, shown
 from oinetd.config.syntax import Line, Option, Statement, Word
 from oinetd.config.vocabulary import DIRECTIVES, OPTIONS
 from oinetd.errors import Problem
-from oinetd.model import NO_OPTIONS, Endpoint, Protocol, RuleOptions
+from oinetd.model import NO_OPTIONS, Endpoint, RuleOptions
 
 __all__ = ["RULE_USAGE", "RuleLine", "read_rule"]
 
@@ -78,10 +78,6 @@ def _endpoint(host: Word, ports: Ports) -> Endpoint:
 
 def _unfit_ports(line: Line, words: tuple[Word, ...], bind: Ports, connect: Ports) -> Iterator[Problem]:
     """What is wrong with two sides that are each right for themselves."""
-    if Protocol.UDP in (bind.protocol, connect.protocol):
-        word = words[1] if bind.protocol is Protocol.UDP else words[3]
-        hint = "only TCP is: /tcp, or no protocol"
-        yield line.problem("UDP is not served by this version", word.column, word.width, hint)
     if not connect.first:
         yield line.problem(
             "port 0 is nothing to connect to", words[3].column, words[3].width, "0 is for the bind side only"

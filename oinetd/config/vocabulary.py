@@ -20,12 +20,9 @@ from oinetd.config.values import (
     Time,
     Value,
 )
-from oinetd.model import EngineChoice, LogFormat, RelayMode, Verb
+from oinetd.model import UDP_TIMEOUT_S, EngineChoice, LogFormat, RelayMode, Verb
 
 __all__ = ["DIRECTIVES", "OPTIONS", "VOCABULARY", "Duty", "Entry"]
-
-UDP_TIMEOUT_S = 72.0
-"""What rinetd takes where `timeout=` is absent or 0."""
 
 CONNECTIONS_MAX = 1 << 20
 """The descriptor limit is never raised above this (the kernel's default for fs.nr_open)."""
@@ -98,6 +95,7 @@ VOCABULARY = (
         setting="max_connections_per_source",
         option="max_connections_per_source",
     ),
+    Entry("max-udp-sessions", _CONNECTIONS, setting="max_udp_sessions"),
     Entry("drain-timeout", Time(), setting="drain_timeout_s"),
     _both("engine", Choice(EngineChoice), "engine"),
     _both("relay", Choice(RelayMode), "relay"),

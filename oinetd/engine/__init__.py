@@ -26,11 +26,14 @@ class Meter:
     An engine writes, everybody else reads. `result` is set when the relay has ended, also when it was cancelled.
     """
 
-    __slots__ = ("bytes_down", "bytes_up", "result")
+    __slots__ = ("bytes_down", "bytes_up", "datagrams_down", "datagrams_lost", "datagrams_up", "result")
 
     def __init__(self) -> None:
         self.bytes_up = 0
         self.bytes_down = 0
+        self.datagrams_up = 0
+        self.datagrams_down = 0
+        self.datagrams_lost = 0
         self.result: RelayResult | None = None
 
 

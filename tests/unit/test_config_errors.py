@@ -108,14 +108,6 @@ oinetd.conf:1:3: 'htpp' is neither a port nor a service known for tcp
       ^^^^
     hint: a number, a range such as 8000-8010, or a name from /etc/services""",
     ),
-    "udp": (
-        "0 53/udp h 53/udp",
-        """\
-oinetd.conf:1:3: UDP is not served by this version
-    0 53/udp h 53/udp
-      ^^^^^^
-    hint: only TCP is: /tcp, or no protocol""",
-    ),
     "misspelt-directive": (
         "conect-timeout 3",
         """\

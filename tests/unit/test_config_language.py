@@ -114,6 +114,10 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "M8-port-0-twice": ("0 0 h 1\n0 0 h 1\n127.0.0.1 0 h 1\n", lambda c: len(c.rules) == 3),
     "M9-tcp": ("0.0.0.0 80/tcp 192.0.2.1 8080/tcp\n", rules(RULE)),
     "M9-tcp-on-one-side": ("0.0.0.0 http/tcp 192.0.2.1 8080\n", rules(RULE)),
+    "M9-udp": ("0 53/udp 192.0.2.1 5353/udp\n", lambda c: str(c.rules[0]) == "0 53/udp -> 192.0.2.1 5353/udp"),
+    "M9-udp-on-one-side": ("0 53/udp h 53\n0 53 h 53/udp\n", lambda c: len(c.rules) == 2),
+    "M9-udp-service": ("0 tftp/udp h 69/udp [timeout=5]\n", lambda c: c.rules[0].bind.port == 69),
+    "M9-udp-range": ("0 8000-8010/udp h 9000-9010/udp\n", lambda c: len(list(c.rules[0].routes())) == 11),
     "M10-options": (f"{LINE} [src=192.0.2.9,timeout=3]\n", options(source="192.0.2.9", udp_timeout_s=3.0)),
     "M10-blanks-inside": (
         f"{LINE} [ \tsrc = 192.0.2.9 , timeout=  3 ]\n",

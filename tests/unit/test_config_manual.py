@@ -33,7 +33,7 @@ def test_every_word_of_the_language_has_its_entry() -> None:
 
 
 def test_the_options_are_listed() -> None:
-    listing = PAGE[PAGE.index("These directives are options") : PAGE.index(".Sh ACCESS RULES")]
+    listing = PAGE[PAGE.index("These directives are options") : PAGE.index(".Ss UDP")]
     listed = {
         word for line in listing.splitlines() if line.startswith(".Cm") for word in re.findall(r"[a-z-]{3,}", line)
     }
@@ -66,7 +66,14 @@ def test_the_example_is_sound_and_shows_the_defaults() -> None:
     config = parse_config("\n".join(lines))
     assert config.settings == Config().settings
     assert len(config.rules) > 8
-    for name in ("threads", "busy_poll_us", "max_connections", "max_connections_per_source", "drain_timeout_s"):
+    for name in (
+        "threads",
+        "busy_poll_us",
+        "max_connections",
+        "max_connections_per_source",
+        "max_udp_sessions",
+        "drain_timeout_s",
+    ):
         assert getattr(config, name) == getattr(Config(), name)
 
 

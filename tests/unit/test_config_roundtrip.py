@@ -20,6 +20,7 @@ from oinetd.model import (
     KeepAlive,
     LogFormat,
     LogSettings,
+    Protocol,
     RelayMode,
     Rule,
     RuleOptions,
@@ -91,6 +92,9 @@ rule_options = st.fixed_dictionaries(
 ).map(lambda said: RuleOptions(**said))
 
 
+protocols = st.sampled_from(Protocol)
+
+
 @st.composite
 def rule_sets(draw: st.DrawFn) -> tuple[Rule, ...]:
     """Rules of which no two can be in each other's way: each has ports of its own, or port 0."""
@@ -103,8 +107,8 @@ def rule_sets(draw: st.DrawFn) -> tuple[Rule, ...]:
         to = draw(st.integers(1, 65535 - width))
         rules.append(
             Rule(
-                Endpoint(draw(hosts), first, last_port=first + width),
-                Endpoint(draw(hosts), to, last_port=to + width),
+                Endpoint(draw(hosts), first, draw(protocols), last_port=first + width),
+                Endpoint(draw(hosts), to, draw(protocols), last_port=to + width),
                 draw(rule_options),
                 draw(access),
             )
@@ -121,6 +125,7 @@ configs = st.builds(
     busy_poll_us=st.integers(-1, BUSY_POLL_US_MAX),
     max_connections=counts,
     max_connections_per_source=counts,
+    max_udp_sessions=counts,
     drain_timeout_s=times,
     log=st.builds(LogSettings, st.just("") | file_names, st.sampled_from(LogFormat)),
     pid_file=st.just("") | file_names,

@@ -1,0 +1,154 @@
+"""A UDP socket that clients write to: datagrams go to the session of their sender, and new senders get one.
+
+One batch is taken in one wake, so that sessions and other listeners get their turns. A listener that is taken away
+while it has sessions lingers: nobody new is let in, and it closes with its last session.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from oinetd.access import Verdict
+from oinetd.model import Protocol
+from oinetd.poller import LEVEL_READ
+from oinetd.record import Ending
+from oinetd.session import Service
+from oinetd.udp.batch import Group
+from oinetd.udp.leg import DatagramLeg, StreamLeg
+from oinetd.udp.plane import DatagramPlane, connect
+from oinetd.udp.session import DatagramSession
+
+__all__ = ["DatagramListener"]
+
+TOLD_MAX = 4096
+"""Refused source addresses that are remembered, so that each is logged once; more of them push the oldest out."""
+
+_REFUSED = {Verdict.NOT_ALLOWED: Ending.NOT_ALLOWED, Verdict.DENIED: Ending.DENIED}
+
+
+class DatagramListener:
+    """Serves `sock` for `service`, which may be exchanged at any time; earlier sessions keep theirs.
+
+    The batch is chosen once, because what it makes of a sender is the key of the sessions.
+    """
+
+    native = False
+
+    def __init__(self, plane: DatagramPlane, sock: socket.socket, service: Service) -> None:
+        self.plane = plane
+        self.sock = sock
+        self.service = service
+        self.batch = plane.batch_for(service.settings)
+        self.batch.prepare(sock)
+        self.on_closed: Callable[[], object] | None = None
+        self._sessions: dict[Hashable, DatagramSession] = {}
+        self._told: OrderedDict[str, None] = OrderedDict()
+        self._watching = False
+        self._lingering = False
+
+    def start(self) -> None:
+        """Serve from now on. Raises `OSError` where the machine has no room to watch the socket."""
+        if not self._watching:
+            self.plane.poller.watch(self.sock.fileno(), self._on_readable, LEVEL_READ)
+            self._watching = True
+
+    def exchange(self, service: Service) -> None:
+        """Serve the clients to come differently."""
+        self.service = service
+        self.on_closed = None
+        self._told.clear()
+        self._lingering = False
+        self.start()
+
+    def refresh(self) -> None:
+        """The destination has other addresses: sessions ask for them when they begin."""
+
+    def release(self) -> None:
+        """Take nothing more; the socket stays, and sessions can still answer as long as it is open."""
+        if self._watching:
+            self._watching = False
+            self.plane.poller.forget(self.sock.fileno())
+
+    def linger(self, on_closed: Callable[[], object]) -> None:
+        """Let nobody new in, and close with the last session; `on_closed` is called then, perhaps at once."""
+        self._lingering = True
+        self.on_closed = on_closed
+        self._close_if_empty()
+
+    def end(self) -> None:
+        """End every session; a listener that lingers closes with that."""
+        for session in tuple(self._sessions.values()):
+            session.end(Ending.ABORTED)
+
+    def gone(self, session: DatagramSession) -> None:
+        """A session has ended."""
+        del self._sessions[session.key]
+        self._close_if_empty()
+
+    def _close_if_empty(self) -> None:
+        if self._lingering and not self._sessions and self.sock.fileno() >= 0:
+            self.release()
+            self.sock.close()
+            if self.on_closed is not None:
+                self.on_closed()
+
+    def _on_readable(self, events: int) -> None:
+        try:
+            groups = self.batch.receive(self.sock)
+        except OSError:
+            return  # memory is short, say; nothing was taken, and the next wake tries again
+        for group in groups:
+            session = self._sessions.get(group.key) or self._begin(group)
+            if session is not None:
+                session.take_up(group)
+            else:
+                self.service.rule.stats.datagrams_lost += group.length
+
+    def _begin(self, group: Group) -> DatagramSession | None:
+        """A session for a new sender; None where it may have none."""
+        if self._lingering:
+            return None
+        service, sender = self.service, self.batch.explain(group.key)
+        streams = service.route.connect.protocol is Protocol.TCP
+        session = (StreamLeg if streams else DatagramLeg)(self, service, group.key, sender)
+        verdict = service.access.decide(sender.address[0])
+        if verdict is not Verdict.ALLOWED:
+            self._turn_away(session, _REFUSED[verdict])
+            return None
+        self.plane.table.make_room(service.rule)
+        if not service.account.admit_source(session.live):
+            service.rule.gate.leave()
+            self._turn_away(session, Ending.LIMITED)
+            return None
+        self._sessions[group.key] = session
+        if isinstance(session, DatagramLeg) and service.admit is None:
+            self._begin_at_once(session)
+        else:
+            session.begin()
+        return None if session.ended else session
+
+    def _begin_at_once(self, session: DatagramLeg) -> None:
+        """Connecting takes no time: no task is needed. A failure is told like a refusal, once for each source."""
+        service = self.service
+        dialed = connect(service.destination, service.route.connect.port, service.source, self.plane.table)
+        if dialed.failed is None:
+            session.begin_at_once(dialed)
+            return
+        del self._sessions[session.key]
+        service.account.forget(session.live)
+        session.ended = True
+        self._turn_away(session, dialed.failed, dialed.errno)
+
+    def _turn_away(self, session: DatagramSession, ending: Ending, code: int = 0) -> None:
+        """Log the client who gets no session, unless its address is known for it."""
+        record = session.live.record
+        if record.client in self._told:
+            return
+        if len(self._told) >= TOLD_MAX:
+            self._told.popitem(last=False)
+        self._told[record.client] = None
+        record.ending, record.errno = ending, code
+        self.service.account.turned_away(session.live)
+        self.service.watcher.closed(record)

@@ -1,0 +1,90 @@
+"""What all UDP listeners of a forwarder have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import socket
+
+from oinetd.destination import Destination
+from oinetd.dialer import Dialed
+from oinetd.model import Config, EngineChoice, Settings
+from oinetd.poller import Poller
+from oinetd.record import Ending
+from oinetd.sockets import Address, open_datagrams
+from oinetd.udp.batch import Batch, new_batch
+from oinetd.udp.table import SessionTable
+
+__all__ = ["DatagramPlane", "connect"]
+
+
+class DatagramPlane:
+    """The sessions of one forwarder and the means to serve them, on one loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller, tasks: set[asyncio.Task[None]]) -> None:
+        self.loop = loop
+        self.poller = poller
+        self.tasks = tasks
+        self.table = SessionTable(loop)
+        self._batches: dict[bool, Batch] = {}
+
+    def set_limits(self, config: Config) -> None:
+        """Bound the sessions as `config` says, and by half of the descriptors: the other half is for connections."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        bound = config.max_udp_sessions or soft
+        self.table.shrink(bound if soft == resource.RLIM_INFINITY else min(bound, soft // 2))
+
+    def batch_for(self, settings: Settings) -> Batch:
+        """The batch for sockets that are served by `settings`; one, for it is empty between two wakes."""
+        native = settings.engine is not EngineChoice.PYTHON
+        batch = self._batches.get(native)
+        if batch is None:
+            batch = self._batches[native] = new_batch(native=native)
+        return batch
+
+
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE})
+
+
+def connect(destination: Destination, port: int, source: tuple[Address, ...], table: SessionTable) -> Dialed:
+    """A UDP socket connected to the destination. Nothing is sent, so that any address with a route will do.
+
+    An address that refuses datagrams counts as one that failed, and the next session begins with the one after it.
+    Where no descriptor is left, the session that has been silent for longest gives its own.
+    """
+    addresses = destination.at(port)
+    turn = destination.refusals % len(addresses) if addresses else 0
+    last = Dialed(None, None, Ending.RESOLVE_FAILED)
+    for address in (*addresses[turn:], *addresses[:turn]):
+        local = next((each for each in source if each.family == address.family), None)
+        if source and local is None:
+            if last.address is None:
+                last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
+            continue
+        try:
+            sock = _open(address.family, table)
+        except OSError as error:
+            return Dialed(None, address, Ending.SOCKET_FAILED, error.errno or 0)
+        failed = Ending.BIND_FAILED
+        try:
+            if local is not None:
+                sock.bind(local.sockaddr)
+            failed = Ending.CONNECT_FAILED
+            sock.connect(address.sockaddr)
+        except OSError as error:
+            sock.close()
+            last = Dialed(None, address, failed, error.errno or 0)
+            continue
+        return Dialed(sock, address)
+    destination.failed()
+    return last
+
+
+def _open(family: int, table: SessionTable) -> socket.socket:
+    try:
+        return open_datagrams(family)
+    except OSError as error:
+        if error.errno not in _SHORTAGE or not table.displace():
+            raise
+        return open_datagrams(family)

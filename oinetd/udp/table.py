@@ -1,0 +1,134 @@
+"""All UDP sessions of a forwarder, by how long ago they were heard of: who is silent for too long ends, and who was
+silent for longest makes room for a new one.
+
+One order serves each question. `_order` has everybody; a `Queue` has the sessions of one rule that have one timeout,
+so that the first in it is the next to end, and one timer a queue is enough. Nothing here ticks: with no session there
+is no timer, and with silent ones it fires when the first of them is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Protocol
+
+from oinetd.account import RuleAccount
+from oinetd.record import Ending
+
+__all__ = ["Queue", "SessionTable", "Timed"]
+
+HELD_BYTES_MAX = 32 * 1024 * 1024
+"""What all sessions together may keep of datagrams that wait for a TCP connection or for the program's `admit`."""
+
+GRAIN_S = 0.05
+"""Sessions that are due so soon after each other end in one wake."""
+
+
+class Timed(Protocol):
+    """A session, as the table knows it; `last` is when it was heard of, in the loop's time."""
+
+    rule: RuleAccount
+    queue: Queue
+    last: float
+    timeout_s: float
+
+    def end(self, ending: Ending, code: int = 0) -> None:
+        """End, and leave the table."""
+        ...
+
+
+class Queue:
+    """The sessions of one rule with one timeout, the one that has been silent for longest first."""
+
+    __slots__ = ("order", "timer")
+
+    def __init__(self) -> None:
+        self.order: OrderedDict[Timed, None] = OrderedDict()
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class SessionTable:
+    """Belongs to one loop. `sessions_max` is the bound on sessions, at least 1."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.sessions_max = 1
+        self.held_bytes = 0
+        self._loop = loop
+        self._order: OrderedDict[Timed, None] = OrderedDict()
+        self._queues: dict[RuleAccount, dict[float, Queue]] = {}
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def make_room(self, rule: RuleAccount) -> None:
+        """Take a place for one more session of `rule`, ending others where need be."""
+        while len(self._order) >= self.sessions_max:
+            self.displace()
+        while not rule.gate.enter():  # who is inside is in a queue, so that each turn ends one
+            heads = [next(iter(queue.order)) for queue in self._queues[rule].values()]
+            min(heads, key=lambda session: session.last).end(Ending.DISPLACED)
+
+    def displace(self) -> bool:
+        """End the session that has been silent for longest; False where there is none."""
+        for session in self._order:
+            session.end(Ending.DISPLACED)
+            return True
+        return False
+
+    def shrink(self, sessions_max: int) -> None:
+        """Change the bound; where there are more, those that have been silent for longest end."""
+        self.sessions_max = max(1, sessions_max)
+        while len(self._order) > self.sessions_max:
+            self.displace()
+
+    def enter(self, session: Timed) -> None:
+        """A session begins, in a place that was made."""
+        queue = self._queues.setdefault(session.rule, {}).setdefault(session.timeout_s, Queue())
+        session.queue = queue
+        session.last = self._loop.time()
+        self._order[session] = queue.order[session] = None
+        if queue.timer is None and session.timeout_s:
+            queue.timer = self._loop.call_at(session.last + session.timeout_s, self._on_timer, queue)
+
+    def touch(self, session: Timed) -> None:
+        """It was heard of."""
+        session.last = self._loop.time()
+        self._order.move_to_end(session)
+        session.queue.order.move_to_end(session)
+
+    def leave(self, session: Timed) -> None:
+        """It has ended."""
+        queue = session.queue
+        del self._order[session]
+        del queue.order[session]
+        if not queue.order:
+            if queue.timer is not None:
+                queue.timer.cancel()
+                queue.timer = None
+            queues = self._queues[session.rule]
+            del queues[session.timeout_s]
+            if not queues:
+                del self._queues[session.rule]
+
+    def hold(self, size: int) -> bool:
+        """Whether `size` more bytes may wait; they are counted until `let_go`."""
+        if self.held_bytes + size > HELD_BYTES_MAX:
+            return False
+        self.held_bytes += size
+        return True
+
+    def let_go(self, size: int) -> None:
+        """Bytes that waited do so no more."""
+        self.held_bytes -= size
+
+    def _on_timer(self, queue: Queue) -> None:
+        """End who is due; the timer then goes to the first that is left. Each turn ends one or is the last."""
+        queue.timer = None
+        due = self._loop.time() + GRAIN_S
+        while queue.order:
+            first = next(iter(queue.order))
+            ends_at = first.last + first.timeout_s
+            if ends_at > due:
+                queue.timer = self._loop.call_at(ends_at, self._on_timer, queue)
+                return
+            first.end(Ending.IDLE_TIMEOUT)

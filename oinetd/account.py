@@ -6,11 +6,13 @@ is called when there is some.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from oinetd.engine import Meter
+from oinetd.gate import Gate, LocalGate
 from oinetd.model import Endpoint, Rule
 from oinetd.record import Ending, SessionRecord
 
@@ -50,27 +52,31 @@ class Stats:
 
 
 class RuleAccount:
-    """The counters of one rule, and its live sessions by source address.
+    """The counters of one rule, and the gate of its sessions in the Python lane.
 
-    A rule is known by what it binds: a reload that changes its destination or options goes on counting here.
+    A rule is known by its `identity`: a reload that changes its destination or options goes on counting here.
     """
 
-    __slots__ = ("rule", "sources", "stats")
+    __slots__ = ("gate", "rule", "stats")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.stats = RuleStats()
-        self.sources: Counter[str] = Counter()
+        self.gate = LocalGate()
 
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """A session that has not ended: its record, its counters, and the way to end it."""
+    """A session of the Python lane that has not ended: its record, its counters, and the way to end it.
+
+    `gates` are those in which its source address is counted.
+    """
 
     record: SessionRecord
     rule: RuleAccount
     kill: Callable[[], object]
     meter: Meter = field(default_factory=Meter)
+    gates: tuple[Gate, ...] = ()
 
     def snapshot(self, now: float) -> SessionRecord:
         """The record as it would read if the session ended now, but for the ending; `now` is Unix time in seconds."""
@@ -83,37 +89,63 @@ class Live:
 
 
 class Account:
-    """Live sessions, limits, and counters. A limit of 0 is no limit."""
+    """Live sessions, limits, and counters, over the process's `gate`, which both lanes go through."""
 
-    def __init__(self) -> None:
-        self.max_connections = 0
-        self.max_per_source = 0
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
         self.live: dict[int, Live] = {}
-        self._rules: dict[Endpoint, RuleAccount] = {}
-        self._sources: Counter[str] = Counter()
+        self._native_live = 0
+        self._max_per_source = 0
+        self._rules: dict[Endpoint | Rule, RuleAccount] = {}
         self._waiting: dict[Callable[[], object], None] = {}
 
+    @property
+    def anybody(self) -> bool:
+        """Whether somebody is connected, or has ended and is not accounted for yet."""
+        return bool(self.gate.live or self.live or self._native_live)
+
+    def set_limits(self, max_connections: int, max_per_source: int) -> None:
+        """Bound the sessions of the process; 0 is no bound."""
+        self._max_per_source = max_per_source
+        self.gate.set_limits(max_connections, max_per_source)
+
     def of(self, rule: Rule) -> RuleAccount:
-        """The account of `rule`, which is from now on what is said of its `bind`."""
-        account = self._rules.get(rule.bind)
+        """The account of `rule`, which is from now on what is said of its `identity`."""
+        account = self._rules.get(rule.identity)
         if account is None:
-            account = self._rules[rule.bind] = RuleAccount(rule)
+            account = self._rules[rule.identity] = RuleAccount(rule)
         account.rule = rule
+        account.gate.set_limits(rule.options.max_connections or 0, rule.options.max_connections_per_source or 0)
         return account
 
-    def has_room(self, rule: RuleAccount) -> bool:
-        """Whether one more connection of `rule` may be accepted."""
-        if self.max_connections and len(self.live) >= self.max_connections:
+    def take_place(self, rule: RuleAccount) -> bool:
+        """A place for one more connection of `rule`, to be taken before it is accepted; False where there is none."""
+        if not rule.gate.enter():
             return False
-        most = rule.rule.options.max_connections
-        return not most or rule.stats.live < most
+        if self.gate.enter():
+            return True
+        rule.gate.leave()
+        return False
 
-    def source_has_room(self, rule: RuleAccount, client: str) -> bool:
-        """Whether `client`, already entered, keeps within what one source may have, in all and of `rule`."""
-        if self.max_per_source and self._sources[client] > self.max_per_source:
-            return False
-        most = rule.rule.options.max_connections_per_source
-        return not most or rule.sources[client] <= most
+    def give_back(self, rule: RuleAccount) -> None:
+        """Give a place back for which there was no connection."""
+        rule.gate.leave()
+        self.gate.leave()
+
+    def admit_source(self, live: Live) -> bool:
+        """Count the session for its source address; False where that has all it may have, here or of its rule."""
+        client = live.record.client
+        # Only those that are bounded now: what was not counted on the way in must not be on the way out.
+        gates: list[Gate] = [self.gate] if self._max_per_source else []
+        if live.rule.rule.options.max_connections_per_source:
+            gates.append(live.rule.gate)
+        for passed, gate in enumerate(gates):
+            if not gate.enter_source(client):
+                for each in gates[:passed]:
+                    each.leave_source(client)
+                return False
+        live.gates = tuple(gates)
+        return True
 
     def when_room(self, call: Callable[[], object]) -> None:
         """Call once, when the next session has ended."""
@@ -124,21 +156,42 @@ class Account:
         self._waiting.pop(call, None)
 
     def enter(self, live: Live) -> None:
-        """A connection was accepted: from here on it counts."""
-        rule, client = live.rule, live.record.client
+        """A session of the Python lane begins, in a place that was taken."""
         self.live[live.record.id] = live
-        rule.stats.live += 1
-        rule.stats.accepted += 1
-        rule.sources[client] += 1
-        self._sources[client] += 1
+        live.rule.stats.live += 1
+        live.rule.stats.accepted += 1
 
     def leave(self, live: Live) -> None:
-        """A session has ended, with `ending` set in its record."""
-        record, rule = live.record, live.rule
+        """It has ended, with `ending` set in its record, and gives its place back."""
+        del self.live[live.record.id]
+        live.rule.stats.live -= 1
+        self._count(live.rule.stats, live.record)
+        for gate in live.gates:
+            gate.leave_source(live.record.client)
+        self.give_back(live.rule)
+        self._make_room()
+
+    def native_opened(self, record: SessionRecord) -> None:
+        """The native lane has admitted a session; the gates are its own business."""
+        stats = self._rules[record.route.rule.identity].stats
+        stats.live += 1
+        stats.accepted += 1
+        self._native_live += 1
+
+    def native_closed(self, record: SessionRecord) -> None:
+        """A session of the native lane has ended, or was refused."""
+        stats = self._rules[record.route.rule.identity].stats
+        if record.ending in _REFUSALS:
+            stats.accepted += 1
+        else:
+            stats.live -= 1
+            self._native_live -= 1
+        self._count(stats, record)
+        self._make_room()
+
+    @staticmethod
+    def _count(stats: RuleStats, record: SessionRecord) -> None:
         assert record.ending is not None
-        del self.live[record.id]
-        stats = rule.stats
-        stats.live -= 1
         stats.bytes_up += record.bytes_up
         stats.bytes_down += record.bytes_down
         stats.endings[record.ending] += 1
@@ -146,8 +199,8 @@ class Account:
             stats.refused += 1
         elif not record.ending.connected:
             stats.failed += 1
-        _less(rule.sources, record.client)
-        _less(self._sources, record.client)
+
+    def _make_room(self) -> None:
         if self._waiting:
             # All of them: the room may be one that the first in line cannot use.
             waiting, self._waiting = self._waiting, {}
@@ -158,32 +211,23 @@ class Account:
         """The live sessions, oldest first; `now` is Unix time in seconds."""
         return (live.snapshot(now) for live in tuple(self.live.values()))
 
-    def stats(self) -> Stats:
-        """A snapshot of all counters, live sessions included."""
+    def stats(self, native: Iterable[SessionRecord] = ()) -> Stats:
+        """A snapshot of all counters, with the live sessions, those of the native lane given."""
         rules = {
-            id(account): replace(account.stats, endings=Counter(account.stats.endings))
-            for account in self._rules.values()
+            bind: replace(account.stats, endings=Counter(account.stats.endings))
+            for bind, account in self._rules.items()
         }
-        for live in self.live.values():
-            stats = rules[id(live.rule)]
-            stats.bytes_up += live.meter.bytes_up
-            stats.bytes_down += live.meter.bytes_down
+        for record in (*self.sessions(time.time()), *native):
+            stats = rules[record.route.rule.identity]
+            stats.bytes_up += record.bytes_up
+            stats.bytes_down += record.bytes_down
         every = rules.values()
         return Stats(
-            live=len(self.live),
+            live=sum(stats.live for stats in every),
             accepted=sum(stats.accepted for stats in every),
             refused=sum(stats.refused for stats in every),
             failed=sum(stats.failed for stats in every),
             bytes_up=sum(stats.bytes_up for stats in every),
             bytes_down=sum(stats.bytes_down for stats in every),
-            rules={account.rule: rules[id(account)] for account in self._rules.values()},
+            rules={account.rule: rules[bind] for bind, account in self._rules.items()},
         )
-
-
-def _less(sources: Counter[str], client: str) -> None:
-    """Count one down, and forget what reaches nothing: clients come and go by the million."""
-    left = sources[client] - 1
-    if left > 0:
-        sources[client] = left
-    else:
-        del sources[client]

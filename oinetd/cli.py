@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
+import oinetd
 from oinetd.errors import ConfigError
 from oinetd.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_USAGE, Options
 from oinetd.model import EngineChoice, RelayMode
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # argparse has said what there is to say
         return int(end.code or 0)
     if said.version:
-        print(f"oinetd {_version()}")
+        print(f"oinetd {oinetd.__version__}")
         return EX_OK
     conf_file, fault, code = _find(said.conf_file)
     if code:
@@ -178,12 +179,3 @@ def _port(word: str) -> int:
     if word.isascii() and word.isdecimal() and int(word) <= 65535:
         return int(word)
     raise argparse.ArgumentTypeError(f"{word!r} is not a port")
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("oinetd")
-    except PackageNotFoundError:
-        return "(not installed: running from its source)"

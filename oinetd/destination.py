@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 
 from oinetd.errors import ConfigError, Problem
-from oinetd.model import Endpoint, Origin
+from oinetd.model import Origin
 from oinetd.sockets import Address, is_numeric, lookup
 
 __all__ = ["Destination"]
@@ -26,12 +26,13 @@ LOOKUP_PAUSE_S = 1.0
 
 
 class Destination:
-    """The addresses of one host and port; `on_change` is called when a lookup brought others."""
+    """The addresses of one host, a name or a number; `on_change` is called when a lookup brought others."""
 
-    def __init__(self, endpoint: Endpoint, refresh_s: float, addresses: tuple[Address, ...] = ()) -> None:
-        self.endpoint = endpoint
+    def __init__(self, host: str, refresh_s: float, addresses: tuple[Address, ...] = ()) -> None:
+        self.host = host
         self.refresh_s = refresh_s
-        self.addresses = addresses
+        self._addresses = addresses
+        self._at: dict[int, tuple[Address, ...]] = {}
         self.on_change: Callable[[], object] | None = None
         self._failures = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -42,23 +43,30 @@ class Destination:
     async def resolve(self, origin: Origin) -> None:
         """Look the name up for the first time. Raises `ConfigError` where it has no address."""
         try:
-            self.addresses = await self._ask()
+            self._addresses = await self._ask()
         except OSError as error:
             hint = "check the spelling and the resolver (`getent hosts NAME`)"
-            if is_numeric(self.endpoint.address):
+            if is_numeric(self.host):
                 hint = "check the scope: it has to be an interface of this machine (`ip link`)"
             raise ConfigError(
                 Problem(
-                    f"the destination {self.endpoint.host} cannot be resolved: {error.strerror or error}",
+                    f"the destination {self.host} cannot be resolved: {error.strerror or error}",
                     file=origin.file,
                     line=origin.line,
                     hint=hint,
                 )
             ) from error
 
+    def at(self, port: int) -> tuple[Address, ...]:
+        """The addresses of the moment, with `port`, in the order in which they are to be tried."""
+        found = self._at.get(port)
+        if found is None:
+            found = self._at[port] = tuple(address.at(port) for address in self._addresses)
+        return found
+
     def start(self) -> None:
         """Keep the addresses fresh from now on; nothing to do for a number."""
-        if not is_numeric(self.endpoint.address) and self.refresh_s > 0:
+        if not is_numeric(self.host) and self.refresh_s > 0:
             self._timer = asyncio.get_running_loop().call_later(self.refresh_s, self._refresh)
 
     def stop(self) -> None:
@@ -78,11 +86,16 @@ class Destination:
     def failed(self) -> None:
         """To be called when no address took a connection."""
         self._failures += 1
-        if self._failures >= FAILURES_BEFORE_LOOKUP and not is_numeric(self.endpoint.address):
-            loop = asyncio.get_running_loop()
-            if self._lookup is None and loop.time() - self._looked_up_at >= LOOKUP_PAUSE_S:
-                self._failures = 0
-                self._lookup = loop.create_task(self._update())
+        if self._failures >= FAILURES_BEFORE_LOOKUP:
+            self._failures = 0
+            self.look_up_again()
+
+    def look_up_again(self) -> None:
+        """The addresses do not serve: ask for others, but not more often than `LOOKUP_PAUSE_S`."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() - self._looked_up_at >= LOOKUP_PAUSE_S
+        if due and self._lookup is None and not is_numeric(self.host):
+            self._lookup = loop.create_task(self._update())
 
     def _refresh(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self.refresh_s, self._refresh)
@@ -90,10 +103,10 @@ class Destination:
             self._lookup = asyncio.get_running_loop().create_task(self._update())
 
     async def _ask(self) -> tuple[Address, ...]:
-        if is_numeric(self.endpoint.address):
-            return lookup(self.endpoint, self.endpoint.port)
+        if is_numeric(self.host):
+            return lookup(self.host)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, lookup, self.endpoint, self.endpoint.port)
+        return await loop.run_in_executor(None, lookup, self.host)
 
     async def _update(self) -> None:
         try:
@@ -102,18 +115,19 @@ class Destination:
             if not self._in_trouble:
                 log.warning(
                     "%s cannot be resolved now (%s); its last addresses stay in use",
-                    self.endpoint.host,
+                    self.host,
                     error.strerror or error,
                 )
             self._in_trouble = True
         else:
             if self._in_trouble:
-                log.info("%s is resolved again", self.endpoint.host)
+                log.info("%s is resolved again", self.host)
             self._in_trouble = False
             # The resolver rotates its answers; only another set of addresses is a change.
-            if set(found) != set(self.addresses):
-                log.info("%s is now %s", self.endpoint.host, ", ".join(address.host for address in found))
-                self.addresses = found
+            if set(found) != set(self._addresses):
+                log.info("%s is now %s", self.host, ", ".join(address.host for address in found))
+                self._addresses = found
+                self._at.clear()
                 if self.on_change is not None:
                     self.on_change()
         finally:

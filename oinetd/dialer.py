@@ -39,11 +39,11 @@ class Dialer:
         self._poller = poller
 
     async def dial(
-        self, destination: Destination, settings: Settings, source: str | None, client: socket.socket
+        self, destination: Destination, port: int, settings: Settings, source: str | None, client: socket.socket
     ) -> Dialed:
-        """Try each address once. A client that gives up meanwhile ends it; its half-close does not."""
+        """Try each address of `destination` once. A client that gives up meanwhile ends it; its half-close does not."""
         last = Dialed(None, None, Ending.RESOLVE_FAILED)
-        for address in destination.addresses:
+        for address in destination.at(port):
             last = await self._try(address, settings, source, client)
             if last.upstream is not None:
                 destination.connected()

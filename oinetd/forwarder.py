@@ -7,7 +7,10 @@ no loop policy, no process limit.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
+import math
 import resource
 import socket
 import time
@@ -18,14 +21,10 @@ from typing import NamedTuple
 from oinetd.access import AccessControl
 from oinetd.account import Account, Stats
 from oinetd.destination import Destination
-from oinetd.dialer import Dialer
-from oinetd.engine import Engine
-from oinetd.engine.portable import PortableEngine
-from oinetd.errors import ConfigError, EngineUnavailable, Problem
+from oinetd.errors import ConfigError, Problem
 from oinetd.journal import Journal
-from oinetd.listener import Listener
-from oinetd.model import Config, EngineChoice, Route, Rule
-from oinetd.poller import Poller
+from oinetd.lanes import Choice, Lanes, Listening, new_gate
+from oinetd.model import Config, Route, Rule
 from oinetd.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
@@ -35,6 +34,8 @@ __all__ = ["BoundAddress", "Forwarder"]
 
 log = logging.getLogger("oinetd")
 
+DRAIN_LOOK_S = 0.02
+"""Time between two looks at who is left while draining."""
 DESCRIPTORS_KEPT_BACK = 64
 """Descriptors that sessions may not use: logs, the loop, lookups, and the program around the forwarder."""
 
@@ -70,9 +71,8 @@ class Forwarder:
         self._on_open = on_open
         self._on_close = on_close
         self._inherited = list(inherited)
-        self._account = Account()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._listeners: dict[PortKey, Listener] = {}
+        self._account = Account(new_gate())
+        self._listeners: dict[PortKey, Listening] = {}
         self._destinations: list[Destination] = []
         self._reloading = asyncio.Lock()
         self._stopped: asyncio.Event | None = None
@@ -99,10 +99,9 @@ class Forwarder:
         if self._stopped is not None:
             raise RuntimeError("a Forwarder starts once; make another one")
         self._loop = asyncio.get_running_loop()
-        self._poller = Poller(self._loop)
-        self._dialer = Dialer(self._loop, self._poller)
-        self._portable = PortableEngine(self._loop, self._poller)
+        self._lanes = Lanes(self._loop, self._account, self, hooked=self._admit is not None)
         self._stopped = asyncio.Event()
+        self._ended = asyncio.Event()
         try:
             await self._apply(self.config)
         except BaseException:
@@ -114,16 +113,12 @@ class Forwarder:
         if self._stopped is None or self._stopped.is_set():
             return
         for listener in self._listeners.values():
-            listener.close()
+            listener.release()
+            listener.sock.close()
         self._listeners.clear()
         for destination in self._destinations:
             destination.stop()
-        for live in tuple(self._account.live.values()):
-            live.kill()
-        while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
-        await self._portable.close()
-        self._poller.close()
+        await self._lanes.close()
         if self._journal is not None:
             self._journal.close()
         for sock in self._inherited:
@@ -142,17 +137,23 @@ class Forwarder:
         Those that are left are aborted; the answer is how many that were.
         """
         for listener in self._listeners.values():
-            listener.close()
+            self._lanes.retire(listener)
         self._listeners.clear()
+        await self._until_empty(timeout_s)
+        cut = self._account.gate.live
+        self._lanes.abort_all()
+        await self._until_empty(math.inf)
+        return cut
+
+    async def _until_empty(self, timeout_s: float) -> None:
+        """Wait until nobody is connected, at most `timeout_s` seconds."""
         deadline = self._loop.time() + timeout_s
-        while self._tasks and (left := deadline - self._loop.time()) > 0:
-            await asyncio.wait(tuple(self._tasks), timeout=left)
-        cut = tuple(self._account.live.values())
-        for live in cut:
-            live.kill()
-        while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
-        return len(cut)
+        while self._account.anybody and (left_s := deadline - self._loop.time()) > 0:
+            self._ended.clear()
+            with contextlib.suppress(TimeoutError):
+                # A reactor reports an end a moment before it gives the place back, hence the second look.
+                async with asyncio.timeout(min(left_s, DRAIN_LOOK_S)):
+                    await self._ended.wait()
 
     # Configuration
 
@@ -169,76 +170,73 @@ class Forwarder:
     async def _apply(self, config: Config) -> None:
         """Everything that can fail comes first; the change itself is one step of the loop."""
         Journal.check(config.log)
-        engines = {id(rule): self._engine_of(config, rule) for rule in config.rules}
+        choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
+        access = {id(rule): AccessControl(config.access, rule.access) for rule in config.rules}
         destinations = await self._resolve(config)
+        ports = await plan_ports(config)
         kept = {key: listener.sock for key, listener in self._listeners.items()}
-        sockets = open_ports(config, await plan_ports(config), kept, self._inherited)
+        sockets = open_ports(config, ports, kept, self._inherited)
 
-        self._account.max_connections = config.max_connections or _descriptor_limit()
-        self._account.max_per_source = config.max_connections_per_source
+        self._account.set_limits(config.max_connections or _descriptor_limit(), config.max_connections_per_source)
         if self._journal is None:
             self._journal = Journal(config.log, log.warning)
         else:
             self._journal.reconfigure(config.log)
         before, self._listeners = self._listeners, {}
         for port, sock in sockets.items():
-            destination = destinations[port.route.connect, config.settings_of(port.route.rule).dns_refresh_s]
-            engine, why = engines[id(port.route.rule)]
-            service = self._service(config, port.route, destination, engine)
-            listener = before.pop(port.key, None)
-            if listener is None:
-                listener = Listener(self._loop, sock, service, self._tasks)
-                self._say(port, sock, engine, why)
-            else:
-                changed = listener.service.route.rule != port.route.rule
-                listener.service = service
-                self._retune(port, sock, service)
-                if changed:
-                    self._say(port, sock, engine, why)
-            self._listeners[port.key] = listener
+            rule, choice = port.route.rule, choices[id(port.route.rule)]
+            service = Service(
+                route=port.route,
+                settings=config.settings_of(rule),
+                access=access[id(rule)],
+                global_access=config.access,
+                destination=destinations[_destination_key(config, rule)],
+                rule=self._account.of(rule),
+                account=self._account,
+                dialer=self._lanes.dialer,
+                engine=choice.engine,
+                watcher=self,
+                admit=self._admit,
+            )
+            self._listeners[port.key] = self._put_in_service(before.pop(port.key, None), port, sock, service, choice)
         for key, listener in before.items():
             log.info("no longer listening on %s", key.address)
-            listener.close()
+            self._lanes.retire(listener)
         for destination in self._destinations:
             destination.stop()
         self._destinations = list(destinations.values())
         for destination in self._destinations:
+            destination.on_change = functools.partial(self._refresh, destination)
             destination.start()
-        for listener in self._listeners.values():
-            listener.start()
         self.config = config
 
-    def _service(self, config: Config, route: Route, destination: Destination, engine: Engine) -> Service:
-        assert self._journal is not None
-        return Service(
-            route=route,
-            settings=config.settings_of(route.rule),
-            access=AccessControl(config.access, route.rule.access),
-            destination=destination,
-            rule=self._account.of(route.rule),
-            account=self._account,
-            dialer=self._dialer,
-            engine=engine,
-            watcher=self,
-            admit=self._admit,
-        )
+    def _put_in_service(
+        self, listener: Listening | None, port: Port, sock: socket.socket, service: Service, choice: Choice
+    ) -> Listening:
+        """Let `sock` be served as `service` says, by the `listener` that has it already where there is one."""
+        if listener is None or listener.service.route.rule != port.route.rule or listener.native != choice.native:
+            log.info("listening on %s, forwarding to %s (%s)", bound_address(sock), port.route.connect, choice)
+        if listener is None:
+            return self._lanes.serve(choice, sock, service)
+        tune(sock, service.settings.keepalive)
+        start_listening(sock, port.key.address, service.settings.listen_backlog)
+        if listener.native == choice.native:
+            listener.exchange(service)
+            return listener
+        listener.release()
+        return self._lanes.serve(choice, sock, service)
 
-    def _engine_of(self, config: Config, rule: Rule) -> tuple[Engine, str]:
-        """The engine that serves `rule`, and why it is this one."""
-        choice = config.settings_of(rule).engine
-        if choice is EngineChoice.NATIVE:
-            raise EngineUnavailable(
-                f"{rule.origin}: the native engine is not part of this build; `engine auto` or `engine python` serve"
-            )
-        return self._portable, "asked for" if choice is EngineChoice.PYTHON else "the native engine is not built"
+    def _refresh(self, destination: Destination) -> None:
+        for listener in self._listeners.values():
+            if listener.service.destination is destination:
+                listener.refresh()
 
-    async def _resolve(self, config: Config) -> dict[tuple[object, float], Destination]:
-        """A destination for each endpoint that is connected to. Raises `ConfigError` with all that have no address."""
-        wanted: dict[tuple[object, float], tuple[Destination, Rule]] = {}
+    async def _resolve(self, config: Config) -> dict[tuple[str, float], Destination]:
+        """A destination for each host that is connected to. Raises `ConfigError` with all that have no address."""
+        wanted: dict[tuple[str, float], tuple[Destination, Rule]] = {}
         for rule in config.rules:
-            refresh_s = config.settings_of(rule).dns_refresh_s
-            for route in rule.routes():
-                wanted.setdefault((route.connect, refresh_s), (Destination(route.connect, refresh_s), rule))
+            key = _destination_key(config, rule)
+            wanted.setdefault(key, (Destination(*key), rule))
         answers = await asyncio.gather(
             *(destination.resolve(rule.origin) for destination, rule in wanted.values()),
             return_exceptions=True,
@@ -253,23 +251,6 @@ class Forwarder:
             raise ConfigError(*problems)
         return {key: destination for key, (destination, _) in wanted.items()}
 
-    @staticmethod
-    def _retune(port: Port, sock: socket.socket, service: Service) -> None:
-        """Give a listener that stays what the new configuration says of its socket; the queue is not touched."""
-        tune(sock, service.settings.keepalive)
-        start_listening(sock, port.key.address, service.settings.listen_backlog)
-
-    @staticmethod
-    def _say(port: Port, sock: socket.socket, engine: Engine, why: str) -> None:
-        log.info(
-            "listening on %s, forwarding to %s %d (%s engine: %s)",
-            bound_address(sock),
-            port.route.connect.host,
-            port.route.connect.port,
-            engine.name,
-            why,
-        )
-
     # What there is to know
 
     @property
@@ -283,19 +264,16 @@ class Forwarder:
 
     def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first, with their counts of this moment and `ending` None."""
-        return list(self._account.sessions(time.time()))
+        records = [*self._account.sessions(time.time()), *self._lanes.sessions()]
+        return sorted(records, key=lambda record: record.id)
 
     def kill(self, session_id: int) -> bool:
         """End one session; both its peers see a reset. False where there is no such session."""
-        live = self._account.live.get(session_id)
-        if live is None:
-            return False
-        live.kill()
-        return True
+        return self._lanes.kill(session_id)
 
     def stats(self) -> Stats:
         """The counters since the start."""
-        return self._account.stats()
+        return self._account.stats(self._lanes.sessions())
 
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""
@@ -313,10 +291,15 @@ class Forwarder:
 
     def closed(self, record: SessionRecord) -> None:
         """A session ended, or was refused."""
+        self._ended.set()
         if self._journal is not None:
             self._journal.closed(record)
         if self._on_close is not None:
             _call(self._on_close, record)
+
+
+def _destination_key(config: Config, rule: Rule) -> tuple[str, float]:
+    return rule.connect.address, config.settings_of(rule).dns_refresh_s
 
 
 def _call(hook: Callable[[SessionRecord], object], record: SessionRecord) -> None:

@@ -1,4 +1,4 @@
-"""One listening socket of the Python lane: permission first, then accept, in batches.
+"""One listening socket of the Python lane: a place first, then accept, in batches.
 
 While the process or the rule is at its limit nothing is accepted: clients wait in the kernel's queue and lose nothing.
 Where the machine has no descriptor or memory left, accepting pauses and tries again; what is open goes on.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import logging
 import socket
 
@@ -30,12 +29,11 @@ _CLIENT_GONE = frozenset({
     errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENONET, errno.EPERM, errno.ETIMEDOUT,
 })  # fmt: skip
 
-session_ids = itertools.count(1)
-"""Every session of the process has its own number."""
-
 
 class Listener:
     """Accepts on `sock` for `service`, which may be exchanged at any time; earlier sessions keep theirs."""
+
+    native = False
 
     def __init__(
         self,
@@ -58,7 +56,16 @@ class Listener:
             self._reading = True
             self._loop.add_reader(self.sock.fileno(), self._accept)
 
-    def stop(self) -> None:
+    def exchange(self, service: Service) -> None:
+        """Serve the connections to come differently."""
+        self.service.account.forget_waiting(self.start)
+        self.service = service
+        self.start()
+
+    def refresh(self) -> None:
+        """The destination has other addresses: sessions ask for them when they dial."""
+
+    def release(self) -> None:
         """Accept no more; the socket and its queue stay."""
         self._pause()
         self.service.account.forget_waiting(self.start)
@@ -66,16 +73,13 @@ class Listener:
             self._timer.cancel()
             self._timer = None
 
-    def close(self) -> None:
-        """Serve those who are in the queue already, then close the socket: a client that was let in stays."""
-        if self.sock.fileno() < 0:
-            return
-        self.stop()
-        for _ in range(self.service.settings.listen_backlog + 1):  # the kernel's queue holds one more than asked for
-            if not self._accept_one():
-                break
-        self.stop()  # a shortage just now would have begun a pause
-        self.sock.close()
+    def empty_queue(self) -> None:
+        """Serve those who are in the queue already, as far as there is room: a client that was let in stays."""
+        account, rule = self.service.account, self.service.rule
+        # The kernel's queue holds one more than asked for.
+        for _ in range(self.service.settings.listen_backlog + 1):
+            if not account.take_place(rule) or not self._accept_one():
+                return
 
     def _pause(self) -> None:
         if self._reading:
@@ -85,7 +89,7 @@ class Listener:
     def _accept(self) -> None:
         account, rule = self.service.account, self.service.rule
         for _ in range(ACCEPT_BATCH):
-            if not account.has_room(rule):
+            if not account.take_place(rule):
                 self._pause()
                 account.when_room(self.start)
                 return
@@ -93,22 +97,21 @@ class Listener:
                 return
 
     def _accept_one(self) -> bool:
-        """Take one connection; whether there may be another."""
+        """Take one connection, into a place that was taken; whether there may be another."""
+        service = self.service
         try:
             client, peer = self.sock.accept()
-        except BlockingIOError:
-            return False
         except OSError as error:
+            service.account.give_back(service.rule)
             if error.errno in _SHORTAGE:
                 self._back_off(error)
-                return False
             # accept(2): errors of the client's network are told here and concern only the one that has gone.
             return error.errno in _CLIENT_GONE
         if self._pause_s:
             self._pause_s = 0.0
-            log.info("%s accepts again", self.service.route)
+            log.info("%s accepts again", service.route)
         client.setblocking(False)
-        task = Session(self.service, next(session_ids), client, peer).start(self._loop)
+        task = Session(service, service.account.gate.next_id(), client, peer).start(self._loop)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
@@ -122,5 +125,6 @@ class Listener:
                 error.strerror,
             )
         self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S) or PAUSE_S
-        self._pause()
-        self._timer = self._loop.call_later(self._pause_s, self.start)
+        if self._reading:
+            self._pause()
+            self._timer = self._loop.call_later(self._pause_s, self.start)

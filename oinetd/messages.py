@@ -41,7 +41,7 @@ class Messages:
 
     def to_syslog(self) -> None:
         """From here on the messages go to the system log; for a process without a terminal."""
-        self._replace(SyslogHandler())
+        self._replace(SyslogHandler(SYSLOG_ADDRESS))
 
     def close(self) -> None:
         """Let what is on its way arrive, and leave the loggers as they were found."""
@@ -88,7 +88,7 @@ class StderrHandler(logging.Handler):
 class SyslogHandler(logging.Handler):
     """Datagrams to the system log. One that is not there, or does not keep up, loses messages: it never stops us."""
 
-    def __init__(self, address: str = SYSLOG_ADDRESS) -> None:
+    def __init__(self, address: str) -> None:
         super().__init__()
         self.setFormatter(_Formatter(""))
         self._address = address

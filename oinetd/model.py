@@ -228,6 +228,11 @@ class Rule:
 
         return parse_rule(text)
 
+    @property
+    def identity(self) -> Endpoint | Rule:
+        """What makes it the same rule over a reload: where it listens, or all of it where the port is the kernel's."""
+        return self.bind if self.bind.port else self
+
     def routes(self) -> Iterator[Route]:
         """The rule's pairs of single ports, in order."""
         for bind_port, connect_port in zip(self.bind.ports, self.connect.ports, strict=True):
@@ -237,7 +242,7 @@ class Rule:
         return f"{self.bind} -> {self.connect}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Route:
     """One listening port of a rule and where its connections go."""
 
@@ -247,6 +252,9 @@ class Route:
 
     def __str__(self) -> str:
         return f"{self.bind} -> {self.connect}"
+
+    def __repr__(self) -> str:
+        return f"<Route {self}>"
 
 
 @dataclass(frozen=True, slots=True)

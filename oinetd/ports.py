@@ -74,8 +74,8 @@ async def _addresses(route: Route) -> tuple[Address, ...]:
     loop = asyncio.get_running_loop()
     try:
         if is_numeric(route.bind.address):
-            return lookup(route.bind, route.bind.port)
-        return await loop.run_in_executor(None, lookup, route.bind, route.bind.port)
+            return lookup(route.bind.address, route.bind.port)
+        return await loop.run_in_executor(None, lookup, route.bind.address, route.bind.port)
     except OSError as error:
         where = f"{route.rule.origin}: " if route.rule.origin.line else ""
         raise BindError(

@@ -15,7 +15,7 @@ from oinetd.account import Account, Live, RuleAccount
 from oinetd.destination import Destination
 from oinetd.dialer import Dialer
 from oinetd.engine import Engine
-from oinetd.model import Route, Settings
+from oinetd.model import AccessRule, Route, Settings
 from oinetd.record import Ending, SessionRecord
 from oinetd.sockets import client_address, close_with_reset
 
@@ -40,6 +40,7 @@ class Service:
     route: Route
     settings: Settings
     access: AccessControl
+    global_access: tuple[AccessRule, ...]
     destination: Destination
     rule: RuleAccount
     account: Account
@@ -94,7 +95,11 @@ class Session:
                 return
             service.watcher.opened(record)
             dialed = await service.dialer.dial(
-                service.destination, service.settings, service.route.rule.options.source, self._client
+                service.destination,
+                service.route.connect.port,
+                service.settings,
+                service.route.rule.options.source,
+                self._client,
             )
             record.connect_s = time.monotonic() - self._since
             if dialed.address is not None:
@@ -103,7 +108,8 @@ class Session:
                 assert dialed.failed is not None
                 ending, code = dialed.failed, dialed.errno
                 return
-            record.engine, record.relay = service.engine.name, "copy"
+            record.engine = service.engine.name
+            record.relay = service.settings.relay.value if record.engine == "native" else "copy"
             # The engine owns both sockets from here, whatever happens.
             result = await service.engine.relay(self._client, dialed.upstream, service.settings, self._live.meter)
             ending, code = result.ending, result.errno
@@ -121,7 +127,7 @@ class Session:
         verdict = service.access.decide(self._peer)
         if verdict is not Verdict.ALLOWED:
             return _REFUSED[verdict]
-        if not service.account.source_has_room(service.rule, self._live.record.client):
+        if not service.account.admit_source(self._live):
             return Ending.LIMITED
         if service.admit is not None:
             try:

@@ -15,7 +15,7 @@ import termios
 from dataclasses import dataclass
 
 from oinetd.errors import BindError
-from oinetd.model import Endpoint, KeepAlive
+from oinetd.model import KeepAlive
 
 __all__ = [
     "Address",
@@ -50,6 +50,10 @@ class Address:
     def port(self) -> int:
         return self.sockaddr[1]
 
+    def at(self, port: int) -> Address:
+        """The same address with another port."""
+        return Address(self.family, (self.sockaddr[0], port, *self.sockaddr[2:]))
+
     @property
     def is_wildcard(self) -> bool:
         return self.host in ("0.0.0.0", "::")
@@ -71,12 +75,13 @@ def is_numeric(host: str) -> bool:
     return False
 
 
-def lookup(endpoint: Endpoint, port: int) -> tuple[Address, ...]:
-    """All addresses of `endpoint`, in the resolver's order. Blocks where the host is a name.
+def lookup(host: str, port: int = 0) -> tuple[Address, ...]:
+    """All addresses of `host`, in the resolver's order. Blocks where it is a name.
 
     Raises `socket.gaierror` where the name has none, `OSError` for a scope that is no interface.
     """
-    host = "0.0.0.0" if endpoint.address == "0" else endpoint.address
+    if host == "0":
+        host = "0.0.0.0"
     flags = socket.AI_NUMERICHOST if is_numeric(host) else 0
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=flags)

@@ -14,7 +14,7 @@ The forwarder drives it:
 
 `sock` is bound, non-blocking, listening, and carries the options that accepted sockets inherit
 (`oinetd.sockets.tune`). The caller keeps it, and closes it after `remove`; who is in its queue then can still be
-accepted by the caller. A rule's own limits are counted by its `bind`, so that they hold over a reload.
+accepted by the caller. A rule's own limits are counted by its `identity`, so that they hold over a reload.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from oinetd.engine.native import (
     SocketAddress,
     compile_rules,
 )
-from oinetd.model import AccessRule, Endpoint, Route, Settings
+from oinetd.model import AccessRule, Endpoint, Route, Rule, Settings
 from oinetd.record import SessionRecord
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class NativeLane:
         self._keys = itertools.count(1)
         self._tags = itertools.count(1)
         self._in_force: dict[int, tuple[int, Serving, Rules]] = {}
-        self._gates: dict[Endpoint, Permits] = {}
+        self._gates: dict[Endpoint | Rule, Permits] = {}
         self._live: dict[int, SessionRecord] = {}
         self._unused: list[int] = []
         plane.take(OPENED, self._opened)
@@ -153,7 +153,7 @@ class NativeLane:
     def _compile(self, key: int, serving: Serving) -> tuple[int, Rules]:
         tag = next(self._tags)
         options = serving.route.rule.options
-        gate = self._gates.setdefault(serving.route.rule.bind, self._plane.new_gate())
+        gate = self._gates.setdefault(serving.route.rule.identity, self._plane.new_gate())
         gate.set_limits(options.max_connections or 0, options.max_connections_per_source or 0)
         rule = serving.route.rule
         rules = compile_rules(

@@ -23,6 +23,7 @@ from typing import TypeAlias
 from oinetd.engine import Meter
 from oinetd.engine.cores import usable_cores
 from oinetd.errors import EngineUnavailable
+from oinetd.gate import Gate
 from oinetd.model import AccessRule, KeepAlive, RelayMode, Settings, Verb
 from oinetd.pattern import compile_access
 from oinetd.record import Ending, RelayResult
@@ -35,7 +36,7 @@ except ImportError as error:  # no compiler when it was installed, or another Py
 else:
     _missing = ""
 
-__all__ = ["DataPlane", "NativeEngine", "Row", "SocketAddress", "available", "compile_rules"]
+__all__ = ["DataPlane", "NativeEngine", "Row", "SocketAddress", "available", "compile_rules", "new_permits"]
 
 log = logging.getLogger("oinetd")
 
@@ -64,18 +65,24 @@ def available() -> str:
     return _missing
 
 
+def new_permits() -> _fastpath.Permits:
+    """A gate for the sessions of the process, which both lanes go through."""
+    return _fastpath.Permits()
+
+
 class DataPlane:
     """The reactor threads of one event loop. Raises `EngineUnavailable` where they cannot run.
 
     `threads` 0 is one for each core that the process may use. `busy_poll_us` is the longest a reactor polls before
     it sleeps: -1 decides by the cores there are, 0 never polls. `flip_bytes` is for tests: each read takes at most
-    so many bytes and the direction changes between copy and splice every time.
+    so many bytes and the direction changes between copy and splice every time. `permits` is the gate of the process.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         *,
+        permits: Gate | None = None,
         threads: int = 0,
         busy_poll_us: int = -1,
         flip_bytes: int = 0,
@@ -86,7 +93,8 @@ class DataPlane:
         if busy_poll_us < 0:
             busy_poll_us = SPIN_US if cores >= 1 else 0
         self.flip_bytes = flip_bytes
-        self.permits = _fastpath.Permits()
+        self.permits = new_permits() if permits is None else permits
+        assert isinstance(self.permits, _fastpath.Permits)
         try:
             self.core = _fastpath.Core(self.permits, threads or max(1, int(cores)), busy_poll_us)
         except OSError as error:

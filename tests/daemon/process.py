@@ -38,6 +38,11 @@ def until(condition: Callable[[], T], what: str) -> T:
     return value
 
 
+def text_of(path: Path) -> str:
+    """What is in the file, nothing where there is none yet."""
+    return path.read_text() if path.exists() else ""
+
+
 def own_address() -> str:
     """A loopback address that no other test of this machine uses, so that any port of it is free."""
     number, pid = next(_numbers), os.getpid()
@@ -202,13 +207,23 @@ def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[
 
 @contextlib.contextmanager
 def subreaper() -> Iterator[None]:
-    """Orphans of our children become our children, as if we were process 1."""
+    """Orphans of our children become our children, as if we were process 1; at the end all of them have ended."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         yield
     finally:
+        until(_no_children, "the end of all children")
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _no_children() -> bool:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return True
+    return False
 
 
 class EchoServer:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.daemon.process import ROOT, Background, Client, until
+from tests.daemon.process import ROOT, Background, Client, text_of, until
 
 RULE = "127.0.0.1 0 UPSTREAM\n"
 
@@ -52,7 +52,7 @@ def test_names_relative_to_the_directory_of_the_start(background: Start, tmp_pat
     log = tmp_path / "log"
     with Client(daemon.addresses[0]) as client:
         client.echo(b"hello")
-    until(lambda: log.read_text().endswith("done-remote-closed\n"), "the log")
+    until(lambda: text_of(log).endswith("done-remote-closed\n"), "the log")
     # The same file at a reload, with the daemon in the root directory.
     (tmp_path / "more.conf").write_text("logfile new\n")
     os.kill(daemon.pid, signal.SIGHUP)

@@ -128,9 +128,7 @@ def test_it_is_tuned_like_one_of_its_own(oinetd: Start, listener: socket.socket)
     assert daemon.stop() == 0
 
 
-def test_reloads_with_a_socket_that_was_handed_over(
-    oinetd: Start, listener: socket.socket, echo: EchoServer
-) -> None:
+def test_reloads_with_a_socket_that_was_handed_over(oinetd: Start, listener: socket.socket, echo: EchoServer) -> None:
     host, port = listener.getsockname()
     rule = f"{host} {port} {echo.host} {echo.port}\n"
     daemon = oinetd(rule, **handed(listener)).ready()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.daemon.process import Client, Oinetd, until
+from tests.daemon.process import Client, Oinetd, text_of, until
 
 RULE = "127.0.0.1 0 UPSTREAM\n"
 
@@ -73,11 +73,11 @@ def test_usr1_opens_the_log_anew(oinetd: Start, tmp_path: Path) -> None:
     daemon = oinetd(f"logfile {log}\n" + RULE).ready()
     with Client(daemon.address) as client:
         client.echo(b"one")
-        until(lambda: log.read_text().endswith("opened\n"), "the first line")
+        until(lambda: text_of(log).endswith("opened\n"), "the first line")
         log.rename(moved)
         daemon.signal(signal.SIGUSR1)
         until(log.exists, "the new file")
-    until(lambda: log.read_text().endswith("done-remote-closed\n"), "the second line")
+    until(lambda: text_of(log).endswith("done-remote-closed\n"), "the second line")
     assert daemon.stop() == 0
     assert moved.read_text().count("\n") == 1
     assert log.read_text().count("\n") == 1
@@ -95,7 +95,7 @@ def test_usr2_says_what_is_going_on(oinetd: Start) -> None:
 
 
 @pytest.fixture
-def starting(oinetd: Start, tmp_path: Path) -> Iterator[tuple[Oinetd, Callable[[], None]]]:
+def starting(oinetd: Start, tmp_path: Path) -> tuple[Oinetd, Callable[[], None]]:
     """A daemon that waits for its configuration, with its handlers in place, and what lets it go on."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -110,7 +110,7 @@ def starting(oinetd: Start, tmp_path: Path) -> Iterator[tuple[Oinetd, Callable[[
             file.write(daemon.conf.read_text())
 
     until(handles, "its handlers")
-    yield daemon, go_on
+    return daemon, go_on
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])

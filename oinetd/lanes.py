@@ -1,0 +1,233 @@
+"""The two lanes of a forwarder: which one serves a rule, and why; what both have in common.
+
+- The native lane gives the listening socket to the reactors, which do everything from accept to close.
+- The Python lane runs a `Session` for each connection. It serves what needs Python: an `admit` hook, a build or a
+  machine without the extension, and who asks for it. With a hook the native engine still does the relaying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from dataclasses import dataclass
+from typing import Protocol
+
+from oinetd.account import Account
+from oinetd.dialer import Dialer
+from oinetd.engine import Engine
+from oinetd.engine.lane import NativeLane, Serving
+from oinetd.engine.native import DataPlane, NativeEngine, available, new_permits
+from oinetd.engine.portable import PortableEngine
+from oinetd.errors import EngineUnavailable
+from oinetd.gate import Gate, LocalGate
+from oinetd.listener import Listener
+from oinetd.model import Config, EngineChoice, Rule
+from oinetd.poller import Poller
+from oinetd.record import SessionRecord
+from oinetd.session import Service, Watcher
+
+__all__ = ["Choice", "Lanes", "Listening"]
+
+log = logging.getLogger("oinetd")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a rule is served: in the native lane or not, by which engine, and why."""
+
+    native: bool
+    engine: Engine
+    why: str
+
+    def __str__(self) -> str:
+        lane = "native lane" if self.native else f"Python lane, {self.engine.name} engine"
+        return f"{lane}: {self.why}"
+
+
+class Listening(Protocol):
+    """A listening socket that is served, in either lane."""
+
+    sock: socket.socket
+    service: Service
+    native: bool
+
+    def start(self) -> None:
+        """Accept from now on. Raises `OSError` where the machine has no room to watch the socket."""
+        ...
+
+    def exchange(self, service: Service) -> None:
+        """Serve the connections to come differently; socket, queue and sessions stay."""
+        ...
+
+    def refresh(self) -> None:
+        """The destination has other addresses."""
+        ...
+
+    def release(self) -> None:
+        """Accept no more; the socket and its queue stay, and nobody else touches them."""
+        ...
+
+
+class ReactorListener:
+    """A listening socket in the hands of the reactors."""
+
+    native = True
+
+    def __init__(self, lane: NativeLane, keys: dict[int, ReactorListener], sock: socket.socket, service: Service):
+        self.sock = sock
+        self.service = service
+        self._lane = lane
+        self._keys = keys
+        self._key = 0
+
+    def start(self) -> None:
+        if not self._key:
+            self._key = self._lane.add(self.sock, self._serving())
+            self._keys[self._key] = self
+
+    def exchange(self, service: Service) -> None:
+        self.service = service
+        self.refresh()
+
+    def refresh(self) -> None:
+        if self._key:
+            self._lane.replace(self._key, self._serving())
+
+    def release(self) -> None:
+        if self._key:
+            self._lane.remove(self._key)
+            del self._keys[self._key]
+            self._key = 0
+
+    def _serving(self) -> Serving:
+        return Serving(
+            route=self.service.route,
+            settings=self.service.settings,
+            addresses=tuple(
+                address.sockaddr for address in self.service.destination.at(self.service.route.connect.port)
+            ),
+            access=self.service.global_access,
+        )
+
+
+def new_gate() -> Gate:
+    """The gate of a process: one that reactors can go through where there may be any."""
+    return LocalGate() if available() else new_permits()
+
+
+class Lanes:
+    """Everything that serves connections of one forwarder, on one loop. The reactors start when a rule needs them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, account: Account, watcher: Watcher, *, hooked: bool) -> None:
+        self._loop = loop
+        self._account = account
+        self._watcher = watcher
+        self._hooked = hooked
+        self.poller = Poller(loop)
+        self.dialer = Dialer(loop, self.poller)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._portable = PortableEngine(loop, self.poller)
+        self._plane: DataPlane | None = None
+        self._lane: NativeLane | None = None
+        self._engine: NativeEngine | None = None
+        self._reactor_listeners: dict[int, ReactorListener] = {}
+
+    def choose(self, config: Config, rule: Rule) -> Choice:
+        """How `rule` is to be served. Raises `EngineUnavailable` where it insists on what cannot be had."""
+        wanted = config.settings_of(rule).engine
+        if wanted is EngineChoice.PYTHON:
+            return Choice(False, self._portable, "asked for")
+        try:
+            engine = self._native(config)
+        except EngineUnavailable as error:
+            if wanted is EngineChoice.NATIVE:
+                where = f"{rule.origin}: " if rule.origin.line else ""
+                raise EngineUnavailable(f"{where}{error}; `engine auto` would fall back to the Python lane") from None
+            return Choice(False, self._portable, str(error))
+        if self._hooked:
+            return Choice(False, engine, "the admit hook is Python")
+        return Choice(True, engine, "asked for" if wanted is EngineChoice.NATIVE else "nothing needs Python")
+
+    def _native(self, config: Config) -> Engine:
+        if self._engine is None:
+            if reason := available():
+                raise EngineUnavailable(reason)
+            self._plane = DataPlane(
+                self._loop,
+                permits=self._account.gate,
+                threads=config.threads,
+                busy_poll_us=config.busy_poll_us,
+            )
+            self._engine = NativeEngine(self._plane)
+            self._lane = NativeLane(
+                self._plane,
+                on_opened=self._native_opened,
+                on_closed=self._native_closed,
+                on_unreachable=self._look_up_again,
+            )
+        return self._engine
+
+    def serve(self, choice: Choice, sock: socket.socket, service: Service) -> Listening:
+        """Serve `sock` by `choice` from now on; where the reactors cannot take it, in the Python lane."""
+        if choice.native:
+            assert self._lane is not None
+            listener = ReactorListener(self._lane, self._reactor_listeners, sock, service)
+            try:
+                listener.start()
+                return listener
+            except OSError as error:
+                log.warning("%s: the Python lane serves, the reactors cannot: %s", service.route, error.strerror)
+        fallback = Listener(self._loop, sock, service, self.tasks)
+        fallback.start()
+        return fallback
+
+    def retire(self, listening: Listening) -> None:
+        """Serve those who are in the queue, then close the socket: a client that the kernel let in stays."""
+        listening.release()
+        last = Listener(self._loop, listening.sock, listening.service, self.tasks)
+        last.empty_queue()
+        listening.sock.close()
+
+    def sessions(self) -> list[SessionRecord]:
+        """The live sessions of the native lane."""
+        return self._lane.sessions() if self._lane is not None else []
+
+    def kill(self, session_id: int) -> bool:
+        """End one session of either lane; False where there is none of this number."""
+        live = self._account.live.get(session_id)
+        if live is not None:
+            live.kill()
+            return True
+        return self._lane is not None and self._lane.kill(session_id)
+
+    def abort_all(self) -> None:
+        """End every session; both peers of each see a reset."""
+        for live in tuple(self._account.live.values()):
+            live.kill()
+        if self._lane is not None:
+            self._lane.abort_all()
+
+    async def close(self) -> None:
+        """End every session, account for each, and give everything back. The listeners are released before."""
+        self.abort_all()
+        while self.tasks:
+            await asyncio.wait(tuple(self.tasks))
+        await self._portable.close()
+        if self._engine is not None and self._plane is not None:
+            await self._engine.close()
+            await self._plane.close()
+        self.poller.close()
+
+    def _native_opened(self, record: SessionRecord) -> None:
+        self._account.native_opened(record)
+        self._watcher.opened(record)
+
+    def _native_closed(self, record: SessionRecord) -> None:
+        self._account.native_closed(record)
+        self._watcher.closed(record)
+
+    def _look_up_again(self, key: int) -> None:
+        listener = self._reactor_listeners.get(key)
+        if listener is not None:
+            listener.service.destination.look_up_again()

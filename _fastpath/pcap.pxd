@@ -27,7 +27,7 @@ cdef enum:
     ETHERTYPE_IPV4 = 0x0800
     ETHERTYPE_VLAN = 0x8100
     ETHERTYPE_IPV6 = 0x86dd
-    PCAP_BUFFER_BYTES = 262144  # one write for some thousand packets
+    PCAP_BUFFER_BYTES = 131072  # a write for each thousand packets; larger ones leave the processor's cache
     PCAP_SNAPLEN_MAX = 65536
 
 

@@ -31,7 +31,7 @@ SO_ATTACH_FILTER = 26
 FRAME_BYTES = 2048
 """Only the kernel's own reckoning needs it: packets of a V3 ring lie in a block one behind the other."""
 
-RETIRE_MS = 20
+RETIRE_MS = 100
 """After this long the kernel hands a block over that is not full."""
 
 

@@ -113,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = _common()
+    from bench.capture.command import DESCRIPTION as capture_text
+    from bench.capture.command import EPILOG as capture_examples
+    from bench.capture.command import add_arguments as add_capture
+    from bench.lab.command import DESCRIPTION as lab_text
+    from bench.lab.command import EPILOG as lab_examples
+    from bench.lab.command import add_arguments as add_lab
 
     def add(
         name: str, help_text: str, description: str, run: Callable[..., int], **more: Any
@@ -191,6 +197,9 @@ def _parser() -> argparse.ArgumentParser:
         "--plots", type=Path, metavar="DIR", help="where the README's plots go; default: docs/bench beside it"
     )
     report.add_argument("--check", action="store_true", help="with --readme: fail where the section is out of date")
+    add_lab(add("lab", "where the time goes: wrk through oinetd to nginx, in four layers", lab_text, _lab, epilog=lab_examples))
+    add_capture(add("capture", "whether every byte went by: a packet ring beside tcpdump, or live", capture_text, _capture,
+                    epilog=capture_examples))  # fmt: skip
     clean = add("clean", "remove what killed runs left behind", """
         Ends processes and removes namespaces, control groups and directories of runs whose owner is dead. What a
         running bench uses is left alone.
@@ -260,6 +269,18 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
         return 1
     console.print(f"{arguments.readme}: {'rewritten' if changed else 'up to date'}", highlight=False)
     return 0
+
+
+def _lab(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.lab.command import run
+
+    return run(arguments, console)
+
+
+def _capture(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.capture.command import run
+
+    return run(arguments, console)
 
 
 def _clean(arguments: argparse.Namespace, console: Console) -> int:

@@ -197,9 +197,10 @@ def _parser() -> argparse.ArgumentParser:
         "--plots", type=Path, metavar="DIR", help="where the README's plots go; default: docs/bench beside it"
     )
     report.add_argument("--check", action="store_true", help="with --readme: fail where the section is out of date")
-    add_lab(add("lab", "where the time goes: wrk through oinetd to nginx, in four layers", lab_text, _lab, epilog=lab_examples))
-    add_capture(add("capture", "whether every byte went by: a packet ring beside tcpdump, or live", capture_text, _capture,
-                    epilog=capture_examples))  # fmt: skip
+    lab_help = "where the time goes: wrk through oinetd to nginx, in four layers"
+    add_lab(add("lab", lab_help, lab_text, _lab, epilog=lab_examples))
+    capture_help = "whether every byte went by: a packet ring beside tcpdump, or live"
+    add_capture(add("capture", capture_help, capture_text, _capture, epilog=capture_examples))
     clean = add("clean", "remove what killed runs left behind", """
         Ends processes and removes namespaces, control groups and directories of runs whose owner is dead. What a
         running bench uses is left alone.

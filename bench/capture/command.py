@@ -103,7 +103,7 @@ def _loads(arguments: argparse.Namespace) -> list[Load]:
     words = [word for word in arguments.payloads.split(",") if word]
     if not all(word.isdigit() and int(word) <= 1 << 20 for word in words):
         raise BenchError("--payloads: numbers of bytes, up to 1048576")
-    payloads = [int(word) for word in words] or list(PAYLOADS[::5] if arguments.quick else PAYLOADS) + [0]
+    payloads = [int(word) for word in words] or [*(PAYLOADS[::5] if arguments.quick else PAYLOADS), 0]
     return [Load.of_payload(payload) if payload else IPERF for payload in payloads]
 
 

@@ -58,7 +58,7 @@ def missed_by_both(sent: Sequence[Sent], one: Sequence[Stream], other: Sequence[
 
 
 def acknowledged(captures: Iterable[Sequence[Stream]], port: int) -> list[Sent]:
-    """What was sent to and from `port` as the receivers' acknowledgements tell, for senders that do not tell themselves.
+    """What was sent to and from `port`, by the receivers' acknowledgements, for senders that do not tell it.
 
     A stream that no capture saw at all is not in it.
     """

@@ -17,6 +17,9 @@ __all__ = ["print_rows", "read_csv", "verdicts", "write_csv", "write_plot"]
 
 TINY = "tiny ring"
 
+Sequences = Mapping[str, Mapping[str, Sequence[tuple[int, int]]]]
+"""By leg: what was sent of one stream, and what each capture has of it."""
+
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     with path.open("w", newline="") as file:
@@ -101,8 +104,8 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         drops = total([row for row in tiny if row.leg == "client"], "drops")
         missed, ranges = total(tiny, "missed_bytes"), total(tiny, "gaps")
         lines.append(
-            f"with a ring of {tiny[0].ring_bytes:,} bytes the kernel dropped {drops:,} packets, and the sequence numbers "
-            f"show {missed:,} bytes missed in {ranges:,} ranges: "
+            f"with a ring of {tiny[0].ring_bytes:,} bytes the kernel dropped {drops:,} packets, and the sequence "
+            f"numbers show {missed:,} bytes missed in {ranges:,} ranges: "
             + ("loss is seen" if drops and missed else "NO LOSS WAS PROVOKED, so nothing is proved")
         )
     return lines
@@ -119,7 +122,7 @@ def _per_packet(rows: Sequence[Row]) -> str:
     return f"{sum(row.cpu_s or 0.0 for row in once) * 1e9 / packets:.0f} ns" if packets else "n/a"
 
 
-def write_plot(rows: Sequence[Row], sequences: Mapping[str, Mapping[str, Sequence[tuple[int, int]]]], path: Path) -> None:
+def write_plot(rows: Sequence[Row], sequences: Sequences, path: Path) -> None:
     """An SVG: what each capture missed, what it cost, and the sequence ranges of the run with the tiny ring."""
     import matplotlib
 
@@ -139,12 +142,15 @@ def write_plot(rows: Sequence[Row], sequences: Mapping[str, Mapping[str, Sequenc
         missed.bar(places, [100 - share if share else 0 for share in shares], 0.18, bottom=shares, color="black")
         for place, share, group in zip(places, shares, chosen, strict=True):
             if share:
-                missed.text(place, 50, f"{total(group, 'missed_bytes'):,} B missed", rotation=90, ha="center", va="center",
-                            fontsize=7, color="white")  # fmt: skip
+                text = f"{total(group, 'missed_bytes'):,} B missed"
+                missed.text(place, 50, text, rotation=90, ha="center", va="center", fontsize=7, color="white")
         once = [[row for row in group if row.leg == "client"] for group in chosen]
         spent = [sum(row.cpu_s or 0 for row in group) * 1e9 / max(1, total(group, "packets")) for group in once]
         cost.bar(places, spent, 0.18, label=label, color=colour)
-    titles = ((missed, "captured, % of what was sent; black: missed"), (cost, "processor time of the capture, ns for each packet"))
+    titles = (
+        (missed, "captured, % of what was sent; black: missed"),
+        (cost, "processor time of the capture, ns for each packet"),
+    )
     for axes, title in titles:
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xticks(range(len(loads)), loads)
@@ -160,11 +166,11 @@ RANGES_MAX = 4000
 """Drawn at most: more could not be told apart."""
 
 
-def _draw_ranges(axes: object, sequences: Mapping[str, Mapping[str, Sequence[tuple[int, int]]]]) -> None:
+def _draw_ranges(axes: object, sequences: Sequences) -> None:
     from matplotlib.axes import Axes
 
     assert isinstance(axes, Axes)
-    names = []
+    names: list[str] = []
     for leg, told in sequences.items():
         for name, found in told.items():
             bars = [(start / 1e6, (end - start) / 1e6) for start, end in found[:RANGES_MAX]]

@@ -29,7 +29,9 @@ SNAPLEN = 128
 BLOCK_BYTES = 256 << 10
 
 
-def sniffer_arguments(ports: Sequence[int], ring_bytes: int, *, block_bytes: int = BLOCK_BYTES, pcap: str = "") -> list[str]:
+def sniffer_arguments(
+    ports: Sequence[int], ring_bytes: int, *, block_bytes: int = BLOCK_BYTES, pcap: str = ""
+) -> list[str]:
     """The command line of a sniffer with a ring of `ring_bytes`, rounded to whole blocks."""
     blocks = max(1, ring_bytes // block_bytes)
     words = ["--ports", ",".join(map(str, ports)), "--block-bytes", str(block_bytes), "--blocks", str(blocks)]

@@ -93,7 +93,7 @@ def _routes(rules: Iterable[object]) -> dict[int, int]:
             routes |= dict(zip(rule.bind.ports, rule.connect.ports, strict=True))
     both = sorted(set(routes) & set(routes.values()))
     if both:
-        raise BenchError(f"port {both[0]} is listened on and connected to: the legs cannot be told apart by their ports")
+        raise BenchError(f"port {both[0]} is both listened on and connected to: the legs cannot be told apart")
     if not routes:
         raise BenchError("there is no TCP rule to watch")
     return routes
@@ -132,7 +132,8 @@ def watch(
         told = json.loads(program.read_rest())
     sessions = pair([Stream.load(stream) for stream in told["streams"]], watched.routes)
     if out is not None:
-        out.write_text(json.dumps({"kernel": told["kernel"], "sessions": list(map(_record, sessions))}, indent=1) + "\n")
+        kept = {"kernel": told["kernel"], "sessions": list(map(_record, sessions))}
+        out.write_text(json.dumps(kept, indent=1) + "\n")
     _show(sessions, told["kernel"]["drops"], console)
     return 1 if any(session.verdict == "differ" and not session.missed for session in sessions) else 0
 
@@ -171,10 +172,11 @@ def _show(sessions: list[Session], drops: int, console: Console) -> None:
         table.add_row(_place(session.client.forth), to, *map(str, cells), session.verdict)
     if sessions:
         console.print(table)
-    counts = {verdict: 0 for verdict in ("agree", "differ", "open", "reset", "no upstream")}
+    counts = dict.fromkeys(("agree", "differ", "open", "reset", "no upstream"), 0)
     for session in sessions:
         counts[session.verdict] += 1
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    console.print(f"{len(sessions)} sessions: {told or 'none began while watched'}; {drops} packets dropped by the kernel")
+    told = told or "none began while watched"
+    console.print(f"{len(sessions)} sessions: {told}; {drops} packets dropped by the kernel", highlight=False)
     if drops:
         console.print("What was dropped is missing above: --ring takes a larger ring.")

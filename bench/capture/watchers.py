@@ -61,7 +61,7 @@ class Watcher:
     def finish(self) -> None:
         process = self.program.process
         if self.tool == "tcpdump":
-            # Told to end, it leaves what the kernel has not handed over yet, which may take as long as its read timeout.
+            # Told to end, it leaves what the kernel has not handed over yet; that may take as long as its timeout.
             time.sleep(TCPDUMP_BLOCK_S)
         before_s = self.account.cpu_times().total_s
         process.send_signal(signal.SIGTERM)

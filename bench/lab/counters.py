@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.lab.layer import EVERYWHERE, Figures, Layer, Target, each, read_window, window
+from bench.lab.layer import EVERYWHERE, Figures, Layer, Target, read_window, window
 from bench.lab.perf import Perf, available_events
 
 __all__ = ["CALLS", "LAYER", "parse_stat"]
@@ -65,7 +65,7 @@ def derive(directory: Path) -> Figures:
         counts = parse_stat((directory / f"{scope}.csv").read_text())
         figures[scope] = {
             # A tracepoint that this kernel has not was not asked for.
-            name: each(counts.get(name), seen.passed)
+            name: seen.each(counts.get(name), f"{scope}.csv")
             for name in (*HARDWARE, *SOFTWARE, ALL_CALLS, *(f"syscalls:sys_enter_{call}" for call in CALLS))
         }
         cycles, instructions = counts.get("cycles"), counts.get("instructions")

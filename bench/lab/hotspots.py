@@ -15,29 +15,28 @@ from bench.stacks import SAMPLES_PER_S, Stacks
 
 __all__ = ["LAYER", "PURPOSES", "purpose"]
 
-PURPOSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (name, re.compile(rf"^(?:{pattern})"))
-    for name, pattern in (
-        ("copying bytes", r"_*copy_(to|from|user|page)|rep_movs|_copy_|copyin|copyout|skb_copy|memcpy|__memcpy|clear_page"),
-        ("memory", r"kmem_cache|kmalloc|__kmalloc|kfree|__?alloc_|alloc_pages|get_page_from|free_unref|__free_|skb_release|"
-         r"skb_free|__build_skb|__alloc_skb|page_frag|put_page|slab_|___slab|rmqueue|mem_cgroup|__folio"),
-        ("epoll", r"ep_|do_epoll|__x64_sys_epoll|epoll_|eventpoll"),
-        ("scheduling", r"schedule|__schedule|try_to_wake_up|pick_next|finish_task_switch|update_curr|enqueue_|dequeue_|"
-         r"__wake_up|default_wake|autoremove_wake|futex|do_futex|switch_to|ttwu_|resched"),
-        ("pipes and splice", r"splice|do_splice|__do_splice|pipe_|iter_file_splice|generic_pipe|__x64_sys_splice|skb_splice"),
-        ("receive: device to TCP", r"net_rx_action|__napi_poll|process_backlog|__netif_receive|netif_receive|napi_gro|"
-         r"ip_rcv|ip_local_deliver|ip6?_protocol|tcp_v[46]_rcv|tcp_v[46]_do_rcv|tcp_rcv_|tcp_ack|tcp_data_queue|veth_poll|"
-         r"veth_xdp|ip6_input|ip6_rcv"),
-        ("transmit: TCP to device", r"tcp_write_xmit|__tcp_transmit|tcp_push|__tcp_push|__tcp_send_ack|tcp_tsq|ip_queue_xmit|"
-         r"__ip_queue|ip_output|ip_finish|__ip_local_out|ip_local_out|__dev_queue|dev_hard|dev_queue|sch_|__qdisc|veth_xmit|"
-         r"loopback_xmit|__dev_forward|enqueue_to_backlog|netif_rx|nf_|ip6_xmit|validate_xmit"),
-        ("sockets", r"tcp_|inet_|inet6_|sock_|__sock|sk_|__sk_|lock_sock|release_sock|__release_sock|__sys_|sys_|__x64_sys_"
-         r"(send|recv|accept|connect|shutdown|socket|setsock|getsock)|security_socket|skb_|__skb"),
-        ("timers and interrupts", r"hrtimer|__hrtimer|run_timer|timer_|tick_|sysvec_|asm_sysvec|handle_softirqs|__do_softirq|"
-         r"irq_exit|__irq_exit|rcu_|kvm_|pvclock|ktime|irqentry|clockevents"),
-        ("system call entry", r"do_syscall_64|entry_SYSCALL|syscall_|exit_to_user|el0_|__fget|fput|ksys_|vfs_|fdget|__fdget"),
-    )
-)  # fmt: skip
+_WORDS = {
+    "copying bytes": """_*copy_(to|from|user|page) rep_movs _copy_ copyin copyout skb_copy _*memcpy clear_page""",
+    "memory": """kmem_cache _*kmalloc kfree _*alloc_ get_page_from free_unref __free_ skb_release skb_free __build_skb
+        page_frag put_page _*slab_ rmqueue mem_cgroup __folio""",
+    "epoll": """ep_ do_epoll __x64_sys_epoll epoll_ eventpoll""",
+    "scheduling": """_*schedule try_to_wake_up pick_next finish_task_switch update_curr (en|de)queue_(task|entity) __wake_up
+        default_wake autoremove_wake futex do_futex switch_to ttwu_ resched""",
+    "pipes and splice": """_*splice _*do_splice pipe_ iter_file_splice generic_pipe __x64_sys_splice _*skb_splice""",
+    "receive: device to TCP": """net_rx_action __napi_poll process_backlog _*netif_receive napi_gro ip_rcv
+        ip_local_deliver ip6?_protocol tcp_v[46]_rcv tcp_v[46]_do_rcv tcp_rcv_ tcp_ack tcp_data_queue veth_poll veth_xdp
+        ip6_input ip6_rcv""",
+    "transmit: TCP to device": """tcp_write_xmit _*tcp_transmit _*tcp_push __tcp_send_ack tcp_tsq _*ip_queue_xmit
+        ip_output ip_finish _*ip_local_out _*dev_queue dev_hard sch_ __qdisc veth_xmit loopback_xmit __dev_forward
+        enqueue_to_backlog netif_rx nf_ ip6_xmit validate_xmit""",
+    "sockets": """tcp_ inet6?_ _*sock_ sk_ __sk_ lock_sock _*release_sock __sys_ sys_ security_socket _*skb_
+        __x64_sys_(send|recv|accept|connect|shutdown|socket|setsock|getsock)""",
+    "timers and interrupts": """_*hrtimer run_timer timer_ tick_ _*sysvec_ asm_sysvec handle_softirqs __do_softirq
+        _*irq_exit rcu_ kvm_ pvclock ktime irqentry clockevents""",
+    "system call entry": """do_syscall_64 entry_SYSCALL syscall_ exit_to_user el0_ _*fdget __fget fput ksys_ vfs_""",
+}
+
+PURPOSES = {name: re.compile(f"(?:{'|'.join(words.split())})") for name, words in _WORDS.items()}
 """What a kernel function serves, by its name; the innermost function on a stack that has a place here decides."""
 
 USER, OTHER = "the service's own code", "other parts of the kernel"
@@ -67,7 +66,7 @@ def purpose(sample: Sample) -> str:
     if not sample.frames or not sample.frames[0].kernel:
         return USER
     for frame in sample.frames:
-        for name, pattern in PURPOSES:
+        for name, pattern in PURPOSES.items():
             if frame.kernel and pattern.match(frame.symbol):
                 return name
     return OTHER

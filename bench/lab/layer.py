@@ -37,11 +37,16 @@ EVERYWHERE = ["-a"]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What a window holds besides its raw files."""
+    """What a window holds besides its raw files. `counted_s` is how long each perf counted, by its file."""
 
     pids: list[int]
     tids: list[int]
     passed: Difference
+    counted_s: dict[str, float]
+
+    def each(self, value: float | None, name: str) -> Figures:
+        """A count of the perf that wrote the file `name`, with its rates."""
+        return each(value, self.passed, self.counted_s[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,8 @@ def window(target: Target, directory: Path, seconds: float, perfs: Sequence[Perf
         for perf in perfs:
             perf.tell("disable")
         (directory / "pids.json").write_text(json.dumps(pids) + "\n")
+        times = {perf.output.name: perf.times_ns for perf in perfs}
+        (directory / "times.json").write_text(json.dumps(times) + "\n")
         for perf in perfs:
             perf.finish()
         yield
@@ -82,18 +89,25 @@ def window(target: Target, directory: Path, seconds: float, perfs: Sequence[Perf
 def read_window(directory: Path) -> Window:
     pids = json.loads((directory / "pids.json").read_text())
     passed = difference(directory / "before", directory / "after")
-    return Window(pids, sorted(map(int, passed.threads)), passed)
+    times = json.loads((directory / "times.json").read_text()) if (directory / "times.json").exists() else {}
+    counted = {name: (end - begin) / 1e9 for name, (begin, end) in times.items()}
+    return Window(pids, sorted(map(int, passed.threads)), passed, counted)
 
 
-def each(value: float | None, passed: Difference) -> Figures:
-    """A count with its rates: for each second, each GB that the interfaces sent, each request."""
-    if value is None:
-        return {"count": None, "per_s": None, "per_gb": None, "per_request": None}
+def each(value: float | None, passed: Difference, seconds: float) -> Figures:
+    """A count of `seconds` with its rates: for each second, each GB that the interfaces sent, each request.
+
+    perf begins and ends a few milliseconds beside the snapshots, more on a busy machine: so a count is set against
+    what went by as one rate against another.
+    """
+    if value is None or not seconds:
+        return {"count": value, "per_s": None, "per_gb": None, "per_request": None}
+    rate = value / seconds
     return {
         "count": value,
-        "per_s": value / passed.seconds,
-        "per_gb": value / passed.gigabytes if passed.sent_bytes else None,
-        "per_request": value / passed.requests if passed.requests else None,
+        "per_s": rate,
+        "per_gb": rate * passed.seconds / passed.gigabytes if passed.sent_bytes else None,
+        "per_request": rate * passed.seconds / passed.requests if passed.requests else None,
     }
 
 

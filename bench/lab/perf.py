@@ -7,7 +7,9 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bench.errors import BenchError
@@ -20,6 +22,7 @@ END_PATIENCE_S = 60.0
 _TRACEFS = (Path("/sys/kernel/tracing/events"), Path("/sys/kernel/debug/tracing/events"))
 _DATA_PAGES = "4M"
 """For each processor: events of half a second at full load."""
+_FIRST = -20
 
 
 def available_events(names: Iterable[str]) -> list[str]:
@@ -27,7 +30,11 @@ def available_events(names: Iterable[str]) -> list[str]:
     roots = [root for root in _TRACEFS if root.is_dir()]
     if not roots:
         raise BenchError("the kernel's tracepoints are out of reach: root is needed, and tracefs mounted")
-    return [name for name in names if ":" not in name or any((root / name.replace(":", "/")).is_dir() for root in roots)]
+
+    def there(name: str) -> bool:
+        return ":" not in name or any((root / name.replace(":", "/")).is_dir() for root in roots)
+
+    return list(filter(there, names))
 
 
 class Perf:
@@ -49,6 +56,11 @@ class Perf:
         finally:
             os.close(control)
             os.close(acknowledge)
+        with suppress(OSError):
+            # On a machine that is busy it would be told to end long before it could.
+            os.setpriority(os.PRIO_PROCESS, self.process.pid, _FIRST)
+        self.times_ns: list[int] = []
+        """When it began and when it ended to count, of the monotonic clock."""
 
     @classmethod
     def counting(cls, where: Sequence[str], events: Sequence[str], output: Path) -> Perf:
@@ -65,10 +77,12 @@ class Perf:
         return cls(["record", "-q", "-N", "-g", "-F", str(per_second), *where], output)
 
     def tell(self, word: str) -> None:
-        """`enable` or `disable`; returns when perf has done it."""
+        """`enable` or `disable`; returns when perf has done it, and takes the time in the middle as the moment."""
+        asked = time.monotonic_ns()
         os.write(self._control, f"{word}\n".encode())
         if not select.select([self._acknowledged], [], [], START_PATIENCE_S)[0] or not os.read(self._acknowledged, 64):
             raise BenchError(f"perf does not count: {self._said()}")
+        self.times_ns.append((asked + time.monotonic_ns()) // 2)
 
     def finish(self) -> None:
         """Have it write what it has."""

@@ -30,8 +30,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]
-        return "| " + " | ".join(padded) + " |"
+        numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "| " + " | ".join([cells[0].ljust(widths[0]), *numbers]) + " |"
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return [line(lines[0]), line(rule), *map(line, lines[1:]), ""]
@@ -49,12 +49,11 @@ def render(figures: Figures) -> str:
         if name == IDLE:
             continue
         lines += [f"## {name}: {meta['windows'][name]}", ""]
-        for layer, part in (("counters", _counters), ("stacks", _stacks), ("stages", _stages), ("scheduling", _scheduling)):
+        for layer, part in _PARTS.items():
             if layer in told:
                 lines += part(told[layer], idle.get(layer))
-    lines += ["All figures are read out of the raw files beside this one; `python -m bench lab --again DIR` does it again.",
-              ""]  # fmt: skip
-    return "\n".join(lines)
+    lines.append("Every figure is read out of the raw files beside this one: `python -m bench lab --again DIR`.")
+    return "\n".join(lines) + "\n"
 
 
 def _timed(windows: dict[str, Any]) -> list[str]:
@@ -80,7 +79,8 @@ def _counters(told: Figures, idle: Figures | None) -> list[str]:
         service = told["service"][name]
         rest = idle["system"][name] if idle else {}
         if name == "instructions per cycle":
-            rows.append([name, number(rest.get("count"), 2), number(system["count"], 2), number(service["count"], 2), "", ""])
+            ratios = (rest.get("count"), system["count"], service["count"])
+            rows.append([name, *(number(ratio, 2) for ratio in ratios), "", ""])
         elif any(each.get("count") != 0 for each in (rest, system, service)):
             rows.append([
                 name.removeprefix("syscalls:sys_enter_"), number(rest.get("per_s"), 0), number(system["per_s"], 0),
@@ -94,7 +94,8 @@ def _counters(told: Figures, idle: Figures | None) -> list[str]:
 
 def _stacks(told: Figures, idle: Figures | None) -> list[str]:
     rest = idle["system"] if idle else {}
-    rows = [[f"machine: {name}", share(rest.get(name)), share(told["system"][name])] for name in ("idle", "kernel", "user")]
+    shares = told["system"]
+    rows = [[f"machine: {name}", share(rest.get(name)), share(shares[name])] for name in ("idle", "kernel", "user")]
     own = idle["service"] if idle else {}
     rows.append(["service: of all time", share(own.get("of_all")), share(told["service"]["of_all"])])
     rows.append(["service: of time not idle", share(own.get("of_busy")), share(told["service"]["of_busy"])])
@@ -146,8 +147,11 @@ def _stages(told: Figures, idle: Figures | None) -> list[str]:
 
 def _scheduling(told: Figures, idle: Figures | None) -> list[str]:
     rows = []
-    for key, title in (("voluntary", "voluntary switches"), ("involuntary", "involuntary switches"),
-                       ("migrations", "moves between cores"), ("system_switches", "switches of the whole machine")):  # fmt: skip
+    titles = {
+        "voluntary": "voluntary switches", "involuntary": "involuntary switches", "migrations": "moves between cores",
+        "system_switches": "switches of the whole machine",
+    }  # fmt: skip
+    for key, title in titles.items():
         rest = idle[key] if idle else {}
         each = told[key]
         rows.append([title, number(rest.get("per_s"), 0), number(each["per_s"], 0), number(each["per_gb"], 0),
@@ -162,3 +166,6 @@ def _scheduling(told: Figures, idle: Figures | None) -> list[str]:
     lines += [f"{told['threads']} threads, {number(told['seconds'], 2)} s, {told['lost']} events lost."
               + (f" Put out by: {by}." if by else ""), ""]  # fmt: skip
     return lines
+
+
+_PARTS = {"counters": _counters, "stacks": _stacks, "stages": _stages, "scheduling": _scheduling}

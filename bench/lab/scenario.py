@@ -65,8 +65,8 @@ def wrk_command(stand: Stand, scenario: Scenario, host: str, port: int, seconds:
     script.write_text(_SCRIPT)
     threads, connections = scenario.scaled(os.cpu_count() or 1)
     return [
-        need("wrk"), f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "10s",
-        "-s", str(script), f"http://{host}:{port}{scenario.path}",
+        need("wrk"), f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency",
+        "--timeout", "10s", "-s", str(script), f"http://{host}:{port}{scenario.path}",
     ]  # fmt: skip
 
 

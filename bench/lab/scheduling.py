@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.lab.layer import EVERYWHERE, Figures, Layer, Target, each, percentiles, read_window, window
+from bench.lab.layer import EVERYWHERE, Figures, Layer, Target, percentiles, read_window, window
 from bench.lab.perf import Perf, available_events, write_script
 from bench.lab.script import EVENT_FIELDS, Event, lines_of, read_events
 
@@ -77,7 +77,7 @@ def derive(directory: Path) -> Figures:
     passed = seen.passed
     told = measure_switches(read_events(lines_of(directory / "switches.txt.gz")), set(seen.tids))
     for name in ("voluntary", "involuntary", "migrations", "system_switches"):
-        told[name] = each(told[name], passed)
+        told[name] = seen.each(told[name], "switches.data")
     # The kernel's own account of the same threads, to compare with.
     told["kernel"] = {
         "voluntary": passed.voluntary, "involuntary": passed.involuntary,

@@ -69,7 +69,8 @@ def read_events(lines: Iterable[str]) -> Iterator[Event]:
         found = _EVENT.match(line)
         if found is not None:
             command, pid, tid, cpu, seconds, fraction, name, text = found.groups()
-            yield Event(command, int(pid), int(tid), int(cpu), int(seconds) * 10**9 + int(fraction), name, text.rstrip())
+            time_ns = int(seconds) * 10**9 + int(fraction)
+            yield Event(command, int(pid), int(tid), int(cpu), time_ns, name, text.rstrip())
         elif (lost := _LOST.search(line)) is not None:
             yield Event("", 0, 0, 0, 0, "", "", lost=int(lost.group(1) or lost.group(2)))
 

@@ -102,8 +102,8 @@ def _mean_and(values: list[float]) -> Figures:
     return {**percentiles(values), "mean": sum(values) / len(values) if values else None}
 
 
-def measure_calls(events: Iterable[Event], passed: Difference) -> Figures:
-    """Durations of system calls, from their enter/exit pairs; those that wait are told apart."""
+def measure_calls(events: Iterable[Event], passed: Difference, seconds: float) -> Figures:
+    """Durations of system calls, from their enter/exit pairs in `seconds`; those that wait are told apart."""
     inside: dict[int, tuple[str, int]] = {}
     durations_us: dict[str, list[float]] = defaultdict(list)
     failed: Counter[str] = Counter()
@@ -124,7 +124,7 @@ def measure_calls(events: Iterable[Event], passed: Difference) -> Figures:
         "calls": {
             call: {
                 **percentiles(values), "total_us": sum(values), "failed": failed[call], "waits": call in WAITING,
-                **{key: value for key, value in each(len(values), passed).items() if key != "count"},
+                **{key: value for key, value in each(len(values), passed, seconds).items() if key != "count"},
             }
             for call, values in sorted(durations_us.items(), key=lambda item: -len(item[1]))
         },
@@ -136,12 +136,14 @@ def derive(directory: Path) -> Figures:
     counts = parse_stat((directory / "counts.csv").read_text())
     short = read_window(directory / "events")
     return {
-        "counts": {name: each(counts.get(name), seen.passed) for name in STAGES},
+        "counts": {name: seen.each(counts.get(name), "counts.csv") for name in STAGES},
         "seconds": short.passed.seconds,
         "gigabytes": short.passed.gigabytes,
         "requests": short.passed.requests,
         **measure_stages(read_events(lines_of(directory / "events" / "packets.txt.gz"))),
-        "syscalls": measure_calls(read_events(lines_of(directory / "events" / "calls.txt.gz")), short.passed),
+        "syscalls": measure_calls(
+            read_events(lines_of(directory / "events" / "calls.txt.gz")), short.passed, short.counted_s["calls.data"]
+        ),
     }
 
 

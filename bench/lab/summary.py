@@ -19,7 +19,8 @@ def summary(figures: Figures) -> list[str]:
     sentences: list[str] = []
     for name, told in windows.items():
         if name != "idle":
-            sentences += [f"**{name}** {sentence}" for sentence in _window(told, windows.get("idle", {}), meta["target"])]
+            found = _window(told, windows.get("idle", {}), meta["target"])
+            sentences += [f"**{name}** {sentence}" for sentence in found]
     sentences += _comparison(windows)
     return sentences
 
@@ -43,7 +44,8 @@ def _speed(run: Figures, target: str) -> str:
         f"{run['p50_us'] / 1e3:,.2f} ms, 99.9 % no more than {run['p99_9_us'] / 1e3:,.2f} ms."
     )
     if run["cpu_s_per_gb"] is not None:
-        text += f" {target} used {run['cpu_s_per_gb']:.3f} s/GB of processor time, {run['cpu_us_per_request']:,.1f} µs a request."
+        text += f" {target} used {run['cpu_s_per_gb']:.3f} s/GB of processor time"
+        text += f", {run['cpu_us_per_request']:,.1f} µs a request."
     return text + (f" {run['errors']} errors." if run["errors"] else "")
 
 
@@ -67,16 +69,22 @@ def _calls(told: Figures, idle: Figures | None, target: str) -> Iterator[str]:
     ordered = sorted(calls.items(), key=lambda item: -item[1]["count"])[:3]
     if total["count"] and ordered:
         most = ", ".join(
-            f"{name.removeprefix('syscalls:sys_enter_')} {100 * each['count'] / total['count']:.0f} %" for name, each in ordered
+            f"{name.removeprefix('syscalls:sys_enter_')} {100 * each['count'] / total['count']:.0f} %"
+            for name, each in ordered
         )
-        by = f"{total['per_request']:.1f} a request" if total["per_request"] is not None else f"{total['per_s']:,.0f}/s"
-        yield f"{target} made {by} system calls: {most}."
+        yield f"{target} made {_rate(total)}: {most}."
     if idle:
         loaded, rest = told["system"]["context-switches"]["per_s"], idle["system"]["context-switches"]["per_s"]
         if loaded is not None and rest:
             yield f"Context switches of the machine: {loaded:,.0f}/s, without load {rest:,.0f}/s."
     if told["system"]["cycles"]["count"] is None:
         yield "This machine has no hardware counters: cycles and instructions are n/a."
+
+
+def _rate(calls: Figures) -> str:
+    if calls["per_request"] is not None:
+        return f"{calls['per_request']:.1f} system calls a request"
+    return f"{calls['per_s']:,.0f} system calls a second"
 
 
 def _stages(told: Figures) -> Iterator[str]:

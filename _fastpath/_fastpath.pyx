@@ -579,9 +579,9 @@ cdef class Capture:
 
     def walk(self, const uint8_t[::1] block not None):
         cdef size_t size = <size_t> block.shape[0]
-        if size:
-            with nogil:
-                capture.block_walk(&block[0], size, &self.streams, &self.pcap, &self.tally)
+        cdef const uint8_t *start = &block[0] if size else NULL
+        with nogil:
+            capture.block_walk(start, size, &self.streams, &self.pcap, &self.tally)
 
     def drain(self, uint8_t[::1] ring not None, uint32_t block_bytes):
         cdef capture.Ring view

@@ -67,9 +67,6 @@ def acknowledged(captures: Iterable[Sequence[Stream]], port: int) -> list[Sent]:
         for stream in streams:
             if port in (stream.source_port, stream.target_port) and stream.begun:
                 key = (stream.source_port, stream.target_port, stream.base)
-                extent = stream.extent
-                if stream.acknowledged is not None and not stream.ended:
-                    extent = max(extent, stream.acknowledged - 1)  # the last one may be the FIN's
-                if key not in known or known[key].bytes < extent:
-                    known[key] = Sent(*key, extent)
+                if key not in known or known[key].bytes < stream.extent:
+                    known[key] = Sent(*key, stream.extent)
     return list(known.values())

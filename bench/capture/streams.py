@@ -69,10 +69,12 @@ class Stream:
 
     @property
     def extent(self) -> int:
-        """How long the stream is, as far as the capture can tell."""
+        """How long the stream is, as far as the capture can tell for certain."""
         if self.length is not None:
             return self.length
-        return max(self.intervals[-1][1] if self.intervals else 0, self.acknowledged or 0, 0)
+        seen = self.intervals[-1][1] if self.intervals else 0
+        # The last one that was acknowledged may be a FIN that was missed.
+        return max(seen, (self.acknowledged or 0) - 1, 0)
 
     @property
     def gaps(self) -> list[Gap]:

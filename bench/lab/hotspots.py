@@ -20,8 +20,8 @@ _WORDS = {
     "memory": """kmem_cache _*kmalloc kfree _*alloc_ get_page_from free_unref __free_ skb_release skb_free __build_skb
         page_frag put_page _*slab_ rmqueue mem_cgroup __folio""",
     "epoll": """ep_ do_epoll __x64_sys_epoll epoll_ eventpoll""",
-    "scheduling": """_*schedule try_to_wake_up pick_next finish_task_switch update_curr (en|de)queue_(task|entity) __wake_up
-        default_wake autoremove_wake futex do_futex switch_to ttwu_ resched""",
+    "scheduling": """_*schedule try_to_wake_up pick_next finish_task_switch update_curr (en|de)queue_(task|entity)
+        __wake_up default_wake autoremove_wake futex do_futex switch_to ttwu_ resched""",
     "pipes and splice": """_*splice _*do_splice pipe_ iter_file_splice generic_pipe __x64_sys_splice _*skb_splice""",
     "receive: device to TCP": """net_rx_action __napi_poll process_backlog _*netif_receive napi_gro ip_rcv
         ip_local_deliver ip6?_protocol tcp_v[46]_rcv tcp_v[46]_do_rcv tcp_rcv_ tcp_ack tcp_data_queue veth_poll veth_xdp

@@ -67,12 +67,12 @@ def _calls(told: Figures, idle: Figures | None, target: str) -> Iterator[str]:
     total = service["raw_syscalls:sys_enter"]
     calls = {name: each for name, each in service.items() if name.startswith("syscalls:") and each["count"]}
     ordered = sorted(calls.items(), key=lambda item: -item[1]["count"])[:3]
-    if total["count"] and ordered:
+    if total["count"]:
         most = ", ".join(
             f"{name.removeprefix('syscalls:sys_enter_')} {100 * each['count'] / total['count']:.0f} %"
             for name, each in ordered
         )
-        yield f"{target} made {_rate(total)}: {most}."
+        yield f"{target} made {_rate(total)}{f': {most}' if most else ''}."
     if idle:
         loaded, rest = told["system"]["context-switches"]["per_s"], idle["system"]["context-switches"]["per_s"]
         if loaded is not None and rest:

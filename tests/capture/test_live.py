@@ -54,7 +54,7 @@ class Wire:
                     self.now,
                     data[:24].hex(),
                     opposite,
-                )  # fmt: skip
+                )
             )
 
 

@@ -119,7 +119,9 @@ cdef inline bint packet_take(
     return True
 
 
-cdef inline void block_walk(const uint8_t *block, size_t size, Streams *streams, Pcap *pcap, Tally *tally) noexcept nogil:
+cdef inline void block_walk(
+    const uint8_t *block, size_t size, Streams *streams, Pcap *pcap, Tally *tally
+) noexcept nogil:
     """Take every packet of one block."""
     cdef tpacket_block_desc description
     cdef tpacket3_hdr header

@@ -89,7 +89,8 @@ cdef inline void pcap_begin(Pcap *pcap, uint32_t snaplen) noexcept nogil:
 
 
 cdef inline void pcap_packet(
-    Pcap *pcap, const uint8_t *sll2, const uint8_t *packet, uint32_t captured, uint32_t wire, uint32_t seconds, uint32_t ns
+    Pcap *pcap, const uint8_t *sll2, const uint8_t *packet, uint32_t captured, uint32_t wire, uint32_t seconds,
+    uint32_t ns
 ) noexcept nogil:
     cdef PcapRecord record
     if pcap.error:

@@ -51,7 +51,9 @@ cdef inline void mapped_address(uint8_t *address, const uint8_t *four) noexcept 
     memcpy(&address[12], four, 4)
 
 
-cdef inline int ipv4_read(const uint8_t *packet, uint32_t captured, uint32_t wire, Ends *ends, uint32_t *end) noexcept nogil:
+cdef inline int ipv4_read(
+    const uint8_t *packet, uint32_t captured, uint32_t wire, Ends *ends, uint32_t *end
+) noexcept nogil:
     """The length of the header; 0 where the packet is not whole TCP. `end` is where the packet ends on the wire."""
     cdef uint32_t header
     if captured < 20:
@@ -68,17 +70,19 @@ cdef inline int ipv4_read(const uint8_t *packet, uint32_t captured, uint32_t wir
     return <int>header
 
 
-cdef inline int ipv6_read(const uint8_t *packet, uint32_t captured, uint32_t wire, Ends *ends, uint32_t *end) noexcept nogil:
+cdef inline int ipv6_read(
+    const uint8_t *packet, uint32_t captured, uint32_t wire, Ends *ends, uint32_t *end
+) noexcept nogil:
     cdef uint32_t header = 40
     cdef uint32_t protocol
-    cdef int i
+    cdef int _i
     if captured < 40:
         return 0
     protocol = packet[6]
     end[0] = read_16(packet + 4) + 40
     if end[0] == 40:
         end[0] = wire
-    for i in range(IPV6_OPTIONS_MAX):
+    for _i in range(IPV6_OPTIONS_MAX):
         if protocol not in (PROTOCOL_HOP_BY_HOP, PROTOCOL_ROUTING, PROTOCOL_DESTINATION):
             break
         if captured < header + 8:

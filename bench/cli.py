@@ -113,12 +113,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = _common()
-    from bench.capture.command import DESCRIPTION as capture_text
-    from bench.capture.command import EPILOG as capture_examples
-    from bench.capture.command import add_arguments as add_capture
-    from bench.lab.command import DESCRIPTION as lab_text
-    from bench.lab.command import EPILOG as lab_examples
-    from bench.lab.command import add_arguments as add_lab
+    from bench.capture.options import DESCRIPTION as capture_text
+    from bench.capture.options import EPILOG as capture_examples
+    from bench.capture.options import add_arguments as add_capture
+    from bench.lab.options import DESCRIPTION as lab_text
+    from bench.lab.options import EPILOG as lab_examples
+    from bench.lab.options import add_arguments as add_lab
 
     def add(
         name: str, help_text: str, description: str, run: Callable[..., int], **more: Any

@@ -6,7 +6,6 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.console import Console
 
@@ -20,72 +19,36 @@ from bench.plan import Plan
 from bench.stand import Stand
 from bench.subjects import Subject, choose
 from bench.tools import need, need_libraries
+from bench.topology import Topology
 
-__all__ = ["add_arguments", "default_subject", "run"]
+__all__ = ["forwarder_named", "run"]
 
-DESCRIPTION = """
-A packet ring of the bench's own (TPACKET_V3) beside tcpdump, on both legs of a forwarder, on the same traffic: together
-and each alone, payloads of 64 B to 64 KiB and iperf3. What was sent is known from the senders, by sequence numbers.
-A run with a ring made tiny proves that loss is seen. Writes a table, a CSV file and a plot.
-
-With --live it watches a forwarder that runs, in its namespace: for each session the bytes on the client leg and on the
-upstream leg, and whether they agree. Needs root.
-"""
-
-EPILOG = """
-examples:
-  sudo python -m bench capture --quick
-  sudo python -m bench capture --live --pid $(pidof -s oinetd) --seconds 60
-  sudo python -m bench capture --live --rule '0.0.0.0 8080 10.0.0.2 80' --pcap both-legs.pcap
-"""
+RING_BYTES = 2 << 20
+"""What tcpdump takes by itself."""
+LIVE_RING_BYTES = 16 << 20
+"""A reader that gets no processor for a fifth of a second loses nothing of 400 000 packets a second."""
 
 RUN_S = 2.6
 """What a run takes besides its load: a forwarder and captures come and go, tcpdump's last block is waited for."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from bench.results import RESULTS_DIR
-
-    group = parser.add_argument_group("the trial")
-    group.add_argument("--subject", default="", metavar="NAME", help="the forwarder; default: oinetd as it comes")
-    group.add_argument("--quick", action="store_true", help="about a minute: fewer payloads, half a second each")
-    group.add_argument("--payloads", default="", metavar="BYTES,…", help="default 64 to 65536; 0 is iperf3")
-    group.add_argument("--connections", type=int, default=4, metavar="N")
-    group.add_argument("--rounds", type=int, default=0, metavar="N", help="default 3; with --quick 1")
-    group.add_argument("--topology", choices=("auto", "netns", "loopback"), default="auto")
-    group.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="where the result is kept")
-    group = parser.add_argument_group("a forwarder that runs")
-    group.add_argument("--live", action="store_true", help="watch it instead")
-    group.add_argument("--pid", type=int, default=0, metavar="PID", help="its process, whose namespace is entered")
-    group.add_argument("--config", type=Path, metavar="FILE", help="its rules; default: as PID was started")
-    group.add_argument("--rule", action="append", default=[], metavar="'HOST PORT HOST PORT'", dest="rules")
-    group.add_argument("--pcap", type=Path, metavar="FILE", help="keep the packets; tcpdump and wireshark read it")
-    group.add_argument("--json", type=Path, metavar="FILE", help="keep all sessions")
-    group = parser.add_argument_group("both")
-    group.add_argument("--seconds", type=float, default=0.0, metavar="S", help="of one load; live: until Ctrl-C")
-    group.add_argument("--ring", type=int, default=2 << 10, metavar="KIB", help="of each capture; default 2048")
-
-
-def default_subject(name: str) -> Subject:
+def forwarder_named(name: str, topology: Topology) -> Subject:
     """The subject that was asked for; else oinetd's native engine where it is built, else its Python lane."""
+    reason: str | None = None
     for candidate in [name] if name else ["native-auto", "python"]:
-        (subject, *_more) = choose([candidate], [], [])
-        from bench.topology import Loopback
-
-        if name or subject.unavailable(Loopback.__new__(Loopback)) is None:
+        (subject, *_others) = choose([candidate], [], [])
+        reason = "there is no process to look at" if subject.family == "floor" else subject.unavailable(topology)
+        if reason is None:
             return subject
-    raise BenchError("no oinetd to look at: pip install -e .")
+    raise BenchError(f"{candidate}: {reason}")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     need_libraries("psutil", "matplotlib")
     native()
-    if arguments.ring < 4:
-        raise BenchError("--ring: a ring has at least 4 KiB")
     if arguments.live:
-        return watch(
-            _watched(arguments), arguments.seconds, arguments.ring << 10, arguments.pcap, arguments.json, console
-        )
+        ring_bytes = (arguments.ring << 10) or LIVE_RING_BYTES
+        return watch(_watched(arguments), arguments.seconds, ring_bytes, arguments.pcap, arguments.json, console)
     return _trial(arguments, console)
 
 
@@ -114,12 +77,12 @@ def _trial(arguments: argparse.Namespace, console: Console) -> int:
         need("iperf3")
     seconds = arguments.seconds or (0.5 if arguments.quick else 2.0)
     rounds = arguments.rounds or (1 if arguments.quick else 3)
-    settings = TrialSettings(seconds, arguments.connections, arguments.ring << 10)
+    settings = TrialSettings(seconds, arguments.connections, (arguments.ring << 10) or RING_BYTES)
     planned_s = (rounds * len(loads) * len(MODES) + 1) * (seconds + RUN_S)
     started = time.time()
     rows: list[Row] = []
     with Stand(arguments.topology) as stand:
-        trial = Trial(stand, default_subject(arguments.subject), settings)
+        trial = Trial(stand, forwarder_named(arguments.subject, stand.topology), settings)
         with Plan(console, planned_s) as plan:
             for number, load, mode in _schedule(loads, rounds):
                 plan.now(f"{load.name}, watched by {mode}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from bench.capture.command import default_subject
+from bench.capture.command import forwarder_named
 from bench.errors import BenchError
 from bench.lab.collection import LAYERS, collect_layers, derive, loaded, timed
 from bench.lab.layer import Figures, Layer, Target
@@ -23,41 +23,11 @@ from bench.plan import Plan
 from bench.stand import Stand
 from bench.tools import need, need_libraries
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["run"]
 
-DESCRIPTION = """
-wrk through oinetd to nginx, in namespaces: S1 a small file on many connections, S2 1 MiB, S3 8 MiB. Looked at in four
-layers: 1 counters, 2 call stacks, 3 tracepoints of each stage and system calls, 4 scheduling; the same without load
-for contrast. Writes a report with a summary, for each GB and for each request, and keeps the raw files.
-
-With --pid it looks at any service that runs, as it is. Needs root and perf.
-"""
-
-EPILOG = """
-examples:
-  sudo python -m bench lab --quick
-  sudo python -m bench lab --pid $(pidof -s oinetd) --layer 1 --layer 4
-  python -m bench lab --again bench/results/lab-20260102-030405
-"""
 
 LAYER_S = 4.0
 """What a window takes besides itself: perf starts, and its recording is written out as text."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from bench.results import RESULTS_DIR
-
-    parser.add_argument("--pid", type=int, default=0, metavar="PID", help="a service that runs, with its children")
-    parser.add_argument("--layer", type=int, action="append", default=[], choices=range(1, 5), dest="layers",
-                        help="only this one; may be given several times")  # fmt: skip
-    parser.add_argument("--scenario", action="append", default=[], choices=[each.name for each in SCENARIOS],
-                        dest="scenarios", help="only this one; may be given several times")  # fmt: skip
-    parser.add_argument("--subject", default="", metavar="NAME", help="the forwarder; default: oinetd as it comes")
-    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="of each window; default 5, quick 1")
-    parser.add_argument("--quick", action="store_true", help="short windows")
-    parser.add_argument("--topology", choices=("auto", "netns", "loopback"), default="auto")
-    parser.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="where the result is kept")
-    parser.add_argument("--again", type=Path, metavar="DIR", help="read the figures of this run again, and compare")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -138,9 +108,9 @@ def _scenarios(
 ) -> None:  # fmt: skip
     for program in ("wrk", "nginx"):
         need(program)
-    subject = default_subject(arguments.subject)
     planned_s = (len(scenarios) + 1) * len(layers) * (seconds + LAYER_S) + len(scenarios) * (seconds + 2)
     with Stand(arguments.topology) as stand, Plan(console, planned_s) as plan:
+        subject = forwarder_named(arguments.subject, stand.topology)
         port = stand.free_port()
         cores = os.cpu_count() or 1
         titles = {

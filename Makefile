@@ -20,7 +20,7 @@ check: $(VENV)/check-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint --max-line-length 120 _fastpath
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 _fastpath
 	$(BIN)/stubtest oinetd._fastpath
 
 build: $(VENV)/built

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: freethreading_compatible=True
+# cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False
 """The native data plane of oinetd: what of it Python can see.
 
 Everything that runs without Python is in the `.pxd` files beside this one, as inline functions; `reactor.pxd` begins
@@ -9,11 +9,14 @@ which may be called from any. The stub `oinetd/_fastpath.pyi` says what everythi
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 import socket
 
+cimport cython
+
 cimport load
+cimport load_connect
 cimport load_server
 from access cimport VERDICT_ALLOWED, Access, Pattern, access_decide
 from address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_read, address_text
@@ -23,7 +26,7 @@ from command cimport (
 )
 from gate cimport (
     Gate, gate_drop, gate_enter, gate_enter_or_wait, gate_hold, gate_leave, gate_new, source_count, source_enter,
-    source_leave,
+    source_leave, source_slot,
 )
 from inbox cimport LETTER_ABORT_ALL, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_STOP, Letter
 from linux cimport (
@@ -35,8 +38,9 @@ from listener cimport unix_time
 from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
 from ring cimport RECORD_CLOSED, Record, bell_arm, ring_peek, ring_pop
+from slot cimport Conn
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
-from thread cimport hub_free, hub_new, reactor_new, reactor_start
+from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
 
 
 def _number(path):
@@ -121,6 +125,7 @@ cdef str _text(const Address *address):
     return text.decode()
 
 
+@cython.final
 cdef class Permits:
     cdef Gate *gate
     cdef Core core
@@ -203,6 +208,7 @@ cdef int _compile(Access *access, list lists) except -1:
     return 0
 
 
+@cython.final
 cdef class Rules:
     cdef Policy *policy
 
@@ -253,26 +259,24 @@ cdef class Rules:
         return access_decide(&self.policy.access, &address)
 
 
-cdef tuple _row(const Record *record):
-    return (
-        record.kind, record.id, record.tag, record.token, record.started_s,
-        _text(&record.client) if record.client.family else "", record.client.port,
-        _text(&record.upstream) if record.upstream.family else "", record.upstream.port,
-        record.connect_us * 1e-6, record.duration_us * 1e-6, record.up, record.down,
-        record.ending, record.error, record.moved_by,
-    )
+cdef enum:
+    TEXTS = 256     # a power of two
 
 
+@cython.final
 cdef class Core:
     cdef Hub *hub
     cdef Permits permits
     cdef bint running
     cdef int turn
+    cdef Address text_keys[TEXTS]
+    cdef list texts
 
     def __cinit__(self, Permits permits not None, int threads, uint64_t spin_us=0):
         cdef Reactor *reactor
         cdef int error
         self.permits = permits
+        self.texts = [""] * TEXTS
         self.hub = hub_new(permits.gate)
         if self.hub == NULL:
             raise OSError(errno, "the data plane has no descriptor or no memory")
@@ -294,6 +298,27 @@ cdef class Core:
     def __dealloc__(self):
         if self.hub != NULL:
             hub_free(self.hub)
+
+    cdef str _known_text(self, const Address *address):
+        """`_text` with a memory: most records are of a few addresses, and to write one takes as long as all the rest."""
+        cdef uint32_t place
+        cdef Address key
+        if address.family == 0:
+            return ""
+        key = address[0]
+        key.port = 0
+        place = source_slot(key.ip, TEXTS)
+        if memcmp(&self.text_keys[place], &key, sizeof(Address)) != 0:
+            self.texts[place] = _text(address)
+            self.text_keys[place] = key
+        return self.texts[place]
+
+    cdef tuple _row(self, const Record *record):
+        return (
+            record.kind, record.id, record.tag, record.token, record.started_s, self._known_text(&record.client),
+            record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
+            record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
+        )
 
     cdef _retry(self):
         if self.running:
@@ -377,7 +402,7 @@ cdef class Core:
                     self.turn = (self.turn + 1) % self.hub.reactor_count
                     continue
                 idle = 0
-                rows.append(_row(record))
+                rows.append(self._row(record))
                 ring_pop(&reactor.ring)
             if rows or armed:
                 break
@@ -411,7 +436,7 @@ cdef class Core:
                 break
             free(snapshot.records)
             snapshot.capacity = snapshot.count * 2
-        rows = [_row(&snapshot.records[i]) for i in range(snapshot.count)]
+        rows = [self._row(&snapshot.records[i]) for i in range(snapshot.count)]
         free(snapshot.records)
         return rows
 
@@ -433,6 +458,7 @@ cdef class Core:
             ):
                 totals[name] = totals.get(name, 0) + value
         totals["live"] = live
+        totals["connection_bytes"] = sizeof(Conn)
         totals["splice_errno"] = oi_get(&self.hub.splice_refused)
         return totals
 
@@ -457,11 +483,13 @@ cdef class Core:
         while True:
             more = self.drain(1024)
             if not more:
-                return rows
+                break
             rows += more
+        hub_shut(self.hub)
+        return rows
 
 
-# The load client of the bench: see load.pxd and load_server.pxd.
+# The load client of the bench: see load.pxd, load_connect.pxd and load_server.pxd.
 
 
 cdef list histogram_pairs(const uint64_t *histogram):
@@ -501,7 +529,7 @@ def load_connections(bytes address, int count, size_t size, double duration_s):
     cdef uint64_t *histogram = <uint64_t *>calloc(load.HISTOGRAM_BUCKETS, sizeof(uint64_t))
     cdef uint64_t duration_ns = <uint64_t>(duration_s * 1e9)
     cdef const char *name = address
-    cdef load.socklen_t length = len(address)
+    cdef load_connect.socklen_t length = len(address)
     cdef bytes payload = bytes(size)
     cdef const char *data = payload
     cdef int status
@@ -510,8 +538,8 @@ def load_connections(bytes address, int count, size_t size, double duration_s):
     totals = load.LoadTotals(0, 0, 0, 0)
     try:
         with nogil:
-            status = load.load_connections(
-                <const load.sockaddr *>name, length, count, data, size, duration_ns, histogram, &totals)
+            status = load_connect.load_connections(
+                <const load_connect.sockaddr *>name, length, count, data, size, duration_ns, histogram, &totals)
         if status < 0:
             raise OSError(-status, "the connections failed")
         return totals.operations, totals.failures, totals.first_errno, totals.elapsed_ns, histogram_pairs(histogram)
@@ -521,16 +549,16 @@ def load_connections(bytes address, int count, size_t size, double duration_s):
 
 def load_downloads(bytes address, int count, uint64_t size):
     cdef load.LoadTotals totals
-    cdef load.LoadTimes *times = <load.LoadTimes *>calloc(count, sizeof(load.LoadTimes))
+    cdef load_connect.LoadTimes *times = <load_connect.LoadTimes *>calloc(count, sizeof(load_connect.LoadTimes))
     cdef const char *name = address
-    cdef load.socklen_t length = len(address)
+    cdef load_connect.socklen_t length = len(address)
     cdef int status
     if times == NULL:
         raise MemoryError
     totals = load.LoadTotals(0, 0, 0, 0)
     try:
         with nogil:
-            status = load.load_downloads(<const load.sockaddr *>name, length, count, size, times, &totals)
+            status = load_connect.load_downloads(<const load_connect.sockaddr *>name, length, count, size, times, &totals)
         if status < 0:
             raise OSError(-status, "a download failed")
         return totals.elapsed_ns, [

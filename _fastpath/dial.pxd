@@ -15,7 +15,7 @@ from ending cimport (
 )
 from flow cimport side_fail
 from linux cimport (
-    AF_INET, EAFNOSUPPORT, ECONNREFUSED, ECONNRESET, EINPROGRESS, EPIPE, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
+    AF_INET, EAFNOSUPPORT, ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
     EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, ETIMEDOUT, IPPROTO_IP, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE, TCP_NODELAY,
     c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket, epoll_event, errno, sockaddr,
@@ -154,7 +154,7 @@ cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t eve
         return
     if events & (EPOLLERR | EPOLLHUP):
         error = socket_error(conn.side[UPSTREAM].fd, ECONNREFUSED)
-        if error != ECONNRESET and error != EPIPE:
+        if error != ECONNRESET:
             dial_failed(reactor, conn, ENDING_CONNECT_TIMEOUT if error == ETIMEDOUT else ENDING_CONNECT_FAILED, error)
             return
         # The upstream took the connection and reset it before it was looked at; what it sent first is delivered.

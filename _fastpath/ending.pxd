@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from atomic cimport oi_get, oi_put, oi_see, oi_show
 from gate cimport gate_leave, source_leave
 from linux cimport (
-    ECONNRESET, SHUT_WR, SIOCOUTQ, SOL_SOCKET, SO_ERROR, SO_LINGER,
+    ECONNRESET, EPIPE, SHUT_WR, SIOCOUTQ, SOL_SOCKET, SO_ERROR, SO_LINGER,
     c_assert, c_close, c_getsockopt, c_ioctl, c_setsockopt, c_shutdown, errno, linger, socklen_t,
 )
 from policy cimport policy_drop
@@ -266,7 +266,7 @@ cdef inline int socket_error(int fd, int otherwise) noexcept nogil:
     cdef socklen_t size = sizeof(error)
     if c_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0 or error == 0:
         return otherwise
-    return error
+    return ECONNRESET if error == EPIPE else error
 
 
 cdef inline void abort(Reactor *reactor, Conn *conn, int ending, int error) noexcept nogil:

@@ -18,7 +18,7 @@ from libc.string cimport memcpy
 
 from atomic cimport oi_add, oi_get, oi_put
 from linux cimport (
-    EAGAIN, EINTR, EINVAL, ENOMEM, ENOSYS, EPERM, MSG_NOSIGNAL, SPLICE_F_MOVE, SPLICE_F_NONBLOCK,
+    EAGAIN, ECONNRESET, EINTR, EINVAL, ENOMEM, ENOSYS, EPERM, EPIPE, MSG_NOSIGNAL, SPLICE_F_MOVE, SPLICE_F_NONBLOCK,
     c_assert, c_read, c_recv, c_send, c_splice, errno,
 )
 from policy cimport RELAY_AUTO, Policy
@@ -34,6 +34,7 @@ cdef enum:
     TURNED = 2
 
     PUMP_BYTES = 262144         # a turn: then others get theirs
+    PUMP_READS = 32             # a turn, too: small segments cost as much as large ones
     SCRATCH_BYTES = 1048576     # the largest `buffersize`; pages that no rule uses are never touched
     SPLICE_BYTES_MAX = 1048576  # asked of one splice; a pipe is bounded by slots, and a slot may hold 32 KiB
 
@@ -46,9 +47,12 @@ cdef enum:
 
 
 cdef inline void side_fail(Side *self, int error) noexcept nogil:
-    """Latch the first errno; the kernel tells it once, and afterwards a reset looks like a FIN."""
+    """Latch the first errno; the kernel tells it once, and afterwards a reset looks like a FIN.
+
+    EPIPE is the kernel's word for a reset that came after the peer's FIN: a reset all the same.
+    """
     if self.error == 0:
-        self.error = error
+        self.error = ECONNRESET if error == EPIPE else error
 
 
 cdef inline void flow_check(const Dir *self) noexcept nogil:
@@ -225,6 +229,7 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
     cdef Side *target = &conn.side[1 - way]
     cdef int64_t moved
     cdef uint64_t spent = 0
+    cdef int reads = 0
     while True:     # bounded by the budget: each round moves bytes, waits or leaves
         flow_check(self)
         if target.error:
@@ -249,11 +254,12 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
             continue
         if self.eof:
             return TURNED
-        if spent >= PUMP_BYTES:
-            return AGAIN
         if not source.rd:
             holder_release(&reactor.pool, self)
             return WAITS
+        if spent >= PUMP_BYTES or reads >= PUMP_READS:
+            return AGAIN
+        reads += 1
         flow_choose(reactor, self, conn.policy)
         if self.mode == MODE_SPLICE:
             moved = flow_splice(reactor, self, source, target, conn.policy)
@@ -264,6 +270,8 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
         elif moved == 0:
             self.eof = 1
             source.rd = 0
+            if source.failing:      # a reset behind a FIN: recv tells only the FIN, and ERR was seen
+                side_fail(source, ECONNRESET)
         elif moved == -EAGAIN:
             source.rd = 0
             source.odd = 0

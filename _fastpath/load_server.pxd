@@ -93,10 +93,10 @@ cdef inline bint server_room(Server *server, int fd) noexcept nogil:
 
 
 cdef inline void server_accept(Server *server) noexcept nogil:
-    cdef int i, fd
+    cdef int _, fd
     cdef int on = 1
     cdef epoll_event event
-    for i in range(SERVER_ACCEPTS):
+    for _ in range(SERVER_ACCEPTS):
         fd = accept4(server.listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
             return

@@ -12,7 +12,8 @@ The facts it stands on:
 - The kernel tells an error once. recv returns queued bytes before the error, then the error, then 0, which looks
   like a FIN. Hence the first errno is latched, SO_ERROR is not read while bytes may be waiting, and a 0 after a
   latched error is no FIN.
-- After a FIN was read, recv says 0 for ever, also after a reset; there ERR is answered by SO_ERROR.
+- After a FIN recv says 0 for ever, also where a reset came behind it; so a 0 where ERR was seen is a failure, and
+  ERR after the 0 is answered by SO_ERROR.
 - splice into a pipe needs a slot for each fragment, however small: a pipe is full after 16 or 64 of them. splice out
   of the socket stops at an urgent byte with EAGAIN, or with 0 when a FIN follows; recv gets past it.
 - splice may raise SIGPIPE, for which it has no flag: all signals are blocked in reactor threads.
@@ -40,28 +41,23 @@ from inbox cimport (
     LETTER_STOP, Letter, inbox_take,
 )
 from linux cimport (
-    CLOCK_MONOTONIC, ECONNRESET, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
-    c_assert, c_close, c_epoll_wait, clock_gettime, errno,
-    pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, timespec,
+    ECONNRESET, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
+    c_assert, c_close, errno,
+    pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from listener cimport conn_begin, listener_serve, listeners_serve, unix_time
+from patience cimport monotonic_us, wait_for_events
 from policy cimport policy_drop
 from queue cimport ready_add, ready_remove
 from slot cimport (
     CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_INBOX, KIND_LISTENER, UP,
     UPSTREAM, CHUNK_SLOTS, Conn, Dir, Side, slab_at, slab_take,
 )
-from state cimport EVENTS_MAX, Hub, Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
+from state cimport Hub, Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
 from wheel cimport wheel_arm, wheel_disarm, wheel_next
 
 cdef enum:
     PUMPS_MAX = 32              # bulk turns between two looks at epoll
-
-
-cdef inline uint64_t monotonic_us() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t> now.tv_sec * 1000000 + <uint64_t> now.tv_nsec // 1000
 
 
 cdef inline void clock_look(Reactor *self) noexcept nogil:
@@ -276,7 +272,7 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
     clock_look(self)
     self.wheel.tick = self.now_ms // TICK_MS
     while not self.stopping or oi_get(&self.live) or self.unreported != NULL or oi_get(&self.inbox.rung):
-        count = c_epoll_wait(self.epoll_fd, self.events, EVENTS_MAX, sleep_ms(self))
+        count = wait_for_events(self, sleep_ms(self))
         clock_look(self)
         for i in range(count):
             event_take(self, self.events[i].data.u64, self.events[i].events)

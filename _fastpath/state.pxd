@@ -112,11 +112,9 @@ cdef struct Reactor:
     Conn *unreported
     Conn *unreported_last
     uint8_t *scratch
-    uint64_t busy_until_us      # polling ends then
-    uint64_t spin_credit_us
-    uint64_t spin_mark_us
-    uint64_t last_event_us
-    uint64_t gap_us             # moving average of the time between batches of events
+    uint64_t spin_credit_us     # polling that may still be done
+    uint64_t spin_mark_us       # up to when the credit was counted
+    uint64_t gap_us             # moving average of the waits for events
     Slab slab
     Pool pool
     Wheel wheel

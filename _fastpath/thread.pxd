@@ -27,16 +27,24 @@ cdef inline void *reactor_thread(void *argument) noexcept nogil:
     return NULL
 
 
+cdef inline int fd_close(int fd) noexcept nogil:
+    """Close what is open; a closed descriptor is -1."""
+    if fd >= 0:
+        c_close(fd)
+    return -1
+
+
+cdef inline void reactor_shut(Reactor *self) noexcept nogil:
+    """Close its descriptors; what it counted can still be read. The thread has been joined."""
+    self.inbox.fd = fd_close(self.inbox.fd)
+    self.epoll_fd = fd_close(self.epoll_fd)
+    pool_destroy(&self.pool)
+
+
 cdef inline void reactor_free(Reactor *self) noexcept nogil:
-    if self == NULL:
-        return
-    if self.inbox.fd >= 0:
-        c_close(self.inbox.fd)
-    if self.epoll_fd >= 0:
-        c_close(self.epoll_fd)
+    reactor_shut(self)
     if self.scratch != NULL:
         munmap(self.scratch, SCRATCH_BYTES)
-    pool_destroy(&self.pool)
     slab_destroy(&self.slab)
     ring_free(&self.ring)
     inbox_free(&self.inbox)
@@ -103,6 +111,14 @@ cdef inline Hub *hub_new(Gate *gate) noexcept nogil:
     return self
 
 
+cdef inline void hub_shut(Hub *self) noexcept nogil:
+    """Close every descriptor. Every reactor has been joined."""
+    cdef int i
+    for i in range(self.reactor_count):
+        reactor_shut(self.reactors[i])
+    self.bell.fd = fd_close(self.bell.fd)
+
+
 cdef inline void hub_free(Hub *self) noexcept nogil:
     """Every reactor has been joined."""
     cdef int i
@@ -114,7 +130,7 @@ cdef inline void hub_free(Hub *self) noexcept nogil:
             policy_drop(self.listeners[k].policy)
         free(self.listeners[k])
     free(self.listeners)
-    c_close(self.bell.fd)
+    fd_close(self.bell.fd)
     pthread_mutex_destroy(&self.lock)
     pthread_cond_destroy(&self.idle)
     free(self)

@@ -54,7 +54,7 @@ def calibrate(seconds: float, console: Console) -> int:
                 else:
                     pairs.append((run_plain(kind, connections, size), run_own(kind, connections, size)))
             plain_rate, own_rate = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-            ratio = statistics.median(own / c for c, own in pairs)
+            ratio = own_rate / plain_rate
             worst = min(worst, ratio)
             name = f"{'round trips' if kind == 'rr' else 'connect/close'}, {size} B × {connections}"
             table.add_row(name, f"{plain_rate:,.0f}", f"{own_rate:,.0f}", f"{ratio:.2f}")

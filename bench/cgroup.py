@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +114,11 @@ class Group:
         return None
 
     def close(self) -> None:
-        """Remove the group; its programs have been stopped, the kernel needs a moment to forget them."""
+        """Remove the group. What still runs in it is a program that a signal kept us from noting down: it is killed."""
+        with contextlib.suppress(OSError):
+            for pid in self.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         for path in self.directories:
             remove_group(path)
 

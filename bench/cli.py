@@ -77,6 +77,10 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _counts(text: str) -> list[int]:
+    return [_count(word) for word in text.split(",")]
+
+
 def _common() -> argparse.ArgumentParser:
     from bench.results import RESULTS_DIR
 
@@ -90,8 +94,9 @@ def _common() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument("--buffers", type=_sizes, default=[], metavar="SIZE,…", help="buffer sizes, such as 8K,64K")
     group.add_argument(
-        "--threads", type=_count, default=0, metavar="N", help="of each subject; default: its own choice"
-    )
+        "--threads", type=_counts, default=[], metavar="N,…",
+        help="of each subject; of several numbers, oinetd's native modes are there for each; default: its own choice",
+    )  # fmt: skip
     group = parser.add_argument_group("how long")
     group.add_argument("--quick", action="store_true", help="about a minute: fewer subjects, cases and rounds")
     group.add_argument("--rounds", type=_count, default=0, metavar="N", help="times that each subject has its turn")
@@ -311,10 +316,13 @@ def _on_signals() -> None:
         # pyroute2 forks for a moment and ends its children with SIGTERM: they must not take down what is ours.
         if os.getpid() != owner:
             os._exit(128 + number)
+        for each in signals:  # once is enough: taking down is not to be interrupted
+            signal.signal(each, signal.SIG_IGN)
         raise Interrupted
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for each in signals:
+        signal.signal(each, interrupt)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -38,7 +38,7 @@ class Options:
     rounds: int = 0
     seconds: float = 0.0
     topology: str = "auto"
-    threads: int = 0
+    threads: list[int] = field(default_factory=list)
     check: bool = True
     out: Path = Path()
     extra: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Experiment:
         options = self.options
         names = options.subjects or list(self.quick_subjects if options.quick else self.subjects)
         buffers = options.buffers or ([65536] if options.quick else list(self.buffers))
-        return choose(names, buffers, options.peers)
+        return choose(names, buffers, options.peers, options.threads)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -126,7 +126,10 @@ def perform(experiment: Experiment, console: Console) -> Result:
     experiment.prepare()
     subjects = experiment.chosen()
     options = experiment.options
-    with Stand(options.topology, options.threads) as stand:
+    stand = Stand(options.topology, options.threads[0] if len(options.threads) == 1 else 0)
+    with contextlib.ExitStack() as stack:
+        stack.callback(stand.sweep)
+        stack.enter_context(stand)
         result = Result(
             experiment=experiment.name,
             settings=experiment.settings(),
@@ -142,6 +145,8 @@ def perform(experiment: Experiment, console: Console) -> Result:
         planned_s = round_s * experiment.round_count
         planned_s += len(ready) * (CHECK_S * options.check + experiment.apart_s())
         with Plan(console, planned_s) as plan:
+            if options.topology == "auto" and stand.topology.name == "loopback":
+                plan.say("on loopback: namespaces of its own need root, and pyroute2")
             for each in result.subjects:
                 if each.unavailable:
                     plan.say(f"{each.name} is left out: {each.unavailable}")

@@ -6,16 +6,22 @@ recorded with every result.
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.errors import BenchError
 from bench.tools import need
 
-__all__ = ["Transfer", "client_command", "parse_transfer", "server_command"]
+__all__ = ["Transfer", "client_command", "in_flight_max_bytes", "parse_transfer", "server_command"]
 
-IN_FLIGHT_MAX_BYTES = 32 << 20
-"""What may be on its way for each stream when iperf3 stops counting: the buffers of four sockets, a pipe, a wire."""
+_BUFFERS = (Path("/proc/sys/net/ipv4/tcp_rmem"), Path("/proc/sys/net/ipv4/tcp_wmem"))
+_HELD_MAX_BYTES = 2 << 20
+"""What a forwarder and two wires hold of a stream besides."""
+
+STOP_S = 0.5
+"""How long the word to stop may take from the client to a server on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,7 @@ class Transfer:
     sent_bytes: int
     retransmits: int | None
     streams: int
+    reverse: bool
 
     @property
     def gbit_s(self) -> float:
@@ -38,8 +45,20 @@ class Transfer:
 
     @property
     def plausible(self) -> bool:
-        """Whether what arrived is what was sent, short of what can be in flight."""
-        return self.received_bytes > 0 and -IN_FLIGHT_MAX_BYTES < self.lost_bytes < IN_FLIGHT_MAX_BYTES * self.streams
+        """Whether what arrived is what was sent, short of what can be in flight.
+
+        In reverse, the server goes on counting until it hears that the client has stopped, which takes a moment.
+        """
+        slack = in_flight_max_bytes() * self.streams
+        if self.reverse:
+            slack += int(STOP_S * self.received_bytes / self.seconds)
+        return self.received_bytes > 0 and -slack < self.lost_bytes < slack
+
+
+@functools.cache
+def in_flight_max_bytes() -> int:
+    """What may be on its way of each stream when iperf3 stops counting: full buffers on both legs, at either end."""
+    return _HELD_MAX_BYTES + 2 * sum(int(path.read_text().split()[2]) for path in _BUFFERS)
 
 
 def server_command(port: int) -> list[str]:
@@ -69,6 +88,7 @@ def parse_transfer(text: str) -> Transfer:
             sent_bytes=int(sent["bytes"]),
             retransmits=sent.get("retransmits"),
             streams=len(told["end"]["streams"]),
+            reverse=bool(told["start"]["test_start"]["reverse"]),
         )
     except (KeyError, TypeError) as missing:
         raise BenchError(f"iperf3's JSON has no {missing}") from None

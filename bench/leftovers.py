@@ -1,4 +1,4 @@
-"""What a run that was killed left behind: found by its name, removed if its owner is dead."""
+"""What runs make outside their process, found by name: removed if the owner is dead, or by the owner at its end."""
 
 from __future__ import annotations
 
@@ -46,17 +46,22 @@ def is_dead(name: str) -> bool:
     return run is not None and not run.owner_alive
 
 
-def find_leftovers() -> Leftovers:
+def find_leftovers(of: RunName | None = None) -> Leftovers:
+    """What belongs to the run `of`; else to any whose owner is dead."""
+
+    def wanted(name: str) -> bool:
+        return is_dead(name) if of is None else RunName.parse(name) == of
+
     found = Leftovers()
-    found.processes = [pid for pid, run in _marked_processes() if is_dead(run)]
-    found.namespaces = sorted(name for name in _names(NETNS_DIR) if is_dead(name))
+    found.processes = [pid for pid, run in _marked_processes() if wanted(run)]
+    found.namespaces = sorted(name for name in _names(NETNS_DIR) if wanted(name))
     roots = group_roots()
     if roots is not None:
         trees = {roots.cpu, roots.memory} - {None}
-        found.groups = sorted(tree / name for tree in trees if tree for name in _names(tree) if is_dead(name))
+        found.groups = sorted(tree / name for tree in trees if tree for name in _names(tree) if wanted(name))
     temporary = Path(tempfile.gettempdir())
     found.directories = sorted(
-        temporary / name for name in _names(temporary) if is_dead(name) and _ours(temporary / name)
+        temporary / name for name in _names(temporary) if wanted(name) and _ours(temporary / name)
     )
     return found
 

@@ -173,10 +173,10 @@ class Program:
         return Path(self.command[0]).name
 
     def failure(self) -> str:
-        """Why the program ended: its last words, and how it was called."""
+        """Why the program ended: its last words, or how it was called where it said none."""
         words = self.log.read_text(errors="replace").strip().splitlines()[-3:]
-        said = " / ".join(words) if words else "it said nothing"
-        return f"{self.name} ended with status {self.process.returncode}: {said} ({shlex.join(self.command)})"
+        said = " / ".join(words) if words else f"it said nothing ({shlex.join(self.command)})"
+        return f"{self.name} ended with status {self.process.returncode}: {said}"
 
     def stop(self) -> None:
         """End the process group: TERM, and KILL after some seconds. A second call does nothing."""

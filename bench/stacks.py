@@ -45,7 +45,7 @@ def parse_script(lines: Iterable[str]) -> Stacks:
             root, frames = "", []
         elif found := _FRAME.match(line):
             name, file = _OFFSET.sub("", found.group(1)), found.group(2)
-            frames.append(f"[{Path(file).name}]" if name == "[unknown]" else name)
+            frames.append(f"[{Path(file).name.strip('[]')}]" if name == "[unknown]" else name)
         elif not line.startswith((" ", "\t", "#")):
             # The command may hold blanks; what follows it is `PID/TID`.
             root = re.split(r"\s+\d+(?:/\d+)?\s", line, maxsplit=1)[0].strip()

@@ -16,6 +16,7 @@ from bench.account import Account
 from bench.cgroup import Group
 from bench.errors import BenchError
 from bench.identity import RunName
+from bench.leftovers import find_leftovers, remove_leftovers
 from bench.programs import Program, python_command
 from bench.subjects import Route, Setup, Subject
 from bench.topology import LISTEN_PORTS, Topology, topology_named
@@ -67,7 +68,14 @@ class Stand:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        try:
+            self._stack.close()
+        finally:
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what bears this run's name and is in no stack: a signal can come between making and noting down."""
+        remove_leftovers(find_leftovers(self.run))
 
     def _group(self, stack: contextlib.ExitStack, purpose: str) -> Group | None:
         group = Group.make(self.run, purpose)

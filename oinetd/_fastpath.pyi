@@ -1,12 +1,16 @@
-"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native`, and the bench for its load client, import this.
+"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native` and the bench's load client import this.
 
 Addresses are numeric text. Durations are milliseconds where the name says so, 0 being "off"; a refused system call is
 an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row` names.
 """
 
 from collections.abc import Sequence
+<<<<<<< HEAD
 from mmap import mmap
 from typing import Any
+=======
+from typing import Any, final
+>>>>>>> main
 
 _Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int]
 _Place = tuple[str, int] | tuple[str, int, int, int]
@@ -19,6 +23,7 @@ def kernel_features() -> dict[str, int]:
     `splice_errno` is 0, or the errno with which splice is refused (a seccomp filter); sizes are bytes, -1 is unknown.
     """
 
+@final
 class Permits:
     """A gate: it counts who is inside and lets nobody in above its bounds; 0 is no bound. Of any thread."""
 
@@ -41,6 +46,7 @@ class Permits:
     def live(self) -> int:
         """Who is inside."""
 
+@final
 class Rules:
     """What is in force for a listener or a pair; immutable. `tag` comes back in every row that goes by it.
 
@@ -73,6 +79,7 @@ class Rules:
     def decide(self, host: str) -> int:
         """The verdict on a client's numeric address: 0 allowed, 1 not allowed, 2 denied."""
 
+@final
 class Core:
     """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep."""
 
@@ -100,7 +107,11 @@ class Core:
     def snapshot(self) -> list[_Row]:
         """Live connections as they are now."""
     def stats(self) -> dict[str, Any]:
-        """Counters of all reactors together; `live` is a list with the connections of each."""
+        """Counters of all reactors together; `live` is a list with the connections of each.
+
+        `connection_bytes` is what an idle connection takes of the process's memory, `splice_errno` why splice is no
+        longer used, 0 where it is.
+        """
     def stop(self) -> list[_Row]:
         """Abort everything, end the threads, and return the records that are left. A second call returns none."""
 
@@ -121,7 +132,7 @@ def load_connections(
     """
 
 def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tuple[int, int, int]]]:
-    """`count` connections that each download `size` bytes: elapsed ns; ns to connect, to the first byte, to the last."""
+    """`count` connections download `size` bytes each: elapsed ns; ns to connect, to a first byte, to the last."""
 
 def load_serve(listener: int, stop_fd: int, source: bool) -> int:
     """Echo, or be a source, on a listening non-blocking socket until `stop_fd` is readable; the number served."""

@@ -69,7 +69,8 @@ class RuleAccount:
 class Live:
     """A session of the Python lane that has not ended: its record, its counters, and the way to end it.
 
-    `gates` are those in which its source address is counted.
+    `gates` are those in which its source address is counted, `since` is when it began, in seconds of the monotonic
+    clock.
     """
 
     record: SessionRecord
@@ -77,14 +78,15 @@ class Live:
     kill: Callable[[], object]
     meter: Meter = field(default_factory=Meter)
     gates: tuple[Gate, ...] = ()
+    since: float = field(default_factory=time.monotonic)
 
-    def snapshot(self, now: float) -> SessionRecord:
-        """The record as it would read if the session ended now, but for the ending; `now` is Unix time in seconds."""
+    def snapshot(self) -> SessionRecord:
+        """The record as it would read if the session ended now, but for the ending."""
         return replace(
             self.record,
             bytes_up=self.meter.bytes_up,
             bytes_down=self.meter.bytes_down,
-            duration_s=max(0.0, now - self.record.started),
+            duration_s=time.monotonic() - self.since,
         )
 
 
@@ -207,9 +209,9 @@ class Account:
             for call in waiting:
                 call()
 
-    def sessions(self, now: float) -> Iterator[SessionRecord]:
-        """The live sessions, oldest first; `now` is Unix time in seconds."""
-        return (live.snapshot(now) for live in tuple(self.live.values()))
+    def sessions(self) -> Iterator[SessionRecord]:
+        """The live sessions, oldest first."""
+        return (live.snapshot() for live in tuple(self.live.values()))
 
     def stats(self, native: Iterable[SessionRecord] = ()) -> Stats:
         """A snapshot of all counters, with the live sessions, those of the native lane given."""
@@ -217,7 +219,7 @@ class Account:
             bind: replace(account.stats, endings=Counter(account.stats.endings))
             for bind, account in self._rules.items()
         }
-        for record in (*self.sessions(time.time()), *native):
+        for record in (*self.sessions(), *native):
             stats = rules[record.route.rule.identity]
             stats.bytes_up += record.bytes_up
             stats.bytes_down += record.bytes_down

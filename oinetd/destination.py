@@ -7,15 +7,16 @@ the loop's executor, so that a slow resolver holds up nobody; connections use th
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Callable
 
 from oinetd.errors import ConfigError, Problem
-from oinetd.model import Origin
+from oinetd.model import Config, Origin, Rule
 from oinetd.sockets import Address, is_numeric, lookup
 
-__all__ = ["Destination"]
+__all__ = ["Destination", "Destinations"]
 
 log = logging.getLogger("oinetd")
 
@@ -39,8 +40,9 @@ class Destination:
         self._lookup: asyncio.Task[None] | None = None
         self._looked_up_at = 0.0
         self._in_trouble = False
+        self._stopped = False
 
-    async def resolve(self, origin: Origin) -> None:
+    async def resolve(self, origin: Origin, what: str = "destination") -> None:
         """Look the name up for the first time. Raises `ConfigError` where it has no address."""
         try:
             self._addresses = await self._ask()
@@ -50,7 +52,7 @@ class Destination:
                 hint = "check the scope: it has to be an interface of this machine (`ip link`)"
             raise ConfigError(
                 Problem(
-                    f"the destination {self.host} cannot be resolved: {error.strerror or error}",
+                    f"the {what} {self.host} cannot be resolved: {error.strerror or error}",
                     file=origin.file,
                     line=origin.line,
                     hint=hint,
@@ -70,7 +72,8 @@ class Destination:
             self._timer = asyncio.get_running_loop().call_later(self.refresh_s, self._refresh)
 
     def stop(self) -> None:
-        """End refreshing; a lookup under way is dropped."""
+        """End refreshing; a lookup under way is dropped. Sessions that dial meanwhile use what is known."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -94,7 +97,7 @@ class Destination:
         """The addresses do not serve: ask for others, but not more often than `LOOKUP_PAUSE_S`."""
         loop = asyncio.get_running_loop()
         due = loop.time() - self._looked_up_at >= LOOKUP_PAUSE_S
-        if due and self._lookup is None and not is_numeric(self.host):
+        if due and self._lookup is None and not self._stopped and not is_numeric(self.host):
             self._lookup = loop.create_task(self._update())
 
     def _refresh(self) -> None:
@@ -133,3 +136,56 @@ class Destination:
         finally:
             self._looked_up_at = asyncio.get_running_loop().time()
             self._lookup = None
+
+
+class Destinations:
+    """Every host that the rules of `config` name, looked up once: where connections go and, for `src=`, come from."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._hosts: dict[tuple[str, float], tuple[Destination, Rule, str]] = {}
+        for rule in config.rules:
+            key = self._key(rule)
+            self._hosts.setdefault(key, (Destination(*key), rule, "destination"))
+            if rule.options.source is not None:
+                # Never refreshed: it is an address of this machine.
+                key = rule.options.source, 0.0
+                self._hosts.setdefault(key, (Destination(*key), rule, "source address"))
+
+    def _key(self, rule: Rule) -> tuple[str, float]:
+        return rule.connect.address, self._config.settings_of(rule).dns_refresh_s
+
+    async def resolve(self) -> None:
+        """Look all of them up for the first time. Raises `ConfigError` with all that have no address."""
+        answers = await asyncio.gather(
+            *(destination.resolve(rule.origin, what) for destination, rule, what in self._hosts.values()),
+            return_exceptions=True,
+        )
+        problems: list[Problem] = []
+        for answer in answers:
+            if isinstance(answer, ConfigError):
+                problems += answer.problems
+            elif isinstance(answer, BaseException):
+                raise answer
+        if problems:
+            raise ConfigError(*problems)
+
+    def of(self, rule: Rule) -> Destination:
+        """Where the connections of `rule` go."""
+        return self._hosts[self._key(rule)][0]
+
+    def source(self, rule: Rule) -> tuple[Address, ...]:
+        """The local addresses that the outgoing connections of `rule` may have; none where the kernel chooses."""
+        source = rule.options.source
+        return self._hosts[source, 0.0][0].at(0) if source is not None else ()
+
+    def start(self, on_change: Callable[[Destination], object]) -> None:
+        """Keep the addresses fresh from now on; `on_change` is told of each that has others."""
+        for destination, _, _ in self._hosts.values():
+            destination.on_change = functools.partial(on_change, destination)
+            destination.start()
+
+    def stop(self) -> None:
+        """End refreshing."""
+        for destination, _, _ in self._hosts.values():
+            destination.stop()

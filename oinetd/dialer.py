@@ -11,7 +11,7 @@ from oinetd.destination import Destination
 from oinetd.model import Settings
 from oinetd.poller import ERROR, Poller
 from oinetd.record import Ending
-from oinetd.sockets import Address, open_upstream
+from oinetd.sockets import Address, bind_source, close_with_reset, is_connected_to_itself, open_upstream
 
 __all__ = ["Dialed", "Dialer"]
 
@@ -39,12 +39,25 @@ class Dialer:
         self._poller = poller
 
     async def dial(
-        self, destination: Destination, port: int, settings: Settings, source: str | None, client: socket.socket
+        self,
+        destination: Destination,
+        port: int,
+        settings: Settings,
+        source: tuple[Address, ...],
+        client: socket.socket,
     ) -> Dialed:
-        """Try each address of `destination` once. A client that gives up meanwhile ends it; its half-close does not."""
+        """Try each address of `destination` once, from `source` where that is not empty.
+
+        A client that gives up meanwhile ends it; its half-close does not.
+        """
         last = Dialed(None, None, Ending.RESOLVE_FAILED)
         for address in destination.at(port):
-            last = await self._try(address, settings, source, client)
+            local = next((each for each in source if each.family == address.family), None)
+            if source and local is None:
+                if last.address is None:
+                    last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
+                continue
+            last = await self._try(address, settings, local, client)
             if last.upstream is not None:
                 destination.connected()
                 return last
@@ -53,7 +66,7 @@ class Dialer:
         destination.failed()
         return last
 
-    async def _try(self, address: Address, settings: Settings, source: str | None, client: socket.socket) -> Dialed:
+    async def _try(self, address: Address, settings: Settings, source: Address | None, client: socket.socket) -> Dialed:
         try:
             sock = open_upstream(address.family, settings.keepalive)
         except OSError as error:
@@ -61,7 +74,7 @@ class Dialer:
         try:
             if source is not None:
                 try:
-                    sock.bind((source, 0))
+                    bind_source(sock, source)
                 except OSError as error:
                     sock.close()
                     return Dialed(None, address, Ending.BIND_FAILED, error.errno or 0)
@@ -69,14 +82,16 @@ class Dialer:
             if code in _IN_PROGRESS:
                 attempt = _Attempt(self._loop, self._poller, sock, address, client)
                 code = await attempt.finish(settings.connect_timeout_s)
-        except OSError as error:  # the descriptor could not be watched
+            if code == 0 and is_connected_to_itself(sock, address):
+                code = errno.ECONNREFUSED
+        except OSError as error:  # the descriptor could not be watched, or the peer has reset it already
             code = error.errno or errno.EIO
         except BaseException:
             sock.close()
             raise
         if code == 0:
             return Dialed(sock, address)
-        sock.close()
+        close_with_reset(sock)
         if code == errno.ETIMEDOUT:
             return Dialed(None, address, Ending.CONNECT_TIMEOUT, code)
         if code == _CLIENT_GONE:
@@ -110,7 +125,7 @@ class _Attempt:
         self._watching_client = False
 
     async def finish(self, timeout_s: float) -> int:
-        """The errno of the connect, 0 for a connection; a connected socket stays watched. `timeout_s` 0 is none."""
+        """The errno of the connect, 0 for a connection. `timeout_s` 0 is none."""
         code = errno.EIO
         self._poller.watch(self._sock.fileno(), self._on_upstream)
         patience_s = min(PATIENCE_S, timeout_s) if timeout_s else PATIENCE_S
@@ -121,8 +136,8 @@ class _Attempt:
             self._timer.cancel()
             if self._watching_client:
                 self._poller.forget(self._client.fileno())
-            if code:
-                self._poller.closing(self._sock.fileno())
+            # Nobody's now: whoever relays may close it elsewhere, and the number be another's before we hear of it.
+            self._poller.forget(self._sock.fileno())
         return code
 
     def _on_upstream(self, events: int) -> None:

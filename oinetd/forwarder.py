@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import math
 import resource
 import socket
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import NamedTuple
 
 from oinetd.access import AccessControl
 from oinetd.account import Account, Stats
-from oinetd.destination import Destination
+from oinetd.destination import Destination, Destinations
 from oinetd.errors import ConfigError, Problem
 from oinetd.journal import Journal
 from oinetd.lanes import Choice, Lanes, Listening, new_gate
 from oinetd.model import Config, Route, Rule
+from oinetd.pattern import PatternError
 from oinetd.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
-from oinetd.sockets import bound_address, start_listening, tune
+from oinetd.sockets import bound_address, start_listening
 
 __all__ = ["BoundAddress", "Forwarder"]
 
@@ -73,8 +72,10 @@ class Forwarder:
         self._inherited = list(inherited)
         self._account = Account(new_gate())
         self._listeners: dict[PortKey, Listening] = {}
-        self._destinations: list[Destination] = []
+        self._destinations: Destinations | None = None
         self._reloading = asyncio.Lock()
+        self._stopping = asyncio.Lock()
+        self._accepting = True
         self._stopped: asyncio.Event | None = None
         self._journal: Journal | None = None
 
@@ -109,21 +110,28 @@ class Forwarder:
             raise
 
     async def stop(self) -> None:
-        """Close every listener, abort the sessions that are left, and write the last lines of the log."""
-        if self._stopped is None or self._stopped.is_set():
+        """Close every listener, abort the sessions that are left, and write the last lines of the log.
+
+        A start or a reload that is under way gives up.
+        """
+        if self._stopped is None:
             return
-        for listener in self._listeners.values():
-            listener.release()
-            listener.sock.close()
-        self._listeners.clear()
-        for destination in self._destinations:
-            destination.stop()
-        await self._lanes.close()
-        if self._journal is not None:
-            self._journal.close()
-        for sock in self._inherited:
-            sock.close()
-        self._stopped.set()
+        self._accepting = False
+        async with self._stopping:
+            if self._stopped.is_set():
+                return
+            for listener in self._listeners.values():
+                listener.release()
+                listener.sock.close()
+            self._listeners.clear()
+            if self._destinations is not None:
+                self._destinations.stop()
+            await self._lanes.close()
+            if self._journal is not None:
+                self._journal.close()
+            for sock in self._inherited:
+                sock.close()
+            self._stopped.set()
 
     async def serve_forever(self) -> None:
         """Wait until somebody calls `stop`."""
@@ -134,10 +142,15 @@ class Forwarder:
     async def drain(self, timeout_s: float) -> int:
         """Accept no more, and wait for the sessions to end by themselves, at most `timeout_s` seconds.
 
-        Those that are left are aborted; the answer is how many that were.
+        Those that are left are aborted; the answer is how many that were. A start or a reload that is under way gives
+        up; after a drain the forwarder only waits to be stopped.
         """
+        if self._stopped is None:
+            raise RuntimeError("the forwarder has not been started")
+        self._accepting = False
+        self._lanes.close_retired()
         for listener in self._listeners.values():
-            self._lanes.retire(listener)
+            self._retire(listener)
         self._listeners.clear()
         await self._until_empty(timeout_s)
         cut = self._account.gate.live
@@ -160,24 +173,34 @@ class Forwarder:
     async def reload(self, config: Config) -> None:
         """Put `config` in force. Live sessions go on; listeners that are in both keep their queue.
 
-        Raises what `start` raises, and then everything is as it was.
+        Raises what `start` raises, and then everything is as it was. Raises `RuntimeError` where the forwarder is not
+        running, or was told to drain or to stop.
         """
-        if self._stopped is None or self._stopped.is_set():
-            raise RuntimeError("the forwarder is not running")
+        if self._stopped is None:
+            raise RuntimeError("the forwarder has not been started")
         async with self._reloading:
+            self._check_accepting()
             await self._apply(config)
+
+    def _check_accepting(self) -> None:
+        if not self._accepting:
+            raise RuntimeError("the forwarder was told to stop")
 
     async def _apply(self, config: Config) -> None:
         """Everything that can fail comes first; the change itself is one step of the loop."""
         Journal.check(config.log)
         choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
-        access = {id(rule): AccessControl(config.access, rule.access) for rule in config.rules}
-        destinations = await self._resolve(config)
-        ports = await plan_ports(config)
+        access = {id(rule): _access_control(config, rule) for rule in config.rules}
+        destinations = Destinations(config)
+        await destinations.resolve()
+        ports = await plan_ports(config, {key: listener.service.route for key, listener in self._listeners.items()})
+        self._check_accepting()
+        self._lanes.close_retired()
         kept = {key: listener.sock for key, listener in self._listeners.items()}
         sockets = open_ports(config, ports, kept, self._inherited)
 
-        self._account.set_limits(config.max_connections or _descriptor_limit(), config.max_connections_per_source)
+        most = _connection_limit(config.max_connections, len(sockets))
+        self._account.set_limits(most, config.max_connections_per_source)
         if self._journal is None:
             self._journal = Journal(config.log, log.warning)
         else:
@@ -190,7 +213,8 @@ class Forwarder:
                 settings=config.settings_of(rule),
                 access=access[id(rule)],
                 global_access=config.access,
-                destination=destinations[_destination_key(config, rule)],
+                destination=destinations.of(rule),
+                source=destinations.source(rule),
                 rule=self._account.of(rule),
                 account=self._account,
                 dialer=self._lanes.dialer,
@@ -199,15 +223,14 @@ class Forwarder:
                 admit=self._admit,
             )
             self._listeners[port.key] = self._put_in_service(before.pop(port.key, None), port, sock, service, choice)
+        taken = {bound_address(sock).port for sock in sockets.values()} if before else set()
         for key, listener in before.items():
             log.info("no longer listening on %s", key.address)
-            self._lanes.retire(listener)
-        for destination in self._destinations:
-            destination.stop()
-        self._destinations = list(destinations.values())
-        for destination in self._destinations:
-            destination.on_change = functools.partial(self._refresh, destination)
-            destination.start()
+            self._retire(listener, replaced=bound_address(listener.sock).port in taken)
+        if self._destinations is not None:
+            self._destinations.stop()
+        self._destinations = destinations
+        destinations.start(on_change=self._refresh)
         self.config = config
 
     def _put_in_service(
@@ -218,7 +241,6 @@ class Forwarder:
             log.info("listening on %s, forwarding to %s (%s)", bound_address(sock), port.route.connect, choice)
         if listener is None:
             return self._lanes.serve(choice, sock, service)
-        tune(sock, service.settings.keepalive)
         start_listening(sock, port.key.address, service.settings.listen_backlog)
         if listener.native == choice.native:
             listener.exchange(service)
@@ -226,30 +248,15 @@ class Forwarder:
         listener.release()
         return self._lanes.serve(choice, sock, service)
 
+    def _retire(self, listener: Listening, *, replaced: bool = False) -> None:
+        address = bound_address(listener.sock)
+        ours = all(bound_address(sock) != address for sock in self._inherited)
+        self._lanes.retire(listener, ours=ours, replaced=replaced)
+
     def _refresh(self, destination: Destination) -> None:
         for listener in self._listeners.values():
             if listener.service.destination is destination:
                 listener.refresh()
-
-    async def _resolve(self, config: Config) -> dict[tuple[str, float], Destination]:
-        """A destination for each host that is connected to. Raises `ConfigError` with all that have no address."""
-        wanted: dict[tuple[str, float], tuple[Destination, Rule]] = {}
-        for rule in config.rules:
-            key = _destination_key(config, rule)
-            wanted.setdefault(key, (Destination(*key), rule))
-        answers = await asyncio.gather(
-            *(destination.resolve(rule.origin) for destination, rule in wanted.values()),
-            return_exceptions=True,
-        )
-        problems: list[Problem] = []
-        for answer in answers:
-            if isinstance(answer, ConfigError):
-                problems += answer.problems
-            elif isinstance(answer, BaseException):
-                raise answer
-        if problems:
-            raise ConfigError(*problems)
-        return {key: destination for key, (destination, _) in wanted.items()}
 
     # What there is to know
 
@@ -264,21 +271,24 @@ class Forwarder:
 
     def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first, with their counts of this moment and `ending` None."""
-        records = [*self._account.sessions(time.time()), *self._lanes.sessions()]
+        records = [*self._account.sessions(), *self._native_sessions()]
         return sorted(records, key=lambda record: record.id)
 
     def kill(self, session_id: int) -> bool:
         """End one session; both its peers see a reset. False where there is no such session."""
-        return self._lanes.kill(session_id)
+        return self._stopped is not None and self._lanes.kill(session_id)
 
     def stats(self) -> Stats:
         """The counters since the start."""
-        return self._account.stats(self._lanes.sessions())
+        return self._account.stats(self._native_sessions())
 
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""
         if self._journal is not None:
             self._journal.reopen()
+
+    def _native_sessions(self) -> list[SessionRecord]:
+        return self._lanes.sessions() if self._stopped is not None else []
 
     # What sessions tell
 
@@ -298,8 +308,14 @@ class Forwarder:
             _call(self._on_close, record)
 
 
-def _destination_key(config: Config, rule: Rule) -> tuple[str, float]:
-    return rule.connect.address, config.settings_of(rule).dns_refresh_s
+def _access_control(config: Config, rule: Rule) -> AccessControl:
+    try:
+        return AccessControl(config.access, rule.access)
+    except PatternError as error:
+        # The language refuses it with its place; a program may have made the rule itself.
+        raise ConfigError(
+            Problem(f"allow or deny: {error}", file=rule.origin.file, line=rule.origin.line, hint=error.hint)
+        ) from error
 
 
 def _call(hook: Callable[[SessionRecord], object], record: SessionRecord) -> None:
@@ -309,9 +325,21 @@ def _call(hook: Callable[[SessionRecord], object], record: SessionRecord) -> Non
         log.exception("a hook failed for session %d", record.id)
 
 
-def _descriptor_limit() -> int:
-    """How many sessions the soft limit of descriptors allows: two each, and some kept back."""
+def _connection_limit(asked_for: int, listeners: int) -> int:
+    """How many sessions there may be: no more than there are descriptors for, whatever was asked for.
+
+    Beyond that clients would be accepted and then reset, for want of a socket to their destination; so they wait.
+    """
+    possible = _descriptor_limit(listeners)
+    if not asked_for or not possible or asked_for <= possible:
+        return asked_for or possible
+    log.warning("max-connections %d: the limit of descriptors (`ulimit -n`) allows %d", asked_for, possible)
+    return possible
+
+
+def _descriptor_limit(listeners: int) -> int:
+    """How many sessions the soft limit of descriptors allows: two each, with the listeners and some kept back."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return 0
-    return max(1, (soft - DESCRIPTORS_KEPT_BACK) // 2)
+    return max(1, (soft - DESCRIPTORS_KEPT_BACK - listeners) // 2)

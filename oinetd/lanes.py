@@ -26,10 +26,15 @@ from oinetd.model import Config, EngineChoice, Rule
 from oinetd.poller import Poller
 from oinetd.record import SessionRecord
 from oinetd.session import Service, Watcher
+from oinetd.sockets import stop_queueing
 
 __all__ = ["Choice", "Lanes", "Listening"]
 
 log = logging.getLogger("oinetd")
+
+HANDSHAKE_S = 0.5
+"""How long a listener that was replaced waits for the last part of handshakes that began with it: a round trip of
+nearly every client, and short enough for somebody who wants the address for another program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,7 @@ class Lanes:
         self._lane: NativeLane | None = None
         self._engine: NativeEngine | None = None
         self._reactor_listeners: dict[int, ReactorListener] = {}
+        self._retired: dict[Listener, asyncio.TimerHandle] = {}
 
     def choose(self, config: Config, rule: Rule) -> Choice:
         """How `rule` is to be served. Raises `EngineUnavailable` where it insists on what cannot be had."""
@@ -182,12 +188,32 @@ class Lanes:
         fallback.start()
         return fallback
 
-    def retire(self, listening: Listening) -> None:
-        """Serve those who are in the queue, then close the socket: a client that the kernel let in stays."""
+    def retire(self, listening: Listening, *, ours: bool = True, replaced: bool = False) -> None:
+        """Serve those who are in the queue, then close the socket: a client that the kernel let in stays.
+
+        `ours` is False for a descriptor of a socket that somebody else holds too, and that stays as it is. Where it is
+        `replaced`, another listener takes its clients: handshakes that are under way may still end here.
+        """
         listening.release()
+        deaf = ours and stop_queueing(listening.sock)
         last = Listener(self._loop, listening.sock, listening.service, self.tasks)
-        last.empty_queue()
-        listening.sock.close()
+        if deaf and replaced:
+            last.start()
+            self._retired[last] = self._loop.call_later(HANDSHAKE_S, self._close_retired, last)
+        else:
+            last.empty_queue()
+            last.sock.close()
+
+    def close_retired(self) -> None:
+        """Have done with those that still wait for handshakes; their addresses are free then."""
+        for listener in tuple(self._retired):
+            self._close_retired(listener)
+
+    def _close_retired(self, listener: Listener) -> None:
+        self._retired.pop(listener).cancel()
+        listener.release()
+        listener.empty_queue()
+        listener.sock.close()
 
     def sessions(self) -> list[SessionRecord]:
         """The live sessions of the native lane."""
@@ -210,6 +236,7 @@ class Lanes:
 
     async def close(self) -> None:
         """End every session, account for each, and give everything back. The listeners are released before."""
+        self.close_retired()
         self.abort_all()
         while self.tasks:
             await asyncio.wait(tuple(self.tasks))

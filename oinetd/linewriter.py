@@ -257,7 +257,8 @@ class LineWriter:
             while done < len(data):
                 done += os.write(self._fd, data[done:])
         except OSError as error:
-            failure = error
+            # Not the error itself: it holds this frame, which would hold it and the batch, until a collection.
+            failure = OSError(error.errno, error.strerror)
             if error.errno not in _KEPT_AFTER:
                 self._fd = _close(self._fd, self._target)
         whole = 0

@@ -23,7 +23,7 @@ PAUSE_S = 0.1
 """First pause after a shortage; it doubles up to `PAUSE_MAX_S`, so that a lasting one costs nothing."""
 PAUSE_MAX_S = 1.0
 
-_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _CLIENT_GONE = frozenset({
     errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
     errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENONET, errno.EPERM, errno.ETIMEDOUT,
@@ -103,26 +103,25 @@ class Listener:
             client, peer = self.sock.accept()
         except OSError as error:
             service.account.give_back(service.rule)
-            if error.errno in _SHORTAGE:
+            if error.errno in _CLIENT_GONE:
+                # accept(2): errors of the client's network are told here and concern only the one that has gone.
+                return True
+            if error.errno != errno.EAGAIN:
+                # A shortage, or what nobody foresaw: trying again at once would only burn the processor.
                 self._back_off(error)
-            # accept(2): errors of the client's network are told here and concern only the one that has gone.
-            return error.errno in _CLIENT_GONE
+            return False
         if self._pause_s:
             self._pause_s = 0.0
             log.info("%s accepts again", service.route)
         client.setblocking(False)
-        task = Session(service, service.account.gate.next_id(), client, peer).start(self._loop)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        Session(service, service.account.gate.next_id(), client, peer).start(self._loop, self._tasks)
         return True
 
     def _back_off(self, error: OSError) -> None:
         if not self._pause_s:
+            remedy = " Raise the limit of descriptors or lower max-connections" if error.errno in _NO_DESCRIPTOR else ""
             log.warning(
-                "%s: cannot accept (%s); trying again until there is room. Raise the limit of descriptors or lower "
-                "max-connections",
-                self.service.route,
-                error.strerror,
+                "%s: cannot accept (%s); trying again until it works.%s", self.service.route, error.strerror, remedy
             )
         self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S) or PAUSE_S
         if self._reading:

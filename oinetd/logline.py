@@ -56,10 +56,8 @@ STATUS: Final = {
     Ending.RESOLVE_FAILED: "done-local-closed",
 }
 
-_REFUSED: Final = frozenset({
-    Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED,
-    Ending.ACCEPT_FAILED, Ending.SOCKET_FAILED, Ending.BIND_FAILED,
-})  # fmt: skip
+_REFUSED: Final = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED})
+"""These were never let in, so no `opened` comes before them."""
 
 
 class LineFormat(Protocol):
@@ -192,7 +190,7 @@ class JsonLines(_Words):
         date, zone = self.stamp(now).split(" ")
         return (
             f'{{"time":"{date}.{int(now % 1 * 1000):03d}{zone}","event":"{event}","id":{record.id}'
-            f',"started":{record.started:.3f},"client":{quoted(record.client)},"client_port":{record.client_port}'
+            f',"started":{record.started:.6f},"client":{quoted(record.client)},"client_port":{record.client_port}'
             f",{self.route(record.route)}"
         )
 

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oinetd.errors import BindError
-from oinetd.model import Config, Endpoint, Route
+from oinetd.model import Config, Endpoint, KeepAlive, Route, Rule
 from oinetd.sockets import (
     Address,
+    bind_error,
     bind_listener,
     bound_address,
     is_numeric,
+    keepalive_of,
     lookup,
     share,
     start_listening,
     tune,
+    tune_listener,
 )
 
 __all__ = ["Port", "PortKey", "open_ports", "plan_ports"]
@@ -48,38 +52,78 @@ class Port:
     """One of several addresses of a name: where the machine does not have it, the others do."""
 
 
-async def plan_ports(config: Config) -> list[Port]:
-    """The sockets that `config` wants. Raises `BindError` for an address that cannot be resolved."""
+async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Port]:
+    """The sockets that `config` wants, after those there were `before`.
+
+    Raises `BindError` for an address that cannot be resolved.
+    """
     v4_ports = {port for rule in config.rules if not _is_v6(rule.bind) for port in rule.bind.ports}
-    numbers: Counter[Address] = Counter()
+    free = _FreePorts(before)
     ports = []
     for rule in config.rules:
+        found = await _addresses(rule)
         for route in rule.routes():
-            addresses = await _addresses(route)
-            for address in addresses:
+            for address in (each.at(route.bind.port) for each in found):
                 v6only = address.family == socket.AF_INET6 and (
                     not address.is_wildcard or (address.port != 0 and address.port in v4_ports)
                 )
-                key = PortKey(address, v6only, numbers[address] if address.port == 0 else 0)
-                numbers[address] += 1
-                ports.append(Port(key, route, optional=len(addresses) > 1))
-    return ports
+                v6only = v6only and not address.host.startswith("::ffff:")  # which is IPv4, on an IPv6 socket
+                ports.append(Port(PortKey(address, v6only), route, optional=len(found) > 1))
+    return [free.place(port, ports) if port.key.address.port == 0 else port for port in ports]
+
+
+class _FreePorts:
+    """Tells sockets apart whose port the kernel chooses.
+
+    A rule keeps the port that it had. One that is new or changed takes that of one that has gone, and only then
+    another: so the port stays when a rule's destination is changed, and never goes to another rule that stays.
+    """
+
+    def __init__(self, before: Mapping[PortKey, Route]) -> None:
+        self._had: dict[tuple[Address, Route], list[int]] = {}
+        self._left: dict[Address, list[int]] | None = None
+        self._before = {key: route for key, route in before.items() if key.address.port == 0}
+        for key, route in self._before.items():
+            self._had.setdefault((key.address, route), []).append(key.nth)
+
+    def place(self, port: Port, ports: list[Port]) -> Port:
+        """`port` with its number."""
+        address = port.key.address
+        had = self._had.get((address, port.route))
+        nth = had.pop(0) if had else self._another(address, ports)
+        return replace(port, key=replace(port.key, nth=nth))
+
+    def _another(self, address: Address, ports: list[Port]) -> int:
+        if self._left is None:
+            stay = Counter((port.key.address, port.route) for port in ports)
+            self._left = {}
+            for key, route in self._before.items():
+                if stay[key.address, route] > 0:
+                    stay[key.address, route] -= 1
+                else:
+                    self._left.setdefault(key.address, []).append(key.nth)
+        left = self._left.get(address)
+        return left.pop(0) if left else next(_numbers)
+
+
+_numbers = itertools.count()
 
 
 def _is_v6(endpoint: Endpoint) -> bool:
     return ":" in endpoint.address
 
 
-async def _addresses(route: Route) -> tuple[Address, ...]:
+async def _addresses(rule: Rule) -> tuple[Address, ...]:
     loop = asyncio.get_running_loop()
+    host = rule.bind.address
     try:
-        if is_numeric(route.bind.address):
-            return lookup(route.bind.address, route.bind.port)
-        return await loop.run_in_executor(None, lookup, route.bind.address, route.bind.port)
+        if is_numeric(host):
+            return lookup(host)
+        return await loop.run_in_executor(None, lookup, host)
     except OSError as error:
-        where = f"{route.rule.origin}: " if route.rule.origin.line else ""
+        where = f"{rule.origin}: " if rule.origin.line else ""
         raise BindError(
-            f"{where}cannot listen on {route.bind.host}: {error.strerror or error} (is the name known, is the scope an "
+            f"{where}cannot listen on {rule.bind.host}: {error.strerror or error} (is the name known, is the scope an "
             "interface of this machine?)",
             errno.EADDRNOTAVAIL,
         ) from error
@@ -93,20 +137,24 @@ def open_ports(
 ) -> dict[Port, socket.socket]:
     """A listening socket for each port: from `kept` where it is there, else from `inherited`, else a new one.
 
-    Raises `BindError` with all that failed, and has then closed what it opened.
+    Those that are kept get their new keep-alive. Raises `BindError` with all that failed; then what was opened is
+    closed, and what was kept is as it was.
     """
     ports = list(ports)
     given = {bound_address(sock): sock for sock in inherited}
     wanted = {port.key for port in ports}
-    retiring = [sock for key, sock in kept.items() if key not in wanted]
+    retiring = _by_port(sock for key, sock in kept.items() if key not in wanted)
+    changed: list[tuple[socket.socket, KeepAlive]] = []
     opened: dict[Port, socket.socket] = {}
     new: list[Port] = []
     failures: list[tuple[Port, BindError]] = []
     for port in ports:
-        if port.key in kept:
-            opened[port] = kept[port.key]
-            continue
         try:
+            if port.key in kept:
+                opened[port] = sock = kept[port.key]
+                changed.append((sock, keepalive_of(sock)))
+                tune_listener(sock, port.key.address, config.settings_of(port.route.rule).keepalive)
+                continue
             handed_over = given.get(port.key.address)
             opened[port] = _adopt(config, port, handed_over) if handed_over else _bind(config, port, retiring)
             new.append(port)
@@ -117,7 +165,7 @@ def open_ports(
             start_listening(opened[port], port.key.address, _backlog(config, port))
         except BindError as error:
             failures.append((port, error))
-    for sock in (*retiring, *(opened[port] for port in new)):
+    for sock in (*itertools.chain.from_iterable(retiring.values()), *(opened[port] for port in new)):
         share(sock, False)
     served = {port.route for port in opened}
     fatal = [
@@ -128,6 +176,8 @@ def open_ports(
     if fatal:
         for port in new:
             opened[port].close()
+        for sock, keepalive in changed:
+            tune(sock, keepalive)
         lines = [
             f"{port.route.rule.origin}: {error}" if port.route.rule.origin.line else str(error) for port, error in fatal
         ]
@@ -144,13 +194,28 @@ def _adopt(config: Config, port: Port, handed_over: socket.socket) -> socket.soc
     The one that was handed over stays open: whoever made it holds the address, so that it could not be bound again
     for a rule that one reload takes away and another brings back.
     """
-    sock = handed_over.dup()
-    sock.setblocking(False)
-    tune(sock, config.settings_of(port.route.rule).keepalive)
+    address = port.key.address
+    try:
+        sock = handed_over.dup()
+    except OSError as error:
+        raise bind_error(address, error) from error
+    try:
+        sock.setblocking(False)
+        tune_listener(sock, address, config.settings_of(port.route.rule).keepalive)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
-def _bind(config: Config, port: Port, retiring: list[socket.socket]) -> socket.socket:
+def _by_port(sockets: Iterable[socket.socket]) -> dict[int, list[socket.socket]]:
+    found: dict[int, list[socket.socket]] = {}
+    for sock in sockets:
+        found.setdefault(bound_address(sock).port, []).append(sock)
+    return found
+
+
+def _bind(config: Config, port: Port, retiring: Mapping[int, list[socket.socket]]) -> socket.socket:
     address, keepalive = port.key.address, config.settings_of(port.route.rule).keepalive
     try:
         return bind_listener(address, keepalive, v6only=port.key.v6only)
@@ -158,7 +223,7 @@ def _bind(config: Config, port: Port, retiring: list[socket.socket]) -> socket.s
         if error.errno != errno.EADDRINUSE:
             raise
         # Perhaps the port is taken by ourselves: by listeners that this very change takes away.
-        ours = [sock for sock in retiring if bound_address(sock).port == address.port]
+        ours = retiring.get(address.port)
         if not ours:
             raise
         for sock in ours:

@@ -17,7 +17,7 @@ from oinetd.dialer import Dialer
 from oinetd.engine import Engine
 from oinetd.model import AccessRule, Route, Settings
 from oinetd.record import Ending, SessionRecord
-from oinetd.sockets import client_address, close_with_reset
+from oinetd.sockets import Address, client_address, close_with_reset
 
 __all__ = ["Service", "Session", "Watcher"]
 
@@ -42,6 +42,7 @@ class Service:
     access: AccessControl
     global_access: tuple[AccessRule, ...]
     destination: Destination
+    source: tuple[Address, ...]
     rule: RuleAccount
     account: Account
     dialer: Dialer
@@ -53,55 +54,54 @@ class Service:
 class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
-    __slots__ = ("_client", "_killed", "_live", "_peer", "_running", "_service", "_since", "_task")
+    __slots__ = ("_client", "_killed", "_live", "_peer", "_service", "_task")
 
     def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
         self._service = service
         self._client = client
         self._peer = peer[0]
-        self._since = time.monotonic()
         self._task: asyncio.Task[None] | None = None
-        self._running = False
         self._killed = False
         host, port = client_address(peer)
         record = SessionRecord(session_id, service.route, host, port, time.time())
         self._live = Live(record, service.rule, self.kill)
         service.account.enter(self._live)
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        """Begin; the task ends with the session."""
-        self._task = loop.create_task(self.run())
-        return self._task
+    def start(self, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
+        """Begin; `tasks` holds the session's task until the session has ended."""
+        self._task = task = loop.create_task(self.run())
+        tasks.add(task)
+        task.add_done_callback(self._ended)
+        task.add_done_callback(tasks.discard)
 
     def kill(self) -> None:
         """End the session; both peers see a reset, and the record says `aborted`."""
         self._killed = True
-        if self._running and self._task is not None:
-            # A task that is cancelled before its first step never gets to its `finally`: `run` sees the mark instead.
+        if self._task is not None:
             self._task.cancel()
 
     async def run(self) -> None:
         """Live. The session ends with its record complete, whatever happens."""
         service, record = self._service, self._live.record
         ending, code = Ending.ABORTED, 0
-        self._running = True
         try:
-            if self._killed:
-                return
             refusal = await self._admit()
             if refusal is not None:
                 ending = refusal
                 self._client.close()
                 return
+            if self._killed:  # and the hook overlooked that it was cancelled
+                return
             service.watcher.opened(record)
+            dialing_since = time.monotonic()  # what `admit` took is not the destination's
             dialed = await service.dialer.dial(
                 service.destination,
                 service.route.connect.port,
                 service.settings,
-                service.route.rule.options.source,
+                service.source,
                 self._client,
             )
-            record.connect_s = time.monotonic() - self._since
+            record.connect_s = time.monotonic() - dialing_since
             if dialed.address is not None:
                 record.upstream, record.upstream_port = dialed.address.host, dialed.address.port
             if dialed.upstream is None:
@@ -139,10 +139,16 @@ class Session:
                 return Ending.NOT_ALLOWED
         return None
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # A task that is cancelled before its first step never comes to its `finally`.
+        if self._live.record.ending is None:
+            close_with_reset(self._client)
+            self._end(Ending.ABORTED, 0)
+
     def _end(self, ending: Ending, code: int) -> None:
         record, meter = self._live.record, self._live.meter
         record.ending, record.errno = ending, code
         record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
-        record.duration_s = time.monotonic() - self._since
+        record.duration_s = time.monotonic() - self._live.since
         self._service.account.leave(self._live)
         self._service.watcher.closed(record)

@@ -19,19 +19,28 @@ from oinetd.model import KeepAlive
 
 __all__ = [
     "Address",
+    "bind_error",
     "bind_listener",
+    "bind_source",
     "bound_address",
     "client_address",
     "close_with_reset",
+    "is_connected_to_itself",
     "is_numeric",
+    "keepalive_of",
     "lookup",
     "open_upstream",
     "share",
     "start_listening",
+    "stop_queueing",
     "tune",
+    "tune_listener",
     "unsent_bytes",
 ]
 
+_IP_BIND_ADDRESS_NO_PORT = 24
+_SO_BINDTOIFINDEX = 62
+_NO_INTERFACE = 0x7FFFFFFF
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -108,7 +117,7 @@ def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, share
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise _bind_error(address, error) from error
+        raise bind_error(address, error) from error
     return sock
 
 
@@ -129,10 +138,25 @@ def start_listening(sock: socket.socket, address: Address, backlog: int) -> None
     try:
         sock.listen(backlog)
     except OSError as error:
-        raise _bind_error(address, error) from error
+        raise bind_error(address, error) from error
 
 
-def _bind_error(address: Address, error: OSError) -> BindError:
+def stop_queueing(sock: socket.socket) -> bool:
+    """Let no more connections come to a listening socket; its queue, and handshakes under way, stay. Whether it could.
+
+    They go to another one on the same port where there is one. Were the socket closed when its queue is found empty,
+    who comes between the two would be reset. The socket is bound to an interface that no machine has, for which it
+    need not exist (Linux 5.0, without privilege 5.7); an older kernel leaves the gap.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
+    except OSError:
+        return False
+    return True
+
+
+def bind_error(address: Address, error: OSError) -> BindError:
+    """What kept `address` from being listened on, and the remedy."""
     remedy = {
         errno.EADDRINUSE: "the port is taken (`ss -ltnp` tells by whom)",
         errno.EACCES: "not permitted: ports below 1024 need root or CAP_NET_BIND_SERVICE",
@@ -155,6 +179,22 @@ def tune(sock: socket.socket, keepalive: KeepAlive) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, keepalive.count)
 
 
+def tune_listener(sock: socket.socket, address: Address, keepalive: KeepAlive) -> None:
+    """`tune` a listening socket, whose connections inherit it. Raises `BindError`."""
+    try:
+        tune(sock, keepalive)
+    except OSError as error:
+        raise bind_error(address, error) from error
+
+
+def keepalive_of(sock: socket.socket) -> KeepAlive:
+    """The keep-alive that `sock` has."""
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+        return KeepAlive(idle_s=0)
+    numbers = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    return KeepAlive(*(sock.getsockopt(socket.IPPROTO_TCP, number) for number in numbers))
+
+
 def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
     """A non-blocking socket for the upstream leg. Raises `OSError`."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -164,6 +204,22 @@ def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def bind_source(sock: socket.socket, source: Address) -> None:
+    """Let `sock` connect from the address `source`. Raises `OSError`."""
+    # The port is chosen when it connects, when both ends are known: a port for each destination, not one for all.
+    sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    sock.bind(source.sockaddr)
+
+
+def is_connected_to_itself(sock: socket.socket, address: Address) -> bool:
+    """Whether the connect to `address` came back to its own socket.
+
+    That happens where nobody listens on a port of this machine and the kernel chooses that port for the outgoing end:
+    once in 28,000 tries, so surely with clients that try again. The port would then be taken for whom it belongs to.
+    """
+    return bool(sock.getsockname()[1] == address.port and sock.getsockname() == sock.getpeername())
 
 
 def close_with_reset(sock: socket.socket) -> None:

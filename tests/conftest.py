@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import threading
@@ -49,7 +50,8 @@ class Belongings:
             descriptors[target.partition(":")[0] if ":[" in target else target] += 1
         children: set[str] = set()
         for task in Path("/proc/self/task").iterdir():
-            children.update((task / "children").read_text().split())
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                children.update((task / "children").read_text().split())
         return cls(descriptors, frozenset(str(t) for t in threading.enumerate()), frozenset(children))
 
     def missing_from(self, before: Belongings) -> list[str]:

@@ -147,14 +147,19 @@ class Micro(Experiment):
 
 def benchmark_name(subject: str, size: int) -> str:
     """`Relay/engine=native/relay=copy/len(payload)=64`, and `Relay/subject=NAME/…` for one that is not oinetd's."""
-    base, _, buffer = subject.partition("@")
+    mode, _, threads = subject.partition("×")
+    base, _, buffer = mode.partition("@")
     engine, _, relay = base.partition("-")
     if engine in ("native", "python"):
         # The Python engine copies; what follows its name is the loop it runs on.
         parts = f"engine={engine}/relay={relay}" if engine == "native" else f"engine={base}/relay=copy"
     else:
         parts = f"subject={base}"
-    return f"Relay/{parts}{f'/buffer={buffer}' if buffer else ''}/len(payload)={size}"
+    if buffer:
+        parts += f"/buffer={buffer}"
+    if threads:
+        parts += f"/threads={threads}"
+    return f"Relay/{parts}/len(payload)={size}"
 
 
 def lines_of_cost(result: Result) -> dict[str, Line]:

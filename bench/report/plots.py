@@ -24,13 +24,26 @@ __all__ = ["Plot", "colour_of", "plots_of"]
 
 _INK = "#010203"
 """Stands for `currentColor` while matplotlib draws; no other part has it."""
-_FAMILIES = {
-    "oinetd": ("#2f81d6", "#1aa0a0", "#5b6ee1", "#29a36a", "#7fb3e6", "#3d8f8f"),
-    "peer": ("#d9822b", "#c9a227", "#c75c3a", "#b5803c", "#dd9f6e", "#a98b2d"),
-    "custom": ("#d9822b",),
-    "reference": ("#a05bc0", "#c06aa5", "#8473c9"),
-    "floor": ("#8a8f98", "#6f7681"),
+_COLOURS = {
+    "native-auto": "#2f81d6",
+    "native-splice": "#1aa0a0",
+    "native-copy": "#5b6ee1",
+    "python": "#29a36a",
+    "python-asyncio": "#7fb3e6",
+    "haproxy": "#d9822b",
+    "haproxy-splice": "#c9a227",
+    "nginx": "#c75c3a",
+    "rinetd": "#b5803c",
+    "socat": "#dd9f6e",
+    "redir": "#a98b2d",
+    "ref-threads": "#a05bc0",
+    "ref-polling": "#c06aa5",
+    "ref-tasks": "#8473c9",
+    "direct": "#8a8f98",
+    "nftables": "#6f7681",
 }
+"""Cold ones are oinetd's, warm ones are peers', purple the references'; the same for a mode in every plot."""
+_OTHER = "#cf5f8a"
 _FONT_SIZE = 10.0
 
 
@@ -43,11 +56,8 @@ class Plot:
     svg: str
 
 
-def colour_of(subject: SubjectInfo, subjects: Sequence[SubjectInfo]) -> str:
-    """A family has one range of colours; within it each subject has its own while they last."""
-    family = [each.name for each in subjects if each.family == subject.family]
-    colours = _FAMILIES.get(subject.family, _FAMILIES["custom"])
-    return colours[family.index(subject.name) % len(colours)]
+def colour_of(subject: SubjectInfo) -> str:
+    return _COLOURS.get(subject.base, _OTHER)
 
 
 def plots_of(result: Result) -> list[Plot]:
@@ -112,7 +122,7 @@ def _bars(
             _label(axes, 0, place, "n/a")
             continue
         median, low, high = (value * column.scale for value in (figure.median, figure.low, figure.high))
-        axes.barh(place, median, height=0.68, color=colour_of(subject, subjects))
+        axes.barh(place, median, height=0.68, color=colour_of(subject))
         axes.plot([low, high], [place, place], color=_INK, alpha=0.55, linewidth=1.2)
         _label(axes, max(median, high), place, _spaced(median, column.digits))
     axes.set_yticks(list(places), [subject.name + subject.mark for subject in subjects] if names else [])
@@ -166,10 +176,11 @@ def _throughput(result: Result) -> list[Plot]:
 
 def _buffers(result: Result) -> list[Plot]:
     """CPU per GB and throughput over the size of the buffer, for the engines that have one."""
+    measured = [each for each in result.measured() if each.family == "oinetd" and "×" not in each.name]
     bases = [
         base
-        for base in dict.fromkeys(subject.base for subject in result.measured() if subject.family == "oinetd")
-        if len({subject.buffer_bytes for subject in result.measured() if subject.base == base}) > 1
+        for base in dict.fromkeys(subject.base for subject in measured)
+        if len({subject.buffer_bytes for subject in measured if subject.base == base}) > 1
     ]
     if not bases:
         return []
@@ -179,15 +190,13 @@ def _buffers(result: Result) -> list[Plot]:
         column = _column(result, key)
         for base in bases:
             subjects = sorted(
-                (each for each in result.measured() if each.base == base and each.buffer_bytes),
+                (each for each in measured if each.base == base and each.buffer_bytes),
                 key=lambda each: each.buffer_bytes or 0,
             )
             points = [(each, result.figure(each.name, case, key)) for each in subjects]
-            _line(
-                panel, [(each.buffer_bytes or 0, figure) for each, figure in points], column, base, subjects[0], result
-            )
+            _line(panel, [(each.buffer_bytes or 0, figure) for each, figure in points], column, base, subjects[0])
         panel.set_xscale("log", base=2)
-        sizes = sorted({each.buffer_bytes for each in result.measured() if each.base in bases and each.buffer_bytes})
+        sizes = sorted({each.buffer_bytes for each in measured if each.base in bases and each.buffer_bytes})
         panel.set_xticks(sizes, [f"{size >> 10}K" for size in sizes])
         panel.set_ylim(bottom=0)
         panel.set_xlabel("buffer", color=_INK)
@@ -202,13 +211,12 @@ def _line(
     column: Column,
     label: str,
     subject: SubjectInfo,
-    result: Result,
 ) -> None:
     known = [(x, figure) for x, figure in points if figure is not None]
     if not known:
         return
     xs = [x for x, _ in known]
-    colour = colour_of(subject, [each for each in result.measured() if "@" not in each.name or each is subject])
+    colour = colour_of(subject)
     axes.plot(xs, [figure.median * column.scale for _, figure in known], "o-", color=colour, label=label, markersize=4)
     axes.fill_between(
         xs,
@@ -236,7 +244,7 @@ def _latency(result: Result) -> list[Plot]:
         for place, subject in enumerate(subjects):
             figures = [result.figure(subject.name, case, f"p{percent:g}_us") for percent in PERCENTILES]
             values = [each.median for each in figures if each is not None]
-            colour = colour_of(subject, subjects)
+            colour = colour_of(subject)
             panel.plot(values, [place] * len(values), "-", color=colour, alpha=0.5, linewidth=2)
             for size, value in zip((8, 6, 4.5, 3), values, strict=False):
                 panel.plot([value], [place], "o", color=colour, markersize=size)
@@ -271,7 +279,7 @@ def _memory(result: Result, case: str) -> Plot:
         for key, alpha in (("pss_bytes_each", 1.0), ("kernel_bytes_each", 0.45)):
             summary = result.figure(subject.name, case, key)
             width = max(0.0, summary.median / 1024) if summary else 0.0
-            axes.barh(place, width, left=start, height=0.68, color=colour_of(subject, subjects), alpha=alpha)
+            axes.barh(place, width, left=start, height=0.68, color=colour_of(subject), alpha=alpha)
             start += width
         _label(axes, start, place, f"{start:.1f}")
     axes.set_yticks(range(len(subjects)), [each.name + each.mark for each in subjects])
@@ -299,7 +307,7 @@ def _micro(result: Result) -> list[Plot]:
     sizes = {sample.case: float(sample.detail["size"]) for sample in result.samples if "size" in sample.detail}
     for subject in _plain_sizes(result):
         points = [(sizes[case], result.figure(subject.name, case, column.key)) for case in result.cases()]
-        _line(axes, points, column, subject.name, subject, result)
+        _line(axes, points, column, subject.name, subject)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = [size for size in sorted(set(sizes.values())) if size in (1, 16, 256, 4096, 65536, 1 << 20)]

@@ -59,7 +59,10 @@ def performance_section(results: Mapping[str, Result], plots: Mapping[str, Plot]
         if name not in results:
             continue
         result = results[name]
-        parts += [f"### {TITLES[name]}", "", f"{when(result)}, {rounds_text(result)}, commit {facts['commit']}.", ""]
+        told = f"{when(result)}, {rounds_text(result)}, commit {result.machine['commit']}"
+        if summary_line(result.machine) != summary_line(facts):
+            told += f", on {summary_line(result.machine)}"
+        parts += [f"### {TITLES[name]}", "", f"{told}.", ""]
         parts += makers[name](result)
         for plot in plots.values():
             if plot.name.startswith(name) or plot.name in _BELONGS.get(name, ()):
@@ -123,7 +126,7 @@ def _throughput(result: Result) -> list[str]:
 
 
 def _guide(result: Result) -> list[str]:
-    """Which relay mode and which buffer, as far as this result tells."""
+    """Which relay mode, which buffer and how many threads, as far as this result tells."""
     case = result.cases()[0]
     costs = {
         subject.name: figure.median
@@ -139,11 +142,19 @@ def _guide(result: Result) -> list[str]:
         sizes = {
             subject.buffer_bytes: costs[subject.name]
             for subject in result.measured()
-            if subject.base == base and subject.buffer_bytes and subject.name in costs
+            if subject.base == base and subject.buffer_bytes and subject.name in costs and "×" not in subject.name
         }
         if len(sizes) > 1:
             listed = ", ".join(f"{size >> 10}K {plain(sizes[size], column)}" for size in sorted(sizes) if size)
             lines.append(f"- `{base}`, CPU s/GB by `buffersize`: {listed}.")
+    for base in ("native-auto", "native-splice", "native-copy"):
+        listed = ", ".join(
+            f"{name.rpartition('×')[2]} {plain(costs[name], column)}"
+            for name in costs
+            if "×" in name and "@" not in name and name.partition("×")[0] == base
+        )
+        if listed:
+            lines.append(f"- `{base}`, CPU s/GB by `threads`: {listed}.")
     return [*lines, ""] if lines else []
 
 
@@ -175,13 +186,14 @@ def _engines(result: Result) -> list[str]:
     rows = []
     for subject in _plain(result):
 
-        def shown(key: str, name: str = subject.name) -> str:
-            return cell(result.figure(name, case, key), _column(result, key), interval=False)
+        def shown(key: str, unit: str, name: str = subject.name) -> str:
+            text = cell(result.figure(name, case, key), _column(result, key), interval=False)
+            return text if text == "n/a" or not unit else f"{text} {unit}"
 
         rows.append([
-            _name(subject), f"{shown('socket_us')} µs", f"{shown('setup_us')} µs",
-            f"{shown('download_s')} s @ {shown('download_mib_s')} MiB/s", f"{shown('run_s')} s",
-            f"{shown('pss_mean_bytes')} MiB", f"{shown('pss_peak_bytes')} MiB", shown("cpu_s_per_gb"),
+            _name(subject), shown("socket_us", "µs"), shown("setup_us", "µs"),
+            f"{shown('download_s', 's')} @ {shown('download_mib_s', 'MiB/s')}", shown("run_s", "s"),
+            shown("pss_mean_bytes", "MiB"), shown("pss_peak_bytes", "MiB"), shown("cpu_s_per_gb", ""),
         ])  # fmt: skip
     header = [
         case, "Socket creation", "Job setup", "Download", "Run time", "Average memory", "Peak memory", "CPU s/GB",

@@ -14,12 +14,15 @@ from bench.subjects.subject import Route, Setup, Subject
 __all__ = ["Route", "Setup", "Subject", "all_subjects", "choose", "groups"]
 
 
-def all_subjects(buffers: Sequence[int]) -> list[Subject]:
-    """Every subject, in the order of tables. `buffers` in bytes: modes that copy are there once for each."""
+def all_subjects(buffers: Sequence[int], threads: Sequence[int] = ()) -> list[Subject]:
+    """Every subject, in the order of tables. `buffers` in bytes: modes that copy are there once for each.
+
+    `threads`: where there are several numbers, the native modes are there once for each.
+    """
     return [
         Direct(),
         Nftables(),
-        *oinetd_subjects(buffers),
+        *oinetd_subjects(buffers, threads),
         Haproxy(splice=False),
         Haproxy(splice=True),
         Nginx(),
@@ -31,29 +34,31 @@ def all_subjects(buffers: Sequence[int]) -> list[Subject]:
 
 
 def groups(subjects: Sequence[Subject]) -> dict[str, list[str]]:
-    """The words that stand for several subjects on the command line."""
+    """The words that stand for subjects on the command line: families, and modes in all their buffer sizes."""
     words: dict[str, list[str]] = {"all": [subject.name for subject in subjects]}
     for subject in subjects:
         words.setdefault(subject.family, []).append(subject.name)
-        if subject.base != subject.name:
+        if subject.base != subject.family:
             words.setdefault(subject.base, []).append(subject.name)
     return words
 
 
-def choose(names: Sequence[str], buffers: Sequence[int], peers: Sequence[str]) -> list[Subject]:
+def choose(
+    names: Sequence[str], buffers: Sequence[int], peers: Sequence[str], threads: Sequence[int] = ()
+) -> list[Subject]:
     """The subjects called `names` (names or groups), with the `NAME=COMMAND` peers behind them.
 
     Raises `BenchError` where a name is not one, and lists those that are.
     """
-    known = all_subjects(buffers) + [Custom.parse(text) for text in peers]
+    known = all_subjects(buffers, threads) + [Custom.parse(text) for text in peers]
     by_name = {subject.name: subject for subject in known}
     words = groups(known)
     chosen: list[str] = []
     for name in [*names, *words.get("custom", [])]:
-        if name in by_name:
-            chosen.append(name)
-        elif name in words:
+        if name in words:
             chosen += words[name]
+        elif name in by_name:
+            chosen.append(name)
         else:
-            raise BenchError(f"no subject is called {name}; there are: {', '.join([*words, *by_name])}")
+            raise BenchError(f"no subject is called {name}; there are: {', '.join(dict.fromkeys([*words, *by_name]))}")
     return [by_name[name] for name in dict.fromkeys(chosen)]

@@ -20,18 +20,33 @@ _WITHOUT_UVLOOP = "import sys; sys.modules['uvloop'] = None; from oinetd.cli imp
 
 
 class Oinetd(Subject):
-    """One engine, relay mode and buffer size. A size other than the default is part of the name: `python@16K`."""
+    """One engine, relay mode, buffer size and number of threads.
+
+    A size other than the default is part of the name, and a number of threads: `python@16K`, `native-copy@8K×2`.
+    """
 
     family = "oinetd"
 
-    def __init__(self, base: str, engine: str, relay: str, buffer_bytes: int | None, uvloop: bool = True) -> None:
+    def __init__(
+        self,
+        base: str,
+        engine: str,
+        relay: str,
+        buffer_bytes: int | None = None,
+        *,
+        threads: int = 0,
+        uvloop: bool = True,
+    ) -> None:
         self.base = base
         self.engine = engine
         self.relay = relay
         self.buffer_bytes = buffer_bytes
+        self.threads = threads
         self.uvloop = uvloop
         plain = buffer_bytes in (None, _DEFAULT_BUFFER)
         self.name = base if plain or buffer_bytes is None else f"{base}@{size_text(buffer_bytes)}"
+        if threads:
+            self.name += f"×{threads}"
 
     def unavailable(self, topology: Topology) -> str | None:
         if find_spec("oinetd") is None or find_spec("oinetd.cli") is None:
@@ -58,8 +73,8 @@ class Oinetd(Subject):
         lines = [f"engine {self.engine}", f"relay {self.relay}"]
         if self.buffer_bytes is not None:
             lines.append(f"buffersize {size_text(self.buffer_bytes)}")
-        if setup.threads and self.engine == "native":
-            lines.append(f"threads {setup.threads}")
+        if self.engine == "native" and (threads := self.threads or setup.threads):
+            lines.append(f"threads {threads}")
         lines += [
             f"{route.listen_host} {route.listen_port} {route.connect_host} {route.connect_port}"
             for route in setup.routes
@@ -67,13 +82,17 @@ class Oinetd(Subject):
         return "\n".join(lines) + "\n"
 
 
-def oinetd_subjects(buffers: Sequence[int]) -> list[Subject]:
-    """Splice has no buffer of its own and is there once; the modes that copy are there once for each size."""
+def oinetd_subjects(buffers: Sequence[int], threads: Sequence[int]) -> list[Subject]:
+    """Splice has no buffer of its own and is there once; the modes that copy are there once for each size.
+
+    Of several `threads`, the native ones are there for each.
+    """
     sizes = list(buffers) or [_DEFAULT_BUFFER]
+    counts = threads if len(threads) > 1 else [0]
     return [
-        Oinetd("native-auto", "native", "auto", None),
-        Oinetd("native-splice", "native", "splice", None),
-        *(Oinetd("native-copy", "native", "copy", size) for size in sizes),
+        *(Oinetd("native-auto", "native", "auto", threads=count) for count in counts),
+        *(Oinetd("native-splice", "native", "splice", threads=count) for count in counts),
+        *(Oinetd("native-copy", "native", "copy", size, threads=count) for size in sizes for count in counts),
         *(Oinetd("python", "python", "copy", size) for size in sizes),
         *(Oinetd("python-asyncio", "python", "copy", size, uvloop=False) for size in sizes),
     ]

@@ -158,7 +158,7 @@ class Redir(Peer):
 
 
 class Custom(Subject):
-    """`NAME=COMMAND`, with `{listen}` and `{connect}` for HOST:PORT, or the parts `{listen_host}`, `{connect_port}`, …"""
+    """`NAME=COMMAND`; `{listen}` and `{connect}` stand for HOST:PORT, `{listen_host}` and its like for the parts."""
 
     family = "custom"
 

@@ -59,9 +59,10 @@ class Serving:
 
 @dataclass(slots=True)
 class _Served:
-    """A listener of the lane: its number in the data plane, and what is in force for it."""
+    """A listener of the lane: its number in the data plane, its socket, kept open, and what is in force for it."""
 
     index: int
+    sock: socket.socket
     serving: Serving
     tag: int
 
@@ -111,7 +112,7 @@ class NativeLane:
         except BaseException:
             del self._in_force[tag]
             raise
-        self._listeners[key] = _Served(index, serving, tag)
+        self._listeners[key] = _Served(index, sock, serving, tag)
         return key
 
     def replace(self, key: int, serving: Serving) -> None:
@@ -141,7 +142,8 @@ class NativeLane:
 
     def kill(self, session_id: int) -> bool:
         """End a session; both its peers see a reset. False where no such session is known."""
-        if session_id not in self._live:
+        if session_id not in self._live and all(row[1] != session_id for row in self._plane.core.snapshot()):
+            # The second look is for one that `sessions` shows already, while the word of its opening is on its way.
             return False
         self._plane.core.kill(session_id)
         return True

@@ -50,8 +50,9 @@ BATCH_ROWS = 256
 """Rows handed out in one turn of the event loop: some two milliseconds of work."""
 PACE_S = 0.005
 """Under load rows are fetched at this pace: a wake of the loop for each of them would cost more than they do."""
-REFRESH_S = 1.0
-"""How often the meters of running relays are brought up to date."""
+REFRESH_S = 0.1
+REFRESH_SHARE = 0.02
+"""Meters of running relays are brought up to date ten times a second, or as often as takes this share of the loop."""
 SPIN_US = 50
 """Longest polling before sleep; see `_fastpath/reactor.pxd`."""
 
@@ -116,7 +117,7 @@ class DataPlane:
 
     async def close(self) -> None:
         """Abort everything, wait for the threads, and hand out the last rows. A second call does nothing."""
-        if self._loop.is_closed():
+        if self.core.fileno() < 0:
             return
         self._loop.remove_reader(self.core.fileno())
         if self._timer is not None:
@@ -251,7 +252,7 @@ class NativeEngine:
             self._timer = None
 
     def refresh(self) -> None:
-        """Bring the meters of all running relays up to date; it happens every second without being asked."""
+        """Bring the meters of all running relays up to date; it happens some times a second without being asked."""
         for row in self._plane.core.snapshot():
             running = self._running.get(row[3])
             if running is not None:
@@ -260,8 +261,10 @@ class NativeEngine:
     def _refresh(self) -> None:
         self._timer = None
         if self._running:
+            before = self._loop.time()
             self.refresh()
-            self._timer = self._loop.call_later(REFRESH_S, self._refresh)
+            pause_s = max(REFRESH_S, (self._loop.time() - before) / REFRESH_SHARE)
+            self._timer = self._loop.call_later(pause_s, self._refresh)
 
     def _rules_of(self, settings: Settings) -> _fastpath.Rules:
         rules = self._rules.get(settings)

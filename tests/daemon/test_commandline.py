@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from oinetd import cli
-from tests.daemon.process import Client, Oinetd, call, own_address
+from tests.daemon.process import (
+    PATIENCE_S,
+    ROOT,
+    Client,
+    EchoServer,
+    Oinetd,
+    call,
+    own_address,
+    surroundings,
+    text_of,
+    until,
+)
 
 Start = Callable[..., Oinetd]
 
@@ -168,7 +183,7 @@ def test_a_port_that_takes_permission(oinetd: Start) -> None:
 
 def test_the_command_line_overrides(oinetd: Start) -> None:
     daemon = oinetd("engine native\n127.0.0.1 0 UPSTREAM [engine=native]\n", "--engine", "python").ready()
-    daemon.wait_said(r"\(python engine: asked for\)")
+    daemon.wait_said(r"python engine: asked for\)")
     with Client(daemon.address) as client:
         assert client.echo(b"hello") == b"hello"
     assert daemon.stop() == 0
@@ -187,3 +202,39 @@ def test_messages_have_the_time_only_where_nobody_else_writes_it(oinetd: Start, 
     alone = oinetd("127.0.0.1 0 UPSTREAM\n", environ={"NOTIFY_SOCKET": ""})
     alone.wait_said(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d listening on ")
     assert alone.stop() == 0
+
+
+def test_without_uvloop(oinetd: Start, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['uvloop'] = None\n")
+    daemon = oinetd("127.0.0.1 0 UPSTREAM\n", environ={"PYTHONPATH": f"{tmp_path}:{ROOT}"}).ready()
+    daemon.wait_said("warning: uvloop is not installed: plain asyncio serves")
+    with Client(daemon.address) as client:
+        assert client.echo(b"hello") == b"hello"
+        assert "reloaded" in daemon.reload()
+        assert client.echo(b"again") == b"again"
+    assert daemon.stop() == 0
+
+
+def test_nobody_reads_the_messages(tmp_path: Path, echo: EchoServer) -> None:
+    host = own_address()
+    (tmp_path / "x.conf").write_text(f"pidlogfile {tmp_path}/pid\nengine python\n{host} 7001 {echo.host} {echo.port}\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "oinetd", "-f", "-c", "x.conf"],
+        cwd=tmp_path,
+        env=surroundings(),
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        try:
+            fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+            until(lambda: text_of(tmp_path / "pid"), "its readiness")
+            with Client((host, 7001)) as client:
+                for _ in range(300):  # three lines each, where the pipe has room for forty
+                    process.send_signal(signal.SIGUSR2)
+                    assert client.echo(b"hello") == b"hello"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+            process.wait()

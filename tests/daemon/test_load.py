@@ -138,8 +138,8 @@ def test_too_few_descriptors(oinetd: Start, engine: str) -> None:
             clients.enter_context(Client(daemon.address))
         daemon.wait_said("cannot accept")
         # While it waits for room it does not spin: for most of the time the CPU is not in its hands.
-        began, used, switches = time.monotonic(), sum(process.cpu_times()[:2]), process.num_ctx_switches().voluntary
-        until(lambda: process.num_ctx_switches().voluntary > switches + 3, "some tries")
+        began, used, sleeps = time.monotonic(), sum(process.cpu_times()[:2]), sleeps_of(daemon.pid)
+        until(lambda: sleeps_of(daemon.pid) > sleeps + 3, "some tries")
         assert sum(process.cpu_times()[:2]) - used < (time.monotonic() - began) / 2 + 0.05
     # There is room again, and whoever comes now is served.
     until(lambda: process.num_fds() <= at_rest, "the end of the sessions")
@@ -147,6 +147,36 @@ def test_too_few_descriptors(oinetd: Start, engine: str) -> None:
         assert late.echo(b"late") == b"late"
     assert daemon.stop() == 0
     assert daemon.said.count("cannot accept") <= 2
+
+
+def sleeps_of(pid: int) -> int:
+    """How often the threads of a process have gone to sleep by themselves."""
+    found = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        status = (task / "status").read_text()
+        found += int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    return found
+
+
+@pytest.mark.parametrize("engine", ["python", "auto"])
+def test_more_connections_asked_for_than_there_are_descriptors(oinetd: Start, engine: str) -> None:
+    limit = 128
+    daemon = oinetd(
+        f"engine {engine}\nmax-connections 1000\n127.0.0.1 0 UPSTREAM\n",
+        before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+    ).ready()
+    possible = int(daemon.wait_said(r"warning: max-connections 1000: .* allows (\d+)\n")[1])
+    assert 0 < possible < limit // 2
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(daemon.address)) for _ in range(possible + 20)]
+        for client in clients:
+            client.sock.sendall(b"hello")
+        # Each waits for its turn, and nobody is sent away.
+        for client in clients:
+            assert client.read(5) == b"hello"
+            client.close()
+    assert "cannot accept" not in daemon.said
+    assert daemon.stop() == 0
 
 
 def leave_descriptors(pid: int, count: int) -> None:

@@ -9,9 +9,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
+
 from oinetd.engine import Engine, Meter
+from oinetd.engine.native import DataPlane, NativeEngine, available
 from oinetd.engine.portable import PortableEngine
-from oinetd.model import Settings
+from oinetd.model import RelayMode, Settings
 from oinetd.poller import Poller
 from oinetd.record import RelayResult
 from oinetd.sockets import tune
@@ -83,7 +86,29 @@ def portable(buffer_bytes: int) -> Factory:
     return make
 
 
+def native(relay: RelayMode, *, flip_bytes: int = 0) -> Factory:
+    """The native engine; with `flip_bytes` it changes between copy and splice every so many bytes."""
+
+    @contextlib.asynccontextmanager
+    async def make() -> AsyncIterator[Rig]:
+        if reason := available():
+            pytest.skip(reason)
+        plane = DataPlane(asyncio.get_running_loop(), threads=2, flip_bytes=flip_bytes)
+        engine = NativeEngine(plane)
+        try:
+            yield Rig(engine, Settings(relay=relay))
+        finally:
+            await engine.close()
+            await plane.close()
+
+    return make
+
+
 ENGINES: dict[str, Factory] = {
+    "native-auto": native(RelayMode.AUTO),
+    "native-copy": native(RelayMode.COPY),
+    "native-flip": native(RelayMode.AUTO, flip_bytes=997),
+    "native-splice": native(RelayMode.SPLICE),
     "python-64K": portable(64 * 1024),
     "python-8K": portable(8 * 1024),
     "python-7": portable(7),

@@ -1,17 +1,21 @@
 """The connection log on real files, and on files that are none."""
 
+import errno
 import fcntl
+import gc
 import json
 import os
 import resource
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from oinetd import linewriter
 from oinetd.errors import ConfigError
 from oinetd.journal import Journal
 from oinetd.linewriter import BATCH_BYTES_MAX, LineWriter
@@ -218,6 +222,33 @@ def test_dev_full_drops_the_oldest_and_counts(troubles: list[str]) -> None:
     assert len(troubles) == 2
     assert troubles[0] == "/dev/full: No space left on device; lines are held and tried again"
     assert troubles[1] == f"/dev/full: {len(lines) + 1} lines could not be written"
+
+
+def test_failures_do_not_hold_on_to_memory(troubles: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linewriter, "RETRY_MIN_S", 0.001)
+    monkeypatch.setattr(linewriter, "RETRY_MAX_S", 0.001)
+    tries = 0
+
+    def fail(fd: int, data: memoryview) -> int:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = LineWriter("/dev/full", troubles.append)
+    line = bytes(99_999) + b"\n"
+    monkeypatch.setattr(os, "write", fail)
+    gc.disable()  # what only a collection gives back may stay for hours in a process with little to do
+    tracemalloc.start()
+    try:
+        for _ in range(30):
+            writer.write(line)
+        eventually(lambda: tries > 20, "twenty tries")
+        assert tracemalloc.get_traced_memory()[0] < 3 * 30 * len(line)
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+        monkeypatch.undo()
+        writer.close()
 
 
 def test_a_missing_directory_comes_back(tmp_path: Path, troubles: list[str]) -> None:

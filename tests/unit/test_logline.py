@@ -126,7 +126,7 @@ def test_json_closed_has_every_fact(zone: Callable[[str], None]) -> None:
     [(ending, "closed") for ending in Ending if ending.connected]
     + [(Ending.CONNECT_FAILED, "closed"), (Ending.CONNECT_TIMEOUT, "closed"), (Ending.RESOLVE_FAILED, "closed")]
     + [(Ending.NOT_ALLOWED, "refused"), (Ending.DENIED, "refused"), (Ending.LIMITED, "refused")]
-    + [(Ending.ACCEPT_FAILED, "refused"), (Ending.SOCKET_FAILED, "refused"), (Ending.BIND_FAILED, "refused")],
+    + [(Ending.ACCEPT_FAILED, "refused"), (Ending.SOCKET_FAILED, "closed"), (Ending.BIND_FAILED, "closed")],
 )
 def test_json_tells_every_ending(ending: Ending, event: str) -> None:
     facts = json.loads(line_format(LogFormat.JSON).closed(record_of(ending), NOON))

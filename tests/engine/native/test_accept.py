@@ -1,0 +1,409 @@
+"""The native lane below Python: accept, admission, limits, connect, and what goes wrong there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from oinetd.record import Ending
+from tests.engine.native.plane import Plane, read_all, read_exactly, read_to_reset, reset
+
+ENDINGS = list(Ending)
+OPENED, CLOSED, UNREACHABLE, TROUBLE, RESUMED = 1, 2, 5, 6, 7
+
+
+class Echo:
+    """A server that echoes, one thread for each connection."""
+
+    def __init__(self) -> None:
+        self.sock = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.address: tuple[str, int] = self.sock.getsockname()
+        self.accepted = 0
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self.sock.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            thread = threading.Thread(target=self._echo, args=(sock,))
+            thread.start()
+            self._threads.append(thread)
+
+    def _echo(self, sock: socket.socket) -> None:
+        with sock:
+            try:
+                while part := sock.recv(1 << 16):
+                    sock.sendall(part)
+            except OSError:
+                return
+
+    def close(self) -> None:
+        self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    server = Echo()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def lane(echo: Echo, make_plane: Plane) -> Any:
+    """Two reactors; closed before the echo, so that its connections end."""
+    return make_plane(threads=2)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def closed(plane: Plane, *, count: int = 1) -> list[tuple[Any, ...]]:
+    """The first `count` closed rows."""
+    found: list[tuple[Any, ...]] = []
+    while len(found) < count:
+        found.append(plane.row(lambda row: row[0] == CLOSED and row not in found))
+    return found
+
+
+def round_trip(sock: socket.socket, message: bytes = b"hello") -> None:
+    sock.sendall(message)
+    assert read_exactly(sock, len(message)) == message
+
+
+def test_a_session_from_accept_to_close(lane: Plane, echo: Echo) -> None:
+    listening = lane.listen(echo.address)
+    client = lane.connect(listening)
+    round_trip(client)
+    opened = lane.row(lambda row: row[0] == OPENED)
+    (live,) = lane.core.snapshot()
+    assert (live[1], live[5], live[6]) == (opened[1], *client.getsockname())
+    assert (live[7], live[8]) == echo.address
+    assert (lane.permits.live, listening.gate.live) == (1, 1)
+    client.close()
+    (row,) = closed(lane)
+    assert row[1] == opened[1]
+    assert (ENDINGS[row[13]], row[11], row[12], row[14]) == (Ending.CLIENT_CLOSED, 5, 5, 0)
+    assert (lane.permits.live, listening.gate.live) == (0, 0)
+
+
+def test_server_speaks_first(lane: Plane) -> None:
+    server = lane.own(socket.create_server(("127.0.0.1", 0)))
+    client = lane.connect(lane.listen(server.getsockname()))
+    upstream, _ = server.accept()
+    with upstream:
+        upstream.sendall(b"220 ready")
+        assert read_exactly(client, 9) == b"220 ready"
+
+
+def test_data_and_fin_before_the_upstream_is_there(lane: Plane, echo: Echo) -> None:
+    client = lane.connect(lane.listen(echo.address))
+    client.sendall(b"x" * 10_000)
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(client) == b"x" * 10_000
+
+
+def test_refused_destination_resets_the_client(lane: Plane) -> None:
+    with pytest.raises(ConnectionResetError):  # it may come as early as the connect
+        lane.connect(lane.listen(("127.0.0.1", free_port()))).recv(1)
+    (row,) = closed(lane)
+    assert (ENDINGS[row[13]], row[14], row[7]) == (Ending.CONNECT_FAILED, errno.ECONNREFUSED, "")
+    assert [row[0] for row in lane.rows] == [OPENED, CLOSED]
+
+
+def test_first_address_dead_second_alive(lane: Plane, echo: Echo) -> None:
+    dead = ("127.0.0.1", free_port())
+    client = lane.connect(lane.listen(dead, ("::1", dead[1], 0, 0), echo.address))
+    round_trip(client)
+    assert lane.core.snapshot()[0][8] == echo.address[1]
+
+
+def test_no_address_at_all(lane: Plane) -> None:
+    with pytest.raises(ConnectionResetError):
+        lane.connect(lane.listen()).recv(1)
+    assert ENDINGS[closed(lane)[0][13]] is Ending.RESOLVE_FAILED
+
+
+@pytest.fixture
+def silent(lane: Plane) -> tuple[str, int]:
+    """An address that does not answer: its queue is full, so SYNs are dropped."""
+    server = lane.own(socket.socket())
+    server.bind(("127.0.0.1", 0))
+    server.listen(0)
+    for _ in range(2):
+        filler = lane.own(socket.socket())
+        filler.setblocking(False)
+        filler.connect_ex(server.getsockname())
+    return server.getsockname()
+
+
+def test_silent_destination_times_out(lane: Plane, silent: tuple[str, int]) -> None:
+    client = lane.connect(lane.listen(silent, silent, connect_ms=200))
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    (row,) = closed(lane)
+    assert (ENDINGS[row[13]], row[14]) == (Ending.CONNECT_TIMEOUT, errno.ETIMEDOUT)
+
+
+def test_silent_then_alive(lane: Plane, silent: tuple[str, int], echo: Echo) -> None:
+    client = lane.connect(lane.listen(silent, echo.address, connect_ms=200))
+    round_trip(client)
+
+
+def test_client_gives_up_while_connecting(lane: Plane, silent: tuple[str, int]) -> None:
+    client = lane.connect(lane.listen(silent))
+    lane.row(lambda row: row[0] == OPENED)
+    client.shutdown(socket.SHUT_WR)  # legal: it may still want an answer
+    lane.core.snapshot()
+    assert lane.permits.live == 1
+    reset(client)
+    (row,) = closed(lane)
+    assert (ENDINGS[row[13]], row[14]) == (Ending.CLIENT_RESET, errno.ECONNRESET)
+
+
+def test_upstream_that_resets_at_once(lane: Plane) -> None:
+    server = lane.own(socket.create_server(("127.0.0.1", 0)))
+    listening = lane.listen(server.getsockname())
+    for _ in range(20):
+        client = lane.connect(listening)
+        upstream, _ = server.accept()
+        upstream.send(b"go away")
+        reset(upstream)
+        assert read_to_reset(client) == b"go away"
+
+
+def test_source_address(lane: Plane) -> None:
+    server = lane.own(socket.create_server(("127.0.0.1", 0)))
+    lane.connect(lane.listen(server.getsockname(), source="127.0.0.77"))
+    upstream, peer = server.accept()
+    upstream.close()
+    assert peer[0] == "127.0.0.77"
+    with pytest.raises(ConnectionResetError):
+        lane.connect(lane.listen(server.getsockname(), source="192.0.2.1")).recv(1)
+    row = lane.row(lambda row: row[0] == CLOSED and ENDINGS[row[13]] is Ending.BIND_FAILED)
+    assert row[14] == errno.EADDRNOTAVAIL
+
+
+@pytest.mark.parametrize(
+    ("access", "verdict"),
+    [
+        (([], [(1, b"127.*")], [], []), Ending.DENIED),
+        (([(1, b"10.*")], [], [], []), Ending.NOT_ALLOWED),
+        (([], [], [(2, b"\x0a\0\0\0\x08")], []), Ending.NOT_ALLOWED),
+        (([(2, b"\x7f\0\0\0\x08")], [], [], [(1, b"*.1")]), Ending.DENIED),
+    ],
+)
+def test_unwelcome_clients_see_a_close(lane: Plane, echo: Echo, access: Any, verdict: Ending) -> None:
+    listening = lane.listen(echo.address, access=access)
+    client = lane.connect(listening)
+    assert client.recv(1) == b""
+    (row,) = closed(lane)
+    assert ENDINGS[row[13]] is verdict
+    assert [row[0] for row in lane.rows] == [CLOSED]
+    assert (echo.accepted, lane.permits.live, listening.gate.live) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("whose", ["process", "rule"])
+def test_at_the_maximum_connections_wait(lane: Plane, echo: Echo, whose: str) -> None:
+    listening = lane.listen(echo.address)
+    (lane.permits if whose == "process" else listening.gate).set_limits(3, 0)
+    inside = [lane.connect(listening) for _ in range(3)]
+    for client in inside:
+        round_trip(client)
+    waiting = [lane.connect(listening) for _ in range(5)]
+    for client in waiting:
+        client.sendall(b"hello")
+    loops = lane.core.stats()["loops"]
+    assert (lane.permits.live, lane.core.stats()["accepted"]) == (3, 3)
+    for client in [*inside, *waiting]:
+        if client in waiting:
+            assert read_exactly(client, 5) == b"hello"
+        assert lane.permits.live <= 3
+        client.close()
+    closed(lane, count=8)
+    assert lane.permits.live == 0
+    assert lane.core.stats()["loops"] - loops < 400  # it waited and did not ask again and again
+
+
+def test_a_place_given_back_by_python_lets_the_next_in(lane: Plane, echo: Echo) -> None:
+    lane.permits.set_limits(1, 0)
+    assert lane.permits.enter()
+    assert not lane.permits.enter()
+    client = lane.connect(lane.listen(echo.address))
+    client.sendall(b"hello")
+    assert lane.core.stats()["accepted"] == 0
+    lane.permits.leave()
+    assert read_exactly(client, 5) == b"hello"
+    second = lane.connect(lane.listen(echo.address))
+    second.sendall(b"hello")
+    lane.permits.set_limits(2, 0)
+    assert read_exactly(second, 5) == b"hello"
+
+
+@pytest.mark.parametrize("whose", ["process", "rule"])
+def test_a_source_at_its_maximum_is_refused(lane: Plane, echo: Echo, whose: str) -> None:
+    listening = lane.listen(echo.address)
+    gate = lane.permits if whose == "process" else listening.gate
+    gate.set_limits(0, 2)
+    inside = [lane.connect(listening) for _ in range(2)]
+    for client in inside:
+        round_trip(client)
+    third = lane.connect(listening)
+    assert third.recv(1) == b""
+    assert ENDINGS[closed(lane)[0][13]] is Ending.LIMITED
+    assert gate.of_source("127.0.0.1") == 2
+    inside[0].close()
+    closed(lane, count=2)
+    round_trip(lane.connect(listening))
+    for each in inside:
+        each.close()
+    assert gate.of_source("127.0.0.2") == 0
+
+
+def test_three_failures_in_a_row_are_told_once(lane: Plane, echo: Echo) -> None:
+    listening = lane.listen(("127.0.0.1", free_port()))
+    for _ in range(5):
+        with pytest.raises(ConnectionResetError):
+            lane.connect(listening).recv(1)
+    closed(lane, count=5)
+    assert [row[0] for row in lane.rows].count(UNREACHABLE) == 1
+
+
+def test_rules_change_and_the_queue_stays(lane: Plane, echo: Echo) -> None:
+    """Thousands of connections while what is in force changes all the time: none refused, none reset."""
+    listening = lane.listen(echo.address, backlog=1024)
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def connect_again_and_again() -> None:
+        try:
+            while not stop.is_set():
+                with socket.create_connection(listening.sock.getsockname(), 20) as client:
+                    round_trip(client)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=connect_again_and_again) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    changes = 0
+    while lane.core.stats()["accepted"] < 1500 and not failures:
+        lane.core.replace_listener(listening.index, lane.make_rules(listening.gate, addresses=[echo.address]))
+        lane.core.drain(1000)
+        changes += 1
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert changes > 10
+
+
+def test_removed_listener_is_let_go_and_may_come_back(lane: Plane, echo: Echo) -> None:
+    listening = lane.listen(echo.address)
+    round_trip(lane.connect(listening))
+    for _ in range(20):
+        lane.core.remove_listener(listening.index)
+        waiting = lane.connect(listening)
+        waiting.sendall(b"hello")
+        accepted = lane.core.stats()["accepted"]
+        rules = lane.make_rules(listening.gate, addresses=[echo.address])
+        listening.index = lane.core.add_listener(listening.sock.fileno(), rules)
+        assert read_exactly(waiting, 5) == b"hello"
+        assert lane.core.stats()["accepted"] == accepted + 1
+
+
+def test_no_descriptor_left(lane: Plane, echo: Echo) -> None:
+    """Accepting pauses, says so once, and recovers; what is open goes on."""
+    listening = lane.listen(echo.address)
+    first = lane.connect(listening)
+    round_trip(first)
+    clients = [lane.own(socket.socket()) for _ in range(4)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
+    plugs = []
+    try:
+        while True:
+            try:
+                plugs.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                break
+        for client in clients:
+            client.connect(listening.sock.getsockname())
+            client.settimeout(20)
+            client.sendall(b"hello")
+        assert lane.row(lambda row: row[0] == TROUBLE)[14] == errno.EMFILE
+        round_trip(first)
+    finally:
+        for plug in plugs:
+            os.close(plug)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for client in clients:
+        assert read_exactly(client, 5) == b"hello"
+    lane.row(lambda row: row[0] == RESUMED)
+    assert [row[0] for row in lane.rows].count(TROUBLE) == 1
+
+
+def test_full_ring_stops_accepting_and_loses_nothing(make_plane: Plane, echo: Echo) -> None:
+    plane = make_plane(threads=1)
+    listening = plane.listen(echo.address, access=([], [(1, b"*")], [], []), backlog=4096)
+    total = 4500  # more than the ring takes
+    done = threading.Event()
+
+    def knock() -> None:
+        for _ in range(total):
+            with socket.create_connection(listening.sock.getsockname(), 20):
+                pass
+        done.set()
+
+    knocking = threading.Thread(target=knock)
+    knocking.start()
+    plane.until(lambda: plane.core.stats()["refused"] >= 4000)
+    assert plane.core.stats()["refused"] <= 4096
+    rows = []
+    while len(rows) < total:
+        rows += plane.core.drain(100)
+    knocking.join()
+    ids = [row[1] for row in rows]
+    assert len(set(ids)) == len(ids) == total
+
+
+def test_closing_records_wait_for_room(make_plane: Plane, echo: Echo) -> None:
+    plane = make_plane(threads=1)
+    wires = [plane.wire() for _ in range(50)]
+    listening = plane.listen(echo.address, access=([], [(1, b"*")], [], []), backlog=4096)
+    for _ in range(4032):
+        with socket.create_connection(listening.sock.getsockname(), 20):
+            pass
+    plane.until(lambda: plane.core.stats()["refused"] >= 4030)
+    for _ in range(2):
+        plane.core.abort_all()
+    plane.until(lambda: plane.core.stats()["live"] == [0])
+    for _, _, token in wires:
+        assert ENDINGS[plane.result(token)[0]] is Ending.ABORTED
+
+
+def test_connections_spread_over_reactors(lane: Plane, echo: Echo) -> None:
+    listening = lane.listen(echo.address)
+    for _ in range(10):
+        round_trip(lane.connect(listening))
+    live = lane.core.stats()["live"]
+    assert sum(live) == 10
+    assert max(live) - min(live) <= 2

@@ -1,0 +1,167 @@
+"""The bench's namespaces: they come up as drawn, and nothing of them stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.errors import BenchError
+from bench.identity import MARKER, RunName
+from bench.leftovers import find_leftovers, remove_leftovers
+from bench.programs import wait_until
+from bench.results import Result
+from bench.stand import Stand
+from bench.subjects import choose
+from bench.tools import available
+from bench.topology import NETNS_DIR, Namespaces
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+ROOT = Path(__file__).resolve().parents[2]
+ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+
+
+def of_runs(*pids: int) -> set[str]:
+    """Everything on this machine that bears the name of a run of one of the processes, or is marked with it."""
+    places = [NETNS_DIR, Path("/tmp"), *Path("/sys/fs/cgroup").iterdir(), Path("/sys/fs/cgroup")]
+    found = set()
+    for place in places:
+        if place.is_dir():
+            for entry in place.iterdir():
+                run = RunName.parse(entry.name)
+                if run is not None and run.pid in pids:
+                    found.add(str(entry))
+    for process in psutil.process_iter():
+        try:
+            run = RunName.parse(process.environ().get(MARKER, ""))
+        except psutil.Error:
+            continue
+        if run is not None and run.pid in pids:
+            found.add(f"process {process.pid}")
+    return found
+
+
+def inside(namespace: str, *command: str) -> str:
+    return subprocess.run(
+        ["nsenter", f"--net=/run/netns/{namespace}", *command], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_up_and_down_leave_nothing() -> None:
+    interfaces = set(psutil.net_if_addrs())
+    allowed = ALLOWED.read_text()
+    with Namespaces(RunName.new()) as topology:
+        assert set(psutil.net_if_addrs()) == interfaces
+        assert ALLOWED.read_text() == allowed
+        for place in topology.places:
+            told = inside(place.namespace, "sysctl", "-n", "net.ipv4.tcp_congestion_control")
+            assert told.strip() == topology.facts["congestion control"]
+            assert told.strip() != "bbr"
+        listening = subprocess.Popen(
+            topology.server.enter([sys.executable, "-c", LISTEN]), stdout=subprocess.PIPE, text=True
+        )
+        with listening:
+            assert listening.stdout is not None
+            assert listening.stdout.readline() == "listening\n"
+            assert inside(topology.client.namespace, sys.executable, "-c", CONNECT) == "from 10.0.1.2"
+    assert of_runs(os.getpid()) == set()
+
+
+LISTEN = """
+import socket
+with socket.create_server(("10.0.0.2", 5000)) as listener:
+    print("listening", flush=True)
+    peer, address = listener.accept()
+    with peer:
+        peer.sendall(f"from {address[0]}".encode())
+"""
+CONNECT = """
+import socket
+with socket.create_connection(("10.0.0.2", 5000), timeout=20) as sock:
+    print(sock.recv(100).decode(), end="")
+"""
+
+
+def test_two_topologies_side_by_side() -> None:
+    with Namespaces(RunName.new()) as one, Namespaces(RunName.new()) as two:
+        names = {place.namespace for topology in (one, two) for place in topology.places}
+        assert len(names) == 6
+        assert names <= {entry.name for entry in NETNS_DIR.iterdir()}
+    assert of_runs(os.getpid()) == set()
+
+
+def test_an_error_within_takes_everything_down() -> None:
+    with pytest.raises(BenchError, match="on purpose"), Stand("netns") as stand, stand.native_server("echo"):
+        raise BenchError("on purpose")
+    assert of_runs(os.getpid()) == set()
+
+
+def test_a_subject_that_cannot_start_says_why() -> None:
+    (peer,) = choose([], [65536], ["broken=sh -c 'echo no luck >&2; exit 3' {listen}"])
+    with (
+        Stand("netns") as stand,
+        pytest.raises(BenchError, match="status 3: no luck"),
+        stand.subject(peer, 5001),
+    ):
+        pass
+    assert of_runs(os.getpid()) == set()
+
+
+def bench(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.parametrize("ended", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_takes_everything_down(ended: signal.Signals, tmp_path: Path) -> None:
+    with bench("rate", "--subjects", "direct,ref-polling", "--out", str(tmp_path)) as run:
+        started(run, lambda: any("process" in thing for thing in of_runs(run.pid)))
+        run.send_signal(ended)
+        output, _ = run.communicate()
+    assert "interrupted" in output
+    assert of_runs(run.pid) == set()
+
+
+def test_what_a_killed_run_leaves_is_found_by_the_next(tmp_path: Path) -> None:
+    with bench("rate", "--subjects", "direct,ref-polling", "--out", str(tmp_path)) as run:
+        started(run, lambda: any("process" in thing for thing in of_runs(run.pid)))
+        run.kill()
+    assert of_runs(run.pid)
+    remove_leftovers(find_leftovers())
+    assert of_runs(run.pid) == set()
+
+
+def started(run: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    def holds() -> bool:
+        assert run.poll() is None, run.stdout and run.stdout.read()
+        return condition()
+
+    wait_until(holds, 30, "the run does not begin")
+
+
+@pytest.mark.skipif(available("iperf3") is None, reason="iperf3 is not installed")
+def test_a_quick_run(tmp_path: Path) -> None:
+    with bench(
+        "throughput", "--quick", "--subjects", "direct,ref-polling,python", "--rounds", "1", "--out", str(tmp_path)
+    ) as run:
+        output, _ = run.communicate()
+    assert run.returncode == 0, output
+    (path,) = tmp_path.iterdir()
+    result = Result.load(path)
+    assert json.loads(path.read_text())["format"] == 1
+    assert [subject.name for subject in result.measured()] == ["direct", "ref-polling", "python"], output
+    for subject in result.subjects:
+        assert (subject.integrity, subject.half_close, subject.unavailable) == ("", "", "")
+        assert len(result.values(subject.name, "P1", "gbit_s")) == 1
+        assert len(result.values(subject.name, "P1", "cpu_s_per_gb")) == (0 if subject.family == "floor" else 1)
+    assert "ref-polling" in output
+    assert of_runs(run.pid) == set()

@@ -1,0 +1,178 @@
+"""Results kept and shown again: the JSON, the page, the README's section."""
+
+from __future__ import annotations
+
+import random
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bench.errors import BenchError
+from bench.report import write_page, write_readme
+from bench.report.page import render_page
+from bench.report.plots import plots_of
+from bench.report.readme import BEGIN, END
+from bench.results import Result, Sample, SubjectInfo, load_results, newest
+
+MACHINE = {
+    "kernel": "6.1", "cpu": "Some <CPU>", "cores usable": "2", "python": "3.12.1", "commit": "abcdef123456",
+}  # fmt: skip
+SUBJECTS = [
+    SubjectInfo("direct", "floor", "direct"),
+    SubjectInfo("native-copy", "oinetd", "native-copy", 65536),
+    SubjectInfo("native-copy@16K", "oinetd", "native-copy", 16384),
+    SubjectInfo("haproxy", "peer", "haproxy", 65536, integrity="", half_close="no answer"),
+    SubjectInfo("socat", "peer", "socat", unavailable="socat is not installed: apt install socat"),
+]
+CASES: dict[str, dict[str, tuple[str, ...]]] = {
+    "throughput": {"P1": ("gbit_s", "cpu_s_per_gb"), "P8": ("gbit_s", "cpu_s_per_gb")},
+    "latency": {
+        f"64B × {count}": ("per_second", "cpu_us", "p50_us", "p90_us", "p99_us", "p99.9_us") for count in (1, 64)
+    },
+    "rate": {
+        "connect/close × 64": ("per_second", "cpu_us", "p50_us", "p99_us"),
+        "1000 idle": ("pss_bytes_each", "kernel_bytes_each"),
+    },
+    "connections": {
+        "100 × 200 MiB": (
+            "socket_us", "setup_us", "download_s", "download_mib_s", "run_s", "pss_mean_bytes", "pss_peak_bytes",
+            "cpu_s_per_gb",
+        ),
+    },
+    "micro": {f"len(payload)={size}": ("ns_op", "cpu_ns_op", "allocs_op") for size in (1, 4096, 65536)},
+}  # fmt: skip
+
+
+def make(experiment: str, started: float = 1_790_000_000.0, *, quick: bool = False) -> Result:
+    chance = random.Random(experiment)
+    result = Result(experiment, {"rounds": 3}, MACHINE, {"name": "netns"}, SUBJECTS, started=started, quick=quick)
+    for number in range(3):
+        for subject in SUBJECTS[:-1]:
+            result.samples.append(Sample(subject.name, "warm-up", number, {"gbit_s": 999.0}, warm_up=True))
+            for case, keys in CASES[experiment].items():
+                values: dict[str, float | None] = {key: chance.uniform(1, 50) for key in keys}
+                if subject.family == "floor":
+                    values |= dict.fromkeys(key for key in keys if "cpu" in key)
+                detail = {"size": int(case.partition("=")[2])} if experiment == "micro" else {}
+                result.samples.append(Sample(subject.name, case, number, values, detail=detail))
+    return result
+
+
+# matplotlib keeps the files of its fonts open from the first drawing on.
+render_page({each: make(each) for each in ("rate", "latency", "micro")})
+
+
+@pytest.fixture
+def results() -> dict[str, Result]:
+    return {experiment: make(experiment) for experiment in CASES}
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    result = make("throughput")
+    path = result.save(tmp_path)
+    assert path.name == "throughput-20260921-141320.json"
+    assert Result.load(path) == result
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_warm_up_and_errors_are_kept_apart() -> None:
+    result = make("throughput")
+    result.samples.append(Sample("direct", "P1", 3, {"gbit_s": 1e9}, error="lost"))
+    assert len(result.values("direct", "P1", "gbit_s")) == 3
+    assert max(result.values("direct", "P1", "gbit_s")) <= 50
+    assert result.cases() == ["P1", "P8"]
+
+
+def test_a_full_run_goes_before_a_newer_quick_one(tmp_path: Path) -> None:
+    make("rate", 1_790_000_000.0).save(tmp_path)
+    make("rate", 1_790_000_999.0, quick=True).save(tmp_path)
+    assert not newest(load_results([tmp_path]))["rate"].quick
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "experiment": "x"}'])
+def test_what_is_not_a_result_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(BenchError, match=r"result\.json"):
+        load_results([path])
+
+
+class Links(HTMLParser):
+    """Everything that a page loads, and the places within it that it points to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.targets: list[str] = []
+        self.ids: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        if tag in ("script", "img", "link", "iframe"):
+            self.loaded.append(tag)
+        if tag == "a":
+            self.targets.append(told.get("href") or "")
+        if "id" in told and tag == "section":
+            self.ids.add(f"#{told['id']}")
+
+
+def test_the_page_is_complete_in_itself(results: dict[str, Result], tmp_path: Path) -> None:
+    path = tmp_path / "out" / "report.html"
+    write_page(results, path)
+    page = path.read_text()
+    links = Links()
+    links.feed(page)
+    assert links.loaded == []
+    assert set(links.targets) == links.ids
+    assert "prefers-color-scheme: dark" in page
+    assert "Some &lt;CPU&gt;" in page
+    assert "native-copy@16K" in page
+    assert "socat was left out: socat is not installed" in page
+    assert "haproxy does not pass a half-close on" in page
+    assert ">n/a<" in page
+
+
+def test_a_page_of_one_experiment(results: dict[str, Result]) -> None:
+    page = render_page({"micro": results["micro"]})
+    assert "What one exchange costs" in page
+    assert "ns of CPU an exchange" in page
+
+
+def test_plots_take_the_colour_of_the_text_around_them(results: dict[str, Result]) -> None:
+    names = [plot.name for result in results.values() for plot in plots_of(result)]
+    assert {"throughput-p1", "buffers", "latency", "rate", "memory", "connections", "micro"} <= set(names)
+    assert len(names) == len(set(names))
+    for result in results.values():
+        for plot in plots_of(result):
+            assert plot.svg.startswith("<svg")
+            assert "currentColor" in plot.svg
+            assert "#000000" not in plot.svg
+
+
+def test_the_readme_is_rewritten_between_its_markers(results: dict[str, Result], tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe rest.\n")
+    plots = tmp_path / "docs"
+    assert write_readme(results, readme, plots, check=True)
+    assert "old" in readme.read_text()
+    assert write_readme(results, readme, plots)
+    text = readme.read_text()
+    assert text.startswith("# Title\n")
+    assert text.endswith("\nThe rest.\n")
+    assert "old" not in text
+    assert "| **native-copy** |" in text
+    assert "16K" in text
+    for name in ("throughput-p1", "buffers", "latency", "rate", "memory", "micro"):
+        assert f"](docs/{name}.svg)" in text
+        assert (plots / f"{name}.svg").exists()
+    assert not write_readme(results, readme, plots)
+    (plots / "rate.svg").unlink()
+    assert write_readme(results, readme, plots, check=True)
+
+
+def test_a_readme_without_markers_is_left_alone(results: dict[str, Result], tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n")
+    with pytest.raises(BenchError, match="bench:begin"):
+        write_readme(results, readme, tmp_path)

@@ -1,0 +1,180 @@
+"""Accepting in the Python lane: in batches, within limits, through shortages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+import oinetd.listener
+from oinetd import Ending, EngineChoice, SessionRecord, Settings
+from oinetd.engine.native import available
+from oinetd.listener import ACCEPT_BATCH, Listener
+from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
+from tests.peers import Peer, dial, echo, server, until
+
+PYTHON = Settings(engine=EngineChoice.PYTHON)
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[tuple[str, int]]:
+    async with server(echo) as address:
+        yield address
+
+
+def knock(address: tuple[str, int], count: int) -> list[Peer]:
+    """Clients that the kernel has let in, while the loop had no turn."""
+    return [Peer(socket.create_connection(address)) for _ in range(count)]
+
+
+async def test_more_than_a_batch(upstream: tuple[str, int]) -> None:
+    async with forwarding(rule(upstream), settings=PYTHON) as forwarder:
+        clients = knock(bound(forwarder), 2 * ACCEPT_BATCH + 1)
+        for client in clients:
+            assert await exchange(client)
+            client.close()
+
+
+async def test_one_batch_leaves_the_rest_to_the_next(upstream: tuple[str, int]) -> None:
+    async with forwarding(rule(upstream), settings=PYTHON) as forwarder:
+        clients = knock(bound(forwarder), ACCEPT_BATCH + 10)
+        (listener,) = forwarder._listeners.values()
+        assert isinstance(listener, Listener)
+        listener._accept()
+        assert len(forwarder.sessions()) == ACCEPT_BATCH
+        for client in clients:
+            assert await exchange(client)
+            client.close()
+
+
+@pytest.mark.parametrize("where", ["process", "rule"])
+async def test_at_the_limit_clients_wait_and_lose_nothing(upstream: tuple[str, int], where: str) -> None:
+    limit = 3
+    options = f"max-connections={limit}" if where == "rule" else ""
+    process = limit if where == "process" else 0
+    seen = Seen()
+    async with forwarding(
+        rule(upstream, options=options), seen=seen, settings=PYTHON, max_connections=process
+    ) as forwarder:
+        clients = knock(bound(forwarder), 10)
+        for client in clients:
+            await client.send(b"hello")
+        live: list[int] = []
+        for client in clients:
+            # Who came first is served first, and never more than the limit at once.
+            assert await client.read(5) == b"hello"
+            live.append(len(forwarder.sessions()))
+            client.close()
+        await until(lambda: len(seen.closed) == 10)
+    assert max(live) <= limit
+    assert [record.ending for record in seen.closed] == [Ending.CLIENT_CLOSED] * 10
+
+
+async def test_a_rule_at_its_limit_does_not_hold_up_another(upstream: tuple[str, int]) -> None:
+    rules = (rule(upstream, options="max-connections=1"), rule(upstream))
+    async with forwarding(*rules, settings=PYTHON) as forwarder:
+        first, second = await dial(bound(forwarder, 0)), await dial(bound(forwarder, 0))
+        assert await exchange(first)
+        await second.send(b"later")
+        for _ in range(5):
+            assert await echoes(bound(forwarder, 1))
+        first.close()
+        assert await second.read(5) == b"later"
+        second.close()
+
+
+async def test_limits_of_a_source_refuse_who_comes_after(upstream: tuple[str, int]) -> None:
+    seen = Seen()
+    async with forwarding(rule(upstream), seen=seen, settings=PYTHON, max_connections_per_source=2) as forwarder:
+        clients = knock(bound(forwarder), 5)  # in one batch
+        assert [await exchange(client) for client in clients] == [True, True, False, False, False]
+        other = await dial(bound(forwarder), source="127.0.0.9")
+        assert await exchange(other)
+        for client in (*clients, other):
+            client.close()
+        await until(lambda: len(seen.closed) == 6)
+        assert await echoes(bound(forwarder))
+        assert forwarder.stats().refused == 3
+
+
+@pytest.fixture
+def descriptors() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("descriptors")
+async def test_no_descriptor_pauses_and_recovers(
+    upstream: tuple[str, int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oinetd.listener, "PAUSE_S", 0.01)
+    monkeypatch.setattr(oinetd.listener, "PAUSE_MAX_S", 0.02)
+    caplog.set_level(logging.INFO, "oinetd")
+    async with forwarding(rule(upstream), settings=PYTHON) as forwarder:
+        old = await dial(bound(forwarder))
+        assert await exchange(old)
+        clients = knock(bound(forwarder), 5)
+        free = os.dup(0)
+        os.close(free)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        (listener,) = forwarder._listeners.values()
+        assert isinstance(listener, Listener)
+        await until(lambda: listener._pause_s == 0.02)
+        assert await exchange(old)
+        assert len(forwarder.sessions()) == 1
+        # The places that were taken for nothing were given back.
+        assert forwarder._account.gate.live == 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for client in clients:
+            assert await exchange(client)
+            client.close()
+        old.close()
+    assert sum("cannot accept" in message for message in caplog.messages) == 1
+    assert sum("accepts again" in message for message in caplog.messages) == 1
+
+
+async def test_an_error_nobody_foresaw_pauses_too(upstream: tuple[str, int], caplog: pytest.LogCaptureFixture) -> None:
+    """A listening socket that was shut down is ready for ever and answers EINVAL: it must not burn the processor."""
+    async with forwarding(rule(upstream), settings=PYTHON) as forwarder:
+        (listener,) = forwarder._listeners.values()
+        assert isinstance(listener, Listener)
+        listener.sock.shutdown(socket.SHUT_RDWR)
+        await until(lambda: any("cannot accept" in message for message in caplog.messages))
+        assert not listener._reading
+        assert forwarder._account.gate.live == 0
+
+
+async def test_a_client_that_has_gone_from_the_queue(upstream: tuple[str, int]) -> None:
+    seen = Seen()
+    async with forwarding(rule(upstream), seen=seen, settings=PYTHON) as forwarder:
+        gone = knock(bound(forwarder), 5)
+        for client in gone:
+            client.reset()
+        assert await echoes(bound(forwarder))
+        await until(lambda: len(seen.closed) == 6)
+
+
+@pytest.mark.skipif(bool(available()), reason=available() or "")
+async def test_the_python_lane_with_the_native_engine_uses_descriptors_again(upstream: tuple[str, int]) -> None:
+    """The engine closes descriptors in its own threads; their numbers come back and must be as good as new."""
+
+    async def admit(record: SessionRecord) -> bool:
+        return True
+
+    seen = Seen()
+    async with forwarding(rule(upstream), seen=seen, admit=admit) as forwarder:
+        for _ in range(10):
+            clients = knock(bound(forwarder), 10)
+            for client in clients:
+                assert await exchange(client)
+            for client in clients:
+                client.close()
+            await until(lambda: not forwarder.sessions())
+        assert {record.engine for record in seen.closed} == {"native"}
+        assert not forwarder._lanes.poller._handlers

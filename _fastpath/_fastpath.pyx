@@ -587,6 +587,7 @@ cimport pcap as pcap_file
 from stream cimport HEAD_BYTES, NOBODY, Stream, Streams, streams_free
 
 
+@cython.final
 cdef class Capture:
     cdef Streams streams
     cdef pcap_file.Pcap pcap

@@ -5,12 +5,8 @@ an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row
 """
 
 from collections.abc import Sequence
-<<<<<<< HEAD
 from mmap import mmap
-from typing import Any
-=======
 from typing import Any, final
->>>>>>> main
 
 _Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int]
 _Place = tuple[str, int] | tuple[str, int, int, int]
@@ -137,6 +133,7 @@ def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tup
 def load_serve(listener: int, stop_fd: int, source: bool) -> int:
     """Echo, or be a source, on a listening non-blocking socket until `stop_fd` is readable; the number served."""
 
+@final
 class Capture:
     """What a packet capture has seen: TCP streams by their sequence numbers, and optionally a pcap file.
 
@@ -144,7 +141,7 @@ class Capture:
     threads at once.
     """
 
-    def __init__(self, pcap_fd: int = -1, snaplen: int = 0) -> None: ...
+    def __new__(cls, pcap_fd: int = -1, snaplen: int = 0) -> Capture: ...
     def walk(self, block: _Bytes) -> None:
         """Take the packets of one TPACKET_V3 block; a block that contradicts itself is counted as malformed."""
 

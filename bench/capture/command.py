@@ -44,7 +44,7 @@ def forwarder_named(name: str, topology: Topology) -> Subject:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    need_libraries("psutil", "matplotlib")
+    need_libraries("psutil")
     native()
     if arguments.live:
         ring_bytes = (arguments.ring << 10) or LIVE_RING_BYTES
@@ -71,6 +71,7 @@ def _loads(arguments: argparse.Namespace) -> list[Load]:
 
 
 def _trial(arguments: argparse.Namespace, console: Console) -> int:
+    need_libraries("matplotlib")
     need("tcpdump")
     loads = _loads(arguments)
     if IPERF in loads:

@@ -7,16 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from bench.capture.judgement import acknowledged, judge, missed_by_both
-from bench.capture.output import TINY, print_rows, read_csv, verdicts, write_csv
 from bench.capture.streams import Stream
 from bench.capture.tcpdump import parse_counts, read_pcap
 from bench.capture.traffic import Sent
 from bench.capture.trial import Row
-from bench.capture.watch import _configuration, routes_of_config, routes_of_rules
 from bench.errors import BenchError
+
+pytest.importorskip("oinetd._fastpath")
+output = pytest.importorskip("bench.capture.output", reason="the bench extra is not installed")
+watch = pytest.importorskip("bench.capture.watch")
+rich = pytest.importorskip("rich.console")
+
+TINY = "tiny ring"
 
 
 def stream(base: int, *intervals: tuple[int, int], begun: bool = True, **more: object) -> Stream:
@@ -77,12 +81,12 @@ def rows(missed: int = 0) -> list[Row]:
 
 
 def test_csv_there_and_back(tmp_path: Path) -> None:
-    write_csv(rows(), tmp_path / "rows.csv")
-    assert read_csv(tmp_path / "rows.csv") == rows()
+    output.write_csv(rows(), tmp_path / "rows.csv")
+    assert output.read_csv(tmp_path / "rows.csv") == rows()
 
 
 def test_sentences() -> None:
-    told = verdicts(rows(missed=10))
+    told = output.verdicts(rows(missed=10))
     assert any("on the same traffic: the ring missed 1.0000 %, tcpdump 1.0000 %" in line for line in told)
     assert "dropped 7 packets" in told[-1]
     assert "200 bytes missed in 4 ranges: loss is seen" in told[-1]
@@ -91,7 +95,7 @@ def test_sentences() -> None:
 def test_no_loss_proves_nothing() -> None:
     unharmed = [row for row in rows() if row.mode != TINY]
     unharmed.append(Row("1KB", TINY, "ring", "client", 0, 1.0, 1000, 1000, 0, None, 0, 4, 50, 0, 0.001, 8192))
-    assert "NO LOSS" in verdicts(unharmed)[-1]
+    assert "NO LOSS" in output.verdicts(unharmed)[-1]
 
 
 _PLOT = """
@@ -104,12 +108,13 @@ write_plot(read_csv(Path(sys.argv[1])), sequences, Path(sys.argv[2]))
 
 
 def test_table_and_plot(tmp_path: Path) -> None:
-    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
+    pytest.importorskip("matplotlib")
+    console = rich.Console(width=200, record=True, file=(tmp_path / "out").open("w"))
     with console.file:
-        print_rows(rows(missed=10), console)
+        output.print_rows(rows(missed=10), console)
         told = console.export_text()
     assert "tcpdump" in told
-    write_csv(rows(missed=10), tmp_path / "rows.csv")
+    output.write_csv(rows(missed=10), tmp_path / "rows.csv")
     # In a process of its own: matplotlib keeps its fonts open.
     subprocess.run([sys.executable, "-c", _PLOT, tmp_path / "rows.csv", tmp_path / "plot.svg"], check=True)
     assert "</svg>" in (tmp_path / "plot.svg").read_text()
@@ -136,15 +141,15 @@ def test_a_pcap_file_that_is_none(tmp_path: Path) -> None:
 def test_routes(tmp_path: Path) -> None:
     path = tmp_path / "oinetd.conf"
     path.write_text("0.0.0.0 8080 10.0.0.2 80\n127.0.0.1 9000-9002 10.0.0.2 7000-7002\n")
-    assert routes_of_config(path) == {8080: 80, 9000: 7000, 9001: 7001, 9002: 7002}
-    assert routes_of_rules(["127.0.0.1 1 h.example 2"]) == {1: 2}
+    assert watch.routes_of_config(path) == {8080: 80, 9000: 7000, 9001: 7001, 9002: 7002}
+    assert watch.routes_of_rules(["127.0.0.1 1 h.example 2"]) == {1: 2}
     with pytest.raises(BenchError, match="cannot be told apart"):
-        routes_of_rules(["127.0.0.1 80 h.example 80"])
+        watch.routes_of_rules(["127.0.0.1 80 h.example 80"])
     with pytest.raises(BenchError, match="no TCP rule"):
-        routes_of_rules([])
+        watch.routes_of_rules([])
     path.write_text("what is this\n")
     with pytest.raises(BenchError, match=r"oinetd\.conf"):
-        routes_of_config(path)
+        watch.routes_of_config(path)
 
 
 @pytest.mark.parametrize("words", [
@@ -153,4 +158,4 @@ def test_routes(tmp_path: Path) -> None:
     ["oinetd", "--conf-file=x.conf", "-f"],
 ])  # fmt: skip
 def test_the_configuration_of_a_process(words: list[str]) -> None:
-    assert _configuration(words, Path("/srv")) == Path("/srv/x.conf")
+    assert watch._configuration(words, Path("/srv")) == Path("/srv/x.conf")

@@ -17,12 +17,14 @@ from pathlib import Path
 import pytest
 
 from bench.capture.judgement import judge
-from bench.capture.output import read_csv
 from bench.capture.sniffer import sniffer_arguments
 from bench.capture.streams import Stream
 from bench.capture.tcpdump import read_pcap
 from bench.capture.traffic import RECEIVE_QUEUE, SEND_QUEUE, Sent, queue_seq
 from bench.programs import listening_ports, wait_until
+
+pytest.importorskip("oinetd._fastpath")
+output = pytest.importorskip("bench.capture.output", reason="the bench extra is not installed")
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a packet capture needs root")
 
@@ -133,13 +135,14 @@ def bench(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(shutil.which("tcpdump") is None, reason="tcpdump is not installed")
 def test_the_trial(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     words = ("--subject", "python", "--payloads", "512", "--seconds", "0.3", "--rounds", "1", "--topology", "netns")
     done = bench("capture", *words, "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "loss is seen" in " ".join(done.stdout.split())
     (directory,) = tmp_path.iterdir()
     assert {path.name for path in directory.iterdir()} == {"capture.csv", "capture.json", "capture.svg"}
-    rows = read_csv(directory / "capture.csv")
+    rows = output.read_csv(directory / "capture.csv")
     assert {(row.mode, row.tool, row.leg) for row in rows} >= {
         ("nothing", "", "client"), ("ring", "ring", "upstream"), ("tcpdump", "tcpdump", "client"),
         ("together", "ring", "client"), ("together", "tcpdump", "upstream"), ("tiny ring", "ring", "client"),

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oinetd._fastpath import Capture
 from tests.capture.packets import BLOCK_HEADER_BYTES, STATUS_LOSING, Packet, block
+
+Capture = pytest.importorskip("oinetd._fastpath").Capture
 
 PACKETS = st.lists(
     st.builds(

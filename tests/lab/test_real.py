@@ -15,6 +15,8 @@ import pytest
 from bench.lab.collection import derive
 from bench.lab.report import render
 
+pytest.importorskip("rich", reason="the bench extra is not installed")
+
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("perf") is None or not Path("/sys/kernel/tracing/events").is_dir(),
     reason="the lab needs root, perf and the kernel's tracepoints",

@@ -300,7 +300,7 @@ cdef class Core:
             hub_free(self.hub)
 
     cdef str _known_text(self, const Address *address):
-        """`_text` with a memory: most records are of a few addresses, and to write one takes as long as all the rest."""
+        """`_text` with a memory: most records are of a few addresses, and writing one costs as much as the rest."""
         cdef uint32_t place
         cdef Address key
         if address.family == 0:

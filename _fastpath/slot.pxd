@@ -93,6 +93,7 @@ cdef struct Conn:
     int flush_left              # bytes in the send queue at the last look
     uint64_t flush_ms           # when that queue last shrank
     uint64_t dial_ms            # when the present connect began
+    uint64_t short_ms           # when it began to wait for a descriptor; 0 where it does not
     Policy *policy
     uint64_t id
     uint64_t token

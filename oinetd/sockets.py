@@ -18,6 +18,7 @@ from oinetd.errors import BindError
 from oinetd.model import KeepAlive
 
 __all__ = [
+    "SHORTAGE",
     "Address",
     "bind_error",
     "bind_listener",
@@ -41,6 +42,9 @@ __all__ = [
 _IP_BIND_ADDRESS_NO_PORT = 24
 _SO_BINDTOIFINDEX = 62
 _NO_INTERFACE = 0x7FFFFFFF
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""The machine has no descriptor or memory left: a state that passes, not a fault of the connection."""
+
 _RESET = struct.pack("ii", 1, 0)
 
 

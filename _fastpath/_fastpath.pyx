@@ -492,6 +492,7 @@ cdef class Core:
         return rows
 
 
+@cython.final
 cdef class DatagramBatch:
     cdef Batch *batch
 

@@ -316,7 +316,8 @@ cdef inline int _compose(
     message.msg_iovlen = 0
     for i in range(first, first + count):
         datagram = &self.datagrams[i]
-        if message.msg_iovlen and <char *> self.parts[part - 1].iov_base + self.parts[part - 1].iov_len == datagram.data:
+        if message.msg_iovlen and \
+                <char *> self.parts[part - 1].iov_base + self.parts[part - 1].iov_len == datagram.data:
             self.parts[part - 1].iov_len += datagram.size
         else:
             self.parts[part].iov_base = datagram.data

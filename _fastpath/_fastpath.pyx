@@ -472,6 +472,7 @@ cdef class Core:
         return rows
 
 
+@cython.final
 cdef class DatagramBatch:
     cdef Batch *batch
 

@@ -105,7 +105,7 @@ class Core:
     def stop(self) -> list[_Row]:
         """Abort everything, end the threads, and return the records that are left. A second call returns none."""
 
-@disjoint_base
+@final
 class DatagramBatch:
     """Datagrams of one `receive`, until the next one; see `_fastpath/datagram.pxd`. Of one thread.
 

@@ -9,7 +9,7 @@ which may be called from any. The stub `oinetd/_fastpath.pyi` says what everythi
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset, strerror
+from libc.string cimport memcmp, memcpy, memset, strerror
 
 import socket
 
@@ -29,7 +29,7 @@ from datagram cimport (
 )
 from gate cimport (
     Gate, gate_drop, gate_enter, gate_enter_or_wait, gate_hold, gate_leave, gate_new, source_count, source_enter,
-    source_leave,
+    source_leave, source_slot,
 )
 from inbox cimport LETTER_ABORT_ALL, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_STOP, Letter
 from linux cimport (
@@ -41,6 +41,7 @@ from listener cimport unix_time
 from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
 from ring cimport RECORD_CLOSED, Record, bell_arm, ring_peek, ring_pop
+from slot cimport Conn
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
 from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
 
@@ -261,14 +262,8 @@ cdef class Rules:
         return access_decide(&self.policy.access, &address)
 
 
-cdef tuple _row(const Record *record):
-    return (
-        record.kind, record.id, record.tag, record.token, record.started_s,
-        _text(&record.client) if record.client.family else "", record.client.port,
-        _text(&record.upstream) if record.upstream.family else "", record.upstream.port,
-        record.connect_us * 1e-6, record.duration_us * 1e-6, record.up, record.down,
-        record.ending, record.error, record.moved_by,
-    )
+cdef enum:
+    TEXTS = 256     # a power of two
 
 
 @cython.final
@@ -277,11 +272,14 @@ cdef class Core:
     cdef Permits permits
     cdef bint running
     cdef int turn
+    cdef Address text_keys[TEXTS]
+    cdef list texts
 
     def __cinit__(self, Permits permits not None, int threads, uint64_t spin_us=0):
         cdef Reactor *reactor
         cdef int error
         self.permits = permits
+        self.texts = [""] * TEXTS
         self.hub = hub_new(permits.gate)
         if self.hub == NULL:
             raise OSError(errno, "the data plane has no descriptor or no memory")
@@ -303,6 +301,27 @@ cdef class Core:
     def __dealloc__(self):
         if self.hub != NULL:
             hub_free(self.hub)
+
+    cdef str _known_text(self, const Address *address):
+        """`_text` with a memory: most records are of a few addresses, and writing one costs as much as the rest."""
+        cdef uint32_t place
+        cdef Address key
+        if address.family == 0:
+            return ""
+        key = address[0]
+        key.port = 0
+        place = source_slot(key.ip, TEXTS)
+        if memcmp(&self.text_keys[place], &key, sizeof(Address)) != 0:
+            self.texts[place] = _text(address)
+            self.text_keys[place] = key
+        return self.texts[place]
+
+    cdef tuple _row(self, const Record *record):
+        return (
+            record.kind, record.id, record.tag, record.token, record.started_s, self._known_text(&record.client),
+            record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
+            record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
+        )
 
     cdef _retry(self):
         if self.running:
@@ -386,7 +405,7 @@ cdef class Core:
                     self.turn = (self.turn + 1) % self.hub.reactor_count
                     continue
                 idle = 0
-                rows.append(_row(record))
+                rows.append(self._row(record))
                 ring_pop(&reactor.ring)
             if rows or armed:
                 break
@@ -420,7 +439,7 @@ cdef class Core:
                 break
             free(snapshot.records)
             snapshot.capacity = snapshot.count * 2
-        rows = [_row(&snapshot.records[i]) for i in range(snapshot.count)]
+        rows = [self._row(&snapshot.records[i]) for i in range(snapshot.count)]
         free(snapshot.records)
         return rows
 
@@ -442,6 +461,7 @@ cdef class Core:
             ):
                 totals[name] = totals.get(name, 0) + value
         totals["live"] = live
+        totals["connection_bytes"] = sizeof(Conn)
         totals["splice_errno"] = oi_get(&self.hub.splice_refused)
         return totals
 
@@ -623,3 +643,97 @@ def load_serve(int listener, int stop_fd, bint source):
     if status < 0:
         raise OSError(-status, "the server failed")
     return accepted
+
+
+# The capture of packets: see capture.pxd.
+
+from libc.stdint cimport int64_t, uint8_t
+
+cimport capture
+cimport pcap as pcap_file
+from stream cimport HEAD_BYTES, NOBODY, Stream, Streams, streams_free
+
+
+@cython.final
+cdef class Capture:
+    cdef Streams streams
+    cdef pcap_file.Pcap pcap
+    cdef capture.Tally tally
+    cdef uint32_t next_block
+
+    def __cinit__(self, int pcap_fd=-1, uint32_t snaplen=0):
+        self.pcap.fd = pcap_fd
+        if pcap_fd >= 0:
+            self.pcap.buffer = <uint8_t *> malloc(pcap_file.PCAP_BUFFER_BYTES)
+            if self.pcap.buffer == NULL:
+                raise MemoryError
+            pcap_file.pcap_begin(&self.pcap, snaplen)
+
+    def __dealloc__(self):
+        streams_free(&self.streams)
+        free(self.pcap.buffer)
+
+    def walk(self, const uint8_t[::1] block not None):
+        cdef size_t size = <size_t> block.shape[0]
+        cdef const uint8_t *start = &block[0] if size else NULL
+        with nogil:
+            capture.block_walk(start, size, &self.streams, &self.pcap, &self.tally)
+
+    def drain(self, uint8_t[::1] ring not None, uint32_t block_bytes):
+        cdef capture.Ring view
+        cdef uint32_t blocks
+        if block_bytes < sizeof(capture.tpacket_block_desc) or ring.shape[0] < block_bytes:
+            raise ValueError("a ring has at least one block")
+        view.map = &ring[0]
+        view.block_bytes = block_bytes
+        view.block_count = <uint32_t> (ring.shape[0] // block_bytes)
+        view.next = self.next_block % view.block_count
+        with nogil:
+            blocks = capture.ring_drain(&view, &self.streams, &self.pcap, &self.tally)
+        self.next_block = view.next
+        return blocks
+
+    def read_pcap(self, const uint8_t[::1] file not None):
+        cdef size_t size = <size_t> file.shape[0]
+        cdef int64_t packets = -1
+        if size:
+            with nogil:
+                packets = pcap_file.pcap_read(&file[0], size, &self.streams)
+        if packets < 0:
+            raise ValueError("not a pcap file, or one of another kind of link")
+        return packets
+
+    def flush(self):
+        if self.pcap.fd >= 0:
+            with nogil:
+                pcap_file.pcap_flush(&self.pcap)
+            if self.pcap.error:
+                raise OSError(self.pcap.error, "the pcap file could not be written")
+
+    def counts(self):
+        return {
+            "blocks": self.tally.blocks, "packets": self.tally.packets, "others": self.tally.others,
+            "malformed": self.tally.malformed, "losing": self.tally.losing, "segments": self.streams.segments,
+            "refused": self.streams.refused, "pcap_bytes": self.pcap.written,
+        }
+
+    def streams_seen(self):
+        return [self._stream(&self.streams.items[i]) for i in range(self.streams.count)]
+
+    cdef dict _stream(self, Stream *stream):
+        cdef int i
+        head = 0
+        while head < HEAD_BYTES and stream.head_seen >> head & 1:
+            head += 1
+        return {
+            "source": stream.ends.source[:16], "source_port": stream.ends.source_port,
+            "target": stream.ends.target[:16], "target_port": stream.ends.target_port,
+            "base": stream.base, "opposite": None if stream.opposite == NOBODY else stream.opposite,
+            "begun": stream.begun, "ended": stream.ended, "reset": stream.reset,
+            "length": stream.fin if stream.ended else None,
+            "acknowledged": stream.acknowledged if stream.answered else None,
+            "intervals": [(stream.seen.items[i].start, stream.seen.items[i].end) for i in range(stream.seen.count)],
+            "covered": stream.seen.covered, "packets": stream.packets, "payload": stream.payload,
+            "repeated": stream.repeated, "spilled": stream.spilled,
+            "first_ns": stream.first_ns, "last_ns": stream.last_ns, "head": stream.head[:head],
+        }

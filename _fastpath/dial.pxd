@@ -30,6 +30,8 @@ from state cimport Reactor
 from wheel cimport wheel_arm
 
 cdef enum:
+    SHORT_WAIT_MS = 100         # between two tries to get a descriptor
+    SHORT_MAX_MS = 10000        # the longest wait for one where there is no connect-timeout
     FAILURES_TOLD = 3           # connects that failed in a row before the control plane resolves the name again
 
 
@@ -89,6 +91,20 @@ cdef inline int dial_open(Reactor *reactor, Conn *conn, const SocketAddress *tar
     return fd
 
 
+cdef inline bint dial_wait(Reactor *reactor, Conn *conn) noexcept nogil:
+    """No descriptor is left: the client waits for one as long as it may wait for its destination."""
+    cdef uint64_t longest_ms = conn.policy.connect_ms if conn.policy.connect_ms else SHORT_MAX_MS
+    if conn.ending != ENDING_SOCKET_FAILED or not is_shortage(conn.error):
+        return False
+    if conn.short_ms == 0:
+        conn.short_ms = reactor.now_ms
+    if reactor.now_ms - conn.short_ms >= longest_ms:
+        return False
+    conn.address_next -= 1
+    wheel_arm(&reactor.wheel, conn, reactor.now_ms, SHORT_WAIT_MS)
+    return True
+
+
 cdef inline void dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
     """Try the next address, or end. `conn` may be gone afterwards."""
     cdef Policy *policy = conn.policy
@@ -100,7 +116,10 @@ cdef inline void dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
         address_read(&conn.upstream, &target.place)
         fd = dial_open(reactor, conn, target)
         if fd < 0:
+            if dial_wait(reactor, conn):
+                return
             continue
+        conn.short_ms = 0
         conn.side[UPSTREAM].fd = fd
         if watch(reactor, conn, UPSTREAM) != 0:
             conn.ending = ENDING_SOCKET_FAILED
@@ -168,6 +187,9 @@ cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t eve
 cdef inline void dial_due(Reactor *reactor, Conn *conn) noexcept nogil:
     """The timer fired while connecting."""
     cdef uint64_t waited_ms = reactor.now_ms - conn.dial_ms
+    if conn.side[UPSTREAM].fd < 0:
+        dial_next(reactor, conn)
+        return
     if waited_ms >= conn.policy.connect_ms:
         dial_failed(reactor, conn, ENDING_CONNECT_TIMEOUT, ETIMEDOUT)
     else:

@@ -6,8 +6,8 @@ cdef extern from "<errno.h>" nogil:
     int errno
     enum:
         EAGAIN, EINTR, EINPROGRESS, EINVAL, ENOSYS, EPERM, EPIPE, EMFILE, ENFILE, ENOBUFS, ENOMEM
-        ECONNRESET, ECONNABORTED, EPROTO, ETIMEDOUT, ECANCELED, EAFNOSUPPORT, ENETDOWN, EHOSTUNREACH, ENOENT, ECONNREFUSED
-        ENOTCONN
+        ECONNRESET, ECONNABORTED, EPROTO, ETIMEDOUT, ECANCELED, EAFNOSUPPORT, ENETDOWN, EHOSTUNREACH, ENOENT
+        ECONNREFUSED, ENOTCONN
 
 cdef extern from "<assert.h>" nogil:
     # NDEBUG stays undefined: the invariants are checked in production too.

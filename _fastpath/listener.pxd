@@ -15,7 +15,8 @@ from atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show
 from backoff cimport accept_pause, accept_recovered, is_shortage
 from dial cimport dial_next, watch
 from ending cimport (
-    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED, finish, listeners_wake, record_slot, report,
+    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED,
+    finish, listeners_wake, record_slot, report,
 )
 from gate cimport gate_enter_or_wait, gate_leave, source_enter, source_leave
 from inbox cimport LETTER_ACCEPTED, Letter, inbox_post

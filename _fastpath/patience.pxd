@@ -3,7 +3,9 @@
 A sleeping thread is woken through the scheduler and, on an idle core, out of a halt: several microseconds each time,
 far more in a virtual machine. A reactor polls while the recent gaps between events were shorter than `spin_us`, gives
 its core to whoever waits for it between two looks, and pays from a credit, so that polling never takes more than a
-share of a core. One that finds nothing loses the habit at once.
+share of a core. One that finds nothing loses the habit at once. (64-byte round trips on one connection over veth, two
+cores of a busy virtual machine, median: 55 -> 40 us where client and server ran on other cores, 29 -> 26 us where on
+the same; with less processor time each, because a wake-up not needed is not paid for.)
 """
 
 from libc.stdint cimport uint64_t
@@ -15,6 +17,7 @@ from state cimport EVENTS_MAX, Reactor
 cdef enum:
     SPIN_SHARE_PERCENT = 20     # of a core, at most
     SPIN_CREDIT_US = 20000      # saved up at most
+    BULK_QUIET_US = 2000        # no polling so soon after a large read: bulk gains nothing and pays (0.09 -> 0.12 s/GB)
     GAP_CAP = 4                 # a gap counts as at most so many `spin_us`, so that the habit comes back soon
 
 
@@ -51,7 +54,7 @@ cdef inline int wait_for_events(Reactor *self, int sleep_ms) noexcept nogil:
     self.spin_mark_us = begin_us
     if self.spin_credit_us > SPIN_CREDIT_US:
         self.spin_credit_us = SPIN_CREDIT_US
-    if self.gap_us < spin_us and self.spin_credit_us > spin_us:
+    if self.gap_us < spin_us and self.spin_credit_us > spin_us and begin_us - self.bulk_us > BULK_QUIET_US:
         count = poll_a_while(self, spin_us, begin_us)
     if count == 0:
         count = c_epoll_wait(self.epoll_fd, self.events, EVENTS_MAX, sleep_ms)

@@ -130,6 +130,8 @@ cdef inline void pump(Reactor *self, Dir *flow) noexcept nogil:
     ready_remove(self, flow)
     c_assert(conn.state == CONN_RELAY)
     answer = flow_pump(self, conn, flow.way)
+    if flow.bulk:
+        self.bulk_us = self.now_us
     if answer == AGAIN:
         flow.bulk = 1
         ready_add(self, flow)

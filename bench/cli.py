@@ -118,6 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = _common()
+    from bench.capture.options import DESCRIPTION as capture_text
+    from bench.capture.options import EPILOG as capture_examples
+    from bench.capture.options import add_arguments as add_capture
+    from bench.lab.options import DESCRIPTION as lab_text
+    from bench.lab.options import EPILOG as lab_examples
+    from bench.lab.options import add_arguments as add_lab
 
     def add(
         name: str, help_text: str, description: str, run: Callable[..., int], **more: Any
@@ -196,6 +202,10 @@ def _parser() -> argparse.ArgumentParser:
         "--plots", type=Path, metavar="DIR", help="where the README's plots go; default: docs/bench beside it"
     )
     report.add_argument("--check", action="store_true", help="with --readme: fail where the section is out of date")
+    lab_help = "where the time goes: wrk through oinetd to nginx, in four layers"
+    add_lab(add("lab", lab_help, lab_text, _lab, epilog=lab_examples))
+    capture_help = "whether every byte went by: a packet ring beside tcpdump, or live"
+    add_capture(add("capture", capture_help, capture_text, _capture, epilog=capture_examples))
     clean = add("clean", "remove what killed runs left behind", """
         Ends processes and removes namespaces, control groups and directories of runs whose owner is dead. What a
         running bench uses is left alone.
@@ -265,6 +275,18 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
         return 1
     console.print(f"{arguments.readme}: {'rewritten' if changed else 'up to date'}", highlight=False)
     return 0
+
+
+def _lab(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.lab.command import run
+
+    return run(arguments, console)
+
+
+def _capture(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.capture.command import run
+
+    return run(arguments, console)
 
 
 def _clean(arguments: argparse.Namespace, console: Console) -> int:

@@ -5,11 +5,13 @@ an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row
 """
 
 from collections.abc import Sequence
+from mmap import mmap
 from typing import Any, final
 
 _Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int]
 _Place = tuple[str, int] | tuple[str, int, int, int]
 _Patterns = Sequence[tuple[int, bytes]]
+_Bytes = bytes | bytearray | memoryview | mmap
 
 def kernel_features() -> dict[str, int]:
     """What this kernel and this process offer to the data plane.
@@ -101,7 +103,11 @@ class Core:
     def snapshot(self) -> list[_Row]:
         """Live connections as they are now."""
     def stats(self) -> dict[str, Any]:
-        """Counters of all reactors together; `live` is a list with the connections of each."""
+        """Counters of all reactors together; `live` is a list with the connections of each.
+
+        `connection_bytes` is what an idle connection takes of the process's memory, `splice_errno` why splice is no
+        longer used, 0 where it is.
+        """
     def stop(self) -> list[_Row]:
         """Abort everything, end the threads, and return the records that are left. A second call returns none."""
 
@@ -156,3 +162,28 @@ def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tup
 
 def load_serve(listener: int, stop_fd: int, source: bool) -> int:
     """Echo, or be a source, on a listening non-blocking socket until `stop_fd` is readable; the number served."""
+
+@final
+class Capture:
+    """What a packet capture has seen: TCP streams by their sequence numbers, and optionally a pcap file.
+
+    `pcap_fd` is written to and stays the caller's; `snaplen` is what its header tells. Not safe for use from several
+    threads at once.
+    """
+
+    def __new__(cls, pcap_fd: int = -1, snaplen: int = 0) -> Capture: ...
+    def walk(self, block: _Bytes) -> None:
+        """Take the packets of one TPACKET_V3 block; a block that contradicts itself is counted as malformed."""
+
+    def drain(self, ring: _Bytes, block_bytes: int) -> int:
+        """Take the blocks of a mapped ring that the kernel has handed over, and give them back; how many they were."""
+
+    def read_pcap(self, file: _Bytes) -> int:
+        """Take the packets of a pcap file, and say how many. Raises ValueError where it is none."""
+
+    def flush(self) -> None:
+        """Write what is buffered for the pcap file. Raises OSError where that failed, now or before."""
+
+    def counts(self) -> dict[str, int]: ...
+    def streams_seen(self) -> list[dict[str, Any]]:
+        """One dictionary for each direction of each connection, in the order of their first packets."""

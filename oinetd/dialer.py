@@ -11,12 +11,14 @@ from oinetd.destination import Destination
 from oinetd.model import Settings
 from oinetd.poller import ERROR, Poller
 from oinetd.record import Ending
-from oinetd.sockets import Address, bind_source, close_with_reset, is_connected_to_itself, open_upstream
+from oinetd.sockets import SHORTAGE, Address, bind_source, close_with_reset, is_connected_to_itself, open_upstream
 
 __all__ = ["Dialed", "Dialer"]
 
 PATIENCE_S = 0.1
 """How long a connect may take before the client is watched too: the usual one is over by then and pays nothing."""
+SHORT_MAX_S = 10.0
+"""The longest wait for a descriptor where there is no connect timeout."""
 
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY)
 
@@ -70,7 +72,7 @@ class Dialer:
         self, address: Address, settings: Settings, source: Address | None, client: socket.socket | None
     ) -> Dialed:
         try:
-            sock = open_upstream(address.family, settings.keepalive)
+            sock = await self._open(address, settings)
         except OSError as error:
             return Dialed(None, address, Ending.SOCKET_FAILED, error.errno or 0)
         try:
@@ -99,6 +101,17 @@ class Dialer:
         if code == _CLIENT_GONE:
             return Dialed(None, address, Ending.CLIENT_RESET, errno.ECONNRESET)
         return Dialed(None, address, Ending.CONNECT_FAILED, code)
+
+    async def _open(self, address: Address, settings: Settings) -> socket.socket:
+        """A socket for `address`. Where no descriptor is left, the client waits for one as long as for a connect."""
+        give_up = self._loop.time() + (settings.connect_timeout_s or SHORT_MAX_S)
+        while True:
+            try:
+                return open_upstream(address.family, settings.keepalive)
+            except OSError as error:
+                if error.errno not in SHORTAGE or self._loop.time() >= give_up:
+                    raise
+            await asyncio.sleep(PATIENCE_S)
 
 
 _CLIENT_GONE = -1

@@ -198,7 +198,7 @@ class JsonLines(_Words):
         date, zone = self.stamp(now).split(" ")
         return (
             f'{{"time":"{date}.{int(now % 1 * 1000):03d}{zone}","event":"{event}","id":{record.id}'
-            f',"started":{record.started:.3f},"client":{quoted(record.client)},"client_port":{record.client_port}'
+            f',"started":{record.started:.6f},"client":{quoted(record.client)},"client_port":{record.client_port}'
             f",{self.route(record.route)}"
         )
 

@@ -19,6 +19,7 @@ from oinetd.model import KeepAlive
 
 __all__ = [
     "IP_PKTINFO",
+    "SHORTAGE",
     "Address",
     "SocketAddress",
     "bind_datagrams",
@@ -57,6 +58,9 @@ UPSTREAM_QUEUE_BYTES = 1024 * 1024
 _IP_BIND_ADDRESS_NO_PORT = 24
 _SO_BINDTOIFINDEX = 62
 _NO_INTERFACE = 0x7FFFFFFF
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""The machine has no descriptor or memory left: a state that passes, not a fault of the connection."""
+
 _RESET = struct.pack("ii", 1, 0)
 
 

@@ -30,6 +30,10 @@ class BufferPool:
         """Take a buffer back, whole and only once."""
         self.taken -= 1
         size = len(buffer)
+        if self._free_bytes + size > FREE_BYTES_MAX and not self._free.get(size):
+            # Full of the sizes of an earlier configuration, which nobody takes any more.
+            self._free.clear()
+            self._free_bytes = 0
         if self._free_bytes + size <= FREE_BYTES_MAX:
             self._free_bytes += size
             self._free.setdefault(size, []).append(buffer)

@@ -10,16 +10,16 @@ The life of a flow is this table; what is not in it cannot happen, and the tests
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import socket
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from oinetd.poller import ALARM, READABLE, WRITABLE
+from oinetd.engine import Meter
+from oinetd.engine.buffers import BufferPool
+from oinetd.poller import ALARM, READABLE, WRITABLE, Poller
 
-if TYPE_CHECKING:
-    from oinetd.engine.portable import Relay
-
-__all__ = ["FLOW_NEXT", "Flow", "FlowEvent", "FlowState", "Side"]
+__all__ = ["FLOW_NEXT", "Flow", "FlowEvent", "FlowOwner", "FlowState", "Side"]
 
 
 class FlowState(enum.Enum):
@@ -84,6 +84,29 @@ class Side:
             self.errno = code
 
 
+class FlowOwner(Protocol):
+    """What a flow needs of the relay it is a half of, and what it tells it."""
+
+    loop: asyncio.AbstractEventLoop
+    poller: Poller
+    buffers: BufferPool
+    buffer_bytes: int
+    meter: Meter
+    finished: bool
+
+    def on_held(self, flow: Flow) -> None:
+        """A sink took less than it was offered."""
+        ...
+
+    def on_source_done(self, flow: Flow) -> None:
+        """A source sent its FIN or failed, and all its bytes are with the sink."""
+        ...
+
+    def on_sink_failed(self, flow: Flow) -> None:
+        """A sink failed."""
+        ...
+
+
 class Flow:
     """Moves bytes from `source` to `sink`; tells its relay of everything that is not bytes."""
 
@@ -103,7 +126,7 @@ class Flow:
         "upward",
     )
 
-    def __init__(self, relay: Relay, source: Side, sink: Side, *, upward: bool) -> None:
+    def __init__(self, relay: FlowOwner, source: Side, sink: Side, *, upward: bool) -> None:
         self.relay = relay
         self.meter = relay.meter
         self.now = relay.loop.time

@@ -142,7 +142,8 @@ class NativeLane:
 
     def kill(self, session_id: int) -> bool:
         """End a session; both its peers see a reset. False where no such session is known."""
-        if session_id not in self._live:
+        if session_id not in self._live and all(row[1] != session_id for row in self._plane.core.snapshot()):
+            # The second look is for one that `sessions` shows already, while the word of its opening is on its way.
             return False
         self._plane.core.kill(session_id)
         return True

@@ -117,7 +117,7 @@ class DataPlane:
 
     async def close(self) -> None:
         """Abort everything, wait for the threads, and hand out the last rows. A second call does nothing."""
-        if self._loop.is_closed():
+        if self.core.fileno() < 0:
             return
         self._loop.remove_reader(self.core.fileno())
         if self._timer is not None:

@@ -131,17 +131,18 @@ def test_too_few_descriptors(oinetd: Start, engine: str) -> None:
     at_rest = process.num_fds()
     leave_descriptors(daemon.pid, 2 * room)  # a session takes two
     with ExitStack() as clients:
-        for _ in range(room):
-            client = clients.enter_context(Client(daemon.address))
-            assert client.echo(b"hello") == b"hello"
-        for _ in range(more):
-            clients.enter_context(Client(daemon.address))
+        early = [clients.enter_context(Client(daemon.address)) for _ in range(room)]
+        assert [client.echo(b"hello") for client in early] == [b"hello"] * room
+        late_ones = [clients.enter_context(Client(daemon.address)) for _ in range(more)]
         daemon.wait_said("cannot accept")
         # While it waits for room it does not spin: for most of the time the CPU is not in its hands.
         began, used, sleeps = time.monotonic(), sum(process.cpu_times()[:2]), sleeps_of(daemon.pid)
         until(lambda: sleeps_of(daemon.pid) > sleeps + 3, "some tries")
         assert sum(process.cpu_times()[:2]) - used < (time.monotonic() - began) / 2 + 0.05
-    # There is room again, and whoever comes now is served.
+        # Nobody who came is turned away: with room, those who waited are served.
+        for client in early:
+            client.close()
+        assert [client.echo(b"thanks") for client in late_ones] == [b"thanks"] * more
     until(lambda: process.num_fds() <= at_rest, "the end of the sessions")
     with Client(daemon.address) as late:
         assert late.echo(b"late") == b"late"

@@ -144,7 +144,9 @@ class Plane:
             if not fresh:
                 left_s = deadline - time.monotonic()
                 assert left_s > 0, f"no such record among {self.rows}"
-                if select.select([self.core.fileno()], [], [], left_s)[0]:
+                bell = select.poll()  # select refuses descriptors above 1023
+                bell.register(self.core.fileno(), select.POLLIN)
+                if bell.poll(left_s * 1000):
                     self.core.hush()
 
     def result(self, token: int) -> tuple[Any, ...]:

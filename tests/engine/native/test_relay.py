@@ -387,3 +387,4 @@ def test_idle_connections_hold_nothing(plane: Plane) -> None:
         assert upstream.recv(1) == b"x"
     # However many went through a pipe, they went through the same one.
     assert plane.core.stats()["pipes"] <= 2
+    assert plane.core.stats()["connection_bytes"] < 1024

@@ -1,0 +1,125 @@
+"""perf, started with its events off and told when to count, so that a window begins and ends when we say so."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from bench.errors import BenchError
+from bench.tools import need
+
+__all__ = ["Perf", "available_events", "write_script"]
+
+START_PATIENCE_S = 15.0
+END_PATIENCE_S = 60.0
+_TRACEFS = (Path("/sys/kernel/tracing/events"), Path("/sys/kernel/debug/tracing/events"))
+_DATA_PAGES = "4M"
+"""For each processor: events of half a second at full load."""
+_FIRST = -20
+
+
+def available_events(names: Iterable[str]) -> list[str]:
+    """Those of `names` that this kernel has; an event that is not a tracepoint (`cycles`) is left to perf."""
+    roots = [root for root in _TRACEFS if root.is_dir()]
+    if not roots:
+        raise BenchError("the kernel's tracepoints are out of reach: root is needed, and tracefs mounted")
+
+    def there(name: str) -> bool:
+        return ":" not in name or any((root / name.replace(":", "/")).is_dir() for root in roots)
+
+    return list(filter(there, names))
+
+
+class Perf:
+    """One `perf stat` or `perf record`; `output` is what it writes."""
+
+    def __init__(self, words: Sequence[str], output: Path) -> None:
+        self.output = output
+        self._errors = output.with_name(output.name + ".stderr")
+        control, self._control = os.pipe()
+        self._acknowledged, acknowledge = os.pipe()
+        what, *rest = words
+        command = [need("perf"), what, "-o", str(output), "-D", "-1", f"--control=fd:{control},{acknowledge}", *rest]
+        try:
+            with self._errors.open("wb") as errors:
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                    pass_fds=(control, acknowledge), start_new_session=True,
+                )  # fmt: skip
+        finally:
+            os.close(control)
+            os.close(acknowledge)
+        with suppress(OSError):
+            # On a machine that is busy it would be told to end long before it could.
+            os.setpriority(os.PRIO_PROCESS, self.process.pid, _FIRST)
+        self.times_ns: list[int] = []
+        """When it began and when it ended to count, of the monotonic clock."""
+
+    @classmethod
+    def counting(cls, where: Sequence[str], events: Sequence[str], output: Path) -> Perf:
+        return cls(["stat", "-x,", "-e", ",".join(events), *where], output)
+
+    @classmethod
+    def recording(cls, where: Sequence[str], events: Sequence[str], output: Path) -> Perf:
+        """Each event, not a sample of them."""
+        return cls(["record", "-q", "-N", "-c", "1", "-m", _DATA_PAGES, "-e", ",".join(events), *where], output)
+
+    @classmethod
+    def sampling(cls, where: Sequence[str], per_second: int, output: Path) -> Perf:
+        """Call stacks; perf takes cycles where the processor counts them, else the clock."""
+        return cls(["record", "-q", "-N", "-g", "-F", str(per_second), *where], output)
+
+    def tell(self, word: str) -> None:
+        """`enable` or `disable`; returns when perf has done it, and takes the time in the middle as the moment."""
+        asked = time.monotonic_ns()
+        os.write(self._control, f"{word}\n".encode())
+        if not select.select([self._acknowledged], [], [], START_PATIENCE_S)[0] or not os.read(self._acknowledged, 64):
+            raise BenchError(f"perf does not count: {self._said()}")
+        self.times_ns.append((asked + time.monotonic_ns()) // 2)
+
+    def finish(self) -> None:
+        """Have it write what it has."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(END_PATIENCE_S)
+        self._close()
+        if not self.output.exists():
+            raise BenchError(f"perf wrote nothing: {self._said()}")
+        self._errors.unlink()
+
+    def stop(self) -> None:
+        """End it, whatever it does; a second call, or one after `finish`, does nothing."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for descriptor in (self._control, self._acknowledged):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._control = self._acknowledged = -1
+
+    def _said(self) -> str:
+        return " ".join(self._errors.read_text(errors="replace").split())[-300:] or "it said nothing"
+
+
+def write_script(recorded: Path, fields: str, text: Path) -> None:
+    """What was recorded, as compressed text; the recording itself is removed: it holds nothing else of use."""
+    command = [need("perf"), "script", "-i", str(recorded), "--ns", "--show-lost-events", "-F", fields]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
+        assert script.stdout is not None
+        with gzip.open(text, "wb", compresslevel=1) as file:
+            while chunk := script.stdout.read(1 << 20):
+                file.write(chunk)
+        assert script.stderr is not None
+        said = script.stderr.read().decode(errors="replace")
+    if script.returncode != 0:
+        raise BenchError(f"perf script: {said.strip()[-300:]}")
+    recorded.unlink()

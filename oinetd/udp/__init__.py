@@ -4,3 +4,5 @@
 one, `leg` its two kinds of upstream; `listener` gives datagrams to sessions, and `stream` serves rules that listen on
 TCP and connect by UDP.
 """
+
+__all__ = ()

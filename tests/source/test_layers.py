@@ -11,14 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[2] / "oinetd"
 
 LAYERS = (
-    "model errors _fastpath",
-    "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores",
+    "model errors udp _fastpath",
+    "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
+    "engine.datagrams",
     "config access sockets logline pidfile messages engine.buffers",
     "engine destination ports journal invocation",
-    "dialer account engine.flow engine.native",
-    "engine.portable engine.lane summary",
-    "session",
-    "listener",
+    "dialer account engine.flow engine.native udp.batch",
+    "engine.portable engine.lane summary udp.table",
+    "session udp.plane",
+    "listener udp.session",
+    "udp.leg",
+    "udp.listener udp.stream",
     "lanes",
     "forwarder",
     "",  # the package itself: the public names

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import resource
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import NamedTuple
 
 from oinetd.access import AccessControl
 from oinetd.account import Account, Stats
+from oinetd.descriptors import connection_limit
 from oinetd.destination import Destination, Destinations
 from oinetd.errors import ConfigError, Problem
 from oinetd.journal import Journal
@@ -35,8 +35,6 @@ log = logging.getLogger("oinetd")
 
 DRAIN_LOOK_S = 0.02
 """Time between two looks at who is left while draining."""
-DESCRIPTORS_KEPT_BACK = 64
-"""Descriptors that sessions may not use: logs, the loop, lookups, and the program around the forwarder."""
 
 
 class BoundAddress(NamedTuple):
@@ -200,7 +198,7 @@ class Forwarder:
         kept = {key: listener.sock for key, listener in standing.items()}
         sockets = open_ports(config, ports, kept, self._inherited)
 
-        most = _connection_limit(config.max_connections, len(sockets))
+        most = connection_limit(config.max_connections, len(sockets))
         self._account.set_limits(most, config.max_connections_per_source)
         if self._journal is None:
             self._journal = Journal(config.log, log.warning)
@@ -328,23 +326,3 @@ def _call(hook: Callable[[SessionRecord], object], record: SessionRecord) -> Non
         hook(record)
     except Exception:
         log.exception("a hook failed for session %d", record.id)
-
-
-def _connection_limit(asked_for: int, listeners: int) -> int:
-    """How many sessions there may be: no more than there are descriptors for, whatever was asked for.
-
-    Beyond that clients would be accepted and then reset, for want of a socket to their destination; so they wait.
-    """
-    possible = _descriptor_limit(listeners)
-    if not asked_for or not possible or asked_for <= possible:
-        return asked_for or possible
-    log.warning("max-connections %d: the limit of descriptors (`ulimit -n`) allows %d", asked_for, possible)
-    return possible
-
-
-def _descriptor_limit(listeners: int) -> int:
-    """How many sessions the soft limit of descriptors allows: two each, with the listeners and some kept back."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return 0
-    return max(1, (soft - DESCRIPTORS_KEPT_BACK - listeners) // 2)

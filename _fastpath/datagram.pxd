@@ -303,6 +303,10 @@ cdef inline cmsghdr *_address(msghdr *message, void *control, const ReturnAddres
     return here
 
 
+cdef inline char *_end_of(const iovec *part) noexcept nogil:
+    return <char *> part.iov_base + part.iov_len
+
+
 cdef inline int _compose(
     Batch *self, int slot, int part, int first, int count, const ReturnAddress *to
 ) noexcept nogil:
@@ -316,8 +320,7 @@ cdef inline int _compose(
     message.msg_iovlen = 0
     for i in range(first, first + count):
         datagram = &self.datagrams[i]
-        if message.msg_iovlen and \
-                <char *> self.parts[part - 1].iov_base + self.parts[part - 1].iov_len == datagram.data:
+        if message.msg_iovlen and _end_of(&self.parts[part - 1]) == datagram.data:
             self.parts[part - 1].iov_len += datagram.size
         else:
             self.parts[part].iov_base = datagram.data

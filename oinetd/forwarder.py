@@ -28,7 +28,6 @@ from oinetd.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
 from oinetd.sockets import bound_address, start_listening
-from oinetd.udp.listener import DatagramListener
 
 __all__ = ["BoundAddress", "Forwarder"]
 
@@ -253,12 +252,9 @@ class Forwarder:
         return self._lanes.serve(choice, sock, service)
 
     def _retire(self, key: PortKey, listener: Listening, *, replaced: bool = False) -> None:
-        if isinstance(listener, DatagramListener):
-            self._lanes.retire_datagrams(key, listener)
-            return
         address = bound_address(listener.sock)
         ours = all(bound_address(sock) != address for sock in self._inherited)
-        self._lanes.retire(listener, ours=ours, replaced=replaced)
+        self._lanes.retire(key, listener, ours=ours, replaced=replaced)
 
     def _refresh(self, destination: Destination) -> None:
         for listener in self._listeners.values():

@@ -217,11 +217,6 @@ class Lanes:
         fallback.start()
         return fallback
 
-    def retire_datagrams(self, key: PortKey, listening: DatagramListener) -> None:
-        """Let no new client in; the socket closes with the last session that it is needed for."""
-        self.lingering[key] = listening
-        listening.linger(lambda: self.lingering.pop(key, None))
-
     def make_way(self, listening: Mapping[PortKey, Listening]) -> None:
         """End what lingers where somebody else listens now: its socket would take the other's new clients."""
         if not self.lingering:
@@ -232,12 +227,17 @@ class Lanes:
             if any(held.overlaps(other) for other in bound):
                 listener.end()
 
-    def retire(self, listening: Listening, *, ours: bool = True, replaced: bool = False) -> None:
+    def retire(self, key: PortKey, listening: Listening, *, ours: bool = True, replaced: bool = False) -> None:
         """Serve those who are in the queue, then close the socket: a client that the kernel let in stays.
 
         `ours` is False for a descriptor of a socket that somebody else holds too, and that stays as it is. Where it is
-        `replaced`, another listener takes its clients: handshakes that are under way may still end here.
+        `replaced`, another listener takes its clients: handshakes that are under way may still end here. A UDP socket
+        closes with the last session that it is needed for.
         """
+        if isinstance(listening, DatagramListener):
+            self.lingering[key] = listening
+            listening.linger(lambda: self.lingering.pop(key, None))
+            return
         listening.release()
         deaf = ours and stop_queueing(listening.sock)
         last = Listener(self._loop, listening.sock, listening.service, self.tasks)

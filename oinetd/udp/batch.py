@@ -11,16 +11,13 @@ import mmap
 import socket
 import struct
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from oinetd.engine.datagrams import native_batch
 from oinetd.sockets import IP_PKTINFO, SocketAddress
 
-try:
-    from oinetd import _fastpath
-except ImportError:  # not built: `oinetd.engine.native` says so
-    _NATIVE: Any = None
-else:
-    _NATIVE = _fastpath.DatagramBatch
+if TYPE_CHECKING:
+    from oinetd._fastpath import DatagramBatch
 
 __all__ = ["DATAGRAM_BYTES_MAX", "MESSAGES_MAX", "Batch", "Group", "Sender", "Sent", "new_batch"]
 
@@ -94,7 +91,8 @@ class Batch(Protocol):
 
 def new_batch(*, native: bool) -> Batch:
     """A batch; that of the extension where it is wanted and built."""
-    return NativeBatch() if native and _NATIVE is not None else PortableBatch()
+    batch = native_batch() if native else None
+    return NativeBatch(batch) if batch is not None else PortableBatch()
 
 
 class NativeBatch:
@@ -102,8 +100,8 @@ class NativeBatch:
 
     late_errno = 0  # recvmmsg leaves it for the next call
 
-    def __init__(self) -> None:
-        self._batch = _NATIVE()
+    def __init__(self, batch: DatagramBatch) -> None:
+        self._batch = batch
 
     def prepare(self, sock: socket.socket) -> None:
         self._batch.take_trains(sock.fileno())
@@ -112,13 +110,14 @@ class NativeBatch:
         return [Group(*group) for group in self._batch.receive(sock.fileno(), at_most, named)]
 
     def take(self, group: Group) -> list[bytes]:
-        taken: list[bytes] = self._batch.take(group.first, group.length)
-        return taken
+        return self._batch.take(group.first, group.length)
 
     def send(self, sock: socket.socket, group: Group, to: Hashable = None) -> Sent:
+        assert to is None or isinstance(to, bytes)
         return Sent(*self._batch.send(sock.fileno(), group.first, group.length, to))
 
     def explain(self, key: Hashable) -> Sender:
+        assert isinstance(key, bytes)
         place, local = self._batch.explain(key)
         (family,) = struct.unpack_from("=H", place)
         (port,) = struct.unpack_from("!H", place, 2)

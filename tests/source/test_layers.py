@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2] / "oinetd"
 
 LAYERS = (
     "model errors _fastpath descriptors",
-    "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores",
+    "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
+    "engine.datagrams",
     "config access sockets logline pidfile messages engine.buffers",
     "engine destination ports journal invocation",
     "dialer account engine.flow engine.native",
@@ -86,4 +87,4 @@ def test_the_table_has_no_more_than_there_is() -> None:
 def test_only_its_engine_knows_the_extension() -> None:
     for path in MODULES:
         if "oinetd._fastpath" in imports(ast.parse(path.read_text())):
-            assert name_of(path) == "udp" or name_of(path).startswith("engine."), path
+            assert name_of(path).startswith("engine."), path

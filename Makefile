@@ -14,7 +14,7 @@ run: $(VENV)/built
 
 test: $(VENV)/test-ready
 	@sh tests/prerequisites.sh
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/check-ready
 	$(BIN)/ruff check .

@@ -9,6 +9,11 @@ curl      curl      HTTP through the demo
 iperf3    iperf3    real bulk traffic
 ip        iproute2  network namespaces
 mandoc    mandoc    the manual pages are well-formed
+tcpdump   tcpdump   packet captures read back
+nginx     nginx     the lab, and a peer of the bench
+wrk       wrk       the lab
+perf      linux-perf  the lab
+strace    strace    system calls counted by the bench
 "
 
 missing=$(printf '%s\n' "$wanted" | while read -r command package purpose; do

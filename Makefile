@@ -21,12 +21,12 @@ check: $(VENV)/check-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 _fastpath
-	$(BIN)/stubtest oinetd._fastpath
+	$(BIN)/stubtest oinetd._fastpath oinetd._bench
 
 build: $(VENV)/built
 
 clean:
-	rm -rf $(VENV) build *.egg-info oinetd/_fastpath*.so _fastpath/_fastpath.c
+	rm -rf $(VENV) build *.egg-info oinetd/_*.so _fastpath/*.c
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -190,7 +190,7 @@ cdef inline void listener_serve(Reactor *reactor, Listener *listener, uint32_t g
     """Accept a batch. While this runs the listener is in use and whoever removes it waits."""
     cdef Hub *hub = reactor.hub
     cdef Policy *policy
-    cdef int i
+    cdef int _turn
     cdef bint more = True
     pthread_mutex_lock(&hub.lock)
     if listener.dead:
@@ -202,7 +202,7 @@ cdef inline void listener_serve(Reactor *reactor, Listener *listener, uint32_t g
     policy_hold(policy)
     listener.users += 1
     pthread_mutex_unlock(&hub.lock)
-    for i in range(ACCEPT_BATCH):
+    for _turn in range(ACCEPT_BATCH):
         more = accept_one(reactor, listener, policy)
         if not more:
             break

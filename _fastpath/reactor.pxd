@@ -219,9 +219,9 @@ cdef inline void letter_read(Reactor *self, const Letter *letter) noexcept nogil
 
 cdef inline void letters_read(Reactor *self) noexcept nogil:
     cdef Letter letter
-    cdef int i
+    cdef int _turn
     oi_swap(&self.inbox.rung, 0)
-    for i in range(LETTERS_MAX):
+    for _turn in range(LETTERS_MAX):
         if not inbox_take(&self.inbox, &letter):
             return
         letter_read(self, &letter)

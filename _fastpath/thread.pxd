@@ -82,8 +82,6 @@ cdef inline int reactor_start(Reactor *self) noexcept nogil:
     """Begin to run; 0 or an errno. The thread inherits a mask with every signal in it, from its first instruction."""
     cdef sigset_t every, before
     cdef int error
-    cdef char name[16]
-    name = b"oinetd-reactor\0\0"
     sigfillset(&every)
     pthread_sigmask(SIG_SETMASK, &every, &before)
     error = pthread_create(&self.thread, NULL, reactor_thread, self)

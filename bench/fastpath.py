@@ -1,4 +1,4 @@
-"""The native part of the bench's load client, which lives in oinetd's extension."""
+"""The native part of the bench's load client, which lives in an extension of its own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ __all__ = ["native"]
 def native() -> ModuleType:
     """The extension. Raises `ToolMissing` where it is not built: a load client in Python would measure itself."""
     try:
-        from oinetd import _fastpath
+        from oinetd import _bench
     except ImportError as error:
         raise ToolMissing(
-            f"the load client is part of oinetd's extension, which is not built ({error}): "
-            "pip install -e . with a C compiler"
+            f"the extension with the load client is not built ({error}): pip install -e . with a C compiler"
         ) from None
-    return _fastpath
+    return _bench

@@ -1,17 +1,15 @@
-"""The native data plane (see `_fastpath/`). Only `oinetd.engine.native` and the bench's load client import this.
+"""The native data plane (see `_fastpath/`). Imported by `oinetd.engine.native` and, for datagrams, `oinetd.udp`.
 
 Addresses are numeric text. Durations are milliseconds where the name says so, 0 being "off"; a refused system call is
 an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row` names.
 """
 
 from collections.abc import Sequence
-from mmap import mmap
 from typing import Any, final
 
 _Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int]
 _Place = tuple[str, int] | tuple[str, int, int, int]
 _Patterns = Sequence[tuple[int, bytes]]
-_Bytes = bytes | bytearray | memoryview | mmap
 
 def kernel_features() -> dict[str, int]:
     """What this kernel and this process offer to the data plane.
@@ -140,50 +138,3 @@ class DatagramBatch:
     @staticmethod
     def explain(sender: bytes) -> tuple[bytes, bytes]:
         """The sockaddr of a sender, and the pktinfo for an answer, empty on a socket that is bound to one address."""
-
-def load_round_trips(
-    fds: Sequence[int], request_bytes: int, answer_bytes: int, duration_s: float, request: bytes = b""
-) -> tuple[int, int, list[tuple[int, int]]]:
-    """Round trips on connected, blocking sockets: operations, elapsed ns, `(bucket, count)` of the latencies.
-
-    `request` is what is sent, `request_bytes` long; zeros where it is empty. The sockets stay open.
-    """
-
-def load_connections(
-    address: bytes, count: int, size: int, duration_s: float
-) -> tuple[int, int, int, int, list[tuple[int, int]]]:
-    """Short connections, `count` at a time: operations, failures, first errno, elapsed ns, `(bucket, count)`.
-
-    `address` is a `struct sockaddr`; each connection carries `size` bytes each way.
-    """
-
-def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tuple[int, int, int]]]:
-    """`count` connections download `size` bytes each: elapsed ns; ns to connect, to a first byte, to the last."""
-
-def load_serve(listener: int, stop_fd: int, source: bool) -> int:
-    """Echo, or be a source, on a listening non-blocking socket until `stop_fd` is readable; the number served."""
-
-@final
-class Capture:
-    """What a packet capture has seen: TCP streams by their sequence numbers, and optionally a pcap file.
-
-    `pcap_fd` is written to and stays the caller's; `snaplen` is what its header tells. Not safe for use from several
-    threads at once.
-    """
-
-    def __new__(cls, pcap_fd: int = -1, snaplen: int = 0) -> Capture: ...
-    def walk(self, block: _Bytes) -> None:
-        """Take the packets of one TPACKET_V3 block; a block that contradicts itself is counted as malformed."""
-
-    def drain(self, ring: _Bytes, block_bytes: int) -> int:
-        """Take the blocks of a mapped ring that the kernel has handed over, and give them back; how many they were."""
-
-    def read_pcap(self, file: _Bytes) -> int:
-        """Take the packets of a pcap file, and say how many. Raises ValueError where it is none."""
-
-    def flush(self) -> None:
-        """Write what is buffered for the pcap file. Raises OSError where that failed, now or before."""
-
-    def counts(self) -> dict[str, int]: ...
-    def streams_seen(self) -> list[dict[str, Any]]:
-        """One dictionary for each direction of each connection, in the order of their first packets."""

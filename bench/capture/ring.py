@@ -16,7 +16,7 @@ from bench.capture.portfilter import NOTHING, PortFilter, attachable
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from oinetd._fastpath import Capture
+    from oinetd._bench import Capture
 
 __all__ = ["KernelCount", "Ring"]
 

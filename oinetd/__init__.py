@@ -1,4 +1,4 @@
-"""A TCP port forwarder: rinetd's configuration, a uvloop control plane, a native data plane."""
+"""A TCP and UDP port forwarder: rinetd's configuration, a uvloop control plane, a native data plane."""
 
 from oinetd.account import RuleStats, Stats
 from oinetd.config import load_config, parse_config, parse_rule, render_config

@@ -14,12 +14,13 @@ cimport cython
 cimport capture
 cimport load
 cimport load_connect
+cimport load_datagram
 cimport load_server
 cimport pcap as pcap_file
 from stream cimport HEAD_BYTES, NOBODY, Stream, Streams, streams_free
 
 
-# The load client of the bench: see load.pxd, load_connect.pxd and load_server.pxd.
+# The load client of the bench: see load.pxd, load_connect.pxd, load_datagram.pxd and load_server.pxd.
 
 
 cdef list histogram_pairs(const uint64_t *histogram):
@@ -107,6 +108,75 @@ def load_serve(int listener, int stop_fd, bint source):
     if status < 0:
         raise OSError(-status, "the server failed")
     return accepted
+
+
+cdef int *descriptors_of(fds) except NULL:
+    cdef int *descriptors = <int *>calloc(len(fds) or 1, sizeof(int))
+    if descriptors == NULL:
+        raise MemoryError
+    try:
+        for index in range(len(fds)):
+            descriptors[index] = fds[index]
+    except BaseException:
+        free(descriptors)
+        raise
+    return descriptors
+
+
+cdef int datagrams_fit(int count, size_t size) except -1:
+    if count < 1 or not load_datagram.HEAD_BYTES <= size <= load_datagram.DATAGRAM_BYTES_MAX:
+        raise ValueError("there is a socket at least, and a datagram has 16 to 9216 bytes")
+    return 0
+
+
+def datagram_serve(int fd):
+    cdef int status
+    with nogil:
+        status = load_datagram.datagram_serve(fd)
+    raise OSError(-status, "the far end failed")
+
+
+def datagram_round_trips(fds, int depth, size_t size, double duration_s):
+    cdef load_datagram.DatagramTotals totals = load_datagram.DatagramTotals(0, 0, 0, 0)
+    cdef int count = len(fds)
+    cdef uint64_t duration_ns = <uint64_t>(duration_s * 1e9)
+    cdef int *descriptors
+    cdef uint64_t *histogram
+    cdef int status = -load_datagram.ENOMEM
+    datagrams_fit(count, size)
+    if not 1 <= depth <= load_datagram.BATCH:
+        raise ValueError("a window has 1 to 64 places")
+    descriptors = descriptors_of(fds)
+    histogram = <uint64_t *>calloc(load.HISTOGRAM_BUCKETS, sizeof(uint64_t))
+    try:
+        if histogram != NULL:
+            with nogil:
+                status = load_datagram.datagram_round_trips(
+                    descriptors, count, depth, size, duration_ns, histogram, &totals)
+        if status < 0:
+            raise OSError(-status, "the round trips failed")
+        return totals.operations, totals.lost, totals.elapsed_ns, histogram_pairs(histogram)
+    finally:
+        free(descriptors)
+        free(histogram)
+
+
+def datagram_offer(fds, size_t size, uint64_t per_second, double duration_s):
+    cdef load_datagram.DatagramTotals totals = load_datagram.DatagramTotals(0, 0, 0, 0)
+    cdef int count = len(fds)
+    cdef uint64_t duration_ns = <uint64_t>(duration_s * 1e9)
+    cdef int *descriptors
+    cdef int status
+    datagrams_fit(count, size)
+    descriptors = descriptors_of(fds)
+    try:
+        with nogil:
+            status = load_datagram.datagram_offer(descriptors, count, size, per_second, duration_ns, &totals)
+        if status < 0:
+            raise OSError(-status, "the offer failed")
+        return totals.operations, totals.refused, totals.elapsed_ns
+    finally:
+        free(descriptors)
 
 
 # The capture of packets: see capture.pxd.

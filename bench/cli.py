@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DESCRIPTION = """
-Measures TCP forwarders: oinetd's engines, the bench's own reference forwarders, and peers that are installed, between
+Measures forwarders: oinetd's engines, the bench's own reference forwarders, and peers that are installed, between
 a client and a server in network namespaces of their own (root), or on loopback.
 
 The figure to compare is the forwarder's own processor time per unit of work.
@@ -35,12 +35,18 @@ subjects: direct, nftables (together `floor`); native-auto, native-splice, nativ
 (`reference`); or `all`. With several --buffers, a mode that copies is there once for each: python, python@16K, …
 """
 
+UDP_SUBJECTS = """
+subjects: direct (`floor`); oinetd-auto, oinetd-python (`oinetd`); rinetd, socat, nginx (`peer`); or `all`. A client is
+an address and port. --buffers has no meaning here.
+"""
+
 EPILOG = """
 examples:
   sudo python -m bench throughput --quick
   sudo python -m bench latency --subjects direct,native-auto,haproxy --rounds 7
   sudo python -m bench throughput --peer 'mine=./mine {listen} {connect}'
   python -m bench rate --topology loopback
+  sudo python -m bench udp --quick --rate 20000,200000
   python -m bench report --out report.html
 """
 
@@ -178,6 +184,17 @@ def _parser() -> argparse.ArgumentParser:
         _measure, **measured,
     )  # fmt: skip
     rate.add_argument("--idle", type=_count, default=0, metavar="N", help="idle connections; default 10000")
+    udp = add(
+        "udp", "datagrams: rate, loss, CPU seconds per million, round trips",
+        """
+        UDP to UDP with datagrams of 64 and of 1400 bytes from one client address, and of 64 bytes from 100: round trips
+        with one datagram under way from each client, and with 32; then fixed rates, which are offered whatever becomes
+        of them, while the server counts what arrives.
+        """,
+        _measure, parents=[common], epilog=UDP_SUBJECTS,
+    )  # fmt: skip
+    udp.add_argument("--rate", type=_counts, default=[], metavar="N,…",
+                     help="datagrams offered a second; default 50000,100000, with --quick 50000")  # fmt: skip
     micro = add(
         "micro", "ns, CPU ns, bytes and allocations per operation, as Go's benchmarks print them",
         """
@@ -219,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_OWN_OPTIONS = ("perf", "strace", "flamegraph", "netperf", "scale", "idle", "profile")
+_OWN_OPTIONS = ("perf", "strace", "flamegraph", "netperf", "scale", "idle", "rate", "profile")
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -239,9 +256,10 @@ def _experiment(name: str, options: Options) -> Experiment:
     from bench.experiments.micro import Micro
     from bench.experiments.rate import Rate
     from bench.experiments.throughput import Throughput
+    from bench.experiments.udp import Udp
 
-    kinds: dict[str, type[Experiment]] = {kind.name: kind for kind in (Connections, Latency, Micro, Rate, Throughput)}
-    return kinds[name](options)
+    kinds: tuple[type[Experiment], ...] = (Connections, Latency, Micro, Rate, Throughput, Udp)
+    return {kind.name: kind for kind in kinds}[name](options)
 
 
 def _measure(arguments: argparse.Namespace, console: Console) -> int:

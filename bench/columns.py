@@ -64,6 +64,14 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("kernel_bytes_each", "kernel each", "KiB", 2, _KIB, main=True, help="of an idle connection: the kernel"),
         Column("idle_cpu_percent", "CPU idle", "%", 2, help="of a core while all connections are silent"),
     ),
+    "udp": (
+        Column("offered_per_s", "offered", "/s", 0, better="higher", help="what the client could really send"),
+        Column("datagrams_per_s", "datagrams", "/s", 0, better="higher", main=True, help="both directions counted"),
+        Column("loss_percent", "lost", "%", 2, main=True, help="of those sent"),
+        Column("cpu_s_per_million", "CPU", "s/million", 2, main=True, help="the forwarder's own processor time"),
+        Column("total_cpu_s_per_million", "with ends", "s/million", 2, help="client and server included"),
+        *_PERCENTILES,
+    ),
     "connections": (
         Column("socket_us", "Socket creation", "µs", 1, main=True, help="socket() and connect(), mean of one"),
         Column("setup_us", "Job setup", "µs", 1, main=True, help="from connected to the first byte, mean of one"),

@@ -90,6 +90,10 @@ class Experiment:
         """One timed run. `subject`, `case` and `round` of the sample are filled in by the caller."""
         raise NotImplementedError
 
+    def check(self, stand: Stand, subject: Subject, told: SubjectInfo) -> None:
+        """Fill in whether the subject delivers what it is given, or why it does not even start."""
+        check(subject, stand, told)
+
     def apart_s(self) -> float:
         """About how long `apart` takes for each subject."""
         return 0.0
@@ -154,7 +158,7 @@ def perform(experiment: Experiment, console: Console) -> Result:
                 if options.check:
                     for subject in ready:
                         plan.now(f"checking {subject.name}")
-                        check(subject, stand, told[subject.name])
+                        experiment.check(stand, subject, told[subject.name])
                         plan.did(CHECK_S)
                 ready = [subject for subject in ready if not told[subject.name].unavailable]
                 _rounds(experiment, stand, ready, cases, plan, result)

@@ -81,14 +81,18 @@ def wait_until(condition: Callable[[], bool], patience_s: float, what: str) -> N
         time.sleep(_POLL_S)
 
 
-def listening_ports(pid: int) -> set[int]:
-    """The TCP ports listened on in the network namespace of process `pid`."""
+_UNCONNECTED = {"tcp": "0A", "udp": "07"}
+"""The state that /proc shows of a socket that listens; over UDP, of one that is bound and takes from everybody."""
+
+
+def listening_ports(pid: int, protocol: str = "tcp") -> set[int]:
+    """The ports listened on, over `tcp` or `udp`, in the network namespace of process `pid`."""
     ports = set()
-    for table in ("tcp", "tcp6"):
+    for table in (protocol, f"{protocol}6"):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == "0A":
+                if fields[3] == _UNCONNECTED[protocol]:
                     ports.add(int(fields[1].rpartition(":")[2], 16))
     return ports
 
@@ -158,13 +162,13 @@ class Program:
             raise BenchError(self.failure())
         return text
 
-    def wait_listening(self, *ports: int) -> None:
+    def wait_listening(self, *ports: int, protocol: str = "tcp") -> None:
         """Return when the program's namespace listens on all `ports`. Raises `BenchError` where it ends or is late."""
 
         def ready() -> bool:
             if not self.running:
                 raise BenchError(self.failure())
-            return listening_ports(self.pid) >= set(ports)
+            return listening_ports(self.pid, protocol) >= set(ports)
 
         wait_until(ready, START_PATIENCE_S, f"{self.name} was to listen on {', '.join(map(str, ports))}")
 

@@ -97,19 +97,24 @@ class Stand:
         for port in self._ports:
             if self.topology.name != "loopback":
                 return port
-            with socket.socket() as probe, contextlib.suppress(OSError):
+            with (
+                socket.socket() as probe,
+                socket.socket(type=socket.SOCK_DGRAM) as datagrams,
+                contextlib.suppress(OSError),
+            ):
                 probe.bind(("127.0.0.1", port))
+                datagrams.bind(("127.0.0.1", port))
                 return port
         raise BenchError("the bench has used up its ports")
 
     @contextlib.contextmanager
-    def server(self, command: Sequence[str], *ports: int) -> Iterator[Program]:
-        """A program in the server's place, ready when it listens on `ports`."""
+    def server(self, command: Sequence[str], *ports: int, protocol: str = "tcp") -> Iterator[Program]:
+        """A program in the server's place, ready when it listens on `ports`, over `tcp` or `udp`."""
         program = Program(
             command, self.run, self._log("server"), place=self.topology.server, groups=self._load_groups()
         )
         try:
-            program.wait_listening(*ports)
+            program.wait_listening(*ports, protocol=protocol)
             yield program
         finally:
             program.stop()
@@ -176,8 +181,9 @@ class Stand:
                 programs.append(program)
             if len(programs) == len(routes):  # a program for each route, or one for the only one
                 for program, route in zip(programs, routes, strict=True):
-                    program.wait_listening(route.listen_port)
+                    program.wait_listening(route.listen_port, protocol=subject.protocol)
             elif programs:
-                programs[0].wait_listening(*(route.listen_port for route in routes))
+                ports = [route.listen_port for route in routes]
+                programs[0].wait_listening(*ports, protocol=subject.protocol)
             pids = tuple(program.pid for program in programs)
             yield Running(subject, Account(group, lambda: pids), tuple(map(subject.target, routes)), pids)

@@ -5,7 +5,7 @@ Only the bench imports this. A refused system call is an `OSError`.
 
 from collections.abc import Sequence
 from mmap import mmap
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 _Bytes = bytes | bytearray | memoryview | mmap
 
@@ -30,6 +30,26 @@ def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tup
 
 def load_serve(listener: int, stop_fd: int, source: bool) -> int:
     """Echo, or be a source, on a listening non-blocking socket until `stop_fd` is readable; the number served."""
+
+def datagram_serve(fd: int) -> NoReturn:
+    """The far end of datagram loads, on a bound UDP socket: until the process is ended.
+
+    A datagram's first four bytes say what is done with it: 0 is sent back, 1 counted; 2 comes back with the count at
+    its bytes 8 to 15. Numbers are in the machine's byte order; a head has 16 bytes.
+    """
+
+def datagram_round_trips(
+    fds: Sequence[int], depth: int, size: int, duration_s: float
+) -> tuple[int, int, int, list[tuple[int, int]]]:
+    """Keep `depth` datagrams of `size` bytes under way on each connected UDP socket.
+
+    Answers, lost ones (no answer within 250 ms), elapsed ns, `(bucket, count)` of the latencies. A lone socket blocks:
+    its receive timeout has to be 50 ms or less. Raises ValueError where `depth` is not 1 to 64, or `size` not 16 to
+    9216.
+    """
+
+def datagram_offer(fds: Sequence[int], size: int, per_second: int, duration_s: float) -> tuple[int, int, int]:
+    """Send datagrams to be counted, at a rate, over the connected UDP sockets in turn: sent, refused, elapsed ns."""
 
 @final
 class Capture:

@@ -92,8 +92,8 @@ class Latency(Experiment):
         return Sample("", case.name, 0, load_figures(told, spent), detail={"histogram": told["histogram"]})
 
 
-def own_client(running: Running, what: str, **options: Any) -> list[str]:
-    """The command of the bench's own client."""
+def own_client(running: Running, what: str, module: str = "bench.client", **options: Any) -> list[str]:
+    """The command of the bench's own client, `module`."""
     flags: list[str] = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
@@ -101,12 +101,14 @@ def own_client(running: Running, what: str, **options: Any) -> list[str]:
             flags.append(flag)
         elif value is not False:
             flags += [flag, str(value)]
-    return python_command("bench.client", what, running.host, str(running.port), *flags)
+    return python_command(module, what, running.host, str(running.port), *flags)
 
 
-def run_client(stand: Stand, running: Running, what: str, **options: Any) -> tuple[dict[str, Any], Spent]:
+def run_client(
+    stand: Stand, running: Running, what: str, module: str = "bench.client", **options: Any
+) -> tuple[dict[str, Any], Spent]:
     """Run the bench's own client; what it told, and what was spent from its `go` to its end."""
-    command = own_client(running, what, **options)
+    command = own_client(running, what, module, **options)
     with stand.client(command) as program:
         program.read_line()
         with metered(stand, running) as spent:

@@ -15,11 +15,12 @@ from bench.results import Result
 
 __all__ = ["ORDER", "TITLES", "render_page", "write_page"]
 
-ORDER = ("throughput", "latency", "rate", "connections", "micro")
+ORDER = ("throughput", "latency", "rate", "udp", "connections", "micro")
 TITLES = {
     "throughput": "Throughput",
     "latency": "Round trips",
     "rate": "Connections a second, and idle ones",
+    "udp": "Datagrams",
     "connections": "The table of engines",
     "micro": "What one exchange costs",
 }
@@ -31,6 +32,9 @@ _INTRODUCTIONS = {
     "its answer before it asks again. Percentiles are of all round trips.",
     "rate": "Each connection is opened, carries one byte each way and is closed. Idle connections have carried one "
     "byte and are then silent.",
+    "udp": "UDP to UDP. With a number under way, a datagram is sent when the answer to an earlier one is here: "
+    "percentiles are of all round trips, and each is two datagrams forwarded. With a number offered, the client sends "
+    "at that rate whatever becomes of them, and the server counts. CPU is for a million datagrams that arrived.",
     "connections": "Each column is the client's and the same for all engines. Socket creation: socket() and connect(). "
     "Job setup: from connected until a first byte has come through. Download: from the request to the last byte, all "
     "connections at once. Run time: from the first socket() to the last close().",

@@ -69,7 +69,8 @@ def plots_of(result: Result) -> list[Plot]:
         "connections": _connections,
         "micro": _micro,
     }
-    return makers[result.experiment](result) if result.measured() else []
+    maker = makers.get(result.experiment)  # of datagrams there are tables only
+    return maker(result) if maker and result.measured() else []
 
 
 def _column(result: Result, key: str) -> Column:

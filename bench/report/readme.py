@@ -53,7 +53,8 @@ def performance_section(results: Mapping[str, Result], plots: Mapping[str, Plot]
     facts = next(iter(results.values())).machine
     parts += [f"Measured on {summary_line(facts)}. `n/a` is what cannot be had there.", ""]
     makers = {
-        "throughput": _throughput, "latency": _latency, "rate": _rate, "connections": _engines, "micro": _micro,
+        "throughput": _throughput, "latency": _latency, "rate": _rate, "udp": _udp, "connections": _engines,
+        "micro": _micro,
     }  # fmt: skip
     for name in ORDER:
         if name not in results:
@@ -179,6 +180,26 @@ def _rate(result: Result) -> list[str]:
         else:
             wanted += [(case, "per_second", f"{case}, /s"), (case, "cpu_us", "CPU µs each")]
     return _figures(result, wanted)
+
+
+def _udp(result: Result) -> list[str]:
+    """A table for each size and number of clients: so many columns do not fit beside each other."""
+    lines = []
+    for shape in dict.fromkeys(case.partition(",")[0] for case in result.cases()):
+        wanted: list[tuple[str, str, str]] = []
+        for case in result.cases():
+            if case.partition(",")[0] != shape:
+                continue
+            load = case.partition(", ")[2]
+            if "one under way" in load:
+                wanted += [(case, "p50_us", "p50 µs"), (case, "p99_us", "p99 µs")]
+            elif "offered" in load:
+                wanted.append((case, "loss_percent", f"{load}: lost %"))
+            else:
+                wanted.append((case, "datagrams_per_s", f"{load}: datagrams/s"))
+            wanted.append((case, "cpu_s_per_million", "CPU s/million"))
+        lines += [f"{shape}:", "", *_figures(result, wanted)]
+    return lines
 
 
 def _engines(result: Result) -> list[str]:

@@ -11,7 +11,7 @@ from bench.subjects.peers import Custom, Haproxy, Nginx, Redir, Rinetd, Socat
 from bench.subjects.references import references
 from bench.subjects.subject import Route, Setup, Subject
 
-__all__ = ["Route", "Setup", "Subject", "all_subjects", "choose", "groups"]
+__all__ = ["Route", "Setup", "Subject", "all_subjects", "choose", "choose_from", "groups"]
 
 
 def all_subjects(buffers: Sequence[int], threads: Sequence[int] = ()) -> list[Subject]:
@@ -46,11 +46,15 @@ def groups(subjects: Sequence[Subject]) -> dict[str, list[str]]:
 def choose(
     names: Sequence[str], buffers: Sequence[int], peers: Sequence[str], threads: Sequence[int] = ()
 ) -> list[Subject]:
-    """The subjects called `names` (names or groups), with the `NAME=COMMAND` peers behind them.
+    """The subjects called `names` (names or groups), with the `NAME=COMMAND` peers behind them; as `choose_from`."""
+    return choose_from(all_subjects(buffers, threads) + [Custom.parse(text) for text in peers], names)
+
+
+def choose_from(known: Sequence[Subject], names: Sequence[str]) -> list[Subject]:
+    """Those of `known` that are called `names` (names or groups), and the custom ones.
 
     Raises `BenchError` where a name is not one, and lists those that are.
     """
-    known = all_subjects(buffers, threads) + [Custom.parse(text) for text in peers]
     by_name = {subject.name: subject for subject in known}
     words = groups(known)
     chosen: list[str] = []

@@ -90,14 +90,13 @@ class Nginx(Peer):
         return missing
 
     def commands(self, setup: Setup) -> list[list[str]]:
-        module = next(filter(os.path.exists, _STREAM_MODULES), None)
         servers = "".join(
             f"    server {{ listen {route.listen} backlog=4096; proxy_pass {route.connect}; }}\n"
             for route in setup.routes
         )
         path = setup.directory / "nginx.conf"
         path.write_text(
-            (f"load_module {module};\n" if module else "")
+            stream_module()
             + f"daemon off;\npid {setup.directory}/nginx.pid;\nerror_log stderr warn;\n"
             + ("user root;\n" if os.geteuid() == 0 else "")
             + f"worker_processes {setup.threads or 'auto'};\nworker_rlimit_nofile {descriptor_limit()};\n"
@@ -106,6 +105,12 @@ class Nginx(Peer):
             + f"    proxy_half_close on;\n{servers}}}\n"
         )
         return [[self.path, "-p", str(setup.directory), "-e", "stderr", "-c", str(path)]]
+
+
+def stream_module() -> str:
+    """The line that loads nginx's stream module; empty where the module is built in."""
+    module = next(filter(os.path.exists, _STREAM_MODULES), None)
+    return f"load_module {module};\n" if module else ""
 
 
 _STREAM_MODULES = ("/usr/lib/nginx/modules/ngx_stream_module.so", "/usr/lib64/nginx/modules/ngx_stream_module.so")

@@ -43,7 +43,7 @@ class Subject:
     """A forwarder to be measured. `name` is unique; `family` is one of oinetd, peer, reference, floor, custom.
 
     `base` is the name without a buffer size, `buffer_bytes` that size where the subject has one, `version` what the
-    program tells of itself. `note` stands under tables.
+    program tells of itself. `note` stands under tables. `protocol` is what it listens for, `tcp` or `udp`.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Subject:
     base: str
     buffer_bytes: int | None = None
     note: str = ""
+    protocol: str = "tcp"
 
     def unavailable(self, topology: Topology) -> str | None:
         """Why it cannot run here, with the remedy; None where it can."""

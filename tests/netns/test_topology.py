@@ -165,3 +165,24 @@ def test_a_quick_run(tmp_path: Path) -> None:
         assert len(result.values(subject.name, "P1", "cpu_s_per_gb")) == (0 if subject.family == "floor" else 1)
     assert "ref-polling" in output
     assert of_runs(run.pid) == set()
+
+
+def test_a_quick_run_of_datagrams(tmp_path: Path) -> None:
+    subjects = ["direct", "oinetd-auto", "oinetd-python"]
+    words = ["--quick", "--seconds", "0.05", "--rate", "1000", "--subjects", ",".join(subjects), "--out", str(tmp_path)]
+    with bench("udp", *words) as run:
+        output, _ = run.communicate()
+    assert run.returncode == 0, output
+    (path,) = tmp_path.iterdir()
+    result = Result.load(path)
+    assert not [sample.error for sample in result.samples if sample.error]
+    assert [subject.name for subject in result.measured()] == subjects, output
+    for subject in result.subjects:
+        assert (subject.integrity, subject.half_close, subject.unavailable) == ("", None, "")
+        for case in result.cases():
+            assert result.values(subject.name, case, "datagrams_per_s") > [0.0]
+            assert len(result.values(subject.name, case, "loss_percent")) == 1
+            costs = result.values(subject.name, case, "cpu_s_per_million")
+            assert len(costs) == (0 if subject.family == "floor" else 1)
+    assert "64B × 100, 1000 offered a second" in output
+    assert of_runs(run.pid) == set()

@@ -40,6 +40,11 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
             "cpu_s_per_gb",
         ),
     },
+    "udp": {
+        "64B × 1, one under way each": ("datagrams_per_s", "cpu_s_per_million", "p50_us", "p99_us"),
+        "64B × 1, 32 under way": ("datagrams_per_s", "cpu_s_per_million", "p50_us", "p99_us"),
+        "64B × 100, 50000 offered a second": ("offered_per_s", "loss_percent", "cpu_s_per_million"),
+    },
     "micro": {f"len(payload)={size}": ("ns_op", "cpu_ns_op", "allocs_op") for size in (1, 4096, 65536)},
 }  # fmt: skip
 

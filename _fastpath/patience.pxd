@@ -39,7 +39,8 @@ cdef inline int poll_a_while(Reactor *self, uint64_t spin_us, uint64_t begin_us)
             break
         sched_yield()
     if count == 0:
-        self.spin_credit_us = self.spin_credit_us - (now_us - begin_us) if self.spin_credit_us > now_us - begin_us else 0
+        now_us -= begin_us
+        self.spin_credit_us = self.spin_credit_us - now_us if self.spin_credit_us > now_us else 0
     oi_put(&self.stats.spins, oi_get(&self.stats.spins) + 1)
     return count
 

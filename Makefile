@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 NATIVE := $(wildcard _fastpath/*.pyx _fastpath/*.pxd)
 
-.PHONY: run test check build clean
+.PHONY: run test check sanitize build clean
 
 run: $(VENV)/built
 	@$(BIN)/oinetd demo
@@ -22,6 +22,12 @@ check: $(VENV)/check-ready
 	$(BIN)/mypy
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 _fastpath
 	$(BIN)/stubtest oinetd._fastpath oinetd._bench
+
+# The engine tests under the address, undefined-behaviour and thread sanitizers, on a build of its own.
+sanitize: $(VENV)/test-ready
+	@$(PIP) install 'cython>=3.1' 'setuptools>=77'
+	sh tests/sanitize.sh address
+	sh tests/sanitize.sh thread
 
 build: $(VENV)/built
 

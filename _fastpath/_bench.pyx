@@ -137,7 +137,7 @@ def datagram_serve(int fd):
 
 
 def datagram_round_trips(fds, int depth, size_t size, double duration_s):
-    cdef load_datagram.DatagramTotals totals = load_datagram.DatagramTotals(0, 0, 0, 0)
+    cdef load_datagram.DatagramTotals totals = load_datagram.DatagramTotals(0, 0, 0, 0, 0)
     cdef int count = len(fds)
     cdef uint64_t duration_ns = <uint64_t>(duration_s * 1e9)
     cdef int *descriptors
@@ -155,14 +155,14 @@ def datagram_round_trips(fds, int depth, size_t size, double duration_s):
                     descriptors, count, depth, size, duration_ns, histogram, &totals)
         if status < 0:
             raise OSError(-status, "the round trips failed")
-        return totals.operations, totals.lost, totals.elapsed_ns, histogram_pairs(histogram)
+        return totals.operations, totals.lost, totals.strays, totals.elapsed_ns, histogram_pairs(histogram)
     finally:
         free(descriptors)
         free(histogram)
 
 
 def datagram_offer(fds, size_t size, uint64_t per_second, double duration_s):
-    cdef load_datagram.DatagramTotals totals = load_datagram.DatagramTotals(0, 0, 0, 0)
+    cdef load_datagram.DatagramTotals totals = load_datagram.DatagramTotals(0, 0, 0, 0, 0)
     cdef int count = len(fds)
     cdef uint64_t duration_ns = <uint64_t>(duration_s * 1e9)
     cdef int *descriptors

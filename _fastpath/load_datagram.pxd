@@ -69,6 +69,7 @@ cdef struct DatagramHead:
 cdef struct DatagramTotals:
     uint64_t operations  # answers in time, or datagrams sent
     uint64_t lost
+    uint64_t strays  # answers that were late, there twice, or another socket's
     uint64_t refused  # sends that an ICMP message or a full queue made fail
     uint64_t elapsed_ns
 
@@ -185,10 +186,12 @@ cdef inline int window_turn(Window *window, int index, int flags, uint64_t until
     now = load_now_ns()
     for i in range(got):
         if window.coming.messages[i].msg_len != window.size:
+            window.totals.strays += 1
             continue
         memcpy(&head, &window.coming.data[i][0], HEAD_BYTES)
         # An answer that was given up, and one that is there twice, have another time than the slot.
-        if head.slot >= <uint32_t>(window.count * window.depth) or window.sent_ns[head.slot] != head.stamp:
+        if head.slot // <uint32_t>window.depth != <uint32_t>index or window.sent_ns[head.slot] != head.stamp:
+            window.totals.strays += 1
             continue
         histogram_add(window.histogram, now - head.stamp)
         window.totals.operations += 1

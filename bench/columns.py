@@ -68,6 +68,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("offered_per_s", "offered", "/s", 0, better="higher", help="what the client could really send"),
         Column("datagrams_per_s", "datagrams", "/s", 0, better="higher", main=True, help="both directions counted"),
         Column("loss_percent", "lost", "%", 2, main=True, help="of those sent"),
+        Column("stray_percent", "stray", "%", 2, help="of the answers: late, there twice, or another client's"),
         Column("cpu_s_per_million", "CPU", "s/million", 2, main=True, help="the forwarder's own processor time"),
         Column("total_cpu_s_per_million", "with ends", "s/million", 2, help="client and server included"),
         *_PERCENTILES,

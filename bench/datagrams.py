@@ -113,10 +113,10 @@ def round_trips(options: argparse.Namespace) -> None:
         fds = [sock.fileno() for sock in socks]
         native().datagram_round_trips(fds, options.window, options.size, options.warm_up)
         ready()
-        operations, lost, elapsed_ns, histogram = native().datagram_round_trips(
+        operations, lost, strays, elapsed_ns, histogram = native().datagram_round_trips(
             fds, options.window, options.size, options.seconds
         )
-    answer(operations=operations, lost=lost, elapsed_s=elapsed_ns / 1e9, histogram=histogram)
+    answer(operations=operations, lost=lost, strays=strays, elapsed_s=elapsed_ns / 1e9, histogram=histogram)
 
 
 def offer(options: argparse.Namespace) -> None:

@@ -40,12 +40,12 @@ def datagram_serve(fd: int) -> NoReturn:
 
 def datagram_round_trips(
     fds: Sequence[int], depth: int, size: int, duration_s: float
-) -> tuple[int, int, int, list[tuple[int, int]]]:
+) -> tuple[int, int, int, int, list[tuple[int, int]]]:
     """Keep `depth` datagrams of `size` bytes under way on each connected UDP socket.
 
-    Answers, lost ones (no answer within 250 ms), elapsed ns, `(bucket, count)` of the latencies. A lone socket blocks:
-    its receive timeout has to be 50 ms or less. Raises ValueError where `depth` is not 1 to 64, or `size` not 16 to
-    9216.
+    Answers, lost ones (no answer within 250 ms), strays (answers that were late, there twice, or another socket's),
+    elapsed ns, `(bucket, count)` of the latencies. A lone socket blocks: its receive timeout has to be 50 ms or less.
+    Raises ValueError where `depth` is not 1 to 64, or `size` not 16 to 9216.
     """
 
 def datagram_offer(fds: Sequence[int], size: int, per_second: int, duration_s: float) -> tuple[int, int, int]:

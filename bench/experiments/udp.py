@@ -99,6 +99,7 @@ def round_trip_figures(told: dict[str, Any], spent: Spent) -> dict[str, float | 
     return {
         "datagrams_per_s": forwarded / told["elapsed_s"],
         "loss_percent": _percent(told["lost"], told["operations"] + told["lost"]),
+        "stray_percent": _percent(told["strays"], told["operations"] + told["strays"]),
         **_costs(spent, forwarded),
         **percentiles_us(told["histogram"]),
     }

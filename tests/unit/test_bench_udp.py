@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from bench.account import Account, Watch
-from bench.datagrams import ECHO, RECEIVE_TIMEOUT_US, TELL, ask_count, exchange, head, main, settled, verify
+from bench.datagrams import ECHO, PATIENCE_S, RECEIVE_TIMEOUT_US, TELL, ask_count, exchange, head, main, settled, verify
 from bench.errors import BenchError
 from bench.experiment import Options
 from bench.experiments.udp import Udp, offered_figures, round_trip_figures
@@ -35,10 +37,11 @@ def spent(cpu_s: float | None, total_cpu_s: float | None) -> Spent:
 
 
 def test_a_round_trip_is_two_datagrams() -> None:
-    told = {"operations": 500, "lost": 125, "elapsed_s": 0.5, "histogram": [[100, 500]]}
+    told = {"operations": 500, "lost": 125, "strays": 1500, "elapsed_s": 0.5, "histogram": [[100, 500]]}
     figures = round_trip_figures(told, spent(0.002, 0.004))
     assert figures["datagrams_per_s"] == 2000
     assert figures["loss_percent"] == 20
+    assert figures["stray_percent"] == 75
     assert figures["cpu_s_per_million"] == pytest.approx(2.0)
     assert figures["total_cpu_s_per_million"] == pytest.approx(4.0)
     assert figures["p50_us"] == pytest.approx(0.1)
@@ -151,7 +154,7 @@ def test_the_far_end_echoes_counts_and_tells(tmp_path: Path) -> None:
 def test_every_answer_is_in_the_histogram(tmp_path: Path, clients: int, depth: int) -> None:
     with far_end(tmp_path) as port, connected(port, clients) as socks:
         fds = [sock.fileno() for sock in socks]
-        operations, lost, elapsed_ns, histogram = _bench.datagram_round_trips(fds, depth, 1400, 0.05)
+        operations, lost, _, elapsed_ns, histogram = _bench.datagram_round_trips(fds, depth, 1400, 0.05)
     assert operations >= clients * depth - lost
     assert sum(count for _, count in histogram) == operations
     assert 0 < elapsed_ns <= 50_000_000
@@ -166,12 +169,34 @@ def test_what_is_never_answered_is_lost(clients: int) -> None:
             assert _bench.datagram_round_trips(fds, 4, 64, 0.01)[:2] == (0, 4 * clients)
 
 
+def test_an_answer_counts_once_and_for_the_client_that_asked() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(PATIENCE_S)
+        with connected(server.getsockname()[1], 2) as socks:
+            fds = [sock.fileno() for sock in socks]
+            others = {one.getsockname(): other.getsockname() for one, other in itertools.permutations(socks)}
+
+            def answer_both() -> None:
+                for _ in range(2):
+                    data, address = server.recvfrom(100)
+                    for to in (others[address], address, address):
+                        server.sendto(data, to)
+
+            with ThreadPoolExecutor(1) as threads:
+                answering = threads.submit(answer_both)
+                operations, lost, strays, _, _ = _bench.datagram_round_trips(fds, 1, 64, 0.0)
+                answering.result()
+    assert (operations, lost) == (2, 0)
+    assert strays >= 1
+
+
 def test_a_refused_port_ends_in_loss_and_not_in_an_error() -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as gone:
         gone.bind(("127.0.0.1", 0))
         port = gone.getsockname()[1]
     with connected(port) as (sock,):
-        operations, lost, _, _ = _bench.datagram_round_trips([sock.fileno()], 2, 64, 0.01)
+        operations, lost, _, _, _ = _bench.datagram_round_trips([sock.fileno()], 2, 64, 0.01)
         assert (operations, lost) == (0, 2)
 
 

@@ -7,11 +7,13 @@ kernel's own tuning. UDP has no such tuning.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import socket
 import struct
 import termios
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from oinetd.errors import BindError
@@ -119,25 +121,31 @@ def lookup(host: str, port: int = 0) -> tuple[Address, ...]:
     return tuple(dict.fromkeys(Address(int(family), sockaddr) for family, _, _, _, sockaddr in found))  # type: ignore[arg-type]
 
 
+@contextlib.contextmanager
+def _unbound(address: Address, kind: int, *, v6only: bool) -> Iterator[socket.socket]:
+    """A non-blocking socket, to be bound to `address`. Where that fails it is closed, and `BindError` raised."""
+    sock = None
+    try:
+        sock = socket.socket(address.family, kind | socket.SOCK_NONBLOCK)
+        if address.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+        yield sock
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise bind_error(address, error) from error
+
+
 def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, shared: bool = False) -> socket.socket:
     """A socket bound to `address`, not yet listening. Raises `BindError`.
 
     `shared` lets it stand beside own listeners that overlap with it and are `share`d too.
     """
-    sock = None
-    try:
-        sock = socket.socket(address.family, socket.SOCK_STREAM)
-        sock.setblocking(False)
+    with _unbound(address, socket.SOCK_STREAM, v6only=v6only) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if address.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
         share(sock, shared)
         tune(sock, keepalive)
         sock.bind(address.sockaddr)
-    except OSError as error:
-        if sock is not None:
-            sock.close()
-        raise bind_error(address, error) from error
     return sock
 
 
@@ -146,18 +154,10 @@ def bind_datagrams(address: Address, *, v6only: bool, shared: bool = False) -> s
 
     `shared` is as in `bind_listener`. There is no SO_REUSEADDR: over UDP it would let anybody take the port away.
     """
-    sock = None
-    try:
-        sock = socket.socket(address.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        if address.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+    with _unbound(address, socket.SOCK_DGRAM, v6only=v6only) as sock:
         tune_datagrams(sock, address)
         share(sock, shared)
         sock.bind(address.sockaddr)
-    except OSError as error:
-        if sock is not None:
-            sock.close()
-        raise bind_error(address, error) from error
     return sock
 
 

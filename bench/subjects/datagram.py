@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from bench.programs import descriptor_limit
 from bench.subjects.floor import Direct
 from bench.subjects.oinetd import Oinetd
-from bench.subjects.peers import Custom, Nginx, Rinetd, Socat, stream_module
+from bench.subjects.peers import Custom, Nginx, Rinetd, Socat
 from bench.subjects.subject import Setup, Subject
 
 __all__ = ["datagram_subjects"]
@@ -71,22 +69,8 @@ class _Nginx(Nginx):
     """The stream module, one worker per core; with a socket for each worker, so that a client stays with one."""
 
     protocol = "udp"
-
-    def commands(self, setup: Setup) -> list[list[str]]:
-        servers = "".join(
-            f"    server {{ listen {route.listen} udp reuseport; proxy_pass {route.connect}; }}\n"
-            for route in setup.routes
-        )
-        path = setup.directory / "nginx.conf"
-        path.write_text(
-            stream_module()
-            + f"daemon off;\npid {setup.directory}/nginx.pid;\nerror_log stderr warn;\n"
-            + ("user root;\n" if os.geteuid() == 0 else "")
-            + f"worker_processes {setup.threads or 'auto'};\nworker_rlimit_nofile {descriptor_limit()};\n"
-            + f"events {{ worker_connections {descriptor_limit() - 100}; }}\n"
-            + f"stream {{\n    proxy_buffer_size 64k;\n    proxy_timeout {_SESSION_S}s;\n{servers}}}\n"
-        )
-        return [[self.path, "-p", str(setup.directory), "-e", "stderr", "-c", str(path)]]
+    listen_words = "udp reuseport"
+    stream_words = f"    proxy_timeout {_SESSION_S}s;\n"
 
 
 class _Direct(Direct):

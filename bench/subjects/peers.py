@@ -79,6 +79,8 @@ class Nginx(Peer):
 
     name = base = program = "nginx"
     buffer_bytes = 65536
+    listen_words = "backlog=4096"
+    stream_words = "    proxy_timeout 1h;\n    tcp_nodelay on;\n    proxy_half_close on;\n"
 
     def unavailable(self, topology: Topology) -> str | None:
         missing = super().unavailable(topology)
@@ -91,7 +93,7 @@ class Nginx(Peer):
 
     def commands(self, setup: Setup) -> list[list[str]]:
         servers = "".join(
-            f"    server {{ listen {route.listen} backlog=4096; proxy_pass {route.connect}; }}\n"
+            f"    server {{ listen {route.listen} {self.listen_words}; proxy_pass {route.connect}; }}\n"
             for route in setup.routes
         )
         path = setup.directory / "nginx.conf"
@@ -101,8 +103,7 @@ class Nginx(Peer):
             + ("user root;\n" if os.geteuid() == 0 else "")
             + f"worker_processes {setup.threads or 'auto'};\nworker_rlimit_nofile {descriptor_limit()};\n"
             + f"events {{ worker_connections {descriptor_limit() - 100}; }}\n"
-            + "stream {\n    proxy_buffer_size 64k;\n    proxy_timeout 1h;\n    tcp_nodelay on;\n"
-            + f"    proxy_half_close on;\n{servers}}}\n"
+            + f"stream {{\n    proxy_buffer_size 64k;\n{self.stream_words}{servers}}}\n"
         )
         return [[self.path, "-p", str(setup.directory), "-e", "stderr", "-c", str(path)]]
 

@@ -36,9 +36,10 @@ from linux cimport (
 from listener cimport unix_time
 from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
-from ring cimport Record, bell_arm, ring_peek, ring_pop
+from ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm, ring_peek, ring_pop
 from slot cimport Conn
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
+from tally cimport TALLIES, Tally, tally_add
 from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
 
 
@@ -177,6 +178,10 @@ cdef class Permits:
     def live(self):
         return oi_get(&self.gate.live)
 
+    @property
+    def admitted(self):
+        return oi_get(&self.gate.admitted)
+
 
 cdef int _compile(Access *access, list lists) except -1:
     """Copy four lists of (kind, bytes); kinds are those of `oinetd.pattern.Kind`."""
@@ -214,8 +219,7 @@ cdef class Rules:
     def __cinit__(
         self, uint64_t tag, Permits gate, *, addresses=(), source=None, access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
-        uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), bint report_opened=True,
-        uint32_t flip_bytes=0,
+        uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), uint32_t flip_bytes=0,
     ):
         self.policy = <Policy *> calloc(1, sizeof(Policy))
         if self.policy == NULL:
@@ -239,7 +243,6 @@ cdef class Rules:
         self.policy.half_close_ms = half_close_ms
         self.policy.stall_ms = stall_ms
         self.policy.keep_idle_s, self.policy.keep_interval_s, self.policy.keep_count = keepalive
-        self.policy.report_opened = report_opened
         self.policy.flip_bytes = min(flip_bytes, <uint32_t> SCRATCH_BYTES)
 
     def __dealloc__(self):
@@ -270,6 +273,7 @@ cdef class Core:
     cdef int turn
     cdef Address text_keys[TEXTS]
     cdef list texts
+    cdef Tally tallies[TALLIES]
 
     def __cinit__(self, Permits permits not None, int threads, uint64_t spin_us=0):
         cdef Reactor *reactor
@@ -385,15 +389,38 @@ cdef class Core:
         cdef uint64_t rung
         c_read(self.hub.bell.fd, &rung, sizeof(rung))
 
+    @property
+    def brief(self):
+        return oi_get(&self.hub.brief) != 0
+
+    @brief.setter
+    def brief(self, bint value):
+        oi_put(&self.hub.brief, value)
+
+    cdef _empty_tallies(self, list rows):
+        """Empty the table of sums."""
+        cdef Tally *tally
+        for i in range(TALLIES):
+            tally = &self.tallies[i]
+            if tally.count:
+                rows.append((
+                    RECORD_COUNTED, tally.count, tally.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, tally.up, tally.down,
+                    tally.ending, 0, 0,
+                ))
+                tally.count = 0
+
     def drain(self, int at_most):
         """Records in the order of each reactor, at most so many; an empty answer means that the bell is armed."""
         cdef list rows = []
         cdef Record *record
         cdef Reactor *reactor
         cdef int idle
+        cdef int taken
+        cdef bint brief = oi_get(&self.hub.brief) != 0
         for armed in range(2):
             idle = 0
-            while idle < self.hub.reactor_count and len(rows) < at_most:
+            taken = 0
+            while idle < self.hub.reactor_count and len(rows) < at_most and taken < RING_RECORDS:
                 reactor = self.hub.reactors[self.turn % self.hub.reactor_count]
                 record = ring_peek(&reactor.ring)
                 if record == NULL:
@@ -401,8 +428,15 @@ cdef class Core:
                     self.turn = (self.turn + 1) % self.hub.reactor_count
                     continue
                 idle = 0
-                rows.append(self._row(record))
+                taken += 1
+                if not brief or record.kind != RECORD_CLOSED:
+                    rows.append(self._row(record))
+                elif not tally_add(self.tallies, record):
+                    self._empty_tallies(rows)
+                    tally_add(self.tallies, record)
                 ring_pop(&reactor.ring)
+            if taken and brief:
+                self._empty_tallies(rows)
             if rows or armed:
                 break
             # Nothing: arm the bell, then look once more, for a record that came in between rang nothing.

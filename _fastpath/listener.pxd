@@ -86,10 +86,11 @@ cdef inline void conn_begin(Reactor *reactor, const Letter *letter) noexcept nog
     conn.started_s = letter.started_s
     conn.started_us = letter.started_us
     conn.client = letter.client
+    oi_add(&conn.policy.gate.admitted, 1)
     conn.state = CONN_CONNECTING
     conn.ending = ENDING_RESOLVE_FAILED     # should the policy have no address at all
     oi_put(&reactor.live, oi_get(&reactor.live) + 1)
-    if conn.policy.report_opened:
+    if oi_get(&reactor.hub.brief) == 0:
         conn.opened_due = 1
         report(reactor, conn)
     if watch(reactor, conn, CLIENT) != 0:

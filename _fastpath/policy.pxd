@@ -38,7 +38,6 @@ cdef struct Policy:
     int32_t keep_count
     uint32_t flip_bytes         # for tests: read at most this many bytes and change between copy and splice each time
     uint8_t relay
-    bint report_opened
 
 
 cdef inline void policy_hold(Policy *self) noexcept nogil:

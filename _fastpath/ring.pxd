@@ -22,6 +22,7 @@ cdef enum:
     RECORD_UNREACHABLE = 5      # several connects of a policy failed in a row
     RECORD_ACCEPT_TROUBLE = 6   # accepting pauses, errno says why
     RECORD_ACCEPT_RESUMED = 7
+    RECORD_COUNTED = 8          # ends of a policy's sessions, added up; in no ring, see `tally.pxd`
 
 cdef struct Record:
     uint64_t id

@@ -90,6 +90,7 @@ cdef struct Hub:
     Reactor *reactors[REACTORS_MAX]
     uint64_t starved            # atomic: a reactor waits for room in its ring
     uint64_t troubled           # atomic: that accepting pauses was said
+    uint64_t brief              # atomic: nobody wants to hear of each session
     uint64_t splice_refused     # atomic: errno with which splice was refused for good
     uint64_t spin_us            # 0 is off
 

@@ -39,6 +39,9 @@ class Permits:
     @property
     def live(self) -> int:
         """Who is inside."""
+    @property
+    def admitted(self) -> int:
+        """Connections of the native lane that were let in, ever; those that ended too."""
 
 @final
 class Rules:
@@ -64,7 +67,6 @@ class Rules:
         half_close_ms: int = 0,
         stall_ms: int = 0,
         keepalive: tuple[int, int, int] = (0, 0, 0),
-        report_opened: bool = True,
         flip_bytes: int = 0,
     ) -> Rules: ...
     @property
@@ -96,8 +98,13 @@ class Core:
         """Reset both peers of a session, if there is one of this number."""
     def abort_all(self) -> None:
         """Reset both peers of every session."""
+    brief: bool
+    """Whether nobody wants to hear of each session: no row tells of an opening, and ends are added up."""
     def drain(self, at_most: int) -> list[_Row]:
-        """Records in the order of each reactor; an empty answer means that the bell will ring for the next."""
+        """Records in the order of each reactor; an empty answer means that the bell will ring for the next.
+
+        A row of the kind for counted sessions has their number in place of an id, and the sums of their bytes.
+        """
     def snapshot(self) -> list[_Row]:
         """Live connections as they are now."""
     def stats(self) -> dict[str, Any]:

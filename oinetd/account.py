@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from oinetd.engine import Meter
@@ -17,8 +17,6 @@ from oinetd.model import Endpoint, Rule
 from oinetd.record import Ending, SessionRecord
 
 __all__ = ["Account", "Live", "RuleAccount", "RuleStats", "Stats"]
-
-_REFUSALS = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED})
 
 
 @dataclass(slots=True)
@@ -108,15 +106,14 @@ class Account:
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
         self.live: dict[int, Live] = {}
-        self._native_live = 0
         self._max_per_source = 0
         self._rules: dict[Endpoint | Rule, RuleAccount] = {}
         self._waiting: dict[Callable[[], object], None] = {}
 
     @property
     def anybody(self) -> bool:
-        """Whether somebody is connected, or has ended and is not accounted for yet."""
-        return bool(self.gate.live or self.live or self._native_live)
+        """Whether somebody is connected."""
+        return bool(self.gate.live or self.live)
 
     @property
     def count(self) -> int:
@@ -204,37 +201,40 @@ class Account:
         live.rule.stats.accepted += 1
         self._count(live.rule.stats, live.record)
 
-    def native_opened(self, record: SessionRecord) -> None:
-        """The native lane has admitted a session; the gates are its own business."""
-        stats = self._rules[record.route.rule.identity].stats
-        stats.live += 1
-        stats.accepted += 1
-        self._native_live += 1
-
     def native_closed(self, record: SessionRecord) -> None:
-        """A session of the native lane has ended, or was refused."""
+        """A session of the native lane has ended, or was refused; the gates are its own business."""
         stats = self._rules[record.route.rule.identity].stats
-        if record.ending in _REFUSALS:
-            stats.accepted += 1
-        else:
-            stats.live -= 1
-            self._native_live -= 1
+        assert record.ending is not None
+        stats.accepted += record.ending.refused
         self._count(stats, record)
         self._make_room()
 
-    @staticmethod
-    def _count(stats: RuleStats, record: SessionRecord) -> None:
+    def native_counted(self, rule: Rule, ending: Ending, count: int, bytes_up: int, bytes_down: int) -> None:
+        """Sessions of the native lane have ended, or were refused, whose records nobody wants."""
+        stats = self._rules[rule.identity].stats
+        stats.accepted += count * ending.refused
+        stats.bytes_up += bytes_up
+        stats.bytes_down += bytes_down
+        self._count_ends(stats, ending, count)
+        self._make_room()
+
+    @classmethod
+    def _count(cls, stats: RuleStats, record: SessionRecord) -> None:
         assert record.ending is not None
         stats.bytes_up += record.bytes_up
         stats.bytes_down += record.bytes_down
         stats.datagrams_up += record.datagrams_up
         stats.datagrams_down += record.datagrams_down
         stats.datagrams_lost += record.datagrams_lost
-        stats.endings[record.ending] += 1
-        if record.ending in _REFUSALS:
-            stats.refused += 1
-        elif not record.ending.connected:
-            stats.failed += 1
+        cls._count_ends(stats, record.ending, 1)
+
+    @staticmethod
+    def _count_ends(stats: RuleStats, ending: Ending, count: int) -> None:
+        stats.endings[ending] += count
+        if ending.refused:
+            stats.refused += count
+        elif not ending.connected:
+            stats.failed += count
 
     def _make_room(self) -> None:
         if self._waiting:
@@ -247,12 +247,18 @@ class Account:
         """The live sessions, oldest first."""
         return (live.snapshot() for live in tuple(self.live.values()))
 
-    def stats(self, native: Iterable[SessionRecord] = ()) -> Stats:
-        """A snapshot of all counters, with the live sessions, those of the native lane given."""
+    def stats(
+        self, native: Collection[SessionRecord] = (), native_admitted: Mapping[Endpoint | Rule, int] | None = None
+    ) -> Stats:
+        """A snapshot of all counters. Of the native lane it is given the live sessions and all that were admitted."""
         rules = {
             bind: replace(account.stats, endings=Counter(account.stats.endings))
             for bind, account in self._rules.items()
         }
+        for identity, admitted in (native_admitted or {}).items():
+            rules[identity].accepted += admitted
+        for record in native:
+            rules[record.route.rule.identity].live += 1
         for record in (*self.sessions(), *native):
             stats = rules[record.route.rule.identity]
             stats.bytes_up += record.bytes_up

@@ -159,7 +159,7 @@ class Forwarder:
     async def _until_empty(self, timeout_s: float) -> None:
         """Wait until nobody is connected, at most `timeout_s` seconds."""
         deadline = self._loop.time() + timeout_s
-        while self._account.anybody and (left_s := deadline - self._loop.time()) > 0:
+        while (self._account.anybody or self._lanes.anybody) and (left_s := deadline - self._loop.time()) > 0:
             self._ended.clear()
             with contextlib.suppress(TimeoutError):
                 # A reactor reports an end a moment before it gives the place back, hence the second look.
@@ -200,6 +200,7 @@ class Forwarder:
 
         most = connection_limit(config.max_connections, len(sockets))
         self._account.set_limits(most, config.max_connections_per_source)
+        self._lanes.tell(bool(config.log.file or self._on_open or self._on_close))
         if self._journal is None:
             self._journal = Journal(config.log, log.warning)
         else:
@@ -283,7 +284,7 @@ class Forwarder:
 
     def stats(self) -> Stats:
         """The counters since the start."""
-        return self._account.stats(self._native_sessions())
+        return self._account.stats(self._native_sessions(), self._lanes.admitted() if self._stopped is not None else {})
 
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""
@@ -301,6 +302,10 @@ class Forwarder:
             self._journal.opened(record)
         if self._on_open is not None:
             _call(self._on_open, record)
+
+    def left(self) -> None:
+        """Sessions ended of which there is nothing to tell."""
+        self._ended.set()
 
     def closed(self, record: SessionRecord) -> None:
         """A session ended, or was refused."""

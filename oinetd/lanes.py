@@ -23,11 +23,11 @@ from oinetd.engine.portable import PortableEngine
 from oinetd.errors import EngineUnavailable
 from oinetd.gate import Gate, LocalGate
 from oinetd.listener import Listener
-from oinetd.model import Config, EngineChoice, Rule
+from oinetd.model import Config, Endpoint, EngineChoice, Route, Rule
 from oinetd.model import Protocol as Transport
 from oinetd.poller import Poller
 from oinetd.ports import PortKey
-from oinetd.record import SessionRecord
+from oinetd.record import Ending, SessionRecord
 from oinetd.session import Dials, Service, Watcher
 from oinetd.sockets import bound_address, stop_queueing
 from oinetd.udp.listener import DatagramListener
@@ -147,6 +147,7 @@ class Lanes:
         self._engine: NativeEngine | None = None
         self._reactor_listeners: dict[int, ReactorListener] = {}
         self._retired: dict[Listener, asyncio.TimerHandle] = {}
+        self._each = True
 
     def choose(self, config: Config, rule: Rule) -> Choice:
         """How `rule` is to be served. Raises `EngineUnavailable` where it insists on what cannot be had."""
@@ -193,10 +194,12 @@ class Lanes:
             self._engine = NativeEngine(self._plane)
             self._lane = NativeLane(
                 self._plane,
-                on_opened=self._native_opened,
+                on_opened=self._watcher.opened,
                 on_closed=self._native_closed,
+                on_counted=self._native_counted,
                 on_unreachable=self._look_up_again,
             )
+            self._lane.tell(self._each)
         return self._engine
 
     def serve(self, choice: Choice, sock: socket.socket, service: Service) -> Listening:
@@ -259,6 +262,21 @@ class Lanes:
         listener.empty_queue()
         listener.sock.close()
 
+    def tell(self, each: bool) -> None:
+        """Whether the watcher wants to hear of each session; those of the Python lane are told in any case."""
+        if each != self._each and self._lane is not None:
+            self._lane.tell(each)
+        self._each = each
+
+    @property
+    def anybody(self) -> bool:
+        """Whether the native lane has a session, or one that ended and is not accounted for yet."""
+        return self._lane is not None and self._lane.anybody
+
+    def admitted(self) -> dict[Endpoint | Rule, int]:
+        """How many sessions the native lane ever admitted, by the `identity` of rules."""
+        return self._lane.admitted() if self._lane is not None else {}
+
     def sessions(self) -> list[SessionRecord]:
         """The live sessions of the native lane."""
         return self._lane.sessions() if self._lane is not None else []
@@ -292,9 +310,9 @@ class Lanes:
             await self._plane.close()
         self.poller.close()
 
-    def _native_opened(self, record: SessionRecord) -> None:
-        self._account.native_opened(record)
-        self._watcher.opened(record)
+    def _native_counted(self, route: Route, ending: Ending, count: int, bytes_up: int, bytes_down: int) -> None:
+        self._account.native_counted(route.rule, ending, count, bytes_up, bytes_down)
+        self._watcher.left()
 
     def _native_closed(self, record: SessionRecord) -> None:
         self._account.native_closed(record)

@@ -58,11 +58,17 @@ class Ending(enum.Enum):
         """Whether the upstream leg had been established."""
         return self in _CONNECTED
 
+    @property
+    def refused(self) -> bool:
+        """Whether the client was turned away, by access, by limits or by the program."""
+        return self in _REFUSED
+
 
 _CONNECTED = frozenset({
     Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED, Ending.CLIENT_RESET, Ending.UPSTREAM_RESET,
     Ending.IDLE_TIMEOUT, Ending.HALF_CLOSE_TIMEOUT, Ending.WRITE_STALL, Ending.ABORTED, Ending.DISPLACED,
 })  # fmt: skip
+_REFUSED = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED})
 
 
 @dataclass(frozen=True, slots=True)

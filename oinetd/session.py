@@ -31,6 +31,9 @@ class Watcher(Protocol):
 
     def opened(self, record: SessionRecord) -> None: ...
     def closed(self, record: SessionRecord) -> None: ...
+    def left(self) -> None:
+        """Sessions have ended that are not told one by one, because `Lanes.tell` said so."""
+        ...
 
 
 class Dials(Protocol):

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from oinetd.engine.native import (
     CLOSED,
+    COUNTED,
     ENDINGS,
     OPENED,
     UNREACHABLE,
@@ -37,7 +38,7 @@ from oinetd.engine.native import (
     compile_rules,
 )
 from oinetd.model import AccessRule, Endpoint, Route, Rule, Settings
-from oinetd.record import SessionRecord
+from oinetd.record import Ending, SessionRecord
 
 if TYPE_CHECKING:
     from oinetd._fastpath import Permits, Rules
@@ -72,7 +73,8 @@ class NativeLane:
 
     `on_opened(record)` is called once for each admitted session, before its upstream leg is there, and
     `on_closed(record)` once for each that ended, with the same object; a refused client has only `on_closed`. Both
-    come on the loop's thread, within some milliseconds.
+    come on the loop's thread, within some milliseconds. With `tell(False)` neither is called any more: then ends are
+    added up, and `on_counted(route, ending, count, bytes_up, bytes_down)` gets the sums.
     `on_unreachable(key)` is called when three connects of a listener failed in a row; the moment to resolve again.
     """
 
@@ -82,11 +84,13 @@ class NativeLane:
         *,
         on_opened: Callable[[SessionRecord], object],
         on_closed: Callable[[SessionRecord], object],
+        on_counted: Callable[[Route, Ending, int, int, int], object] | None = None,
         on_unreachable: Callable[[int], object] | None = None,
     ) -> None:
         self._plane = plane
         self._on_opened = on_opened
         self._on_closed = on_closed
+        self._on_counted = on_counted
         self._on_unreachable = on_unreachable
         self._listeners: dict[int, _Served] = {}
         self._keys = itertools.count(1)
@@ -95,8 +99,10 @@ class NativeLane:
         self._gates: dict[Endpoint | Rule, Permits] = {}
         self._live: dict[int, SessionRecord] = {}
         self._unused: list[int] = []
+        self._ended = 0
         plane.take(OPENED, self._opened)
         plane.take(CLOSED, self._closed)
+        plane.take(COUNTED, self._counted)
         plane.take(UNREACHABLE, self._unreachable)
         plane.on_empty = self._sweep
 
@@ -130,6 +136,22 @@ class NativeLane:
     def remove(self, key: int) -> None:
         """Accept no more. On return no reactor touches the socket; who is in its queue is still there."""
         self._plane.core.remove_listener(self._listeners.pop(key).index)
+
+    def tell(self, each: bool) -> None:
+        """Whether each session is to be told; from now on, and those that ended before this are told as before."""
+        self._plane.collect()
+        self._plane.core.brief = not each
+        if not each:
+            self._live.clear()
+
+    @property
+    def anybody(self) -> bool:
+        """Whether a session lives, or has ended and was not told or counted yet."""
+        return sum(gate.admitted for gate in self._gates.values()) > self._ended
+
+    def admitted(self) -> dict[Endpoint | Rule, int]:
+        """How many sessions were ever admitted, by the `identity` of rules."""
+        return {identity: gate.admitted for identity, gate in self._gates.items()}
 
     def sessions(self) -> list[SessionRecord]:
         """Live sessions with their counts of this moment, oldest first."""
@@ -205,7 +227,14 @@ class NativeLane:
         record = self._live.pop(row[1], None) or self._new(row, serving)
         self._fill(record, row, serving)
         record.ending, record.errno = ENDINGS[row[13]], row[14]
+        self._ended += not record.ending.refused
         self._on_closed(record)
+
+    def _counted(self, row: Row) -> None:
+        ending, count = ENDINGS[row[13]], row[1]
+        self._ended += 0 if ending.refused else count
+        if self._on_counted is not None:
+            self._on_counted(self._in_force[row[2]][1].route, ending, count, row[11], row[12])
 
     def _unreachable(self, row: Row) -> None:
         in_force = self._in_force.get(row[2])

@@ -43,7 +43,7 @@ log = logging.getLogger("oinetd")
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 Row: TypeAlias = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int]
 
-OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED = range(1, 8)
+OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED = range(1, 9)
 """Kinds of rows, as `_fastpath/ring.pxd` numbers them."""
 
 BATCH_ROWS = 256
@@ -130,6 +130,12 @@ class DataPlane:
         self.core.hush()
         if self._timer is None:
             self._fetch()
+
+    def collect(self) -> None:
+        """Hand out all rows that there are now."""
+        while rows := self.core.drain(BATCH_ROWS):
+            for row in rows:
+                self._hand_out(row)
 
     def _fetch(self) -> None:
         """Hand out a batch; come back soon while there was something, else wait for the bell."""

@@ -178,8 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     rate = add(
         "rate", "new connections per second, and what idle ones hold",
         """
-        Connections that are opened, used for one byte each way and closed, on 1 and on 64 at a time; then 10 000 that
-        are held open and silent: bytes of the process and of the kernel for each.
+        Connections that are opened, used for 64 bytes each way and closed, 1, 16 and 64 at a time; then 10 000 that are
+        held open and silent: bytes of the process and of the kernel for each.
         """,
         _measure, **measured,
     )  # fmt: skip

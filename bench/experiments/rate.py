@@ -17,6 +17,8 @@ from bench.stand import Running, Stand
 
 __all__ = ["Rate"]
 
+_BYTES = 64
+"""Exchanged by a short connection each way."""
 _WARM_UP_S = 0.3
 _OVERHEAD_S = 0.4
 _IDLE_S = 1.0
@@ -44,7 +46,10 @@ class Rate(Experiment):
         idle = min(wanted, (descriptor_limit() - _OWN_DESCRIPTORS) // 2)  # a forwarder needs two for each
         length = self.seconds_each + _WARM_UP_S + _OVERHEAD_S
         return [
-            *(Case(f"connect/close × {count}", length, {"connections": count}) for count in (1, 64)),
+            *(
+                Case(f"connect/close × {count}", length, {"connections": count, "size": _BYTES})
+                for count in (1, 16, 64)
+            ),
             Case(f"{idle} idle", _IDLE_S + _OVERHEAD_S + idle / _OPENING_PER_S, {"idle": idle}),
         ]
 

@@ -30,7 +30,7 @@ _INTRODUCTIONS = {
     "forwarder, and the throughput shows what they leave.",
     "latency": "Requests and answers of equal size, on one connection and on many, with every connection waiting for "
     "its answer before it asks again. Percentiles are of all round trips.",
-    "rate": "Each connection is opened, carries one byte each way and is closed. Idle connections have carried one "
+    "rate": "Each connection is opened, carries 64 bytes each way and is closed. Idle connections have carried one "
     "byte and are then silent.",
     "udp": "UDP to UDP. With a number under way, a datagram is sent when the answer to an earlier one is here: "
     "percentiles are of all round trips, and each is two datagrams forwarded. With a number offered, the client sends "

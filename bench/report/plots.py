@@ -266,7 +266,7 @@ def _rate(result: Result) -> list[Plot]:
     for case in result.cases():
         if "idle" in case:
             plots.append(_memory(result, case))
-        elif case.endswith("64"):
+        elif case.endswith("16"):
             plots.append(_bar_plot(result, "rate", f"New connections, {case}", case, ("per_second", "cpu_us")))
     return plots
 

@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
         f"64B × {count}": ("per_second", "cpu_us", "p50_us", "p90_us", "p99_us", "p99.9_us") for count in (1, 64)
     },
     "rate": {
-        "connect/close × 64": ("per_second", "cpu_us", "p50_us", "p99_us"),
+        "connect/close × 16": ("per_second", "cpu_us", "p50_us", "p99_us"),
         "1000 idle": ("pss_bytes_each", "kernel_bytes_each"),
     },
     "connections": {

@@ -217,7 +217,8 @@ cdef class Rules:
     cdef Policy *policy
 
     def __cinit__(
-        self, uint64_t tag, Permits gate, *, addresses=(), source=None, access=((), (), (), ()), int relay=0,
+        self, uint64_t tag, Permits gate, *, addresses=(), bint may_meet_itself=False, source=None,
+        access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), uint32_t flip_bytes=0,
     ):
@@ -232,6 +233,7 @@ cdef class Rules:
         for place in addresses[:ADDRESSES_MAX]:
             _parse_target(place, &self.policy.addresses[self.policy.address_count])
             self.policy.address_count += 1
+        self.policy.may_meet_itself = may_meet_itself
         if source is not None:
             _parse_target((source, 0), &self.policy.source)
         _compile(&self.policy.access, [list(each) for each in access])

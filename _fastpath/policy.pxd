@@ -26,6 +26,7 @@ cdef struct Policy:
     Access access
     SocketAddress addresses[ADDRESSES_MAX]
     int address_count
+    bint may_meet_itself        # the kernel may give the outgoing end the very port that it connects to
     SocketAddress source        # `src=`; size 0 where the kernel chooses
     uint32_t buffer_bytes
     uint32_t pipe_bytes

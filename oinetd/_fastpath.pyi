@@ -49,6 +49,8 @@ class Rules:
 
     `access` is global allow, global deny, own allow, own deny: pairs of kind and bytes as `oinetd.pattern` makes them.
     `relay` is 0 auto, 1 copy, 2 splice. Of more than 16 addresses the first 16 are used.
+    `may_meet_itself` says that the kernel may choose a destination's port for the outgoing end: each connect is then
+    looked at, and one that came back to its own socket counts as refused.
     """
 
     def __new__(
@@ -57,6 +59,7 @@ class Rules:
         gate: Permits | None,
         *,
         addresses: Sequence[_Place] = (),
+        may_meet_itself: bool = False,
         source: str | None = None,
         access: Sequence[_Patterns] = ((), (), (), ()),
         relay: int = 0,

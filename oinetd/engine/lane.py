@@ -185,6 +185,7 @@ class NativeLane:
             gate,
             serving.settings,
             flip_bytes=self._plane.flip_bytes,
+            local_ports=self._plane.local_ports,
             addresses=serving.addresses,
             source=rule.options.source,
             access=(serving.access, rule.access),

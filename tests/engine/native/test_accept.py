@@ -8,15 +8,17 @@ import resource
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from oinetd.record import Ending
-from tests.engine.native.plane import Plane, read_all, read_exactly, read_to_reset, reset
+from tests.engine.native.plane import PATIENCE_S, Listening, Plane, read_all, read_exactly, read_to_reset, reset
 
 ENDINGS = list(Ending)
 OPENED, CLOSED, UNREACHABLE, TROUBLE, RESUMED = 1, 2, 5, 6, 7
+ADDRESSES_MAX = 16
 
 
 class Echo:
@@ -199,6 +201,39 @@ def test_source_address(lane: Plane) -> None:
         lane.connect(lane.listen(server.getsockname(), source="192.0.2.1")).recv(1)
     row = lane.row(lambda row: row[0] == CLOSED and ENDINGS[row[13]] is Ending.BIND_FAILED)
     assert row[14] == errno.EADDRNOTAVAIL
+
+
+def can_listen(port: int) -> bool:
+    """Whether nobody has `port`."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def ask(listening: Listening) -> bytes:
+    """What comes back from who is behind a listener. Raises `ConnectionResetError` where nobody is."""
+    with socket.create_connection(listening.sock.getsockname(), PATIENCE_S) as client:
+        client.send(b"hello")
+        return client.recv(5)
+
+
+def test_a_connect_that_comes_back_to_itself_is_refused(make_plane: Plane) -> None:
+    """With nobody listening, the kernel may choose the very port for the outgoing end, and TCP connects it to itself.
+
+    It goes through every second port in order, now and then skipping one: three rounds come by this one almost surely.
+    """
+    lane = make_plane(threads=1)
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    port = next(port for port in range(first, last, 2) if can_listen(port))
+    listening = lane.listen(*[("127.0.0.1", port)] * ADDRESSES_MAX, may_meet_itself=True)
+    for _ in range(3 * (last - first) // 2 // ADDRESSES_MAX):
+        with pytest.raises(ConnectionResetError):
+            ask(listening)
+        lane.rows.clear()
+        (row,) = closed(lane)
+        assert (ENDINGS[row[13]], row[14]) == (Ending.CONNECT_FAILED, errno.ECONNREFUSED)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from listener cimport unix_time
 from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
 from ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm, ring_peek, ring_pop
-from slot cimport Conn
+from slot cimport CHUNK_SLOTS, Conn
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
 from tally cimport TALLIES, Tally, tally_add
 from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
@@ -277,7 +277,7 @@ cdef class Core:
     cdef list texts
     cdef Tally tallies[TALLIES]
 
-    def __cinit__(self, Permits permits not None, int threads, uint64_t spin_us=0):
+    def __cinit__(self, Permits permits not None, int threads, uint64_t spin_us=0, uint32_t slots_max=0):
         cdef Reactor *reactor
         cdef int error
         self.permits = permits
@@ -290,6 +290,8 @@ cdef class Core:
             reactor = reactor_new(self.hub, index)
             if reactor == NULL:
                 raise OSError(errno, "a reactor has no descriptor or no memory")
+            if slots_max:
+                reactor.slab.chunk_max = (slots_max + CHUNK_SLOTS - 1) // CHUNK_SLOTS
             self.hub.reactors[index] = reactor
             self.hub.reactor_count = index + 1
         self.running = True

@@ -80,9 +80,12 @@ class Rules:
 
 @final
 class Core:
-    """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep."""
+    """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep.
 
-    def __new__(cls, permits: Permits, threads: int, spin_us: int = 0) -> Core: ...
+    `slots_max` is for tests: a reactor has memory for so many connections, in multiples of 64, and no more.
+    """
+
+    def __new__(cls, permits: Permits, threads: int, spin_us: int = 0, slots_max: int = 0) -> Core: ...
     @property
     def threads(self) -> int: ...
     def fileno(self) -> int:

@@ -19,6 +19,7 @@ from tests.engine.native.plane import PATIENCE_S, Listening, Plane, read_all, re
 ENDINGS = list(Ending)
 OPENED, CLOSED, UNREACHABLE, TROUBLE, RESUMED = 1, 2, 5, 6, 7
 ADDRESSES_MAX = 16
+RING_RECORDS = 4096
 
 
 class Echo:
@@ -442,3 +443,40 @@ def test_connections_spread_over_reactors(lane: Plane, echo: Echo) -> None:
     live = lane.core.stats()["live"]
     assert sum(live) == 10
     assert max(live) - min(live) <= 2
+
+
+def test_no_memory_for_a_pair(make_plane: Plane) -> None:
+    """It ends with a record, also where the ring has no room for that at first."""
+    plane = make_plane(slots_max=64)
+    inside = [plane.wire() for _ in range(64)]
+    client, upstream, token = plane.wire()
+    assert plane.result(token) == (ENDINGS.index(Ending.ABORTED), 0, 0, errno.ENOMEM)
+    for sock in (client, upstream):
+        assert read_to_reset(sock) == b""
+    with socket.socket() as sock:
+        tokens = range(1_000_000, 1_000_000 + RING_RECORDS + 10)
+        for each in tokens:
+            plane.core.relay(os.dup(sock.fileno()), os.dup(sock.fileno()), plane.make_rules(), each)
+    plane.row(lambda row: row[3] == tokens[-1])
+    told = [(row[3], ENDINGS[row[13]], row[14]) for row in plane.rows if row[3] in tokens]
+    assert told == [(each, Ending.ABORTED, errno.ENOMEM) for each in tokens]
+    client, upstream, token = inside[0]
+    client.close()
+    upstream.close()
+    assert plane.result(token)[3] == 0
+
+
+def test_no_memory_for_a_client(echo: Echo, make_plane: Plane) -> None:
+    plane = make_plane(slots_max=64)
+    listening = plane.listen(echo.address)
+    inside = [plane.connect(listening) for _ in range(64)]
+    for client in inside:
+        round_trip(client)
+    with pytest.raises(ConnectionResetError):
+        ask(listening)
+    row = plane.row(lambda row: row[0] == CLOSED)
+    assert (ENDINGS[row[13]], row[14]) == (Ending.ACCEPT_FAILED, errno.ENOMEM)
+    assert plane.row(lambda row: row[0] == TROUBLE)[14] == errno.ENOMEM
+    assert (plane.permits.live, listening.gate.live, plane.core.stats()["live"]) == (64, 64, [64])
+    inside[0].close()
+    round_trip(plane.connect(listening))

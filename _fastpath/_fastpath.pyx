@@ -217,7 +217,7 @@ cdef class Rules:
     cdef Policy *policy
 
     def __cinit__(
-        self, uint64_t tag, Permits gate, *, addresses=(), bint may_meet_itself=False, source=None,
+        self, uint64_t tag, Permits gate, *, addresses=(), bint may_meet_itself=False, sources=(),
         access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), uint32_t flip_bytes=0,
@@ -234,8 +234,11 @@ cdef class Rules:
             _parse_target(place, &self.policy.addresses[self.policy.address_count])
             self.policy.address_count += 1
         self.policy.may_meet_itself = may_meet_itself
-        if source is not None:
-            _parse_target((source, 0), &self.policy.source)
+        for place in sources:
+            self.policy.has_source = True
+            which = ":" in place[0]
+            if self.policy.sources[which].size == 0:
+                _parse_target(place, &self.policy.sources[which])
         _compile(&self.policy.access, [list(each) for each in access])
         self.policy.relay = relay
         self.policy.buffer_bytes = min(max(buffer_bytes, 1), <uint32_t> SCRATCH_BYTES)

@@ -60,9 +60,14 @@ cdef inline void dial_end(Reactor *reactor, Conn *conn) noexcept nogil:
     finish(reactor, conn, conn.ending, conn.error, True)
 
 
+cdef inline const SocketAddress *source_for(const Policy *policy, const SocketAddress *target) noexcept nogil:
+    """The address of ours from which to connect to `target`; of size 0 where there is none."""
+    return &policy.sources[0 if target.place.sin6_family == AF_INET else 1]
+
+
 cdef inline int dial_open(Reactor *reactor, Conn *conn, const SocketAddress *target) noexcept nogil:
     """A socket on its way to `target`; its connect may be in progress. -1: `ending` and `error` say why not."""
-    cdef Policy *policy = conn.policy
+    cdef const SocketAddress *source = source_for(conn.policy, target)
     cdef int on = 1
     cdef int fd = c_socket(target.place.sin6_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
@@ -73,15 +78,11 @@ cdef inline int dial_open(Reactor *reactor, Conn *conn, const SocketAddress *tar
         return -1
     c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
     c_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
-    if policy.source.size:
+    if source.size:
         # The port is chosen by connect, which can use one again towards another destination; bind could not.
         c_setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
         conn.ending = ENDING_BIND_FAILED
-        if policy.source.place.sin6_family != target.place.sin6_family:
-            conn.error = EAFNOSUPPORT
-            c_close(fd)
-            return -1
-        if c_bind(fd, <const sockaddr *> &policy.source.place, policy.source.size) != 0:
+        if c_bind(fd, <const sockaddr *> &source.place, source.size) != 0:
             conn.error = errno
             c_close(fd)
             return -1
@@ -115,6 +116,11 @@ cdef inline void dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
     while conn.address_next < policy.address_count:
         target = &policy.addresses[conn.address_next]
         conn.address_next += 1
+        if policy.has_source and source_for(policy, target).size == 0:
+            if conn.ending == ENDING_RESOLVE_FAILED:    # no other address has anything to tell
+                conn.ending = ENDING_BIND_FAILED
+                conn.error = EAFNOSUPPORT
+            continue
         address_read(&conn.upstream, &target.place)
         fd = dial_open(reactor, conn, target)
         if fd < 0:

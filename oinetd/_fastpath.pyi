@@ -49,7 +49,8 @@ class Rules:
 
     `access` is global allow, global deny, own allow, own deny: pairs of kind and bytes as `oinetd.pattern` makes them.
     `relay` is 0 auto, 1 copy, 2 splice. Of more than 16 addresses the first 16 are used.
-    `may_meet_itself` says that the kernel may choose a destination's port for the outgoing end: each connect is then
+    Connections come from the first of `sources` that is of the destination's family, where there are any, and from
+    a port of the kernel's choice. `may_meet_itself` says that this may be a destination's port: each connect is then
     looked at, and one that came back to its own socket counts as refused.
     """
 
@@ -60,7 +61,7 @@ class Rules:
         *,
         addresses: Sequence[_Place] = (),
         may_meet_itself: bool = False,
-        source: str | None = None,
+        sources: Sequence[_Place] = (),
         access: Sequence[_Patterns] = ((), (), (), ()),
         relay: int = 0,
         buffer_bytes: int = 65536,

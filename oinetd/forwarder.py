@@ -215,7 +215,7 @@ class Forwarder:
                 access=access[id(rule)],
                 global_access=config.access,
                 destination=destinations.of(rule),
-                source=destinations.source(rule),
+                source_host=destinations.source_of(rule),
                 rule=self._account.of(rule),
                 account=self._account,
                 dialer=choice.dialer,
@@ -259,7 +259,7 @@ class Forwarder:
 
     def _refresh(self, destination: Destination) -> None:
         for listener in self._listeners.values():
-            if listener.service.destination is destination:
+            if destination in (listener.service.destination, listener.service.source_host):
                 listener.refresh()
 
     # What there is to know

@@ -171,7 +171,7 @@ def compile_rules(
     flip_bytes: int = 0,
     local_ports: range = range(0),
     addresses: tuple[SocketAddress, ...] = (),
-    source: str | None = None,
+    sources: tuple[SocketAddress, ...] = (),
     access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]] = ((), ()),
 ) -> _fastpath.Rules:
     """Settings in the form of the data plane; `access` are the global rules and the rule's own.
@@ -188,7 +188,7 @@ def compile_rules(
         gate,
         addresses=addresses,
         may_meet_itself=any(address[1] in local_ports for address in addresses),
-        source=source,
+        sources=sources,
         access=patterns,
         relay=_RELAY_MODES[settings.relay],
         buffer_bytes=settings.buffer_bytes,

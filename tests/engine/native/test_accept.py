@@ -194,14 +194,36 @@ def test_upstream_that_resets_at_once(lane: Plane) -> None:
 
 def test_source_address(lane: Plane) -> None:
     server = lane.own(socket.create_server(("127.0.0.1", 0)))
-    lane.connect(lane.listen(server.getsockname(), source="127.0.0.77"))
+    lane.connect(lane.listen(server.getsockname(), sources=[("127.0.0.77", 0)]))
     upstream, peer = server.accept()
     upstream.close()
     assert peer[0] == "127.0.0.77"
     with pytest.raises(ConnectionResetError):
-        lane.connect(lane.listen(server.getsockname(), source="192.0.2.1")).recv(1)
+        lane.connect(lane.listen(server.getsockname(), sources=[("192.0.2.1", 0)])).recv(1)
     row = lane.row(lambda row: row[0] == CLOSED and ENDINGS[row[13]] is Ending.BIND_FAILED)
     assert row[14] == errno.EADDRNOTAVAIL
+
+
+def test_source_address_of_the_same_family(lane: Plane) -> None:
+    sources = [("::1", 0, 0, 0), ("127.0.0.77", 0), ("127.0.0.78", 0)]
+    four, six = (
+        lane.own(socket.create_server(("127.0.0.1", 0))),
+        lane.own(socket.create_server(("::1", 0), family=socket.AF_INET6)),
+    )
+    for server, host in ((four, "127.0.0.77"), (six, "::1")):
+        lane.connect(lane.listen(server.getsockname(), sources=sources))
+        upstream, peer = server.accept()
+        upstream.close()
+        assert peer[0] == host
+    # An address that no source fits is passed over, and is the reason only where there is no other.
+    lane.connect(lane.listen(six.getsockname(), four.getsockname(), sources=sources[1:]))
+    four.accept()[0].close()
+    dead = ("127.0.0.1", free_port())
+    for targets in ([six.getsockname()], [dead, six.getsockname()]):
+        with pytest.raises(ConnectionResetError):
+            ask(lane.listen(*targets, sources=sources[1:]))
+    failed = {(ENDINGS[row[13]], row[14]) for row in closed(lane, count=2)}
+    assert failed == {(Ending.BIND_FAILED, errno.EAFNOSUPPORT), (Ending.CONNECT_FAILED, errno.ECONNREFUSED)}
 
 
 def can_listen(port: int) -> bool:

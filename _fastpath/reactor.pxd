@@ -28,7 +28,7 @@ from libc.string cimport memcpy, memset
 
 from address cimport Address
 from atomic cimport oi_get, oi_give, oi_put, oi_swap
-from backoff cimport accept_pause, is_shortage
+from backoff cimport accept_calm
 from deadline cimport relay_due
 from dial cimport dial_due, dial_event, relay_begin, watch
 from ending cimport (
@@ -261,6 +261,8 @@ cdef inline int sleep_ms(Reactor *self) noexcept nogil:
         until_ms = self.accept_retry_ms
     elif self.accept_again:
         return 0
+    if self.calm_ms and (until_ms == 0 or self.calm_ms < until_ms):
+        until_ms = self.calm_ms
     tick = wheel_next(&self.wheel)
     if tick:
         due_ms = tick * TICK_MS
@@ -308,6 +310,8 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
         if self.accept_retry_ms and self.now_ms >= self.accept_retry_ms:
             self.accept_retry_ms = 0
             self.accept_again = True
+        if self.calm_ms and self.now_ms >= self.calm_ms:
+            accept_calm(self)
         if self.accept_again and self.accept_retry_ms == 0 and not self.stopping:
             listeners_serve(self)
         oi_put(&self.stats.loops, oi_get(&self.stats.loops) + 1)

@@ -14,7 +14,7 @@ LAYERS = (
     "model errors _fastpath descriptors",
     "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
     "engine.datagrams",
-    "config access sockets logline pidfile messages engine.buffers",
+    "config access sockets logline pidfile messages engine.buffers engine.running",
     "engine destination ports journal invocation",
     "dialer account engine.flow engine.native",
     "engine.portable engine.lane summary",

@@ -37,7 +37,7 @@ from listener cimport unix_time
 from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
 from ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm, ring_peek, ring_pop
-from slot cimport Conn
+from slot cimport CHUNK_SLOTS, Conn
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
 from tally cimport TALLIES, Tally, tally_add
 from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
@@ -217,7 +217,8 @@ cdef class Rules:
     cdef Policy *policy
 
     def __cinit__(
-        self, uint64_t tag, Permits gate, *, addresses=(), source=None, access=((), (), (), ()), int relay=0,
+        self, uint64_t tag, Permits gate, *, addresses=(), bint may_meet_itself=False, sources=(),
+        access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), uint32_t flip_bytes=0,
     ):
@@ -232,8 +233,12 @@ cdef class Rules:
         for place in addresses[:ADDRESSES_MAX]:
             _parse_target(place, &self.policy.addresses[self.policy.address_count])
             self.policy.address_count += 1
-        if source is not None:
-            _parse_target((source, 0), &self.policy.source)
+        self.policy.may_meet_itself = may_meet_itself
+        for place in sources:
+            self.policy.has_source = True
+            which = ":" in place[0]
+            if self.policy.sources[which].size == 0:
+                _parse_target(place, &self.policy.sources[which])
         _compile(&self.policy.access, [list(each) for each in access])
         self.policy.relay = relay
         self.policy.buffer_bytes = min(max(buffer_bytes, 1), <uint32_t> SCRATCH_BYTES)
@@ -275,7 +280,7 @@ cdef class Core:
     cdef list texts
     cdef Tally tallies[TALLIES]
 
-    def __cinit__(self, Permits permits not None, int threads, uint64_t spin_us=0):
+    def __cinit__(self, Permits permits not None, int threads, uint64_t spin_us=0, uint32_t slots_max=0):
         cdef Reactor *reactor
         cdef int error
         self.permits = permits
@@ -288,6 +293,8 @@ cdef class Core:
             reactor = reactor_new(self.hub, index)
             if reactor == NULL:
                 raise OSError(errno, "a reactor has no descriptor or no memory")
+            if slots_max:
+                reactor.slab.chunk_max = (slots_max + CHUNK_SLOTS - 1) // CHUNK_SLOTS
             self.hub.reactors[index] = reactor
             self.hub.reactor_count = index + 1
         self.running = True

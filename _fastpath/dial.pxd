@@ -4,21 +4,23 @@ The client is registered but not read: its bytes and its FIN wait in the kernel,
 """
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcmp
 
-from address cimport SocketAddress, address_read
+from address cimport Address, SocketAddress, address_read
 from atomic cimport oi_add, oi_get, oi_put
 from backoff cimport accept_pause, is_shortage
 from deadline cimport relay_arm
 from ending cimport (
     ENDING_BIND_FAILED, ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_RESOLVE_FAILED,
-    ENDING_SOCKET_FAILED, finish, record_slot, report, settle, socket_error,
+    ENDING_SOCKET_FAILED, close_with_reset, finish, record_slot, report, settle, socket_error,
 )
 from flow cimport side_fail
 from linux cimport (
     AF_INET, EAFNOSUPPORT, ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
     EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, ETIMEDOUT, IPPROTO_IP, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE, TCP_NODELAY,
-    c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket, epoll_event, errno, sockaddr,
+    c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket, epoll_event, errno, sockaddr,
+    sockaddr_storage, socklen_t,
 )
 from policy cimport Policy
 from queue cimport ready_add
@@ -58,9 +60,14 @@ cdef inline void dial_end(Reactor *reactor, Conn *conn) noexcept nogil:
     finish(reactor, conn, conn.ending, conn.error, True)
 
 
+cdef inline const SocketAddress *source_for(const Policy *policy, const SocketAddress *target) noexcept nogil:
+    """The address of ours from which to connect to `target`; of size 0 where there is none."""
+    return &policy.sources[0 if target.place.sin6_family == AF_INET else 1]
+
+
 cdef inline int dial_open(Reactor *reactor, Conn *conn, const SocketAddress *target) noexcept nogil:
     """A socket on its way to `target`; its connect may be in progress. -1: `ending` and `error` say why not."""
-    cdef Policy *policy = conn.policy
+    cdef const SocketAddress *source = source_for(conn.policy, target)
     cdef int on = 1
     cdef int fd = c_socket(target.place.sin6_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
@@ -71,15 +78,11 @@ cdef inline int dial_open(Reactor *reactor, Conn *conn, const SocketAddress *tar
         return -1
     c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
     c_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
-    if policy.source.size:
+    if source.size:
         # The port is chosen by connect, which can use one again towards another destination; bind could not.
         c_setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
         conn.ending = ENDING_BIND_FAILED
-        if policy.source.place.sin6_family != target.place.sin6_family:
-            conn.error = EAFNOSUPPORT
-            c_close(fd)
-            return -1
-        if c_bind(fd, <const sockaddr *> &policy.source.place, policy.source.size) != 0:
+        if c_bind(fd, <const sockaddr *> &source.place, source.size) != 0:
             conn.error = errno
             c_close(fd)
             return -1
@@ -113,6 +116,11 @@ cdef inline void dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
     while conn.address_next < policy.address_count:
         target = &policy.addresses[conn.address_next]
         conn.address_next += 1
+        if policy.has_source and source_for(policy, target).size == 0:
+            if conn.ending == ENDING_RESOLVE_FAILED:    # no other address has anything to tell
+                conn.ending = ENDING_BIND_FAILED
+                conn.error = EAFNOSUPPORT
+            continue
         address_read(&conn.upstream, &target.place)
         fd = dial_open(reactor, conn, target)
         if fd < 0:
@@ -136,7 +144,7 @@ cdef inline void dial_failed(Reactor *reactor, Conn *conn, int ending, int error
     """This address did not take it."""
     conn.ending = ending
     conn.error = error
-    c_close(conn.side[UPSTREAM].fd)
+    close_with_reset(conn.side[UPSTREAM].fd)    # one that met itself would keep the port in TIME_WAIT
     conn.side[UPSTREAM].fd = -1
     conn.side[UPSTREAM].rd = 0
     conn.side[UPSTREAM].wr = 0
@@ -164,6 +172,18 @@ cdef inline void relay_begin(Reactor *reactor, Conn *conn) noexcept nogil:
         ready_add(reactor, &conn.dir[DOWN])
 
 
+cdef inline bint met_itself(const Conn *conn) noexcept nogil:
+    """Whether the connect came back to its own socket: nobody listens on a port of this machine, and the kernel chose
+    that port for the outgoing end."""
+    cdef sockaddr_storage place
+    cdef socklen_t size = sizeof(place)
+    cdef Address local
+    if c_getsockname(conn.side[UPSTREAM].fd, <sockaddr *> &place, &size) != 0:
+        return False
+    address_read(&local, &place)
+    return local.port == conn.upstream.port and memcmp(local.ip, conn.upstream.ip, sizeof(local.ip)) == 0
+
+
 cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t events) noexcept nogil:
     """An event while connecting. `conn` may be gone afterwards."""
     cdef int error
@@ -181,7 +201,10 @@ cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t eve
         side_fail(&conn.side[UPSTREAM], error)
         settle(reactor, conn)
     elif events & EPOLLOUT:
-        relay_begin(reactor, conn)
+        if conn.policy.may_meet_itself and met_itself(conn):
+            dial_failed(reactor, conn, ENDING_CONNECT_FAILED, ECONNREFUSED)
+        else:
+            relay_begin(reactor, conn)
 
 
 cdef inline void dial_due(Reactor *reactor, Conn *conn) noexcept nogil:

@@ -14,7 +14,7 @@ from linux cimport (
 from policy cimport Policy
 
 cdef enum:
-    LETTERS_MAX = 1024
+    LETTERS_MAX = 1024          # a power of two; one place is kept for a letter that is put back
     LETTER_ACCEPTED = 1         # a client from the reactor that accepted it
     LETTER_PAIR = 2             # two connected sockets from Python
     LETTER_KILL = 3
@@ -59,7 +59,7 @@ cdef inline bint inbox_post(Inbox *self, const Letter *letter) noexcept nogil:
     cdef uint64_t one = 1
     cdef bint posted = False
     pthread_mutex_lock(&self.lock)
-    if self.count < LETTERS_MAX:
+    if self.count < LETTERS_MAX - 1:
         self.letters[(self.first + self.count) & (LETTERS_MAX - 1)] = letter[0]
         self.count += 1
         posted = True
@@ -80,3 +80,13 @@ cdef inline bint inbox_take(Inbox *self, Letter *letter) noexcept nogil:
         taken = True
     pthread_mutex_unlock(&self.lock)
     return taken
+
+
+cdef inline void inbox_return(Inbox *self, const Letter *letter) noexcept nogil:
+    """Put the letter that was just taken back as the oldest, and look again soon."""
+    pthread_mutex_lock(&self.lock)
+    self.first = (self.first - 1) & (LETTERS_MAX - 1)
+    self.letters[self.first] = letter[0]
+    self.count += 1
+    pthread_mutex_unlock(&self.lock)
+    oi_swap(&self.rung, 1)

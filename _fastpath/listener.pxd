@@ -15,14 +15,15 @@ from atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show
 from backoff cimport accept_pause, accept_recovered, is_shortage
 from dial cimport dial_next, watch
 from ending cimport (
-    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED,
-    finish, listeners_wake, record_slot, report,
+    ENDING_ACCEPT_FAILED, ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_RESOLVE_FAILED,
+    ENDING_SOCKET_FAILED, close_with_reset, finish, listeners_wake, record_slot, report,
 )
 from gate cimport gate_enter_or_wait, gate_leave, source_enter, source_leave
 from inbox cimport LETTER_ACCEPTED, Letter, inbox_post
 from linux cimport (
-    CLOCK_REALTIME, EAGAIN, EINVAL, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, clock_gettime, errno,
-    pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_storage, socklen_t, timespec,
+    CLOCK_REALTIME, EAGAIN, EINVAL, ENOMEM, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, clock_gettime,
+    errno, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_storage, socklen_t,
+    timespec,
 )
 from policy cimport Policy, policy_drop, policy_hold
 from ring cimport RECORD_CLOSED, RING_RESERVE, Record, ring_push, ring_room
@@ -56,7 +57,10 @@ cdef inline void leave_gates(Reactor *reactor, Policy *policy, const Address *cl
 cdef inline void refuse(Reactor *reactor, const Letter *letter, int ending, int error) noexcept nogil:
     """Close a client that is not served, and say why. There is room: accepting began with RING_RESERVE places."""
     cdef Record *record = record_slot(reactor)
-    c_close(letter.fd)
+    if error:
+        close_with_reset(letter.fd)
+    else:
+        c_close(letter.fd)
     c_assert(record != NULL)
     memset(record, 0, sizeof(Record))
     record.kind = RECORD_CLOSED
@@ -71,14 +75,19 @@ cdef inline void refuse(Reactor *reactor, const Letter *letter, int ending, int 
     leave_gates(reactor, letter.policy, &letter.client, letter.counted)
 
 
-cdef inline void conn_begin(Reactor *reactor, const Letter *letter) noexcept nogil:
-    """Make a connection of an accepted client. The policy's reference comes with the letter."""
+cdef inline bint conn_begin(Reactor *reactor, const Letter *letter) noexcept nogil:
+    """Make a connection of an accepted client. The policy's reference comes with the letter.
+
+    False where there is neither memory for it nor room in the ring to say so: then nothing is done.
+    """
     cdef Conn *conn = slab_take(&reactor.slab)
     if conn == NULL:
-        c_close(letter.fd)
-        leave_gates(reactor, letter.policy, &letter.client, letter.counted)
+        if record_slot(reactor) == NULL:
+            return False
+        refuse(reactor, letter, ENDING_ACCEPT_FAILED, ENOMEM)
         policy_drop(letter.policy)
-        return
+        accept_pause(reactor, ENOMEM)
+        return True
     conn.side[CLIENT].fd = letter.fd
     conn.policy = letter.policy
     conn.id = letter.id
@@ -95,8 +104,9 @@ cdef inline void conn_begin(Reactor *reactor, const Letter *letter) noexcept nog
         report(reactor, conn)
     if watch(reactor, conn, CLIENT) != 0:
         finish(reactor, conn, ENDING_SOCKET_FAILED, errno, True)
-        return
+        return True
     dial_next(reactor, conn)
+    return True
 
 
 cdef inline Reactor *least_busy(Reactor *self) noexcept nogil:
@@ -124,6 +134,7 @@ cdef inline void admit(Reactor *reactor, Letter *letter) noexcept nogil:
     cdef int verdict = access_decide(&policy.access, &letter.client)
     cdef uint64_t bound
     cdef Reactor *server
+    cdef bint begun
     if verdict != VERDICT_ALLOWED:
         refuse(reactor, letter, ENDING_DENIED if verdict == VERDICT_DENIED else ENDING_NOT_ALLOWED, 0)
         return
@@ -144,7 +155,8 @@ cdef inline void admit(Reactor *reactor, Letter *letter) noexcept nogil:
     if server != reactor and inbox_post(&server.inbox, letter):
         oi_put(&reactor.stats.handed_off, oi_get(&reactor.stats.handed_off) + 1)
         return
-    conn_begin(reactor, letter)
+    begun = conn_begin(reactor, letter)
+    c_assert(begun)     # for the same reason as in `refuse`
 
 
 cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy) noexcept nogil:

@@ -26,7 +26,9 @@ cdef struct Policy:
     Access access
     SocketAddress addresses[ADDRESSES_MAX]
     int address_count
-    SocketAddress source        # `src=`; size 0 where the kernel chooses
+    bint may_meet_itself        # the kernel may give the outgoing end the very port that it connects to
+    bint has_source             # `src=`: the outgoing end is bound to ...
+    SocketAddress sources[2]    # ... the first of the destination's family, IPv4 and IPv6; size 0 is none
     uint32_t buffer_bytes
     uint32_t pipe_bytes
     uint32_t connect_ms         # timeouts: 0 is off

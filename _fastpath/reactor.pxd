@@ -28,20 +28,20 @@ from libc.string cimport memcpy, memset
 
 from address cimport Address
 from atomic cimport oi_get, oi_give, oi_put, oi_swap
-from backoff cimport accept_pause, is_shortage
+from backoff cimport accept_calm
 from deadline cimport relay_due
 from dial cimport dial_due, dial_event, relay_begin, watch
 from ending cimport (
     ENDING_ABORTED, ENDING_SOCKET_FAILED, FLUSH_MS, abort, close_with_reset, finish, finish_failed, flush_look,
-    listeners_wake, record_fill, report_rest, settle, socket_error,
+    listeners_wake, record_fill, record_slot, report_rest, settle, socket_error,
 )
 from flow cimport AGAIN, TURNED, flow_pump, side_fail
 from inbox cimport (
     LETTERS_MAX, LETTER_ABORT_ALL, LETTER_ACCEPTED, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_SNAPSHOT,
-    LETTER_STOP, Letter, inbox_take,
+    LETTER_STOP, Letter, inbox_return, inbox_take,
 )
 from linux cimport (
-    ECONNRESET, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
+    ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
     c_assert, c_close, errno,
     pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock,
 )
@@ -49,6 +49,7 @@ from listener cimport conn_begin, listener_serve, listeners_serve, unix_time
 from patience cimport monotonic_us, wait_for_events
 from policy cimport policy_drop
 from queue cimport ready_add, ready_remove
+from ring cimport RECORD_RELAYED, Record, ring_push
 from slot cimport (
     CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_INBOX, KIND_LISTENER, UP,
     UPSTREAM, CHUNK_SLOTS, Conn, Dir, Side, slab_at, slab_take,
@@ -152,15 +153,32 @@ cdef inline void pump_ready(Reactor *self) noexcept nogil:
         turns += 1
 
 
-cdef inline void pair_begin(Reactor *self, const Letter *letter) noexcept nogil:
-    """Relay between two connected sockets that Python handed over."""
+cdef inline bint pair_refuse(Reactor *self, const Letter *letter) noexcept nogil:
+    """End a pair for which there is no memory; false where the ring has no room for its record."""
+    cdef Record *record = record_slot(self)
+    if record == NULL:
+        return False
+    close_with_reset(letter.fd)
+    close_with_reset(letter.upstream_fd)
+    memset(record, 0, sizeof(Record))
+    record.kind = RECORD_RELAYED
+    record.ending = ENDING_ABORTED
+    record.error = ENOMEM
+    record.id = letter.id
+    record.tag = letter.policy.tag
+    record.token = letter.token
+    record.started_s = letter.started_s
+    ring_push(&self.ring, &self.hub.bell)
+    policy_drop(letter.policy)
+    return True
+
+
+cdef inline bint pair_begin(Reactor *self, const Letter *letter) noexcept nogil:
+    """Relay between two connected sockets that Python handed over; false where the letter has to wait."""
     cdef Conn *conn = slab_take(&self.slab)
     cdef bint watched
-    if conn == NULL:        # no memory: both are closed; there is no record, so Python hears of it by the stop
-        close_with_reset(letter.fd)
-        close_with_reset(letter.upstream_fd)
-        policy_drop(letter.policy)
-        return
+    if conn == NULL:
+        return pair_refuse(self, letter)
     conn.handed_over = 1
     conn.kept_alive = 1
     conn.policy = letter.policy
@@ -175,8 +193,9 @@ cdef inline void pair_begin(Reactor *self, const Letter *letter) noexcept nogil:
     watched = watch(self, conn, CLIENT) == 0 and watch(self, conn, UPSTREAM) == 0
     if not watched:
         finish(self, conn, ENDING_ABORTED, errno, True)
-        return
+        return True
     relay_begin(self, conn)
+    return True
 
 
 cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snapshot) noexcept nogil:
@@ -195,13 +214,14 @@ cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snaps
             abort(self, conn, ENDING_ABORTED, 0)
 
 
-cdef inline void letter_read(Reactor *self, const Letter *letter) noexcept nogil:
+cdef inline bint letter_read(Reactor *self, const Letter *letter) noexcept nogil:
+    """Do what it says; false where there is neither memory for that nor room in the ring to say so."""
     cdef Snapshot *snapshot = <Snapshot *> letter.answer
     if letter.kind == LETTER_ACCEPTED:
-        conn_begin(self, letter)
-    elif letter.kind == LETTER_PAIR:
-        pair_begin(self, letter)
-    elif letter.kind == LETTER_KILL or letter.kind == LETTER_ABORT_ALL:
+        return conn_begin(self, letter)
+    if letter.kind == LETTER_PAIR:
+        return pair_begin(self, letter)
+    if letter.kind == LETTER_KILL or letter.kind == LETTER_ABORT_ALL:
         each_conn(self, letter.kind, letter.id, NULL)
     elif letter.kind == LETTER_SNAPSHOT:
         pthread_mutex_lock(&snapshot.lock)
@@ -215,6 +235,7 @@ cdef inline void letter_read(Reactor *self, const Letter *letter) noexcept nogil
         self.accept_again = True
     elif letter.kind == LETTER_STOP:
         self.stopping = True
+    return True
 
 
 cdef inline void letters_read(Reactor *self) noexcept nogil:
@@ -224,7 +245,9 @@ cdef inline void letters_read(Reactor *self) noexcept nogil:
     for _turn in range(LETTERS_MAX):
         if not inbox_take(&self.inbox, &letter):
             return
-        letter_read(self, &letter)
+        if not letter_read(self, &letter):
+            inbox_return(&self.inbox, &letter)
+            return
     oi_swap(&self.inbox.rung, 1)    # there may be more: look again without being rung for
 
 
@@ -238,6 +261,8 @@ cdef inline int sleep_ms(Reactor *self) noexcept nogil:
         until_ms = self.accept_retry_ms
     elif self.accept_again:
         return 0
+    if self.calm_ms and (until_ms == 0 or self.calm_ms < until_ms):
+        until_ms = self.calm_ms
     tick = wheel_next(&self.wheel)
     if tick:
         due_ms = tick * TICK_MS
@@ -285,6 +310,8 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
         if self.accept_retry_ms and self.now_ms >= self.accept_retry_ms:
             self.accept_retry_ms = 0
             self.accept_again = True
+        if self.calm_ms and self.now_ms >= self.calm_ms:
+            accept_calm(self)
         if self.accept_again and self.accept_retry_ms == 0 and not self.stopping:
             listeners_serve(self)
         oi_put(&self.stats.loops, oi_get(&self.stats.loops) + 1)

@@ -111,12 +111,14 @@ cdef struct Conn:
 cdef struct Slab:
     Conn **chunks
     uint32_t chunk_count
+    uint32_t chunk_max          # CHUNKS_MAX but in tests
     Conn *free
 
 
 cdef inline bint slab_init(Slab *self) noexcept nogil:
     # Untouched pages of the table cost nothing.
     self.chunks = <Conn **> calloc(CHUNKS_MAX, sizeof(Conn *))
+    self.chunk_max = CHUNKS_MAX
     return self.chunks != NULL
 
 
@@ -132,7 +134,7 @@ cdef inline void slab_destroy(Slab *self) noexcept nogil:
 cdef inline bint slab_grow(Slab *self) noexcept nogil:
     cdef Conn *chunk
     cdef int i
-    if self.chunk_count == CHUNKS_MAX:
+    if self.chunk_count == self.chunk_max:
         return False
     chunk = <Conn *> calloc(CHUNK_SLOTS, sizeof(Conn))
     if chunk == NULL:

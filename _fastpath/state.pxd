@@ -91,6 +91,7 @@ cdef struct Hub:
     uint64_t starved            # atomic: a reactor waits for room in its ring
     uint64_t troubled           # atomic: that accepting pauses was said
     uint64_t brief              # atomic: nobody wants to hear of each session
+    uint64_t trouble_ms         # atomic: when a descriptor or memory was last missing
     uint64_t splice_refused     # atomic: errno with which splice was refused for good
     uint64_t spin_us            # 0 is off
 
@@ -110,6 +111,7 @@ cdef struct Reactor:
     bint stopping
     uint64_t accept_retry_ms    # accepting pauses until then; 0 is no pause
     uint64_t accept_pause_ms
+    uint64_t calm_ms            # when to look whether accepting goes well again; 0 is never
     Conn *unreported
     Conn *unreported_last
     uint8_t *scratch

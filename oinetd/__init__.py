@@ -1,26 +1,30 @@
 """A TCP and UDP port forwarder: rinetd's configuration, a uvloop control plane, a native data plane."""
 
-from oinetd.account import RuleStats, Stats
-from oinetd.config import load_config, parse_config, parse_rule, render_config
-from oinetd.errors import BindError, ConfigError, EngineUnavailable, OinetdError, Problem
-from oinetd.forwarder import BoundAddress, Forwarder
-from oinetd.model import (
-    AccessRule,
-    Config,
-    Endpoint,
-    EngineChoice,
-    KeepAlive,
-    LogFormat,
-    LogSettings,
-    Protocol,
-    RelayMode,
-    Route,
-    Rule,
-    RuleOptions,
-    Settings,
-    Verb,
-)
-from oinetd.record import Ending, RelayResult, SessionRecord
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from oinetd.account import RuleStats, Stats
+    from oinetd.config import load_config, parse_config, parse_rule, render_config
+    from oinetd.errors import BindError, ConfigError, EngineUnavailable, OinetdError, Problem
+    from oinetd.forwarder import BoundAddress, Forwarder
+    from oinetd.model import (
+        AccessRule,
+        Config,
+        Endpoint,
+        EngineChoice,
+        KeepAlive,
+        LogFormat,
+        LogSettings,
+        Protocol,
+        RelayMode,
+        Route,
+        Rule,
+        RuleOptions,
+        Settings,
+        Verb,
+    )
+    from oinetd.record import Ending, RelayResult, SessionRecord
 
 __all__ = [
     "AccessRule",
@@ -56,3 +60,43 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "oinetd.account": ("RuleStats", "Stats"),
+    "oinetd.config": ("load_config", "parse_config", "parse_rule", "render_config"),
+    "oinetd.errors": ("BindError", "ConfigError", "EngineUnavailable", "OinetdError", "Problem"),
+    "oinetd.forwarder": ("BoundAddress", "Forwarder"),
+    "oinetd.model": (
+        "AccessRule",
+        "Config",
+        "Endpoint",
+        "EngineChoice",
+        "KeepAlive",
+        "LogFormat",
+        "LogSettings",
+        "Protocol",
+        "RelayMode",
+        "Route",
+        "Rule",
+        "RuleOptions",
+        "Settings",
+        "Verb",
+    ),
+    "oinetd.record": ("Ending", "RelayResult", "SessionRecord"),
+}
+"""Where each name comes from. It is imported when it is asked for: who wants the version, a checked configuration or an
+error class does not wait for the event loop."""
+
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+if not TYPE_CHECKING:  # it would make every name a known one
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

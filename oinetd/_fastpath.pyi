@@ -49,6 +49,9 @@ class Rules:
 
     `access` is global allow, global deny, own allow, own deny: pairs of kind and bytes as `oinetd.pattern` makes them.
     `relay` is 0 auto, 1 copy, 2 splice. Of more than 16 addresses the first 16 are used.
+    Connections come from the first of `sources` that is of the destination's family, where there are any, and from
+    a port of the kernel's choice. `may_meet_itself` says that this may be a destination's port: each connect is then
+    looked at, and one that came back to its own socket counts as refused.
     """
 
     def __new__(
@@ -57,7 +60,8 @@ class Rules:
         gate: Permits | None,
         *,
         addresses: Sequence[_Place] = (),
-        source: str | None = None,
+        may_meet_itself: bool = False,
+        sources: Sequence[_Place] = (),
         access: Sequence[_Patterns] = ((), (), (), ()),
         relay: int = 0,
         buffer_bytes: int = 65536,
@@ -77,9 +81,12 @@ class Rules:
 
 @final
 class Core:
-    """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep."""
+    """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep.
 
-    def __new__(cls, permits: Permits, threads: int, spin_us: int = 0) -> Core: ...
+    `slots_max` is for tests: a reactor has memory for so many connections, in multiples of 64, and no more.
+    """
+
+    def __new__(cls, permits: Permits, threads: int, spin_us: int = 0, slots_max: int = 0) -> Core: ...
     @property
     def threads(self) -> int: ...
     def fileno(self) -> int:

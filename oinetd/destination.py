@@ -154,8 +154,7 @@ class Destinations:
             key = self._key(rule)
             self._hosts.setdefault(key, (Destination(*key), rule, "destination"))
             if rule.options.source is not None:
-                # Never refreshed: it is an address of this machine.
-                key = rule.options.source, 0.0
+                key = rule.options.source, key[1]
                 self._hosts.setdefault(key, (Destination(*key), rule, "source address"))
 
     def _key(self, rule: Rule) -> tuple[str, float]:
@@ -180,10 +179,10 @@ class Destinations:
         """Where the connections of `rule` go."""
         return self._hosts[self._key(rule)][0]
 
-    def source(self, rule: Rule) -> tuple[Address, ...]:
-        """The local addresses that the outgoing connections of `rule` may have; none where the kernel chooses."""
+    def source_of(self, rule: Rule) -> Destination | None:
+        """Where the outgoing connections of `rule` come from; None where the kernel chooses."""
         source = rule.options.source
-        return self._hosts[source, 0.0][0].at(0) if source is not None else ()
+        return self._hosts[source, self._key(rule)[1]][0] if source is not None else None
 
     def start(self, on_change: Callable[[Destination], object]) -> None:
         """Keep the addresses fresh from now on; `on_change` is told of each that has others."""

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from oinetd.access import AccessControl
 from oinetd.account import Account, Stats
+from oinetd.announcement import listening, no_longer
 from oinetd.descriptors import connection_limit
 from oinetd.destination import Destination, Destinations
 from oinetd.errors import ConfigError, Problem
@@ -27,7 +28,7 @@ from oinetd.pattern import PatternError
 from oinetd.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
-from oinetd.sockets import bound_address, start_listening
+from oinetd.sockets import Address, bound_address, start_listening
 
 __all__ = ["BoundAddress", "Forwarder"]
 
@@ -207,6 +208,7 @@ class Forwarder:
             self._journal.reconfigure(config.log)
         self._lanes.datagrams.set_limits(config)
         before, self._listeners = self._listeners, {}
+        news: list[tuple[Route, Address, str]] = []
         for port, sock in sockets.items():
             rule, choice = port.route.rule, choices[id(port.route.rule)]
             service = Service(
@@ -215,7 +217,7 @@ class Forwarder:
                 access=access[id(rule)],
                 global_access=config.access,
                 destination=destinations.of(rule),
-                source=destinations.source(rule),
+                source_host=destinations.source_of(rule),
                 rule=self._account.of(rule),
                 account=self._account,
                 dialer=choice.dialer,
@@ -224,10 +226,13 @@ class Forwarder:
                 admit=self._admit,
             )
             listener = before.pop(port.key, None) or self._lanes.lingering.pop(port.key, None)
+            if listener is None or listener.service.route.rule != port.route.rule or listener.native != choice.native:
+                news.append((port.route, bound_address(sock), str(choice)))
             self._listeners[port.key] = self._put_in_service(listener, port, sock, service, choice)
+        for line in (*listening(news), *no_longer(key.address for key in before)):
+            log.info(line)
         taken = {bound_address(sock).port for sock in sockets.values()} if before else set()
         for key, listener in before.items():
-            log.info("no longer listening on %s", key.address)
             self._retire(key, listener, replaced=bound_address(listener.sock).port in taken)
         self._lanes.make_way(self._listeners)
         if self._destinations is not None:
@@ -240,8 +245,6 @@ class Forwarder:
         self, listener: Listening | None, port: Port, sock: socket.socket, service: Service, choice: Choice
     ) -> Listening:
         """Let `sock` be served as `service` says, by the `listener` that has it already where there is one."""
-        if listener is None or listener.service.route.rule != port.route.rule or listener.native != choice.native:
-            log.info("listening on %s, forwarding to %s (%s)", bound_address(sock), port.route.connect, choice)
         if listener is None:
             return self._lanes.serve(choice, sock, service)
         if port.key.protocol is Protocol.TCP:
@@ -259,7 +262,7 @@ class Forwarder:
 
     def _refresh(self, destination: Destination) -> None:
         for listener in self._listeners.values():
-            if listener.service.destination is destination:
+            if destination in (listener.service.destination, listener.service.source_host):
                 listener.refresh()
 
     # What there is to know

@@ -45,11 +45,6 @@ class Journal:
         if _target(settings.file) == settings.file and (fault := _fault(settings.file)):
             raise ConfigError(Problem(f"logfile {settings.file}: {fault}"))
 
-    @property
-    def active(self) -> bool:
-        """Whether there is a log at all."""
-        return self._writer is not None
-
     def opened(self, record: SessionRecord) -> None:
         """Log that the connection was admitted."""
         if self._writer is not None:

@@ -119,6 +119,7 @@ class ReactorListener:
             addresses=tuple(
                 address.sockaddr for address in self.service.destination.at(self.service.route.connect.port)
             ),
+            sources=tuple(address.sockaddr for address in self.service.source),
             access=self.service.global_access,
         )
 
@@ -322,3 +323,5 @@ class Lanes:
         listener = self._reactor_listeners.get(key)
         if listener is not None:
             listener.service.destination.look_up_again()
+            if listener.service.source_host is not None:
+                listener.service.source_host.look_up_again()

@@ -22,6 +22,9 @@ ACCEPT_BATCH = 64
 PAUSE_S = 0.1
 """First pause after a shortage; it doubles up to `PAUSE_MAX_S`, so that a lasting one costs nothing."""
 PAUSE_MAX_S = 1.0
+CALM_S = 3.0
+"""That it accepts again is said once nothing was short for so long: at the limit of descriptors each session that ends
+lets one in, and the next one fails."""
 
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _CLIENT_GONE = frozenset({
@@ -49,6 +52,7 @@ class Listener:
         self._reading = False
         self._pause_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._calm: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Accept from now on. A second call does nothing."""
@@ -69,9 +73,10 @@ class Listener:
         """Accept no more; the socket and its queue stay."""
         self._pause()
         self.service.account.forget_waiting(self.start)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._calm):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._calm = None
 
     def empty_queue(self) -> None:
         """Serve those who are in the queue already, as far as there is room: a client that was let in stays."""
@@ -110,20 +115,25 @@ class Listener:
                 # A shortage, or what nobody foresaw: trying again at once would only burn the processor.
                 self._back_off(error)
             return False
-        if self._pause_s:
-            self._pause_s = 0.0
-            log.info("%s accepts again", service.route)
+        self._pause_s = 0.0
         client.setblocking(False)
         Session(service, service.account.gate.next_id(), client, peer).start(self._loop, self._tasks)
         return True
 
     def _back_off(self, error: OSError) -> None:
-        if not self._pause_s:
+        if self._calm is not None:
+            self._calm.cancel()
+        else:
             remedy = " Raise the limit of descriptors or lower max-connections" if error.errno in _NO_DESCRIPTOR else ""
             log.warning(
                 "%s: cannot accept (%s); trying again until it works.%s", self.service.route, error.strerror, remedy
             )
+        self._calm = self._loop.call_later(CALM_S, self._recovered)
         self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S) or PAUSE_S
         if self._reading:
             self._pause()
             self._timer = self._loop.call_later(self._pause_s, self.start)
+
+    def _recovered(self) -> None:
+        self._calm = None
+        log.info("%s accepts again", self.service.route)

@@ -58,9 +58,6 @@ STATUS: Final = {
     Ending.DISPLACED: "done-local-closed",
 }
 
-_REFUSED: Final = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED})
-"""These were never let in, so no `opened` comes before them."""
-
 
 class LineFormat(Protocol):
     """One format of the log; `now` is Unix time in seconds. Lines end in a newline and have no other."""
@@ -178,7 +175,7 @@ class JsonLines(_Words):
     def closed(self, record: SessionRecord, now: float) -> bytes:
         ending = record.ending
         assert ending is not None
-        event = "refused" if ending in _REFUSED else "closed"
+        event = "refused" if ending.refused else "closed"
         code = record.errno
         route, datagrams = record.route, ""
         if Transport.UDP in (route.bind.protocol, route.connect.protocol):

@@ -39,6 +39,7 @@ class Ending(enum.Enum):
     """The source address had all the connections it may have."""
 
     ACCEPT_FAILED = "accept-failed"
+    """There was no memory for the connection."""
     SOCKET_FAILED = "local-socket-failed"
     """No socket could be made for the upstream leg (descriptors, memory)."""
     BIND_FAILED = "local-bind-failed"
@@ -60,7 +61,7 @@ class Ending(enum.Enum):
 
     @property
     def refused(self) -> bool:
-        """Whether the client was turned away, by access, by limits or by the program."""
+        """Whether the client was never let in: nothing was counted or logged as opened before."""
         return self in _REFUSED
 
 
@@ -68,7 +69,7 @@ _CONNECTED = frozenset({
     Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED, Ending.CLIENT_RESET, Ending.UPSTREAM_RESET,
     Ending.IDLE_TIMEOUT, Ending.HALF_CLOSE_TIMEOUT, Ending.WRITE_STALL, Ending.ABORTED, Ending.DISPLACED,
 })  # fmt: skip
-_REFUSED = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED})
+_REFUSED = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED})
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,13 +60,18 @@ class Service:
     access: AccessControl
     global_access: tuple[AccessRule, ...]
     destination: Destination
-    source: tuple[Address, ...]
+    source_host: Destination | None
     rule: RuleAccount
     account: Account
     dialer: Dials
     engine: Engine
     watcher: Watcher
     admit: Callable[[SessionRecord], Awaitable[bool]] | None = None
+
+    @property
+    def source(self) -> tuple[Address, ...]:
+        """The local addresses that outgoing connections may have at the moment; none where the kernel chooses."""
+        return self.source_host.at(0) if self.source_host is not None else ()
 
 
 class Session:
@@ -125,6 +130,8 @@ class Session:
             if dialed.upstream is None:
                 assert dialed.failed is not None
                 ending, code = dialed.failed, dialed.errno
+                if ending is Ending.BIND_FAILED and service.source_host is not None:
+                    service.source_host.failed()
                 return
             record.engine = service.engine.name
             record.relay = service.settings.relay.value if record.engine == "native" else "copy"

@@ -50,11 +50,15 @@ _MOVED_BY = ("", "copy", "splice", "auto")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What a listening socket of the native lane does: `access` are the global rules, the rule's own come with it."""
+    """What a listening socket of the native lane does: `access` are the global rules, the rule's own come with it.
+
+    `sources` are the local addresses from which it connects; none where the kernel chooses.
+    """
 
     route: Route
     settings: Settings
     addresses: tuple[SocketAddress, ...]
+    sources: tuple[SocketAddress, ...] = ()
     access: tuple[AccessRule, ...] = ()
 
 
@@ -185,8 +189,9 @@ class NativeLane:
             gate,
             serving.settings,
             flip_bytes=self._plane.flip_bytes,
+            local_ports=self._plane.local_ports,
             addresses=serving.addresses,
-            source=rule.options.source,
+            sources=serving.sources,
             access=(serving.access, rule.access),
         )
         self._in_force[tag] = (key, serving, rules)

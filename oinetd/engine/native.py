@@ -100,6 +100,7 @@ class DataPlane:
             self.core = _fastpath.Core(self.permits, threads or max(1, int(cores)), busy_poll_us)
         except OSError as error:
             raise EngineUnavailable(f"the native engine cannot start: {error}") from error
+        self.local_ports = _local_ports()
         self._loop = loop
         self._takers: dict[int, Callable[[Row], object]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -168,11 +169,15 @@ def compile_rules(
     settings: Settings,
     *,
     flip_bytes: int = 0,
+    local_ports: range = range(0),
     addresses: tuple[SocketAddress, ...] = (),
-    source: str | None = None,
+    sources: tuple[SocketAddress, ...] = (),
     access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]] = ((), ()),
 ) -> _fastpath.Rules:
-    """Settings in the form of the data plane; `access` are the global rules and the rule's own."""
+    """Settings in the form of the data plane; `access` are the global rules and the rule's own.
+
+    `local_ports` are those that the kernel chooses from for outgoing connections.
+    """
     keepalive: KeepAlive = settings.keepalive
     patterns: tuple[list[tuple[int, bytes]], ...] = ([], [], [], [])
     for stage, rules in enumerate(access):
@@ -182,7 +187,8 @@ def compile_rules(
         tag,
         gate,
         addresses=addresses,
-        source=source,
+        may_meet_itself=any(address[1] in local_ports for address in addresses),
+        sources=sources,
         access=patterns,
         relay=_RELAY_MODES[settings.relay],
         buffer_bytes=settings.buffer_bytes,
@@ -194,6 +200,16 @@ def compile_rules(
         keepalive=(keepalive.idle_s, keepalive.interval_s, keepalive.count),
         flip_bytes=flip_bytes,
     )
+
+
+def _local_ports() -> range:
+    """The ports that the kernel chooses from for outgoing connections; all, where it does not say."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+            first, last = map(int, file.read().split())
+    except OSError:
+        return range(1, 65536)
+    return range(first, last + 1)
 
 
 def _milliseconds(seconds: float) -> int:

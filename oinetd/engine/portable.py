@@ -21,6 +21,7 @@ import socket
 from oinetd.engine import Meter
 from oinetd.engine.buffers import BufferPool
 from oinetd.engine.flow import Flow, FlowState, Side
+from oinetd.engine.running import RunningRelays
 from oinetd.model import Settings
 from oinetd.poller import ERROR, Poller
 from oinetd.record import Ending, RelayResult
@@ -43,25 +44,17 @@ class PortableEngine:
         self.loop = loop
         self.poller = poller
         self.buffers = BufferPool()
-        self._relays: set[Relay] = set()
+        self._running = RunningRelays()
 
     async def relay(
         self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter
     ) -> RelayResult:
         """Move bytes both ways until both sides are done; see the contract in `oinetd.engine`."""
-        relay = Relay(self, client, upstream, settings, meter)
-        self._relays.add(relay)
-        try:
-            relay.start()
-            return await relay.done
-        finally:
-            relay.abort()  # does nothing where the relay has ended
-            self._relays.discard(relay)
+        return await self._running.run(Relay(self, client, upstream, settings, meter))
 
     async def close(self) -> None:
         """Abort every relay that still runs."""
-        for relay in tuple(self._relays):
-            relay.abort()
+        self._running.abort_all()
 
 
 class Relay:

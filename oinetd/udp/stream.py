@@ -14,6 +14,7 @@ import socket
 from oinetd.destination import Destination
 from oinetd.dialer import Dialed
 from oinetd.engine import Meter
+from oinetd.engine.running import RunningRelays
 from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
 from oinetd.poller import ERROR, LEVEL_READ, WRITABLE
 from oinetd.record import Ending, RelayResult
@@ -62,25 +63,17 @@ class DatagramEngine:
         self.batch = plane.batch_for(settings)
         said = options.udp_timeout_s
         self.timeout_s = UDP_TIMEOUT_S if said is None else said
-        self._relays: set[_Relay] = set()
+        self._running = RunningRelays()
 
     async def relay(
         self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter
     ) -> RelayResult:
         """`upstream` is a connected UDP socket."""
-        relay = _Relay(self, client, upstream, settings, meter)
-        self._relays.add(relay)
-        try:
-            relay.start()
-            return await relay.done
-        finally:
-            relay.abort()  # does nothing where the relay has ended
-            self._relays.discard(relay)
+        return await self._running.run(_Relay(self, client, upstream, settings, meter))
 
     async def close(self) -> None:
         """Abort every relay that still runs."""
-        for relay in tuple(self._relays):
-            relay.abort()
+        self._running.abort_all()
 
 
 class _Relay:

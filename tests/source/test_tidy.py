@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def test_public_names_are_listed_and_exist(path: Path) -> None:
     tree = ast.parse(path.read_text())
     names: set[str] = set()
     listed: list[str] | None = None
-    for node in tree.body:
+    for node in [*tree.body, *_for_type_checkers(tree)]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign):
@@ -81,6 +81,12 @@ def test_public_names_are_listed_and_exist(path: Path) -> None:
     assert listed is not None, "no __all__"
     assert len(listed) == len(set(listed)), "listed twice"
     assert set(listed) <= names
+
+
+def _for_type_checkers(tree: ast.Module) -> Iterator[ast.stmt]:
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from node.body
 
 
 @each(SOURCES)

@@ -199,6 +199,15 @@ def test_what_is_counted(account: Account) -> None:
     assert not account.anybody
 
 
+@pytest.mark.parametrize("ending", [ending for ending in Ending if ending.refused])
+def test_the_native_lane_opens_nobody_whom_it_refuses(account: Account, ending: Ending) -> None:
+    of = account.of(rule())
+    record = enter(account, of).record
+    record.ending = ending
+    account.native_closed(record)
+    assert (of.stats.live, of.stats.accepted, of.stats.refused) == (1, 2, 1)
+
+
 def test_a_live_session_shows_its_counts_of_the_moment(account: Account) -> None:
     live = enter(account, account.of(rule()))
     live.meter.bytes_up = 3

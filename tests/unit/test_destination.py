@@ -187,8 +187,10 @@ async def test_each_host_is_asked_for_once(resolver: Resolver) -> None:
     assert resolver.asked == 1
     one, two = config.rules
     assert destinations.of(one) is destinations.of(two)
-    assert destinations.source(one) == ()
-    assert [address.host for address in destinations.source(two)] == ["127.0.0.5"]
+    assert destinations.source_of(one) is None
+    source = destinations.source_of(two)
+    assert source is not None
+    assert [address.host for address in source.at(0)] == ["127.0.0.5"]
 
 
 async def test_all_mistakes_are_told_at_once(resolver: Resolver) -> None:

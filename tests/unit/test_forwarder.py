@@ -21,8 +21,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+import oinetd.destination
 from oinetd import Config, Ending, EngineChoice, Forwarder, KeepAlive, Settings
 from oinetd.engine.native import available
+from oinetd.sockets import Address, lookup
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
 from tests.peers import Peer, dial, echo, pattern, server, until
 
@@ -129,9 +131,47 @@ async def test_kill(upstream: tuple[str, int], settings: Settings) -> None:
     assert len(seen.closed) == 3
 
 
-async def test_a_name_as_source_address(upstream: tuple[str, int], settings: Settings) -> None:
-    async with forwarding(rule(upstream, options="src=localhost"), settings=settings) as forwarder:
-        assert await echoes(bound(forwarder))
+async def tell_source(peer: Peer) -> None:
+    """A server that says where its client comes from."""
+    await peer.send(peer.sock.getpeername()[0].encode())
+
+
+async def test_a_name_as_source_address(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same lane as a number, and looked up again: because time went by, and because it cannot be bound."""
+    hosts = ["::1", "127.0.0.5"]
+
+    def resolve(host: str, port: int = 0) -> tuple[Address, ...]:
+        return tuple(address for each in hosts for address in lookup(each)) if host == "out.example" else lookup(host)
+
+    async def source() -> bytes:
+        with contextlib.suppress(ConnectionResetError):  # it may come as early as the connect
+            peer = await dial(bound(forwarder))
+            with contextlib.closing(peer):
+                return await peer.read_all()
+        return b""
+
+    async def until_source(host: bytes) -> None:
+        async with asyncio.timeout(30):
+            while await source() != host:
+                pass
+
+    monkeypatch.setattr(oinetd.destination, "lookup", resolve)
+    monkeypatch.setattr(oinetd.destination, "LOOKUP_PAUSE_S", 0.0)
+    async with server(tell_source) as upstream:
+        by_time = rule(upstream, options="src=out.example, dns-refresh=0.01")
+        async with forwarding(by_time, settings=settings) as forwarder:
+            assert await source() == b"127.0.0.5"
+            hosts[:] = ["127.0.0.6"]
+            await until_source(b"127.0.0.6")
+        hosts[:] = ["192.0.2.1"]
+        by_failure = rule(upstream, options="src=out.example, dns-refresh=0")
+        async with forwarding(by_failure, settings=settings) as forwarder:
+            assert await source() == b""
+            hosts[:] = ["127.0.0.7"]
+            await until_source(b"127.0.0.7")
+            assert forwarder.stats().rules[by_failure].endings[Ending.BIND_FAILED] >= 3
+            await forwarder.reload(replace(forwarder.config, rules=(rule(upstream, options="src=localhost"),)))
+            assert await source() == b"127.0.0.1"
 
 
 async def test_a_destination_that_refuses(settings: Settings) -> None:

@@ -84,7 +84,6 @@ def test_close_writes_what_is_left_and_is_the_end(tmp_path: Path, troubles: list
 
 def test_without_a_file_there_is_nothing(troubles: list[str]) -> None:
     journal = Journal(LogSettings(), troubles.append)
-    assert not journal.active
     journal.opened(session(1))
     journal.closed(session(1))
     journal.reopen()
@@ -94,7 +93,6 @@ def test_without_a_file_there_is_nothing(troubles: list[str]) -> None:
 
 def test_no_thread_before_the_first_line(tmp_path: Path, troubles: list[str]) -> None:
     journal = Journal(LogSettings(str(tmp_path / "log")), troubles.append)
-    assert journal.active
     assert "oinetd-log" not in [thread.name for thread in threading.enumerate()]
     journal.close()
     assert (tmp_path / "log").read_bytes() == b""
@@ -130,7 +128,6 @@ def test_reconfigure_file_and_format(tmp_path: Path, troubles: list[str]) -> Non
     journal.closed(session(3))
     journal.reconfigure(LogSettings())
     journal.closed(session(4))
-    assert not journal.active
     journal.close()
     assert first.read_bytes().count(b"\n") == 1
     assert b"\tdone-remote-closed\n" in first.read_bytes()

@@ -88,9 +88,9 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
 class Plane:
     """A running core and its records."""
 
-    def __init__(self, threads: int = 1, spin_us: int = 0, **rules: Any) -> None:
+    def __init__(self, threads: int = 1, spin_us: int = 0, slots_max: int = 0, **rules: Any) -> None:
         self.permits = _fastpath.Permits()
-        self.core = _fastpath.Core(self.permits, threads, spin_us)
+        self.core = _fastpath.Core(self.permits, threads, spin_us, slots_max)
         self.rules = rules
         self.rows: list[tuple[Any, ...]] = []
         self._tokens = itertools.count(1)

@@ -18,7 +18,7 @@ from flow cimport side_fail
 from linux cimport (
     AF_INET, EAFNOSUPPORT, ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
     EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, ETIMEDOUT, IPPROTO_IP, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE, TCP_NODELAY,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE, TCP_NODELAY, TCP_QUICKACK,
     c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket, epoll_event, errno, sockaddr,
     sockaddr_storage, socklen_t,
 )
@@ -68,6 +68,7 @@ cdef inline const SocketAddress *source_for(const Policy *policy, const SocketAd
 cdef inline int dial_open(Reactor *reactor, Conn *conn, const SocketAddress *target) noexcept nogil:
     """A socket on its way to `target`; its connect may be in progress. -1: `ending` and `error` say why not."""
     cdef const SocketAddress *source = source_for(conn.policy, target)
+    cdef int off = 0
     cdef int on = 1
     cdef int fd = c_socket(target.place.sin6_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
@@ -78,6 +79,7 @@ cdef inline int dial_open(Reactor *reactor, Conn *conn, const SocketAddress *tar
         return -1
     c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
     c_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
+    c_setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off))
     if source.size:
         # The port is chosen by connect, which can use one again towards another destination; bind could not.
         c_setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
@@ -184,6 +186,16 @@ cdef inline bint met_itself(const Conn *conn) noexcept nogil:
     return local.port == conn.upstream.port and memcmp(local.ip, conn.upstream.ip, sizeof(local.ip)) == 0
 
 
+cdef inline void acknowledge(const Conn *conn) noexcept nogil:
+    """Say the last word of the upstream's handshake, where no bytes of the client are here to carry it.
+
+    It was held back when the connect began: a packet less for each connection whose client speaks first.
+    """
+    cdef int on = 1
+    if not conn.side[CLIENT].rd:
+        c_setsockopt(conn.side[UPSTREAM].fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on))
+
+
 cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t events) noexcept nogil:
     """An event while connecting. `conn` may be gone afterwards."""
     cdef int error
@@ -204,6 +216,7 @@ cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t eve
         if conn.policy.may_meet_itself and met_itself(conn):
             dial_failed(reactor, conn, ENDING_CONNECT_FAILED, ECONNREFUSED)
         else:
+            acknowledge(conn)
             relay_begin(reactor, conn)
 
 

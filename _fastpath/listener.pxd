@@ -57,6 +57,7 @@ cdef inline void leave_gates(Reactor *reactor, Policy *policy, const Address *cl
 cdef inline void refuse(Reactor *reactor, const Letter *letter, int ending, int error) noexcept nogil:
     """Close a client that is not served, and say why. There is room: accepting began with RING_RESERVE places."""
     cdef Record *record = record_slot(reactor)
+    leave_gates(reactor, letter.policy, &letter.client, letter.counted)
     if error:
         close_with_reset(letter.fd)
     else:
@@ -72,7 +73,6 @@ cdef inline void refuse(Reactor *reactor, const Letter *letter, int ending, int 
     record.client = letter.client
     ring_push(&reactor.ring, &reactor.hub.bell)
     oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
-    leave_gates(reactor, letter.policy, &letter.client, letter.counted)
 
 
 cdef inline bint conn_begin(Reactor *reactor, const Letter *letter) noexcept nogil:
@@ -84,6 +84,7 @@ cdef inline bint conn_begin(Reactor *reactor, const Letter *letter) noexcept nog
     if conn == NULL:
         if record_slot(reactor) == NULL:
             return False
+        oi_add(&letter.policy.gate.admitted, 1)
         refuse(reactor, letter, ENDING_ACCEPT_FAILED, ENOMEM)
         policy_drop(letter.policy)
         accept_pause(reactor, ENOMEM)

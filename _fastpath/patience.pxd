@@ -19,6 +19,8 @@ cdef enum:
     SPIN_SHARE_PERCENT = 20     # of a core, polled in vain at most
     SPIN_CREDIT_US = 20000      # saved up at most
     BULK_QUIET_US = 2000        # no polling so soon after a large read: bulk gains nothing and pays (0.09 -> 0.12 s/GB)
+    CROWD_UNIT = 16             # fractions of an event, for the moving average of events in one wake
+    CROWD_MAX = 24              # a wake and a half: where several wait each time, sleeping costs nobody anything
     GAP_CAP = 4                 # a gap counts as at most so many `spin_us`, so that the habit comes back soon
 
 
@@ -57,7 +59,7 @@ cdef inline int wait_for_events(Reactor *self, int sleep_ms) noexcept nogil:
     self.spin_mark_us = begin_us
     if self.spin_credit_us > SPIN_CREDIT_US:
         self.spin_credit_us = SPIN_CREDIT_US
-    if self.gap_us < spin_us and self.spin_credit_us > spin_us and begin_us - self.bulk_us > BULK_QUIET_US:
+    if self.gap_us < spin_us and self.crowd < CROWD_MAX and self.spin_credit_us > spin_us and begin_us - self.bulk_us > BULK_QUIET_US:
         count = poll_a_while(self, spin_us, begin_us)
     if count == 0:
         count = c_epoll_wait(self.epoll_fd, self.events, EVENTS_MAX, sleep_ms)
@@ -65,4 +67,6 @@ cdef inline int wait_for_events(Reactor *self, int sleep_ms) noexcept nogil:
     if gap_us > spin_us * GAP_CAP:
         gap_us = spin_us * GAP_CAP
     self.gap_us = (self.gap_us * 3 + gap_us) // 4
+    if count > 0:
+        self.crowd = (self.crowd * 7 + <uint64_t> count * CROWD_UNIT) // 8
     return count

@@ -54,6 +54,9 @@ class Ending(enum.Enum):
     DISPLACED = "displaced"
     """A UDP session that had been silent for longest when another one needed its place."""
 
+    # By identity: `Enum` hashes the name, in Python, several times for each session.
+    __hash__ = object.__hash__
+
     @property
     def connected(self) -> bool:
         """Whether the upstream leg had been established."""

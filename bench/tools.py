@@ -27,6 +27,8 @@ PACKAGES = {
     "socat": "socat",
     "strace": "strace",
     "sysctl": "procps",
+    "tcpdump": "tcpdump",
+    "wrk": "wrk",
 }
 """Debian's name of the package that holds each program."""
 
@@ -42,6 +44,8 @@ VERSION_ARGUMENTS = {
     "rinetd": "-v",
     "socat": "-V",
     "strace": "--version",
+    "tcpdump": "--version",
+    "wrk": "-v",
 }
 
 # Daemons live where an ordinary user's PATH does not reach.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 import oinetd
+from oinetd.bounds import THREADS_MAX
 from oinetd.errors import ConfigError
 from oinetd.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_USAGE, Options
 from oinetd.model import EngineChoice, RelayMode
@@ -18,9 +19,6 @@ __all__ = ["main"]
 
 CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
 """Where the configuration is looked for; the second, so that oinetd can simply take rinetd's place."""
-
-THREADS_MAX: Final = 1024
-"""As the directive `threads` has it."""
 
 EPILOGUE: Final = """\
 oinetd demo      forwards to a small embedded service and needs no configuration

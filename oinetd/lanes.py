@@ -29,7 +29,7 @@ from oinetd.poller import Poller
 from oinetd.ports import PortKey
 from oinetd.record import Ending, SessionRecord
 from oinetd.session import Dials, Service, Watcher
-from oinetd.sockets import bound_address, stop_queueing
+from oinetd.sockets import bound_address, queue_length, stop_queueing
 from oinetd.udp.listener import DatagramListener
 from oinetd.udp.plane import DatagramPlane
 from oinetd.udp.stream import DatagramDialer, DatagramEngine
@@ -41,6 +41,9 @@ log = logging.getLogger("oinetd")
 HANDSHAKE_S = 0.5
 """How long a listener that was replaced waits for the last part of handshakes that began with it: a round trip of
 nearly every client, and short enough for somebody who wants the address for another program."""
+QUEUE_S = 10.0
+"""How long those in the queue of a listener that has gone may wait for a place where a limit is reached."""
+QUEUE_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,7 @@ class Lanes:
     def retire(self, key: PortKey, listening: Listening, *, ours: bool = True, replaced: bool = False) -> None:
         """Serve those who are in the queue, then close the socket: a client that the kernel let in stays.
 
+        Where a limit is reached they wait for a place, at most `QUEUE_S`.
         `ours` is False for a descriptor of a socket that somebody else holds too, and that stays as it is. Where it is
         `replaced`, another listener takes its clients: handshakes that are under way may still end here. A UDP socket
         closes with the last session that it is needed for.
@@ -245,15 +249,25 @@ class Lanes:
         listening.release()
         deaf = ours and stop_queueing(listening.sock)
         last = Listener(self._loop, listening.sock, listening.service, self.tasks)
-        if deaf and replaced:
+        last.empty_queue()
+        if deaf and (replaced or queue_length(last.sock)):
             last.start()
-            self._retired[last] = self._loop.call_later(HANDSHAKE_S, self._close_retired, last)
+            now = self._loop.time()
+            until = now + HANDSHAKE_S if replaced else now
+            self._retired[last] = self._loop.call_at(until, self._look_at_retired, last, now + QUEUE_S)
         else:
-            last.empty_queue()
             last.sock.close()
 
+    def _look_at_retired(self, listener: Listener, give_up: float) -> None:
+        if self._loop.time() >= give_up or not queue_length(listener.sock):
+            self._close_retired(listener)
+            return
+        # There is no room: it waits for some, and is told of it a moment before a reactor gives the place back.
+        listener.start()
+        self._retired[listener] = self._loop.call_later(QUEUE_LOOK_S, self._look_at_retired, listener, give_up)
+
     def close_retired(self) -> None:
-        """Have done with those that still wait for handshakes; their addresses are free then."""
+        """Have done with those that still wait, for handshakes or for places; their addresses are free then."""
         for listener in tuple(self._retired):
             self._close_retired(listener)
 

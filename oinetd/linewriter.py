@@ -17,6 +17,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -217,6 +218,8 @@ class LineWriter:
     # On the writer's thread.
 
     def _run(self) -> None:
+        # A pipe whose reader has gone would end a program that left SIGPIPE at its default; so it is only EPIPE.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
         while (batch := self._next_batch()) is not None:
             failure = self._append(batch)
             report = self._settle(batch, failure)

@@ -1,7 +1,7 @@
 """What a configuration says, as frozen values: no behaviour, no I/O.
 
 Durations are seconds (`_s`), 0 meaning "off"; sizes are bytes (`_bytes`). The defaults are those of the language,
-which `oinetd -T` prints.
+which `oinetd -T` prints; a number that the language does not take is a `ValueError`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+
+from oinetd.bounds import check_numbers
 
 __all__ = [
     "AccessRule",
@@ -145,6 +147,9 @@ class KeepAlive:
     interval_s: int = 10
     count: int = 6
 
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
     def __bool__(self) -> bool:
         return self.idle_s > 0
 
@@ -164,6 +169,9 @@ class Settings:
     write_stall_timeout_s: float = 3600.0
     dns_refresh_s: float = 60.0
     keepalive: KeepAlive = KeepAlive()
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
     def over(self, options: RuleOptions) -> Settings:
         """These settings, with what `options` say put over them."""
@@ -195,6 +203,9 @@ class RuleOptions:
     write_stall_timeout_s: float | None = None
     dns_refresh_s: float | None = None
     keepalive: KeepAlive | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 NO_OPTIONS = RuleOptions()
@@ -290,6 +301,9 @@ class Config:
     drain_timeout_s: float = 10.0
     log: LogSettings = LogSettings()
     pid_file: str = ""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
     def settings_of(self, rule: Rule) -> Settings:
         """What is in force for `rule`: its own options over the configuration's settings."""

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import socket
 import struct
+import sys
 import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ __all__ = [
     "lookup",
     "open_datagrams",
     "open_upstream",
+    "queue_length",
     "share",
     "start_listening",
     "stop_queueing",
@@ -60,6 +62,8 @@ UPSTREAM_QUEUE_BYTES = 1024 * 1024
 _IP_BIND_ADDRESS_NO_PORT = 24
 _SO_BINDTOIFINDEX = 62
 _NO_INTERFACE = 0x7FFFFFFF
+_TCPI_UNACKED = 24
+"""Where struct tcp_info of linux/tcp.h says it; of a listening socket it is the length of the queue."""
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The machine has no descriptor or memory left: a state that passes, not a fault of the connection."""
 
@@ -202,6 +206,11 @@ def stop_queueing(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def queue_length(sock: socket.socket) -> int:
+    """Connections that wait in a listening socket to be accepted."""
+    return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED + 4)[-4:], sys.byteorder)
 
 
 def bind_error(address: Address, error: OSError) -> BindError:

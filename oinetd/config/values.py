@@ -11,6 +11,7 @@ import enum
 import re
 from typing import Any, Protocol
 
+from oinetd.bounds import KEEPALIVE_COUNT_MAX, KEEPALIVE_S_MAX, SIZE_BYTES_MAX, TIME_S_MAX, TIME_S_MIN
 from oinetd.config.address import parse_host
 from oinetd.config.mistake import Mistake, did_you_mean, shown
 from oinetd.model import KeepAlive
@@ -27,19 +28,6 @@ __all__ = [
     "Time",
     "Value",
 ]
-
-TIME_S_MAX = 365 * 86400
-"""A year: what is meant to be longer is meant to be `off`."""
-
-TIME_S_MIN = 0.001
-"""A millisecond, the finest step of the timers; less would silently mean `off`."""
-
-SIZE_BYTES_MAX = 1 << 30
-"""A gigabyte for a buffer: more can only be a slip."""
-
-KEEPALIVE_S_MAX = 32767
-KEEPALIVE_COUNT_MAX = 127
-"""The kernel's own limits, MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL and MAX_TCP_KEEPCNT of include/net/tcp.h."""
 
 _TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,20})?)([smh]?)")
 _SIZE = re.compile(r"([0-9]{1,12})([KMGkmg]?)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from oinetd.bounds import BACKLOG_MAX, BUSY_POLL_US_MAX, CONNECTIONS_MAX, THREADS_MAX
 from oinetd.config.values import (
     AccessPattern,
     Choice,
@@ -23,16 +24,6 @@ from oinetd.config.values import (
 from oinetd.model import UDP_TIMEOUT_S, EngineChoice, LogFormat, RelayMode, Verb
 
 __all__ = ["DIRECTIVES", "OPTIONS", "VOCABULARY", "Duty", "Entry"]
-
-CONNECTIONS_MAX = 1 << 20
-"""The descriptor limit is never raised above this (the kernel's default for fs.nr_open)."""
-
-BACKLOG_MAX = 1 << 20
-THREADS_MAX = 1024
-"""More reactors than any machine has cores can only be a slip."""
-
-BUSY_POLL_US_MAX = 10_000
-"""Ten milliseconds: whoever polls for longer has no use for sleeping at all."""
 
 
 class Duty(enum.Enum):

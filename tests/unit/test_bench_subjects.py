@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,15 @@ def test_a_missing_tool_is_told_with_its_package(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tools, "_SEARCH", "/nowhere")
     with pytest.raises(ToolMissing, match="apt install nftables"):
         tools.need("nft")
+
+
+@pytest.mark.parametrize("program", ["perf", "wrk", "nginx", "tcpdump", "iperf3"])
+def test_what_a_result_names_tells_its_version(program: str) -> None:
+    """The programs whose versions the lab and the capture keep with their results."""
+    if tools.available(program) is None:
+        pytest.skip(f"{program} is not installed")
+    assert program in tools.PACKAGES
+    assert re.match(r"\d+\.\d+", tools.version(program))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oinetd.bounds import (
+    BACKLOG_MAX,
+    BUSY_POLL_US_MAX,
+    CONNECTIONS_MAX,
+    KEEPALIVE_COUNT_MAX,
+    KEEPALIVE_S_MAX,
+    SIZE_BYTES_MAX,
+    THREADS_MAX,
+    TIME_S_MAX,
+    TIME_S_MIN,
+)
 from oinetd.config import parse_config, render_config
-from oinetd.config.values import KEEPALIVE_COUNT_MAX, KEEPALIVE_S_MAX, SIZE_BYTES_MAX, TIME_S_MAX, TIME_S_MIN
-from oinetd.config.vocabulary import BACKLOG_MAX, BUSY_POLL_US_MAX, CONNECTIONS_MAX, DIRECTIVES, OPTIONS, THREADS_MAX
+from oinetd.config.vocabulary import DIRECTIVES, OPTIONS
 from oinetd.errors import ConfigError
 from oinetd.model import (
     AccessRule,

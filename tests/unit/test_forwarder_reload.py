@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import pytest
 
+import oinetd.lanes
 from oinetd import (
     AccessRule,
     BindError,
@@ -78,18 +79,15 @@ async def test_a_reload_that_fails_leaves_everything_as_it_was(
 ) -> None:
     first, more = rule(upstream), rule(upstream, f"127.0.0.1 {free_port()}")
     config = Config(rules=(first,), settings=settings, max_connections=100)
+    refused = KeepAlive()
+    object.__setattr__(refused, "idle_s", 40_000)  # more than the kernel takes, as on one with other limits
     taken = socket.create_server(("127.0.0.1", 0))
     with taken:
         bad = {
             "access": replace(config, rules=(first, more), access=BAD_PATTERN),
             "rule": replace(config, rules=(first, replace(more, access=BAD_PATTERN))),
-            # More than the kernel takes: 32767 seconds.
-            "keepalive": replace(
-                config, rules=(first, replace(more, options=RuleOptions(keepalive=KeepAlive(idle_s=40_000))))
-            ),
-            "kept-keepalive": replace(
-                config, rules=(more, first), settings=replace(settings, keepalive=KeepAlive(40_000))
-            ),
+            "keepalive": replace(config, rules=(first, replace(more, options=RuleOptions(keepalive=refused)))),
+            "kept-keepalive": replace(config, rules=(more, first), settings=replace(settings, keepalive=refused)),
             "port": replace(config, rules=(more, first, rule(upstream, f"127.0.0.1 {taken.getsockname()[1]}"))),
             "name": replace(config, rules=(more, rule(("no-such-name.invalid", 1)))),
             "log": replace(config, rules=(more,), log=replace(config.log, file="/proc/no/such/folder/log")),
@@ -335,6 +333,45 @@ async def test_a_rule_that_goes_lets_its_sessions_live(upstream: tuple[str, int]
         client.close()
         await until(lambda: not forwarder.sessions())
         assert forwarder.stats().rules[one].accepted == 1
+
+
+async def test_a_rule_that_goes_at_the_limit_serves_its_queue(upstream: tuple[str, int], settings: Settings) -> None:
+    one, two = rule(upstream, f"127.0.0.1 {free_port()}"), rule(upstream)
+    config = Config(rules=(one, two), settings=settings, max_connections=1)
+    async with Forwarder(config) as forwarder:
+        address = ("127.0.0.1", one.bind.port)
+        clients = [await dial(address) for _ in range(3)]
+        for client in clients:
+            await client.send(b"hello")
+        assert await clients[0].read(5) == b"hello"
+        await forwarder.reload(replace(config, rules=(two,)))
+        with pytest.raises(ConnectionRefusedError):
+            await dial(address)
+        for client in clients[1:]:
+            clients[0].close()
+            assert await client.read(5) == b"hello"
+            clients.pop(0)
+        assert len(forwarder.sessions()) == 1
+        clients[0].close()
+        await until(lambda: listening_sockets() == 2)
+        assert forwarder.stats().rules[one].accepted == 3
+
+
+async def test_who_waits_for_a_place_too_long_is_reset(
+    upstream: tuple[str, int], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oinetd.lanes, "QUEUE_S", 0.1)
+    one = rule(upstream, f"127.0.0.1 {free_port()}")
+    config = Config(rules=(one,), settings=settings, max_connections=1)
+    async with Forwarder(config) as forwarder:
+        first, second = [await dial(("127.0.0.1", one.bind.port)) for _ in range(2)]
+        assert await exchange(first)
+        await forwarder.reload(replace(config, rules=()))
+        await second.read_to_reset()
+        assert await exchange(first)
+        assert listening_sockets() == 1
+        first.close()
+        second.close()
 
 
 async def test_drain_lets_sessions_end(upstream: tuple[str, int], settings: Settings) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -115,6 +117,21 @@ def test_dash_is_standard_output(capfd: pytest.CaptureFixture[str], troubles: li
     journal.close()
     assert [json.loads(line)["id"] for line in capfd.readouterr().out.splitlines()] == [3, 4]
     assert troubles == []
+
+
+def test_a_broken_pipe_does_not_end_a_program_with_sigpipe_at_its_default() -> None:
+    program = """
+import os, signal
+from oinetd.linewriter import LineWriter
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+read_end, write_end = os.pipe()
+os.close(read_end)
+writer = LineWriter(write_end, print)
+writer.write(b"line\\n")
+writer.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "Broken pipe" in done.stdout
 
 
 def test_reconfigure_file_and_format(tmp_path: Path, troubles: list[str]) -> None:

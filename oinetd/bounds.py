@@ -1,0 +1,74 @@
+"""What numbers a configuration may hold: the language and the values that a program makes keep to the same."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Final
+
+__all__ = [
+    "BACKLOG_MAX",
+    "BUSY_POLL_US_MAX",
+    "CONNECTIONS_MAX",
+    "KEEPALIVE_COUNT_MAX",
+    "KEEPALIVE_S_MAX",
+    "SIZE_BYTES_MAX",
+    "THREADS_MAX",
+    "TIME_S_MAX",
+    "TIME_S_MIN",
+    "check_numbers",
+]
+
+TIME_S_MAX: Final = 365 * 86400
+"""A year: what is meant to be longer is meant to be `off`."""
+
+TIME_S_MIN: Final = 0.001
+"""A millisecond, the finest step of the timers; less would silently mean `off`."""
+
+SIZE_BYTES_MAX: Final = 1 << 30
+"""A gigabyte for a buffer: more can only be a slip."""
+
+KEEPALIVE_S_MAX: Final = 32767
+KEEPALIVE_COUNT_MAX: Final = 127
+"""The kernel's own limits, MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL and MAX_TCP_KEEPCNT of include/net/tcp.h."""
+
+CONNECTIONS_MAX: Final = 1 << 20
+"""The descriptor limit is never raised above this (the kernel's default for fs.nr_open)."""
+
+BACKLOG_MAX: Final = 1 << 20
+THREADS_MAX: Final = 1024
+"""More reactors than any machine has cores can only be a slip."""
+
+BUSY_POLL_US_MAX: Final = 10_000
+"""Ten milliseconds: whoever polls for longer has no use for sleeping at all."""
+
+_WHOLE: Final = {
+    "buffer_bytes": (1, SIZE_BYTES_MAX),
+    "pipe_bytes": (1, SIZE_BYTES_MAX),
+    "listen_backlog": (1, BACKLOG_MAX),
+    "max_connections": (0, CONNECTIONS_MAX),
+    "max_connections_per_source": (0, CONNECTIONS_MAX),
+    "max_udp_sessions": (0, CONNECTIONS_MAX),
+    "threads": (0, THREADS_MAX),
+    "busy_poll_us": (-1, BUSY_POLL_US_MAX),
+    "idle_s": (0, KEEPALIVE_S_MAX),
+    "interval_s": (1, KEEPALIVE_S_MAX),
+    "count": (1, KEEPALIVE_COUNT_MAX),
+}
+
+
+def check_numbers(values: Any) -> None:
+    """Raise `ValueError` for a number in the dataclass `values` that is out of its range; None is none."""
+    for field in fields(values):
+        name, value = field.name, getattr(values, field.name)
+        if value is None:
+            continue
+        if name in _WHOLE:
+            low, high = _WHOLE[name]
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}, and has to be a whole number from {low} to {high}")
+        elif name.endswith("_s") and (
+            not isinstance(value, int | float) or (value and not TIME_S_MIN <= value <= TIME_S_MAX)
+        ):
+            raise ValueError(
+                f"{name} is {value!r}, and has to be seconds from {TIME_S_MIN} to {TIME_S_MAX}, or 0, which is off"
+            )

@@ -7,6 +7,9 @@ never takes more than a share of a core. Polling that found something is not cha
 wake-up. One that finds nothing loses the habit at once. (64-byte round trips on one connection over veth, two cores of
 a virtual machine, medians: 67 us without, 38 us with, where client and server run on other cores, at 30 and 39 us of
 processor time each; charging all polling left 71 us. Where the scheduler keeps all three on one core: 28 and 38 us.)
+
+Bulk is not made to gather before it wakes a reactor: a wake-up finds about a megabyte as it is, so SO_RCVLOWAT with a
+deadline of 50 to 200 us changes nothing (0.12 s a gigabyte on one stream with and without).
 """
 
 from libc.stdint cimport uint64_t

@@ -2,7 +2,7 @@
 
 Slots are made in chunks that never move, and a freed one is used again. The event data of a descriptor holds slot
 number and generation; the generation changes when a connection ends, so that an event of a connection that is over
-is recognised even when slot and descriptor number are already in use again. A slot takes 392 bytes, which is all the
+is recognised even when slot and descriptor number are already in use again. A slot takes 400 bytes, which is all the
 process memory of an idle connection.
 """
 

@@ -106,7 +106,7 @@ cdef extern from *:
 
 cdef extern from "<netinet/tcp.h>" nogil:
     enum:
-        TCP_NODELAY, TCP_QUICKACK, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT
+        TCP_MAXSEG, TCP_NODELAY, TCP_QUICKACK, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT
 
 cdef extern from "<arpa/inet.h>" nogil:
     const char *inet_ntop(int family, const void *address, char *text, socklen_t size)

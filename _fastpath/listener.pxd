@@ -84,7 +84,6 @@ cdef inline bint conn_begin(Reactor *reactor, const Letter *letter) noexcept nog
     if conn == NULL:
         if record_slot(reactor) == NULL:
             return False
-        oi_add(&letter.policy.gate.admitted, 1)
         refuse(reactor, letter, ENDING_ACCEPT_FAILED, ENOMEM)
         policy_drop(letter.policy)
         accept_pause(reactor, ENOMEM)

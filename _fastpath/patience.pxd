@@ -9,6 +9,9 @@ a virtual machine, medians: 67 us without, 38 us with, where client and server r
 processor time each; charging all polling left 71 us. Where the scheduler keeps all three on one core: 28 and 38 us.)
 
 Where a wake finds several events, more gather while a reactor sleeps, and are served in one go: then it does not poll.
+
+Bulk is not made to gather before it wakes a reactor: a wake-up finds about a megabyte as it is, so SO_RCVLOWAT with a
+deadline of 50 to 200 us changes nothing (0.12 s a gigabyte on one stream with and without).
 """
 
 from libc.stdint cimport uint64_t

@@ -2,11 +2,11 @@
 
 Slots are made in chunks that never move, and a freed one is used again. The event data of a descriptor holds slot
 number and generation; the generation changes when a connection ends, so that an event of a connection that is over
-is recognised even when slot and descriptor number are already in use again. A slot takes 392 bytes, which is all the
+is recognised even when slot and descriptor number are already in use again. A slot takes 400 bytes, which is all the
 process memory of an idle connection.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -60,6 +60,7 @@ cdef struct Dir:                # one direction; its source is the side of the s
     uint64_t progress_ms        # when a byte last moved
     uint64_t burst_ms           # begin of the second in which burst_bytes are counted
     uint32_t burst_bytes
+    uint16_t mss                # the destination's segment; 0 until it was asked for
     uint8_t holding
     uint8_t mode
     uint8_t eof                 # the source said FIN, or failed: nothing more will be read

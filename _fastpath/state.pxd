@@ -21,7 +21,8 @@ cdef enum:
 cdef struct Pipe:
     int read_fd
     int write_fd
-    int asked_bytes             # its size may be less, where the kernel did not give that much
+    int asked_bytes
+    uint32_t bytes              # what it holds: less than asked, where the kernel did not give that much, or more
     Pipe *next
 
 cdef struct Block:              # its bytes follow it

@@ -161,6 +161,19 @@ cdef inline int ping_one(
     return 0
 
 
+cdef inline int load_wait(int epfd, epoll_event *events) noexcept nogil:
+    """Wait for at most LOAD_EVENTS events; how many came, or -errno: ETIMEDOUT where none did for LOAD_PATIENCE_MS."""
+    cdef int ready
+    while True:     # bounded: only a signal begins the wait anew
+        ready = epoll_wait(epfd, events, LOAD_EVENTS, LOAD_PATIENCE_MS)
+        if ready > 0:
+            return ready
+        if ready == 0:
+            return -ETIMEDOUT
+        if errno != EINTR:
+            return -errno
+
+
 cdef inline int ping_many(
     int epfd, LoadPeer *peers, int count, const char *request, size_t request_bytes, char *scratch,
     size_t answer_bytes, uint64_t duration_ns, uint64_t *histogram, LoadTotals *totals
@@ -180,11 +193,9 @@ cdef inline int ping_many(
         if status < 0:
             return status
     while active > 0:
-        ready = epoll_wait(epfd, events, LOAD_EVENTS, LOAD_PATIENCE_MS)
-        if ready <= 0:
-            if ready < 0 and errno == EINTR:
-                continue
-            return -ETIMEDOUT if ready == 0 else -errno
+        ready = load_wait(epfd, events)
+        if ready < 0:
+            return ready
         for i in range(ready):
             peer = &peers[events[i].data.u64]
             if peer.started_ns == 0:

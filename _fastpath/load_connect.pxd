@@ -3,14 +3,14 @@
 What it returns, and how it counts, is told in load.pxd.
 """
 
-from libc.errno cimport EAGAIN, ECONNRESET, EINPROGRESS, EINTR, ENOMEM, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINPROGRESS, EINTR, ENOMEM, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from posix.unistd cimport close
 
 from load cimport (
-    EPOLL_CLOEXEC, LOAD_EVENTS, LOAD_PATIENCE_MS, LOAD_SCRATCH_BYTES, MSG_DONTWAIT, LoadPeer, LoadTotals, epoll_create1,
-    epoll_event, epoll_wait, exchange, histogram_add, load_now_ns, load_watch, recv, recv_all, send_all,
+    EPOLL_CLOEXEC, LOAD_EVENTS, LOAD_SCRATCH_BYTES, MSG_DONTWAIT, LoadPeer, LoadTotals, epoll_create1, epoll_event,
+    exchange, histogram_add, load_now_ns, load_wait, load_watch, recv, recv_all, send_all,
 )
 
 
@@ -94,11 +94,9 @@ cdef inline int connect_many(
             return status
         active += 1
     while active > 0:
-        ready = epoll_wait(epfd, events, LOAD_EVENTS, LOAD_PATIENCE_MS)
-        if ready <= 0:
-            if ready < 0 and errno == EINTR:
-                continue
-            return -ETIMEDOUT if ready == 0 else -errno
+        ready = load_wait(epfd, events)
+        if ready < 0:
+            return ready
         for i in range(ready):
             index = events[i].data.u64
             status = exchange(&peers[index], request, size, scratch, size)
@@ -204,11 +202,9 @@ cdef inline int download_all(
         if status < 0:
             return status
     while active > 0:
-        ready = epoll_wait(epfd, events, LOAD_EVENTS, LOAD_PATIENCE_MS)
-        if ready <= 0:
-            if ready < 0 and errno == EINTR:
-                continue
-            return -ETIMEDOUT if ready == 0 else -errno
+        ready = load_wait(epfd, events)
+        if ready < 0:
+            return ready
         for i in range(ready):
             index = events[i].data.u64
             while times[index].received < size:

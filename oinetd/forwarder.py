@@ -127,7 +127,8 @@ class Forwarder:
                 self._destinations.stop()
             await self._lanes.close()
             if self._journal is not None:
-                self._journal.close()
+                # On a disk that is dead it takes two seconds.
+                await self._loop.run_in_executor(None, self._journal.close)
             for sock in self._inherited:
                 sock.close()
             self._stopped.set()

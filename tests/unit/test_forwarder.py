@@ -24,6 +24,7 @@ import pytest
 import oinetd.destination
 from oinetd import Config, Ending, EngineChoice, Forwarder, KeepAlive, Settings
 from oinetd.engine.native import available
+from oinetd.journal import Journal
 from oinetd.sockets import Address, lookup
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
 from tests.peers import Peer, dial, echo, pattern, server, until
@@ -172,6 +173,27 @@ async def test_a_name_as_source_address(settings: Settings, monkeypatch: pytest.
             assert forwarder.stats().rules[by_failure].endings[Ending.BIND_FAILED] >= 3
             await forwarder.reload(replace(forwarder.config, rules=(rule(upstream, options="src=localhost"),)))
             assert await source() == b"127.0.0.1"
+
+
+async def test_a_log_that_takes_its_time_to_close_does_not_hold_up_the_loop(
+    upstream: tuple[str, int], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, turned = threading.Event(), threading.Event()
+    told: list[bool] = []
+
+    def close(journal: Journal) -> None:
+        began.set()
+        told.append(turned.wait(5))
+
+    async def turn() -> None:
+        await until(began.is_set)
+        turned.set()
+
+    monkeypatch.setattr(Journal, "close", close)
+    async with forwarding(rule(upstream), settings=settings):
+        turning = asyncio.create_task(turn())
+    await turning
+    assert told == [True]
 
 
 async def test_a_destination_that_refuses(settings: Settings) -> None:

@@ -277,7 +277,8 @@ class NativeLane:
 
     def _closed(self, row: Row) -> None:
         key, serving, _ = self._in_force[row[2]]
-        record = self._fill(self._live.pop(row[1], None) or self._new(row, serving), row, serving)
+        opened = self._live.pop(row[1], None)
+        record = self._fill(opened or self._new(row, serving), row, serving)
         record.ending, record.errno = ENDINGS[row[13]], row[14]
         self._ended += not record.ending.refused
         if row[3] and self._on_emptied is not None and key in self._listeners:

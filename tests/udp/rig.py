@@ -7,7 +7,7 @@ import contextlib
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from oinetd import Forwarder, SessionRecord, parse_config
@@ -118,10 +118,12 @@ def no_descriptor_left() -> Iterator[None]:
 class Served:
     """A forwarder, and what it told."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, admit: Callable[[SessionRecord], Awaitable[bool]] | None = None) -> None:
         self.opened: list[SessionRecord] = []
         self.closed: list[SessionRecord] = []
-        self.forwarder = Forwarder(parse_config(text), on_open=self.opened.append, on_close=self.closed.append)
+        self.forwarder = Forwarder(
+            parse_config(text), admit=admit, on_open=self.opened.append, on_close=self.closed.append
+        )
 
     async def has_told(self, *, opened: int | None = None, closed: int | None = None) -> None:
         """Wait for so many records; those of the reactors come a moment later."""

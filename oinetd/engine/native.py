@@ -105,7 +105,9 @@ class DataPlane:
         assert isinstance(self.permits, _fastpath.Permits)
         assert isinstance(udp_permits, _fastpath.Permits)
         try:
-            self.core = _fastpath.Core(self.permits, threads or max(1, int(cores)), busy_poll_us, udp_permits=udp_permits)
+            self.core = _fastpath.Core(
+                self.permits, threads or max(1, int(cores)), busy_poll_us, udp_permits=udp_permits
+            )
         except OSError as error:
             raise EngineUnavailable(f"the native engine cannot start: {error}") from error
         self.local_ports = _local_ports()

@@ -39,7 +39,7 @@ class Ground:
 
     def __init__(self, *, threads: int = 1, sessions_max: int = 0, **said: Any) -> None:
         self.udp_permits = _fastpath.Permits(sessions_max)
-        self.core = _fastpath.Core(_fastpath.Permits(), threads, 0, self.udp_permits)
+        self.core = _fastpath.Core(_fastpath.Permits(), threads, udp_permits=self.udp_permits)
         self.upstream = udp()
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.sock.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO

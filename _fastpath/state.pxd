@@ -122,7 +122,7 @@ cdef struct Reactor:
     Conn *unreported
     Conn *unreported_last
     uint8_t *scratch
-    uint64_t bulk_us            # when a large read was last seen
+    uint64_t bulk_us            # when a large read was last seen, or datagrams came fast
     uint64_t spin_credit_us     # polling that may still be done
     uint64_t spin_mark_us       # up to when the credit was counted
     uint64_t gap_us             # moving average of the waits for events

@@ -7,7 +7,7 @@ says that it was the last.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
-from atomic cimport oi_add, oi_put
+from atomic cimport oi_add
 from datagram cimport MESSAGES_MAX, Group, batch_free, batch_new, batch_receive, take_trains
 from ending cimport ENDING_ABORTED
 from linux cimport (
@@ -20,7 +20,7 @@ from state cimport LISTENERS_MAX, Reactor
 from udp_end cimport session_end
 from udp_session cimport forward, session_begin
 from udp_state cimport (
-    QUEUE_BUCKETS, SESSION_CHUNK, SESSION_CHUNKS_MAX, SESSION_LIVE, Datagrams, Session, SessionQueue, UdpListener,
+    SESSION_CHUNK, SESSION_CHUNKS_MAX, SESSION_LIVE, Datagrams, Session, SessionQueue, UdpListener,
 )
 from udp_table cimport queue_drop, queue_hold, session_at, session_find
 

@@ -5,6 +5,7 @@ is seen and acted upon at the session's next turn, for the batch may still hold 
 """
 
 from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc
 from libc.string cimport memset
 
 from access cimport VERDICT_ALLOWED, VERDICT_DENIED, access_decide
@@ -18,7 +19,7 @@ from ending cimport (
 from gate cimport gate_leave, source_enter
 from linux cimport ECONNREFUSED, ENOPROTOOPT, c_assert
 from listener cimport unix_time
-from policy cimport Policy, policy_drop, policy_hold
+from policy cimport Policy, policy_hold
 from ring cimport RECORD_CLOSED, RING_RESERVE, Record, ring_push, ring_room
 from state cimport Reactor
 from udp_dial cimport udp_dial, unreachable
@@ -28,7 +29,6 @@ from udp_table cimport (
     line_append, queue_hold, session_give, session_heard, session_ready, session_take, table_put, table_room,
 )
 from udp_told cimport Told, told_add
-from libc.stdlib cimport calloc
 
 cdef enum:
     LAST_READS_MAX = 4          # as in `oinetd.udp.leg`: batches still taken from a socket whose peer has gone

@@ -101,5 +101,6 @@ cdef struct Datagrams:
     Session *unreported_last
     uint64_t due_ms             # no session ends by silence before; 0 is none does
     uint64_t retry_ms           # receiving failed for want of memory: look again then; 0 is no such case
-    uint64_t rate_ms            # the millisecond in which `rate` messages were counted
-    uint64_t rate
+    uint64_t rate_ms            # the millisecond in which messages were counted ...
+    int rate_up                 # ... from clients
+    int rate_down               # ... and from upstreams

@@ -20,7 +20,8 @@ cdef enum:
     ROUNDS = 8                  # each gives one listener its turn, ...
     SESSIONS_A_ROUND = 16       # ... and so many sessions
     RETRY_MS = 100              # after receiving failed for want of memory
-    RATE_QUIET = 64             # messages in a millisecond above which a wake finds several: no polling before sleep
+    RATE_MAX = 80               # messages in a millisecond above which a wake finds several, and ...
+    RATE_ODDS_MAX = 8           # ... that more from one side than from the other, which is no exchange but a stream
 
 
 cdef inline void udp_event(
@@ -42,14 +43,21 @@ cdef inline void udp_event(
     session_ready(self.udp, session)
 
 
-cdef inline void rate_count(Reactor *self, int messages) noexcept nogil:
-    """Note how fast datagrams come; see `patience`."""
+cdef inline void rate_count(Reactor *self, int up, int down) noexcept nogil:
+    """Note how fast datagrams come: polling before sleep is for exchanges with few of them under way.
+
+    (50,000 a second one way, 64 bytes, CPU seconds a million: 3.6 with polling, 2.2 without.)
+    """
     cdef Datagrams *udp = self.udp
+    cdef int odds
     if udp.rate_ms != self.now_ms:
         udp.rate_ms = self.now_ms
-        udp.rate = 0
-    udp.rate += <uint64_t> messages
-    if udp.rate > RATE_QUIET:
+        udp.rate_up = 0
+        udp.rate_down = 0
+    udp.rate_up += up
+    udp.rate_down += down
+    odds = udp.rate_up - udp.rate_down
+    if udp.rate_up + udp.rate_down > RATE_MAX or odds > RATE_ODDS_MAX or -odds > RATE_ODDS_MAX:
         self.bulk_us = self.now_us
 
 
@@ -58,7 +66,7 @@ cdef inline void turns_take(Reactor *self) noexcept nogil:
     cdef UdpListener *listener
     cdef Session *session
     cdef int _round, _turn, got
-    cdef int messages = 0
+    cdef int up = 0, down = 0
     for _round in range(ROUNDS):
         listener = listener_next(udp)
         if listener == NULL and udp.by_turn.first == NULL:
@@ -68,15 +76,15 @@ cdef inline void turns_take(Reactor *self) noexcept nogil:
             if got < 0:
                 udp.retry_ms = self.now_ms + RETRY_MS
             else:
-                messages += got
+                up += got
         for _turn in range(SESSIONS_A_ROUND):
             session = udp.by_turn.first
             if session == NULL:
                 break
             session_not_ready(udp, session)
-            messages += session_turn(self, session)
-    if messages:
-        rate_count(self, messages)
+            down += session_turn(self, session)
+    if up or down:
+        rate_count(self, up, down)
 
 
 cdef inline void udp_turn(Reactor *self) noexcept nogil:

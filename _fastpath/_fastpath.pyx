@@ -17,12 +17,13 @@ cimport cython
 
 from access cimport Access, Pattern, access_decide
 from address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_text
-from atomic cimport oi_add, oi_get, oi_put, oi_show
+from atomic cimport oi_add, oi_get, oi_put, oi_show, oi_swap
 from command cimport (
     all_exited, emptiest, listener_add, listener_remove, listener_replace, post, post_all, snapshot_take,
     tell_of_room,
 )
-from datagram cimport Batch, ReturnAddress, Sent, batch_free, batch_new, batch_receive, batch_send, take_trains
+from datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
+from datagram_send cimport Sent, batch_send
 from gate cimport (
     Gate, gate_drop, gate_enter, gate_hold, gate_leave, gate_new, source_count, source_enter, source_leave,
     source_slot,
@@ -36,11 +37,17 @@ from linux cimport (
 from listener cimport unix_time
 from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
+from return_address cimport ReturnAddress
 from ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm, ring_peek, ring_pop
 from slot cimport CHUNK_SLOTS, Conn
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
 from tally cimport TALLIES, Tally, tally_add
 from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
+from udp_order cimport (
+    ORDER_ADD, ORDER_COUNT, ORDER_LINGER, ORDER_REMOVE, ORDER_RENEW, ORDER_REPLACE, ORDER_TRIM, least_listening,
+    order_give,
+)
+from udp_state cimport Session
 
 
 def _number(path):
@@ -174,6 +181,9 @@ cdef class Permits:
     def next_id(self):
         return oi_add(&self.gate.next_id, 1)
 
+    def take_lost(self):
+        return oi_swap(&self.gate.lost, 0)
+
     @property
     def live(self):
         return oi_get(&self.gate.live)
@@ -274,18 +284,23 @@ cdef enum:
 cdef class Core:
     cdef Hub *hub
     cdef Permits permits
+    cdef Permits udp_permits
     cdef bint running
     cdef int turn
     cdef Address text_keys[TEXTS]
     cdef list texts
     cdef Tally tallies[TALLIES]
 
-    def __cinit__(self, Permits permits not None, int threads, uint64_t spin_us=0, uint32_t slots_max=0):
+    def __cinit__(
+        self, Permits permits not None, int threads, uint64_t spin_us=0, uint32_t slots_max=0,
+        Permits udp_permits=None,
+    ):
         cdef Reactor *reactor
         cdef int error
         self.permits = permits
+        self.udp_permits = Permits() if udp_permits is None else udp_permits
         self.texts = [""] * TEXTS
-        self.hub = hub_new(permits.gate)
+        self.hub = hub_new(permits.gate, self.udp_permits.gate)
         if self.hub == NULL:
             raise OSError(errno, "the data plane has no descriptor or no memory")
         self.hub.spin_us = spin_us
@@ -328,6 +343,7 @@ cdef class Core:
             record.kind, record.id, record.tag, record.token, record.started_s, self._known_text(&record.client),
             record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
             record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
+            record.datagrams_up, record.datagrams_down, record.datagrams_lost,
         )
 
     cdef _retry(self):
@@ -364,6 +380,42 @@ cdef class Core:
         if self.running:
             with nogil:
                 listener_remove(self.hub, index)
+
+    cdef long _order(self, int verb, uint64_t key, int fd, Rules rules) except? -1:
+        """Have the reactor of a UDP listener do something."""
+        cdef Reactor *reactor = self.hub.reactors[key >> 32]
+        cdef Policy *policy = NULL if rules is None else rules.policy
+        cdef long answer
+        self._must_run()
+        with nogil:
+            answer = order_give(reactor, verb, <uint32_t> key, fd, policy)
+        if answer < 0:
+            raise OSError(-answer, strerror(-answer).decode())
+        return answer
+
+    def add_udp_listener(self, int fd, Rules rules not None):
+        cdef uint64_t reactor = least_listening(self.hub).index
+        if rules.policy.gate == NULL:
+            raise ValueError("the rules of a UDP listener need a gate")
+        return reactor << 32 | <uint64_t> self._order(ORDER_ADD, reactor << 32, fd, rules)
+
+    def replace_udp_listener(self, uint64_t key, Rules rules not None, bint anew):
+        self._order(ORDER_RENEW if anew else ORDER_REPLACE, key, -1, rules)
+
+    def linger_udp_listener(self, uint64_t key):
+        return self._order(ORDER_LINGER, key, -1, None)
+
+    def udp_sessions_of(self, uint64_t key):
+        return self._order(ORDER_COUNT, key, -1, None)
+
+    def remove_udp_listener(self, uint64_t key):
+        if self.running:
+            self._order(ORDER_REMOVE, key, -1, None)
+
+    def trim_udp_sessions(self):
+        # One after the other: together they would end too many.
+        for index in range(self.hub.reactor_count):
+            self._order(ORDER_TRIM, <uint64_t> index << 32, -1, None)
 
     def relay(self, int client_fd, int upstream_fd, Rules rules not None, uint64_t token):
         cdef Letter letter
@@ -412,7 +464,7 @@ cdef class Core:
             if tally.count:
                 rows.append((
                     RECORD_COUNTED, tally.count, tally.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, tally.up, tally.down,
-                    tally.ending, 0, 0,
+                    tally.ending, 0, 0, tally.datagrams_up, tally.datagrams_down, tally.datagrams_lost,
                 ))
                 tally.count = 0
 
@@ -436,7 +488,7 @@ cdef class Core:
                     continue
                 idle = 0
                 taken += 1
-                if not brief or record.kind != RECORD_CLOSED:
+                if not brief or record.kind != RECORD_CLOSED or record.token:
                     rows.append(self._row(record))
                 elif not tally_add(self.tallies, record):
                     self._empty_tallies(rows)
@@ -466,6 +518,7 @@ cdef class Core:
         snapshot.capacity = 64
         for i in range(self.hub.reactor_count):
             snapshot.capacity += <int> oi_get(&self.hub.reactors[i].live)
+            snapshot.capacity += <int> oi_get(&self.hub.reactors[i].udp_sessions)
         while True:     # again with more room where many connections came in between
             snapshot.records = <Record *> calloc(snapshot.capacity, sizeof(Record))
             if snapshot.records == NULL:
@@ -485,9 +538,13 @@ cdef class Core:
         cdef Reactor *reactor
         totals = {}
         live = []
+        udp_sessions = []
+        udp_listeners = []
         for i in range(self.hub.reactor_count):
             reactor = self.hub.reactors[i]
             live.append(oi_get(&reactor.live))
+            udp_sessions.append(oi_get(&reactor.udp_sessions))
+            udp_listeners.append(oi_get(&reactor.udp_listeners))
             for name, value in (
                 ("accepted", oi_get(&reactor.stats.accepted)), ("opened", oi_get(&reactor.stats.opened)),
                 ("closed", oi_get(&reactor.stats.closed)), ("refused", oi_get(&reactor.stats.refused)),
@@ -498,6 +555,9 @@ cdef class Core:
             ):
                 totals[name] = totals.get(name, 0) + value
         totals["live"] = live
+        totals["udp_sessions"] = udp_sessions
+        totals["udp_listeners"] = udp_listeners
+        totals["udp_session_bytes"] = sizeof(Session)
         totals["connection_bytes"] = sizeof(Conn)
         totals["splice_errno"] = oi_get(&self.hub.splice_refused)
         return totals

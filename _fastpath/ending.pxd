@@ -44,6 +44,7 @@ cdef enum:      # in the order of `oinetd.record.Ending`
     ENDING_CONNECT_FAILED = 14
     ENDING_CONNECT_TIMEOUT = 15
     ENDING_RESOLVE_FAILED = 16
+    ENDING_DISPLACED = 17
 
     FLUSH_MS = 1000             # a peer that acknowledges nothing for so long gets its reset at once
 

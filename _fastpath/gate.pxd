@@ -28,6 +28,7 @@ cdef struct Gate:
     uint64_t source_max         # atomic: connections of one client address; 0 is no bound and no counting
     uint64_t waiting            # atomic: a reactor stopped accepting here
     uint64_t admitted           # atomic: connections of the native lane that were let in, ever
+    uint64_t lost               # atomic: datagrams of those who were not let in, since they were last counted
     uint64_t next_id            # atomic: the process gate numbers all sessions of both lanes
     pthread_mutex_t lock        # guards the table below
     Source *sources             # open addressing, linear probing

@@ -22,6 +22,8 @@ cdef enum:
     LETTER_SNAPSHOT = 5
     LETTER_RETRY = 6            # a place is free, or the ring has room: try to accept again
     LETTER_STOP = 7
+    LETTER_UDP = 8              # an order for the UDP listeners
+    LETTER_UDP_ROOM = 9         # another reactor has no UDP session to end for a new one: end one here
 
 cdef struct Letter:
     int kind
@@ -34,7 +36,7 @@ cdef struct Letter:
     uint64_t started_us
     Policy *policy
     Address client
-    void *answer                # of a snapshot
+    void *answer                # of a snapshot or an order
 
 cdef struct Inbox:
     pthread_mutex_t lock

@@ -7,7 +7,7 @@ cdef extern from "<errno.h>" nogil:
     enum:
         EAGAIN, EINTR, EINPROGRESS, EINVAL, ENOSYS, EPERM, EPIPE, EMFILE, ENFILE, ENOBUFS, ENOMEM
         ECONNRESET, ECONNABORTED, EPROTO, ETIMEDOUT, ECANCELED, EAFNOSUPPORT, ENETDOWN, EHOSTUNREACH, ENOENT
-        ECONNREFUSED, ENOTCONN
+        ECONNREFUSED, ENOTCONN, ENOPROTOOPT
 
 cdef extern from "<assert.h>" nogil:
     # NDEBUG stays undefined: the invariants are checked in production too.
@@ -72,8 +72,8 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_recv "recv"(int fd, void *data, size_t size, int flags)
     ssize_t c_send "send"(int fd, const void *data, size_t size, int flags)
     enum:
-        AF_INET, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SHUT_WR, SOL_SOCKET
-        SO_ERROR, SO_LINGER, SO_KEEPALIVE, SO_OOBINLINE, MSG_DONTWAIT, MSG_NOSIGNAL
+        AF_INET, AF_INET6, SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SHUT_WR, SOL_SOCKET
+        SO_ERROR, SO_LINGER, SO_RCVBUF, SO_KEEPALIVE, SO_OOBINLINE, MSG_DONTWAIT, MSG_NOSIGNAL
 
 cdef extern from "<netinet/in.h>" nogil:
     struct in_addr:

@@ -21,6 +21,7 @@ cdef enum:
 cdef struct Policy:
     uint64_t references         # atomic
     uint64_t failures           # atomic: connects that failed in a row
+    uint64_t refusals           # atomic: UDP sessions whose datagrams were refused; the next begins an address further
     uint64_t tag                # the control plane's name for it
     Gate *gate                  # of the rule
     Access access
@@ -32,7 +33,7 @@ cdef struct Policy:
     uint32_t buffer_bytes
     uint32_t pipe_bytes
     uint32_t connect_ms         # timeouts: 0 is off
-    uint32_t idle_ms
+    uint32_t idle_ms            # of a connection or of a UDP session
     uint32_t half_close_ms
     uint32_t stall_ms
     int32_t keep_idle_s         # 0 is no keep-alive

@@ -19,6 +19,8 @@ The facts it stands on:
 - splice may raise SIGPIPE, for which it has no flag: all signals are blocked in reactor threads.
 - Events are numbered by slot and generation, not by descriptor. One that belongs to a connection that ended earlier
   in the batch finds another generation and is left alone.
+- UDP sockets are registered for IN alone: room comes with every datagram that leaves, and would be an event each
+  time. A recvmmsg that takes fewer than it might have has seen the queue empty, so that the next one is an edge.
 - A reactor never touches a Python object and never waits for one. What Python must learn goes through the ring, what
   Python wants through the inbox.
 """
@@ -38,7 +40,7 @@ from ending cimport (
 from flow cimport AGAIN, TURNED, flow_pump, side_fail
 from inbox cimport (
     LETTERS_MAX, LETTER_ABORT_ALL, LETTER_ACCEPTED, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_SNAPSHOT,
-    LETTER_STOP, Letter, inbox_return, inbox_take,
+    LETTER_STOP, LETTER_UDP, LETTER_UDP_ROOM, Letter, inbox_return, inbox_take,
 )
 from linux cimport (
     ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
@@ -51,10 +53,13 @@ from policy cimport policy_drop
 from queue cimport ready_add, ready_remove
 from ring cimport RECORD_RELAYED, Record, ring_push
 from slot cimport (
-    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_INBOX, KIND_LISTENER, UP,
-    UPSTREAM, CHUNK_SLOTS, Conn, Dir, Side, slab_at, slab_take,
+    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_BITS, KIND_INBOX,
+    KIND_LISTENER, KIND_UDP_LISTENER, UP, UPSTREAM, CHUNK_SLOTS, Conn, Dir, Side, slab_at, slab_take,
 )
 from state cimport Hub, Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
+from udp_end cimport give_room, report_closed_rest
+from udp_order cimport Order, order_read
+from udp_turn cimport udp_each, udp_event, udp_next_ms, udp_turn, udp_waits
 from wheel cimport wheel_arm, wheel_disarm, wheel_next
 
 cdef enum:
@@ -212,6 +217,7 @@ cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snaps
             snapshot.count += 1
         elif kind == LETTER_ABORT_ALL or conn.id == id:
             abort(self, conn, ENDING_ABORTED, 0)
+    udp_each(self, kind == LETTER_ABORT_ALL, id, snapshot)
 
 
 cdef inline bint letter_read(Reactor *self, const Letter *letter) noexcept nogil:
@@ -231,8 +237,13 @@ cdef inline bint letter_read(Reactor *self, const Letter *letter) noexcept nogil
         pthread_mutex_unlock(&snapshot.lock)
     elif letter.kind == LETTER_RETRY:
         report_rest(self)
+        report_closed_rest(self)
         listeners_wake(self)
         self.accept_again = True
+    elif letter.kind == LETTER_UDP:
+        order_read(self, <Order *> letter.answer)
+    elif letter.kind == LETTER_UDP_ROOM:
+        give_room(self)
     elif letter.kind == LETTER_STOP:
         self.stopping = True
     return True
@@ -255,7 +266,7 @@ cdef inline int sleep_ms(Reactor *self) noexcept nogil:
     """How long epoll may wait: until the next timer, -1 for ever."""
     cdef uint64_t tick, due_ms
     cdef uint64_t until_ms = 0
-    if self.quick.first != NULL or self.bulk.first != NULL or oi_get(&self.inbox.rung):
+    if self.quick.first != NULL or self.bulk.first != NULL or oi_get(&self.inbox.rung) or udp_waits(self):
         return 0
     if self.accept_retry_ms:
         until_ms = self.accept_retry_ms
@@ -268,14 +279,15 @@ cdef inline int sleep_ms(Reactor *self) noexcept nogil:
         due_ms = tick * TICK_MS
         if until_ms == 0 or due_ms < until_ms:
             until_ms = due_ms
+    until_ms = udp_next_ms(self, until_ms)
     if until_ms == 0:
         return -1
     return <int> (until_ms - self.now_ms) if until_ms > self.now_ms else 0
 
 
 cdef inline void event_take(Reactor *self, uint64_t data, uint32_t events) noexcept nogil:
-    cdef uint32_t kind = <uint32_t> (data & 3)
-    cdef uint32_t index = (<uint32_t> data) >> 2
+    cdef uint32_t kind = <uint32_t> (data & ((1 << KIND_BITS) - 1))
+    cdef uint32_t index = (<uint32_t> data) >> KIND_BITS
     cdef uint32_t generation = <uint32_t> (data >> 32)
     cdef Conn *conn
     cdef Listener *listener
@@ -287,10 +299,20 @@ cdef inline void event_take(Reactor *self, uint64_t data, uint32_t events) noexc
         if self.accept_retry_ms == 0:
             listener_serve(self, listener, generation)
         return
+    if kind >= KIND_UDP_LISTENER:
+        udp_event(self, kind, index, generation, events)
+        return
     conn = slab_at(&self.slab, index)
     if conn == NULL or conn.generation != generation:
         return      # it ended earlier in this batch
     conn_event(self, conn, <int> kind, events)
+
+
+cdef inline bint has_work(const Reactor *self) noexcept nogil:
+    """Whether a reactor that was told to stop has something left to end or to report."""
+    if oi_get(&self.live) or self.unreported != NULL or oi_get(&self.inbox.rung):
+        return True
+    return self.udp != NULL and (self.udp.count != 0 or self.udp.unreported != NULL)
 
 
 cdef inline void reactor_loop(Reactor *self) noexcept nogil:
@@ -298,13 +320,15 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
     cdef int count, i
     clock_look(self)
     self.wheel.tick = self.now_ms // TICK_MS
-    while not self.stopping or oi_get(&self.live) or self.unreported != NULL or oi_get(&self.inbox.rung):
+    while not self.stopping or has_work(self):
         count = wait_for_events(self, sleep_ms(self))
         clock_look(self)
         for i in range(count):
             event_take(self, self.events[i].data.u64, self.events[i].events)
         if oi_get(&self.inbox.rung):
             letters_read(self)
+        if not self.stopping:
+            udp_turn(self)
         pump_ready(self)
         wheel_turn(self)
         if self.accept_retry_ms and self.now_ms >= self.accept_retry_ms:
@@ -315,6 +339,6 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
         if self.accept_again and self.accept_retry_ms == 0 and not self.stopping:
             listeners_serve(self)
         oi_put(&self.stats.loops, oi_get(&self.stats.loops) + 1)
-        if self.stopping and oi_get(&self.live):
+        if self.stopping:
             each_conn(self, LETTER_ABORT_ALL, 0, NULL)
     oi_give(&self.exited, 1)

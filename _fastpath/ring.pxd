@@ -27,12 +27,15 @@ cdef enum:
 cdef struct Record:
     uint64_t id
     uint64_t tag                # the policy's
-    uint64_t token              # of a pair handed over
+    uint64_t token              # of a pair handed over; of a UDP session, 1 for the last of a listener that lingers
     double started_s            # Unix time
     uint64_t duration_us
     uint64_t connect_us
     uint64_t up
     uint64_t down
+    uint64_t datagrams_up
+    uint64_t datagrams_down
+    uint64_t datagrams_lost
     Address client
     Address upstream
     int32_t error

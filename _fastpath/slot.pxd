@@ -37,10 +37,13 @@ cdef enum:
     CHUNK_SLOTS = 64
     CHUNKS_MAX = 65536          # four million connections for one reactor
 
-    KIND_CLIENT = 0             # the low two bits of the event data
+    KIND_CLIENT = 0             # the low three bits of the event data
     KIND_UPSTREAM = 1
     KIND_LISTENER = 2
     KIND_INBOX = 3
+    KIND_UDP_LISTENER = 4
+    KIND_UDP_SESSION = 5
+    KIND_BITS = 3
 
 cdef struct Side:
     int fd                      # -1 when closed
@@ -185,4 +188,4 @@ cdef inline Conn *slab_at(Slab *self, uint32_t index) noexcept nogil:
 
 
 cdef inline uint64_t event_data(uint32_t kind, uint32_t index, uint32_t generation) noexcept nogil:
-    return (<uint64_t> generation << 32) | (<uint64_t> index << 2) | kind
+    return (<uint64_t> generation << 32) | (<uint64_t> index << KIND_BITS) | kind

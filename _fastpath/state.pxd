@@ -8,6 +8,7 @@ from linux cimport epoll_event, pthread_cond_t, pthread_mutex_t, pthread_t
 from policy cimport Policy
 from ring cimport Bell, Record, Ring
 from slot cimport Conn, Dir, Slab
+from udp_state cimport Datagrams
 
 cdef enum:
     REACTORS_MAX = 64
@@ -86,6 +87,8 @@ cdef struct Hub:
     uint64_t listener_count     # atomic: table places ever used
     Listener *free_listeners
     Gate *gate                  # of the process; owned by whoever made the hub
+    Gate *udp_gate              # the same for UDP sessions
+    uint64_t udp_room_wanted    # atomic: a reactor was asked to end a UDP session for another one's sake
     Bell bell
     int reactor_count
     Reactor *reactors[REACTORS_MAX]
@@ -106,6 +109,9 @@ cdef struct Reactor:
     uint64_t now_us             # monotonic, once for each batch of events
     uint64_t now_ms
     uint64_t live               # atomic: connections here
+    uint64_t udp_listeners      # atomic
+    uint64_t udp_sessions       # atomic
+    Datagrams *udp              # NULL as long as there was no UDP listener
     Queue quick                 # directions whose last read was small
     Queue bulk
     bint accept_again           # a listener may have more
@@ -116,7 +122,7 @@ cdef struct Reactor:
     Conn *unreported
     Conn *unreported_last
     uint8_t *scratch
-    uint64_t bulk_us            # when a large read was last seen
+    uint64_t bulk_us            # when a large read was last seen, or datagrams came fast
     uint64_t spin_credit_us     # polling that may still be done
     uint64_t spin_mark_us       # up to when the credit was counted
     uint64_t gap_us             # moving average of the waits for events

@@ -17,6 +17,9 @@ cdef struct Tally:
     uint64_t count              # 0 is a free place
     uint64_t up
     uint64_t down
+    uint64_t datagrams_up
+    uint64_t datagrams_down
+    uint64_t datagrams_lost
 
 
 cdef inline bint tally_add(Tally *table, const Record *record) noexcept nogil:
@@ -27,9 +30,15 @@ cdef inline bint tally_add(Tally *table, const Record *record) noexcept nogil:
         self.ending = record.ending
         self.up = 0
         self.down = 0
+        self.datagrams_up = 0
+        self.datagrams_down = 0
+        self.datagrams_lost = 0
     elif self.tag != record.tag or self.ending != record.ending:
         return False
     self.count += 1
     self.up += record.up
     self.down += record.down
+    self.datagrams_up += record.datagrams_up
+    self.datagrams_down += record.datagrams_down
+    self.datagrams_lost += record.datagrams_lost
     return True

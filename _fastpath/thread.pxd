@@ -20,6 +20,7 @@ from reactor cimport reactor_loop
 from ring cimport ring_free, ring_init
 from slot cimport KIND_INBOX, event_data, slab_destroy, slab_init
 from state cimport Hub, LISTENERS_MAX, Listener, Reactor
+from udp_listener cimport datagrams_free
 
 
 cdef inline void *reactor_thread(void *argument) noexcept nogil:
@@ -46,6 +47,7 @@ cdef inline void reactor_free(Reactor *self) noexcept nogil:
     if self.scratch != NULL:
         munmap(self.scratch, SCRATCH_BYTES)
     slab_destroy(&self.slab)
+    datagrams_free(self.udp)
     ring_free(&self.ring)
     inbox_free(&self.inbox)
     free(self)
@@ -92,7 +94,7 @@ cdef inline int reactor_start(Reactor *self) noexcept nogil:
     return error
 
 
-cdef inline Hub *hub_new(Gate *gate) noexcept nogil:
+cdef inline Hub *hub_new(Gate *gate, Gate *udp_gate) noexcept nogil:
     cdef Hub *self = <Hub *> calloc(1, sizeof(Hub))
     if self == NULL:
         return NULL
@@ -103,6 +105,7 @@ cdef inline Hub *hub_new(Gate *gate) noexcept nogil:
         free(self)
         return NULL
     self.gate = gate
+    self.udp_gate = udp_gate
     oi_show(&self.bell.armed, 1)
     pthread_mutex_init(&self.lock, NULL)
     pthread_cond_init(&self.idle, NULL)

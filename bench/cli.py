@@ -36,8 +36,8 @@ subjects: direct, nftables (together `floor`); native-auto, native-splice, nativ
 """
 
 UDP_SUBJECTS = """
-subjects: direct (`floor`); oinetd-auto, oinetd-python (`oinetd`); rinetd, socat, nginx (`peer`); or `all`. A client is
-an address and port. --buffers has no meaning here.
+subjects: direct (`floor`); oinetd-native, oinetd-python (`oinetd`); rinetd, socat, nginx (`peer`); or `all`. A client
+is an address and port. --buffers has no meaning here.
 """
 
 EPILOG = """

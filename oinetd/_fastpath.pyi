@@ -7,7 +7,7 @@ an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row
 from collections.abc import Sequence
 from typing import Any, final
 
-_Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int]
+_Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int]
 _Place = tuple[str, int] | tuple[str, int, int, int]
 _Patterns = Sequence[tuple[int, bytes]]
 
@@ -36,6 +36,8 @@ class Permits:
         """The connections of a client address that are counted."""
     def next_id(self) -> int:
         """A number for a session; no other session of this gate has it."""
+    def take_lost(self) -> int:
+        """Datagrams that were dropped for clients who have no UDP session, since the last call."""
     @property
     def live(self) -> int:
         """Who is inside."""
@@ -84,9 +86,17 @@ class Core:
     """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep.
 
     `slots_max` is for tests: a reactor has memory for so many connections, in multiples of 64, and no more.
+    `permits` are for connections, `udp_permits` for UDP sessions.
     """
 
-    def __new__(cls, permits: Permits, threads: int, spin_us: int = 0, slots_max: int = 0) -> Core: ...
+    def __new__(
+        cls,
+        permits: Permits,
+        threads: int,
+        spin_us: int = 0,
+        slots_max: int = 0,
+        udp_permits: Permits | None = None,
+    ) -> Core: ...
     @property
     def threads(self) -> int: ...
     def fileno(self) -> int:
@@ -99,6 +109,22 @@ class Core:
         """Put other rules in force for the connections to come."""
     def remove_listener(self, index: int) -> None:
         """Accept no more; on return no reactor touches the socket."""
+    def add_udp_listener(self, fd: int, rules: Rules) -> int:
+        """Serve a bound UDP socket, in one of the reactors; the answer is the key for the other calls.
+
+        `idle_ms` of the rules is the life of a silent session. Rows of these sessions have `token` 1 in the record of
+        the last one of a listener that lingers.
+        """
+    def replace_udp_listener(self, key: int, rules: Rules, anew: bool) -> None:
+        """Put other rules in force for sessions to come; `anew` ends lingering, and tells of the refused once more."""
+    def linger_udp_listener(self, key: int) -> int:
+        """Let nobody new in; how many sessions there are."""
+    def udp_sessions_of(self, key: int) -> int:
+        """How many sessions a listener has."""
+    def remove_udp_listener(self, key: int) -> None:
+        """Abort its sessions; on return no reactor touches the socket."""
+    def trim_udp_sessions(self) -> None:
+        """End the sessions above the bound of `udp_permits`, those that were silent for longest."""
     def relay(self, client_fd: int, upstream_fd: int, rules: Rules, token: int) -> int:
         """Relay between two connected sockets, which belong to the reactors from here; the answer is its id."""
     def kill(self, id: int) -> None:
@@ -117,6 +143,7 @@ class Core:
     def stats(self) -> dict[str, Any]:
         """Counters of all reactors together; `live` is a list with the connections of each.
 
+        `udp_sessions` and `udp_listeners` are such lists, too; `udp_session_bytes` is what a UDP session takes.
         `connection_bytes` is what an idle connection takes of the process's memory, `splice_errno` why splice is no
         longer used, 0 where it is.
         """

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from oinetd.engine import Meter
 from oinetd.gate import Gate, LocalGate
 from oinetd.model import Endpoint, Rule
-from oinetd.record import Ending, SessionRecord
+from oinetd.record import Ending, SessionRecord, Sums
 
 __all__ = ["Account", "Live", "RuleAccount", "RuleStats", "Stats"]
 
@@ -101,10 +101,14 @@ class Live:
 
 
 class Account:
-    """Live sessions, limits, and counters, over the process's `gate`, which both lanes go through."""
+    """Live sessions, limits, and counters, over the process's gates, which both lanes go through.
 
-    def __init__(self, gate: Gate) -> None:
+    `gate` is for connections, and numbers all sessions; `datagrams` is for UDP sessions.
+    """
+
+    def __init__(self, gate: Gate, datagrams: Gate) -> None:
         self.gate = gate
+        self.datagrams = datagrams
         self.live: dict[int, Live] = {}
         self._max_per_source = 0
         self._rules: dict[Endpoint | Rule, RuleAccount] = {}
@@ -113,12 +117,12 @@ class Account:
     @property
     def anybody(self) -> bool:
         """Whether somebody is connected."""
-        return bool(self.gate.live or self.live)
+        return bool(self.gate.live or self.datagrams.live or self.live)
 
     @property
     def count(self) -> int:
         """How many sessions live, of both kinds and lanes."""
-        return self.gate.live + sum(live.datagrams for live in self.live.values())
+        return self.gate.live + self.datagrams.live
 
     def set_limits(self, max_connections: int, max_per_source: int) -> None:
         """Bound the sessions of the process; 0 is no bound."""
@@ -185,16 +189,20 @@ class Account:
         if live.datagrams:
             self.forget(live)
             return
-        for gate in live.gates:
-            gate.leave_source(live.record.client)
+        self.dismiss_source(live)
         self.give_back(live.rule)
         self._make_room()
 
     def forget(self, live: Live) -> None:
         """Give back what a UDP session took on its way in."""
+        self.dismiss_source(live)
+        live.rule.gate.leave()
+        self.datagrams.leave()
+
+    def dismiss_source(self, live: Live) -> None:
+        """Take `admit_source` back."""
         for gate in live.gates:
             gate.leave_source(live.record.client)
-        live.rule.gate.leave()
 
     def turned_away(self, live: Live) -> None:
         """A UDP client got no session, with `ending` set in the record; it had no place."""
@@ -209,14 +217,21 @@ class Account:
         self._count(stats, record)
         self._make_room()
 
-    def native_counted(self, rule: Rule, ending: Ending, count: int, bytes_up: int, bytes_down: int) -> None:
+    def native_counted(self, rule: Rule, ending: Ending, sums: Sums) -> None:
         """Sessions of the native lane have ended, or were refused, whose records nobody wants."""
-        stats = self._rules[rule.identity].stats
+        stats, count = self._rules[rule.identity].stats, sums.sessions
         stats.accepted += count * ending.refused
-        stats.bytes_up += bytes_up
-        stats.bytes_down += bytes_down
+        stats.bytes_up += sums.bytes_up
+        stats.bytes_down += sums.bytes_down
+        stats.datagrams_up += sums.datagrams_up
+        stats.datagrams_down += sums.datagrams_down
+        stats.datagrams_lost += sums.datagrams_lost
         self._count_ends(stats, ending, count)
         self._make_room()
+
+    def native_lost(self, rule: Endpoint | Rule, datagrams: int) -> None:
+        """The native lane has dropped datagrams of clients that have no session; the rule is given by its identity."""
+        self._rules[rule].stats.datagrams_lost += datagrams
 
     @classmethod
     def _count(cls, stats: RuleStats, record: SessionRecord) -> None:

@@ -69,7 +69,7 @@ class Forwarder:
         self._on_open = on_open
         self._on_close = on_close
         self._inherited = list(inherited)
-        self._account = Account(new_gate())
+        self._account = Account(new_gate(), new_gate())
         self._listeners: dict[PortKey, Listening] = {}
         self._destinations: Destinations | None = None
         self._reloading = asyncio.Lock()
@@ -207,7 +207,7 @@ class Forwarder:
             self._journal = Journal(config.log, log.warning)
         else:
             self._journal.reconfigure(config.log)
-        self._lanes.datagrams.set_limits(config)
+        self._lanes.limit_datagrams(config)
         before, self._listeners = self._listeners, {}
         news: list[tuple[Route, Address, str]] = []
         for port, sock in sockets.items():
@@ -253,8 +253,7 @@ class Forwarder:
         if listener.native == choice.native:
             listener.exchange(service)
             return listener
-        listener.release()
-        return self._lanes.serve(choice, sock, service)
+        return self._lanes.change_lane(listener, choice, service)
 
     def _retire(self, key: PortKey, listener: Listening, *, replaced: bool = False) -> None:
         address = bound_address(listener.sock)
@@ -288,7 +287,10 @@ class Forwarder:
 
     def stats(self) -> Stats:
         """The counters since the start."""
-        return self._account.stats(self._native_sessions(), self._lanes.admitted() if self._stopped is not None else {})
+        if self._stopped is None:
+            return self._account.stats()
+        self._lanes.count_lost()
+        return self._account.stats(self._native_sessions(), self._lanes.admitted())
 
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""

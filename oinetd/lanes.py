@@ -3,6 +3,8 @@
 - The native lane gives the listening socket to the reactors, which do everything from accept to close.
 - The Python lane runs a `Session` for each connection. It serves what needs Python: an `admit` hook, a build or a
   machine without the extension, and who asks for it. With a hook the native engine still does the relaying.
+
+Rules with UDP on both sides are served by either lane, those with UDP on one side by the Python lane.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Protocol
 from oinetd.account import Account
 from oinetd.dialer import Dialer
 from oinetd.engine import Engine
-from oinetd.engine.lane import NativeLane, Serving
+from oinetd.engine.lane import NativeLane
 from oinetd.engine.native import DataPlane, NativeEngine, available, new_permits
 from oinetd.engine.portable import PortableEngine
 from oinetd.errors import EngineUnavailable
@@ -27,7 +29,8 @@ from oinetd.model import Config, Endpoint, EngineChoice, Route, Rule
 from oinetd.model import Protocol as Transport
 from oinetd.poller import Poller
 from oinetd.ports import PortKey
-from oinetd.record import Ending, SessionRecord
+from oinetd.reactors import ReactorDatagrams, ReactorListener
+from oinetd.record import Ending, SessionRecord, Sums
 from oinetd.session import Dials, Service, Watcher
 from oinetd.sockets import bound_address, queue_length, stop_queueing
 from oinetd.udp.listener import DatagramListener
@@ -84,49 +87,6 @@ class Listening(Protocol):
         ...
 
 
-class ReactorListener:
-    """A listening socket in the hands of the reactors."""
-
-    native = True
-
-    def __init__(self, lane: NativeLane, keys: dict[int, ReactorListener], sock: socket.socket, service: Service):
-        self.sock = sock
-        self.service = service
-        self._lane = lane
-        self._keys = keys
-        self._key = 0
-
-    def start(self) -> None:
-        if not self._key:
-            self._key = self._lane.add(self.sock, self._serving())
-            self._keys[self._key] = self
-
-    def exchange(self, service: Service) -> None:
-        self.service = service
-        self.refresh()
-
-    def refresh(self) -> None:
-        if self._key:
-            self._lane.replace(self._key, self._serving())
-
-    def release(self) -> None:
-        if self._key:
-            self._lane.remove(self._key)
-            del self._keys[self._key]
-            self._key = 0
-
-    def _serving(self) -> Serving:
-        return Serving(
-            route=self.service.route,
-            settings=self.service.settings,
-            addresses=tuple(
-                address.sockaddr for address in self.service.destination.at(self.service.route.connect.port)
-            ),
-            sources=tuple(address.sockaddr for address in self.service.source),
-            access=self.service.global_access,
-        )
-
-
 def new_gate() -> Gate:
     """The gate of a process: one that reactors can go through where there may be any."""
     return LocalGate() if available() else new_permits()
@@ -143,8 +103,8 @@ class Lanes:
         self.poller = Poller(loop)
         self.dialer = Dialer(loop, self.poller)
         self.tasks: set[asyncio.Task[None]] = set()
-        self.datagrams = DatagramPlane(loop, self.poller, self.tasks)
-        self.lingering: dict[PortKey, DatagramListener] = {}
+        self.datagrams = DatagramPlane(loop, self.poller, self.tasks, account.datagrams)
+        self.lingering: dict[PortKey, DatagramListener | ReactorDatagrams] = {}
         self._portable = PortableEngine(loop, self.poller)
         self._plane: DataPlane | None = None
         self._lane: NativeLane | None = None
@@ -156,8 +116,8 @@ class Lanes:
     def choose(self, config: Config, rule: Rule) -> Choice:
         """How `rule` is to be served. Raises `EngineUnavailable` where it insists on what cannot be had."""
         wanted = config.settings_of(rule).engine
-        if Transport.UDP in (rule.bind.protocol, rule.connect.protocol):
-            return self._choose_datagrams(config, rule, wanted)
+        if rule.bind.protocol is not rule.connect.protocol:
+            return self._choose_mixed(config, rule, wanted)
         if wanted is EngineChoice.PYTHON:
             return Choice(False, self._portable, self.dialer, "asked for")
         try:
@@ -168,18 +128,21 @@ class Lanes:
                 raise EngineUnavailable(f"{where}{error}; `engine auto` would fall back to the Python lane") from None
             return Choice(False, self._portable, self.dialer, str(error))
         if self._hooked:
-            return Choice(False, engine, self.dialer, "the admit hook is Python")
+            udp = rule.bind.protocol is Transport.UDP
+            return Choice(False, self._portable if udp else engine, self.dialer, "the admit hook is Python")
         return Choice(
             True, engine, self.dialer, "asked for" if wanted is EngineChoice.NATIVE else "nothing needs Python"
         )
 
-    def _choose_datagrams(self, config: Config, rule: Rule, wanted: EngineChoice) -> Choice:
+    def _choose_mixed(self, config: Config, rule: Rule, wanted: EngineChoice) -> Choice:
+        """For a rule that has UDP on one side and TCP on the other."""
         if wanted is EngineChoice.NATIVE:
             where = f"{rule.origin}: " if rule.origin.line else ""
             raise EngineUnavailable(
-                f"{where}the native engine does not serve UDP; [engine=auto] on this rule takes the Python lane"
+                f"{where}the native engine serves no rule from {rule.bind.protocol.value} to "
+                f"{rule.connect.protocol.value}; [engine=auto] on this rule takes the Python lane"
             )
-        why = "asked for" if wanted is EngineChoice.PYTHON else "it serves UDP"
+        why = "asked for" if wanted is EngineChoice.PYTHON else "it serves rules between UDP and TCP"
         if rule.bind.protocol is Transport.UDP:
             return Choice(False, self._portable, self.dialer, why)
         engine = DatagramEngine(self.datagrams, rule.options, config.settings_of(rule))
@@ -192,6 +155,7 @@ class Lanes:
             self._plane = DataPlane(
                 self._loop,
                 permits=self._account.gate,
+                udp_permits=self._account.datagrams,
                 threads=config.threads,
                 busy_poll_us=config.busy_poll_us,
             )
@@ -202,6 +166,7 @@ class Lanes:
                 on_closed=self._native_closed,
                 on_counted=self._native_counted,
                 on_unreachable=self._look_up_again,
+                on_emptied=self._emptied,
             )
             self._lane.tell(self._each)
         return self._engine
@@ -210,7 +175,8 @@ class Lanes:
         """Serve `sock` by `choice` from now on; where the reactors cannot take it, in the Python lane."""
         if choice.native:
             assert self._lane is not None
-            listener = ReactorListener(self._lane, self._reactor_listeners, sock, service)
+            kind = ReactorDatagrams if service.route.bind.protocol is Transport.UDP else ReactorListener
+            listener = kind(self._lane, self._reactor_listeners, sock, service)
             try:
                 listener.start()
                 return listener
@@ -223,6 +189,26 @@ class Lanes:
         fallback = Listener(self._loop, sock, service, self.tasks)
         fallback.start()
         return fallback
+
+    def change_lane(self, listening: Listening, choice: Choice, service: Service) -> Listening:
+        """Serve the socket of `listening` by `choice`, in the other lane; its UDP sessions end."""
+        if isinstance(listening, DatagramListener):
+            listening.exchange(service)  # one that lingers would close with its last session
+            listening.end()
+        listening.release()
+        return self.serve(choice, listening.sock, service)
+
+    def limit_datagrams(self, config: Config) -> None:
+        """Bound the UDP sessions of both lanes as `config` says; those above the bound end."""
+        self.datagrams.set_limits(config)
+        if self._lane is not None:
+            self._lane.trim()
+
+    def count_lost(self) -> None:
+        """Bring the account of datagrams that the reactors dropped up to date."""
+        if self._lane is not None:
+            for rule, lost in self._lane.lost():
+                self._account.native_lost(rule, lost)
 
     def make_way(self, listening: Mapping[PortKey, Listening]) -> None:
         """End what lingers where somebody else listens now: its socket would take the other's new clients."""
@@ -242,7 +228,7 @@ class Lanes:
         `replaced`, another listener takes its clients: handshakes that are under way may still end here. A UDP socket
         closes with the last session that it is needed for.
         """
-        if isinstance(listening, DatagramListener):
+        if isinstance(listening, DatagramListener | ReactorDatagrams):
             self.lingering[key] = listening
             listening.linger(lambda: self.lingering.pop(key, None))
             return
@@ -325,13 +311,18 @@ class Lanes:
             await self._plane.close()
         self.poller.close()
 
-    def _native_counted(self, route: Route, ending: Ending, count: int, bytes_up: int, bytes_down: int) -> None:
-        self._account.native_counted(route.rule, ending, count, bytes_up, bytes_down)
+    def _native_counted(self, route: Route, ending: Ending, sums: Sums) -> None:
+        self._account.native_counted(route.rule, ending, sums)
         self._watcher.left()
 
     def _native_closed(self, record: SessionRecord) -> None:
         self._account.native_closed(record)
         self._watcher.closed(record)
+
+    def _emptied(self, key: int) -> None:
+        listener = self._reactor_listeners.get(key)
+        if listener is not None:
+            listener.emptied()
 
     def _look_up_again(self, key: int) -> None:
         listener = self._reactor_listeners.get(key)

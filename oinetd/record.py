@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from oinetd.model import Route
 
-__all__ = ["Ending", "RelayResult", "SessionRecord"]
+__all__ = ["Ending", "RelayResult", "SessionRecord", "Sums"]
 
 
 class Ending(enum.Enum):
@@ -87,6 +88,17 @@ class RelayResult:
     bytes_up: int = 0
     bytes_down: int = 0
     errno: int = 0
+
+
+class Sums(NamedTuple):
+    """What ended sessions have moved together; the fields are those of their records."""
+
+    sessions: int
+    bytes_up: int
+    bytes_down: int
+    datagrams_up: int
+    datagrams_down: int
+    datagrams_lost: int
 
 
 @dataclass(slots=True)

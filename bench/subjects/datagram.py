@@ -16,7 +16,7 @@ _SESSION_S = 3600
 
 
 class _Oinetd(Oinetd):
-    """`engine auto` moves datagrams in the extension's batches, `engine python` with Python's own calls."""
+    """`engine native` is the reactors, `engine python` the Python lane."""
 
     protocol = "udp"
 
@@ -85,5 +85,5 @@ class _Custom(Custom):
 
 def datagram_subjects(peers: Sequence[str]) -> list[Subject]:
     """Every subject, in the order of tables, with the `NAME=COMMAND` peers behind them."""
-    known = [_Direct(), _Oinetd("auto"), _Oinetd("python"), _Rinetd(), _Socat(), _Nginx()]
+    known = [_Direct(), _Oinetd("native"), _Oinetd("python"), _Rinetd(), _Socat(), _Nginx()]
     return [*known, *map(_Custom.parse, peers)]

@@ -15,6 +15,9 @@ The forwarder drives it:
 `sock` is bound, non-blocking, listening, and carries the options that accepted sockets inherit
 (`oinetd.sockets.tune`). The caller keeps it, and closes it after `remove`; who is in its queue then can still be
 accepted by the caller. A rule's own limits are counted by its `identity`, so that they hold over a reload.
+
+A UDP socket is served by one reactor, and its sessions answer through it: `remove` aborts them. `linger` lets nobody
+new in and leaves them; when the last of them has ended, `on_emptied(key)` is called, before `on_closed`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,8 +40,8 @@ from oinetd.engine.native import (
     SocketAddress,
     compile_rules,
 )
-from oinetd.model import AccessRule, Endpoint, Route, Rule, Settings
-from oinetd.record import Ending, SessionRecord
+from oinetd.model import UDP_TIMEOUT_S, AccessRule, Endpoint, Protocol, Route, Rule, Settings
+from oinetd.record import Ending, SessionRecord, Sums
 
 if TYPE_CHECKING:
     from oinetd._fastpath import Permits, Rules
@@ -71,14 +74,19 @@ class _Served:
     serving: Serving
     tag: int
 
+    @property
+    def datagrams(self) -> bool:
+        """Whether it is a UDP socket."""
+        return self.serving.route.bind.protocol is Protocol.UDP
+
 
 class NativeLane:
     """Listening sockets served from accept to close by the reactors of `plane`.
 
     `on_opened(record)` is called once for each admitted session, before its upstream leg is there, and
-    `on_closed(record)` once for each that ended, with the same object; a refused client has only `on_closed`. Both
-    come on the loop's thread, within some milliseconds. With `tell(False)` neither is called any more: then ends are
-    added up, and `on_counted(route, ending, count, bytes_up, bytes_down)` gets the sums.
+    `on_closed(record)` once for each that ended, with the same object; a refused client has only `on_closed`, and so
+    has one that cannot be served over UDP. All come on the loop's thread, within some milliseconds. With `tell(False)`
+    neither is called any more: then ends are added up, and `on_counted(route, ending, sums)` gets the sums.
     `on_unreachable(key)` is called when three connects of a listener failed in a row; the moment to resolve again.
     """
 
@@ -88,14 +96,16 @@ class NativeLane:
         *,
         on_opened: Callable[[SessionRecord], object],
         on_closed: Callable[[SessionRecord], object],
-        on_counted: Callable[[Route, Ending, int, int, int], object] | None = None,
+        on_counted: Callable[[Route, Ending, Sums], object] | None = None,
         on_unreachable: Callable[[int], object] | None = None,
+        on_emptied: Callable[[int], object] | None = None,
     ) -> None:
         self._plane = plane
         self._on_opened = on_opened
         self._on_closed = on_closed
         self._on_counted = on_counted
         self._on_unreachable = on_unreachable
+        self._on_emptied = on_emptied
         self._listeners: dict[int, _Served] = {}
         self._keys = itertools.count(1)
         self._tags = itertools.count(1)
@@ -111,35 +121,69 @@ class NativeLane:
         plane.on_empty = self._sweep
 
     def add(self, sock: socket.socket, serving: Serving) -> int:
-        """Serve a listening socket from now on, its queue included; the answer is the key for the other calls.
+        """Serve a listening or UDP socket from now on, its queue included; the answer is the key for the other calls.
 
         Raises `OSError` where it cannot be watched.
         """
         key = next(self._keys)
         tag, rules = self._compile(key, serving)
+        served = _Served(0, sock, serving, tag)
+        add = self._plane.core.add_udp_listener if served.datagrams else self._plane.core.add_listener
         try:
-            index = self._plane.core.add_listener(sock.fileno(), rules)
+            served.index = add(sock.fileno(), rules)
         except BaseException:
             del self._in_force[tag]
             raise
-        self._listeners[key] = _Served(index, sock, serving, tag)
+        self._listeners[key] = served
         return key
 
     def replace(self, key: int, serving: Serving) -> None:
-        """Put something else in force for connections to come; those that live keep what they began with."""
+        """Put something else in force for sessions to come; those that live keep what they began with."""
+        self._put_in_force(key, serving, anew=True)
+
+    def update(
+        self, key: int, addresses: Iterable[SocketAddress], sources: Iterable[SocketAddress] | None = None
+    ) -> None:
+        """Connect to other addresses from now on, and from others where `sources` are given."""
+        serving = self._listeners[key].serving
+        sources = serving.sources if sources is None else tuple(sources)
+        serving = dataclasses.replace(serving, addresses=tuple(addresses), sources=sources)
+        self._put_in_force(key, serving, anew=False)
+
+    def _put_in_force(self, key: int, serving: Serving, *, anew: bool) -> None:
         served = self._listeners[key]
         tag, rules = self._compile(key, serving)
-        self._plane.core.replace_listener(served.index, rules)
+        if served.datagrams:
+            self._plane.core.replace_udp_listener(served.index, rules, anew)
+        else:
+            self._plane.core.replace_listener(served.index, rules)
         served.serving, served.tag = serving, tag
-
-    def update(self, key: int, addresses: Iterable[SocketAddress]) -> None:
-        """Connect to other addresses from now on."""
-        serving = self._listeners[key].serving
-        self.replace(key, dataclasses.replace(serving, addresses=tuple(addresses)))
 
     def remove(self, key: int) -> None:
         """Accept no more. On return no reactor touches the socket; who is in its queue is still there."""
-        self._plane.core.remove_listener(self._listeners.pop(key).index)
+        served = self._listeners.pop(key)
+        if served.datagrams:
+            self._plane.core.remove_udp_listener(served.index)
+        else:
+            self._plane.core.remove_listener(served.index)
+
+    def linger(self, key: int) -> bool:
+        """Let nobody new in over a UDP socket until `replace`; whether it has sessions."""
+        return self._plane.core.linger_udp_listener(self._listeners[key].index) > 0
+
+    def is_empty(self, key: int) -> bool:
+        """Whether a UDP socket has no session."""
+        return self._plane.core.udp_sessions_of(self._listeners[key].index) == 0
+
+    def trim(self) -> None:
+        """The bound of UDP sessions has changed: end those above it."""
+        self._plane.core.trim_udp_sessions()
+
+    def lost(self) -> Iterator[tuple[Endpoint | Rule, int]]:
+        """Datagrams of clients without a session that were dropped since the last call, by the identity of rules."""
+        for identity, gate in self._gates.items():
+            if lost := gate.take_lost():
+                yield identity, lost
 
     def tell(self, each: bool) -> None:
         """Whether each session is to be told; from now on, and those that ended before this are told as before."""
@@ -183,11 +227,14 @@ class NativeLane:
         options = serving.route.rule.options
         gate = self._gates.setdefault(serving.route.rule.identity, self._plane.new_gate())
         gate.set_limits(options.max_connections or 0, options.max_connections_per_source or 0)
-        rule = serving.route.rule
+        rule, settings = serving.route.rule, serving.settings
+        if serving.route.bind.protocol is Protocol.UDP:
+            said = options.udp_timeout_s
+            settings = dataclasses.replace(settings, idle_timeout_s=UDP_TIMEOUT_S if said is None else said)
         rules = compile_rules(
             tag,
             gate,
-            serving.settings,
+            settings,
             flip_bytes=self._plane.flip_bytes,
             local_ports=self._plane.local_ports,
             addresses=serving.addresses,
@@ -221,6 +268,7 @@ class NativeLane:
             record.relay = _MOVED_BY[row[15]] or serving.settings.relay.value
         record.connect_s, record.duration_s = row[9], row[10]
         record.bytes_up, record.bytes_down = row[11], row[12]
+        record.datagrams_up, record.datagrams_down, record.datagrams_lost = row[16:19]
         return record
 
     def _opened(self, row: Row) -> None:
@@ -228,18 +276,20 @@ class NativeLane:
         self._on_opened(record)
 
     def _closed(self, row: Row) -> None:
-        serving = self._in_force[row[2]][1]
-        record = self._live.pop(row[1], None) or self._new(row, serving)
-        self._fill(record, row, serving)
+        key, serving, _ = self._in_force[row[2]]
+        opened = self._live.pop(row[1], None)
+        record = self._fill(opened or self._new(row, serving), row, serving)
         record.ending, record.errno = ENDINGS[row[13]], row[14]
         self._ended += not record.ending.refused
+        if row[3] and self._on_emptied is not None and key in self._listeners:
+            self._on_emptied(key)
         self._on_closed(record)
 
     def _counted(self, row: Row) -> None:
         ending, count = ENDINGS[row[13]], row[1]
         self._ended += 0 if ending.refused else count
         if self._on_counted is not None:
-            self._on_counted(self._in_force[row[2]][1].route, ending, count, row[11], row[12])
+            self._on_counted(self._in_force[row[2]][1].route, ending, Sums(count, row[11], row[12], *row[16:19]))
 
     def _unreachable(self, row: Row) -> None:
         in_force = self._in_force.get(row[2])

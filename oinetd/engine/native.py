@@ -41,7 +41,9 @@ __all__ = ["DataPlane", "NativeEngine", "Row", "SocketAddress", "available", "co
 log = logging.getLogger("oinetd")
 
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
-Row: TypeAlias = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int]
+Row: TypeAlias = tuple[
+    int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int
+]
 
 OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED = range(1, 9)
 """Kinds of rows, as `_fastpath/ring.pxd` numbers them."""
@@ -78,7 +80,8 @@ class DataPlane:
 
     `threads` 0 is one for each core that the process may use. `busy_poll_us` is the longest a reactor polls before
     it sleeps: -1 decides by the cores there are, 0 never polls. `flip_bytes` is for tests: each read takes at most
-    so many bytes and the direction changes between copy and splice every time. `permits` is the gate of the process.
+    so many bytes and the direction changes between copy and splice every time. `permits` is the gate of the process
+    for connections, `udp_permits` that for UDP sessions.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class DataPlane:
         loop: asyncio.AbstractEventLoop,
         *,
         permits: Gate | None = None,
+        udp_permits: Gate | None = None,
         threads: int = 0,
         busy_poll_us: int = -1,
         flip_bytes: int = 0,
@@ -97,9 +101,13 @@ class DataPlane:
             busy_poll_us = SPIN_US if cores >= 1 else 0
         self.flip_bytes = flip_bytes
         self.permits = new_permits() if permits is None else permits
+        udp_permits = new_permits() if udp_permits is None else udp_permits
         assert isinstance(self.permits, _fastpath.Permits)
+        assert isinstance(udp_permits, _fastpath.Permits)
         try:
-            self.core = _fastpath.Core(self.permits, threads or max(1, int(cores)), busy_poll_us)
+            self.core = _fastpath.Core(
+                self.permits, threads or max(1, int(cores)), busy_poll_us, udp_permits=udp_permits
+            )
         except OSError as error:
             raise EngineUnavailable(f"the native engine cannot start: {error}") from error
         self.local_ports = _local_ports()

@@ -27,6 +27,8 @@ DATAGRAM_BYTES_MAX = 65536
 """Above every datagram: 65,507 bytes over IPv4, 65,527 over IPv6."""
 
 _CONTROL_BYTES = 128
+_UDP_GRO = 104
+"""Of linux/udp.h."""
 _HOPELESS = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ECONNREFUSED})
 """Errors after which the next datagram would fare no better."""
 
@@ -88,6 +90,10 @@ class Batch(Protocol):
         """Who the sender with this key is."""
         ...
 
+    def name(self, sender: Sender) -> Hashable:
+        """The key of a sender."""
+        ...
+
 
 def new_batch(*, native: bool) -> Batch:
     """A batch; that of the extension where it is wanted and built."""
@@ -131,9 +137,23 @@ class NativeBatch:
         kind = (socket.IPPROTO_IP, IP_PKTINFO) if len(local) == 12 else (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
         return Sender(address, ((*kind, local),))
 
+    def name(self, sender: Sender) -> Hashable:
+        host, port = sender.address[:2]
+        if len(sender.address) == 2:
+            place = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host) + bytes(8)
+        else:
+            packed = socket.inet_pton(socket.AF_INET6, host)
+            place = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, sender.address[2]) + packed
+            place += struct.pack("=I", sender.address[3])
+        local = b"".join(data for _, _, data in sender.control)
+        return struct.pack("=28sII20s", place, len(place), len(local), local)
+
 
 class PortableBatch:
-    """The same in Python; a key is the `Sender` itself."""
+    """The same in Python; a key is the `Sender` itself.
+
+    A socket that was prepared for the other kind of batch may bring trains: they are taken apart here, too.
+    """
 
     def __init__(self) -> None:
         # Mapped and not allocated: pages that no datagram ever reached take no memory.
@@ -161,7 +181,8 @@ class PortableBatch:
                 self.late_errno = error.errno or 0
                 break
             sender = Sender(address, _way_back(control)) if named else None
-            found.setdefault(sender, []).append(place[:size])
+            each = _segment_of(control) or size or 1
+            found.setdefault(sender, []).extend(place[at : min(at + each, size)] for at in range(0, size or 1, each))
         self._datagrams = []
         groups = []
         for sender, datagrams in found.items():
@@ -193,6 +214,9 @@ class PortableBatch:
         assert isinstance(key, Sender)
         return key
 
+    def name(self, sender: Sender) -> Hashable:
+        return sender
+
 
 def _send_one(sock: socket.socket, datagram: memoryview, to: Sender | None) -> int:
     """The errno, 0 where the kernel took it."""
@@ -203,6 +227,15 @@ def _send_one(sock: socket.socket, datagram: memoryview, to: Sender | None) -> i
             sock.sendmsg([datagram], to.control, 0, to.address)
     except OSError as error:
         return error.errno or errno.EIO
+    return 0
+
+
+def _segment_of(control: list[tuple[int, int, bytes]]) -> int:
+    """The size of a train's datagrams; 0 where there is but one."""
+    for level, kind, data in control:
+        if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
+            (size,) = struct.unpack_from("=i", data)
+            return int(size)
     return 0
 
 

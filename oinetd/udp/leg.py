@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 
 from oinetd.dialer import Dialed
@@ -58,8 +59,9 @@ class DatagramLeg(DatagramSession):
         meter.datagrams_up += sent.datagrams
         meter.datagrams_lost += group.length - sent.datagrams
         self.heard()
-        if sent.errno:
-            self._told(sent.errno)
+        if sent.errno in NOBODY:
+            # Not now: the batch may still hold datagrams of others.
+            self.home.plane.poller.again(functools.partial(self._told, sent.errno))
 
     def forward_held(self) -> None:
         assert self.sock is not None
@@ -96,7 +98,7 @@ class DatagramLeg(DatagramSession):
 
     def _told(self, code: int) -> None:
         """The network told of an error."""
-        if code not in NOBODY:
+        if code not in NOBODY or self.ended:
             return
         for _ in range(LAST_READS_MAX):
             before = self.live.meter.datagrams_down

@@ -15,7 +15,7 @@ from oinetd.model import Protocol
 from oinetd.poller import LEVEL_READ
 from oinetd.record import Ending
 from oinetd.session import Service
-from oinetd.udp.batch import Group
+from oinetd.udp.batch import Batch, Group
 from oinetd.udp.leg import DatagramLeg, StreamLeg
 from oinetd.udp.plane import DatagramPlane, connect
 from oinetd.udp.session import DatagramSession
@@ -29,10 +29,7 @@ _REFUSED = {Verdict.NOT_ALLOWED: Ending.NOT_ALLOWED, Verdict.DENIED: Ending.DENI
 
 
 class DatagramListener:
-    """Serves `sock` for `service`, which may be exchanged at any time; earlier sessions keep theirs.
-
-    The batch is chosen once, because what it makes of a sender is the key of the sessions.
-    """
+    """Serves `sock` for `service`, which may be exchanged at any time; earlier sessions keep theirs."""
 
     native = False
 
@@ -60,7 +57,19 @@ class DatagramListener:
         self.on_closed = None
         self._told.clear()
         self._lingering = False
+        self._take_batch(self.plane.batch_for(service.settings))
         self.start()
+
+    def _take_batch(self, batch: Batch) -> None:
+        """Serve with `batch`, another kind of which knows the sessions' senders by other keys."""
+        if batch is self.batch:
+            return
+        batch.prepare(self.sock)
+        sessions = tuple(self._sessions.values())
+        for session in sessions:
+            session.key = batch.name(self.batch.explain(session.key))
+        self._sessions = {session.key: session for session in sessions}
+        self.batch = batch
 
     def refresh(self) -> None:
         """The destination has other addresses: sessions ask for them when they begin."""
@@ -117,10 +126,11 @@ class DatagramListener:
         if verdict is not Verdict.ALLOWED:
             self._turn_away(session, _REFUSED[verdict])
             return None
-        self.plane.table.make_room(service.rule)
         if not service.account.admit_source(session.live):
-            service.rule.gate.leave()
             self._turn_away(session, Ending.LIMITED)
+            return None
+        if not self.plane.table.make_room(service.rule):
+            service.account.dismiss_source(session.live)
             return None
         self._sessions[group.key] = session
         if isinstance(session, DatagramLeg) and service.admit is None:

@@ -9,6 +9,7 @@ import socket
 
 from oinetd.destination import Destination
 from oinetd.dialer import Dialed
+from oinetd.gate import Gate
 from oinetd.model import Config, EngineChoice, Settings
 from oinetd.poller import Poller
 from oinetd.record import Ending
@@ -20,13 +21,15 @@ __all__ = ["DatagramPlane", "connect"]
 
 
 class DatagramPlane:
-    """The sessions of one forwarder and the means to serve them, on one loop."""
+    """The sessions of one forwarder and the means to serve them, on one loop; `gate` counts UDP sessions."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller, tasks: set[asyncio.Task[None]]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, poller: Poller, tasks: set[asyncio.Task[None]], gate: Gate
+    ) -> None:
         self.loop = loop
         self.poller = poller
         self.tasks = tasks
-        self.table = SessionTable(loop)
+        self.table = SessionTable(loop, gate)
         self._batches: dict[bool, Batch] = {}
 
     def set_limits(self, config: Config) -> None:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from typing import Protocol
 
 from oinetd.account import RuleAccount
+from oinetd.gate import Gate
 from oinetd.record import Ending
 
 __all__ = ["Queue", "SessionTable", "Timed"]
@@ -48,11 +49,11 @@ class Queue:
 
 
 class SessionTable:
-    """Belongs to one loop. `sessions_max` is the bound on sessions, at least 1."""
+    """Belongs to one loop. `gate` counts the UDP sessions of the process, those of the reactors too."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.sessions_max = 1
+    def __init__(self, loop: asyncio.AbstractEventLoop, gate: Gate) -> None:
         self.held_bytes = 0
+        self.gate = gate
         self._loop = loop
         self._order: OrderedDict[Timed, None] = OrderedDict()
         self._queues: dict[RuleAccount, dict[float, Queue]] = {}
@@ -60,13 +61,18 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._order)
 
-    def make_room(self, rule: RuleAccount) -> None:
-        """Take a place for one more session of `rule`, ending others where need be."""
-        while len(self._order) >= self.sessions_max:
-            self.displace()
+    def make_room(self, rule: RuleAccount) -> bool:
+        """Take a place for one more session of `rule`, ending others where need be.
+
+        False where the reactors have all places; then none is taken.
+        """
+        while not self.gate.enter():  # each turn ends one
+            if not self.displace():
+                return False
         while not rule.gate.enter():  # who is inside is in a queue, so that each turn ends one
             heads = [next(iter(queue.order)) for queue in self._queues[rule].values()]
             min(heads, key=lambda session: session.last).end(Ending.DISPLACED)
+        return True
 
     def displace(self) -> bool:
         """End the session that has been silent for longest; False where there is none."""
@@ -76,10 +82,11 @@ class SessionTable:
         return False
 
     def shrink(self, sessions_max: int) -> None:
-        """Change the bound; where there are more, those that have been silent for longest end."""
-        self.sessions_max = max(1, sessions_max)
-        while len(self._order) > self.sessions_max:
-            self.displace()
+        """Change the bound, at least 1; where there are more, those that have been silent for longest end."""
+        sessions_max = max(1, sessions_max)
+        self.gate.set_limits(sessions_max, 0)
+        while self.gate.live > sessions_max and self.displace():
+            pass
 
     def enter(self, session: Timed) -> None:
         """A session begins, in a place that was made."""

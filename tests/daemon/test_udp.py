@@ -75,7 +75,7 @@ def test_the_json_log(oinetd: Start, tmp_path: Path, upstream: socket.socket, cl
     until(lambda: log.read_text().count("\n") == 3, "three lines")
     turned_away, _, last = map(json.loads, log.read_text().splitlines())
     assert (turned_away["event"], turned_away["ending"], turned_away["client"]) == ("refused", "denied", "127.0.0.2")
-    assert (last["ending"], last["engine"]) == ("idle-timeout", "python")
+    assert (last["ending"], last["engine"]) == ("idle-timeout", "native")
     assert (last["datagrams_up"], last["datagrams_down"], last["datagrams_lost"]) == (1, 1, 0)
     assert daemon.stop() == 0
 

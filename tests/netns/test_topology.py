@@ -168,7 +168,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
 
 
 def test_a_quick_run_of_datagrams(tmp_path: Path) -> None:
-    subjects = ["direct", "oinetd-auto", "oinetd-python"]
+    subjects = ["direct", "oinetd-native", "oinetd-python"]
     words = ["--quick", "--seconds", "0.05", "--rate", "1000", "--subjects", ",".join(subjects), "--out", str(tmp_path)]
     with bench("udp", *words) as run:
         output, _ = run.communicate()

@@ -20,7 +20,7 @@ LAYERS = (
     "dialer account engine.flow engine.native",
     "engine.portable engine.lane summary",
     "session",
-    "listener udp",
+    "listener udp reactors",
     "lanes",
     "forwarder",
     "",  # the package itself: the public names

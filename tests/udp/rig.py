@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from oinetd import Forwarder, SessionRecord, parse_config
+from tests.peers import until
 
 PATIENCE_S = 30.0
 """Bounds a test that has failed; nothing waits this long otherwise."""
@@ -99,13 +102,33 @@ def free_port() -> int:
         return party.address[1]
 
 
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Let the process have as many descriptors as it has now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 class Served:
     """A forwarder, and what it told."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, admit: Callable[[SessionRecord], Awaitable[bool]] | None = None) -> None:
         self.opened: list[SessionRecord] = []
         self.closed: list[SessionRecord] = []
-        self.forwarder = Forwarder(parse_config(text), on_open=self.opened.append, on_close=self.closed.append)
+        self.forwarder = Forwarder(
+            parse_config(text), admit=admit, on_open=self.opened.append, on_close=self.closed.append
+        )
+
+    async def has_told(self, *, opened: int | None = None, closed: int | None = None) -> None:
+        """Wait for so many records; those of the reactors come a moment later."""
+        await until(lambda: opened is None or len(self.opened) >= opened, "records of beginnings")
+        await until(lambda: closed is None or len(self.closed) >= closed, "records of ends")
 
     @property
     def port(self) -> int:

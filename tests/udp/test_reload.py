@@ -25,6 +25,7 @@ async def test_a_hundred_reloads(engine: str) -> None:
             for turn in range(100):
                 await served.forwarder.reload(parse_config(text + f"drain-timeout {turn + 1}\n"))
                 assert await source_port(client, upstream, to) == port
+            await served.has_told(opened=1)
             assert (len(served.opened), len(served.closed)) == (1, 0)
 
 
@@ -98,6 +99,7 @@ async def test_a_wildcard_takes_the_place_of_its_address(engine: str) -> None:
             await client.ask(b"x", to)
             wide = f"{engine}0.0.0.0 {to[1]}/udp 127.0.0.1 {upstream.address[1]}/udp\n"
             await served.forwarder.reload(parse_config(wide))
+            await served.has_told(closed=1)
             assert [record.ending for record in served.closed] == [Ending.ABORTED]
             assert await client.ask(b"y", to) == b"y"
             assert str(served.forwarder.sessions()[0].route.bind.host) == "0.0.0.0"
@@ -113,6 +115,7 @@ async def test_tcp_and_udp_of_one_port(engine: str) -> None:
             await served.forwarder.reload(parse_config(engine + tcp))
             await served.forwarder.reload(parse_config(engine + tcp + udp))
             assert await client.ask(b"y", (front, 8000)) == b"y"
+            await served.has_told(opened=1)
             assert len(served.opened) == 1
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oinetd.account import RuleAccount
+from oinetd.gate import LocalGate
 from oinetd.model import Endpoint, Rule, RuleOptions
 from oinetd.record import Ending
 from oinetd.udp.table import GRAIN_S, HELD_BYTES_MAX, Queue, SessionTable
@@ -55,7 +56,7 @@ class Client:
         self.table, self.rule, self.timeout_s = table, rule, timeout_s
         self.last = 0.0
         self.ending: Ending | None = None
-        table.make_room(rule)
+        assert table.make_room(rule)
         table.enter(self)
 
     def end(self, ending: Ending, code: int = 0) -> None:
@@ -63,13 +64,14 @@ class Client:
         self.ending = ending
         self.table.leave(self)
         self.rule.gate.leave()
+        self.table.gate.leave()
 
 
 def table_of(sessions_max: int = 100) -> tuple[Clock, SessionTable]:
     clock = Clock()
-    table = SessionTable(clock)  # type: ignore[arg-type]
-    table.sessions_max = sessions_max
-    return clock, table
+    gate = LocalGate()
+    gate.set_limits(sessions_max, 0)
+    return clock, SessionTable(clock, gate)  # type: ignore[arg-type]
 
 
 def rule_of(sessions_max: int = 0) -> RuleAccount:

@@ -23,7 +23,7 @@ def account(request: pytest.FixtureRequest) -> Account:
     if request.param == "native" and (reason := available()):
         pytest.skip(reason)
     make: dict[str, Callable[[], Gate]] = {"local": LocalGate, "native": new_permits}
-    return Account(make[request.param]())
+    return Account(make[request.param](), make[request.param]())
 
 
 def enter(account: Account, of: RuleAccount, client: str = "192.0.2.1") -> Live:

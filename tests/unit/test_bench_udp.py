@@ -80,13 +80,13 @@ def test_cases_cover_sizes_windows_and_rates() -> None:
 def test_subjects_by_name_and_by_group() -> None:
     known = datagram_subjects(["mine=fwd {listen} {connect}"])
     names = [subject.name for subject in choose_from(known, ["floor", "oinetd", "socat"])]
-    assert names == ["direct", "oinetd-auto", "oinetd-python", "socat", "mine"]
+    assert names == ["direct", "oinetd-native", "oinetd-python", "socat", "mine"]
     assert {subject.protocol for subject in known} == {"udp"}
     with pytest.raises(BenchError, match=r"no subject is called haproxy.*nginx"):
         choose_from(known, ["haproxy"])
 
 
-@pytest.mark.parametrize("name", ["oinetd-auto", "oinetd-python", "rinetd"])
+@pytest.mark.parametrize("name", ["oinetd-native", "oinetd-python", "rinetd"])
 def test_a_configuration_forwards_datagrams(name: str, tmp_path: Path) -> None:
     (subject,) = choose_from(datagram_subjects([]), [name])
     (command,) = subject.commands(Setup(Loopback(RunName.new()), (ROUTE,), tmp_path))

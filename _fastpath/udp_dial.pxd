@@ -1,0 +1,97 @@
+"""The upstream socket of a UDP session: connected to an address of the destination, with a port of its own."""
+
+from atomic cimport oi_add, oi_get, oi_put
+from ending cimport (
+    ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED, record_slot,
+)
+from datagram cimport take_trains
+from dial cimport FAILURES_TOLD, source_for
+from linux cimport (
+    EAFNOSUPPORT, EMFILE, ENFILE, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
+    SOL_SOCKET, SO_RCVBUF, c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket, epoll_event, errno,
+    sockaddr,
+)
+from policy cimport Policy
+from ring cimport RECORD_UNREACHABLE, Record, ring_push
+from slot cimport KIND_UDP_SESSION, event_data
+from state cimport Reactor
+from udp_end cimport displace
+from udp_state cimport Session
+
+cdef enum:
+    QUEUE_BYTES = 1048576       # as UPSTREAM_QUEUE_BYTES in `oinetd.sockets`
+
+
+cdef inline void unreachable(Reactor *reactor, Policy *policy, int error) noexcept nogil:
+    """The destination did not take it; after several times in a row its name is resolved again."""
+    cdef Record *record
+    if oi_add(&policy.failures, 1) + 1 < FAILURES_TOLD:
+        return
+    record = record_slot(reactor)
+    if record != NULL:
+        record.kind = RECORD_UNREACHABLE
+        record.tag = policy.tag
+        record.error = error
+        ring_push(&reactor.ring, &reactor.hub.bell)
+        oi_put(&policy.failures, 0)
+
+
+cdef inline int udp_socket(Reactor *reactor, int family) noexcept nogil:
+    """A socket, or -errno. Where no descriptor is left, the session that was silent for longest gives its own."""
+    cdef int bytes = QUEUE_BYTES
+    cdef int fd = c_socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    if fd < 0 and (errno == EMFILE or errno == ENFILE) and displace(reactor):
+        fd = c_socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return -errno
+    c_setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes))
+    take_trains(fd)
+    return fd
+
+
+cdef inline int udp_watch(Reactor *reactor, Session *session, int fd) noexcept nogil:
+    """Have events of the socket. Room for sending is no event: what has none is lost, as it would be in a network."""
+    cdef epoll_event event
+    event.events = EPOLLIN | <unsigned int> EPOLLET
+    event.data.u64 = event_data(KIND_UDP_SESSION, session.index, session.generation)
+    return c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_ADD, fd, &event)
+
+
+cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
+    """Connect `session.fd`, which sends nothing, so that any address with a route will do; the one that refused
+    datagrams goes to the end. False: `ending` and `error` say why not."""
+    cdef Policy *policy = session.policy
+    cdef int turn = <int> (oi_get(&policy.refusals) % policy.address_count) if policy.address_count else 0
+    cdef int i, at, fd
+    session.ending = ENDING_RESOLVE_FAILED
+    session.error = 0
+    for i in range(policy.address_count):
+        at = (turn + i) % policy.address_count
+        target = &policy.addresses[at]
+        source = source_for(policy, target)
+        if policy.has_source and source.size == 0:
+            if session.error == 0:
+                session.ending = ENDING_BIND_FAILED
+                session.error = EAFNOSUPPORT
+            continue
+        fd = udp_socket(reactor, target.place.sin6_family)
+        if fd < 0:
+            session.ending = ENDING_SOCKET_FAILED
+            session.error = -fd
+            return False
+        if source.size and c_bind(fd, <const sockaddr *> &source.place, source.size) != 0:
+            session.ending = ENDING_BIND_FAILED
+        elif c_connect(fd, <const sockaddr *> &target.place, target.size) != 0:
+            session.ending = ENDING_CONNECT_FAILED
+        elif udp_watch(reactor, session, fd) != 0:
+            session.ending = ENDING_SOCKET_FAILED
+        else:
+            session.fd = fd
+            session.address = <unsigned char> at
+            session.ending = 0
+            session.error = 0
+            return True
+        session.error = errno
+        c_close(fd)
+    unreachable(reactor, policy, session.error)
+    return False

@@ -1,0 +1,179 @@
+"""Both lanes do the same, and a rule that changes lanes does so at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oinetd import Ending, SessionRecord, parse_config
+from oinetd.engine.native import available
+from tests.daemon.process import own_address
+from tests.peers import pattern, until
+from tests.udp.rig import Party, Served, echo, serving
+
+native = pytest.mark.skipif(bool(available()), reason="the extension is not built")
+
+CLIENTS = 4
+steps = st.one_of(
+    st.tuples(st.just("ask"), st.integers(0, CLIENTS - 1), st.sampled_from([0, 1, 64, 1400, 3000])),
+    st.tuples(st.just("refused"), st.just(0), st.just(0)),
+    st.tuples(st.just("kill"), st.integers(0, 2), st.just(0)),
+    st.tuples(st.just("reload"), st.integers(0, 1), st.just(0)),
+)
+
+
+def told(records: list[SessionRecord], names: dict[tuple[str, int], int]) -> list[Any]:
+    return [
+        (
+            names.get((record.client, record.client_port), -1), record.ending and record.ending.value, record.errno,
+            record.relay,
+            record.bytes_up, record.bytes_down, record.datagrams_up, record.datagrams_down, record.datagrams_lost,
+        )
+        for record in records
+    ]  # fmt: skip
+
+
+def has_told_all(served: Served) -> bool:
+    stats = served.forwarder.stats()
+    return len(served.opened) == stats.accepted - stats.refused and len(served.closed) == stats.accepted - stats.live
+
+
+async def story(engine: str, script: list[tuple[str, int, int]]) -> list[Any]:
+    """What came of a script: answers, records, counters."""
+    found: list[Any] = []
+    denials, known = 0, False
+    with echo() as upstream, Party("127.0.0.2") as refused:
+        clients = [Party() for _ in range(CLIENTS)]
+        names = {client.address: number for number, client in enumerate(clients)}
+        rule = f"127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp\ndeny 127.0.0.2\n"
+        async with serving(f"engine {engine}\nmax-udp-sessions 3\n{rule}") as served:
+            for number, (what, which, size) in enumerate(script):
+                if what == "ask":
+                    found.append(await clients[which].ask(pattern(size, number), served.address))
+                elif what == "refused":
+                    lost = served.forwarder.stats().datagrams_lost
+                    refused.send(b"x", served.address)
+                    await until(lambda lost=lost: served.forwarder.stats().datagrams_lost > lost)
+                    denials, known = denials + (not known), True
+                    await until(lambda due=denials: [each.ending for each in served.closed].count(Ending.DENIED) == due)
+                elif what == "reload":
+                    config = f"engine {engine}\nmax-udp-sessions {3 - which}\n{rule}"
+                    await served.forwarder.reload(parse_config(config))
+                    known = False
+                elif which < len(live := served.forwarder.sessions()):
+                    found.append(served.forwarder.kill(live[which].id))
+                    gone = live[which].id
+                    await until(lambda gone=gone: all(each.id != gone for each in served.forwarder.sessions()))
+            found.append(told(served.forwarder.sessions(), names))
+            await clients[0].ask(b"the last", served.address)  # all that came before it was seen
+            await until(lambda: has_told_all(served))
+            stats = served.forwarder.stats()
+            found.append((stats.live, stats.datagrams_up, stats.datagrams_down, stats.datagrams_lost))
+            before = len(served.closed)
+        found += [told(served.closed[:before], names), sorted(told(served.closed[before:], names))]
+        found.append([names[record.client, record.client_port] for record in served.opened])
+        for client in clients:
+            client.close()
+    return found
+
+
+@native
+@settings(deadline=None, max_examples=40)
+@given(st.lists(steps, min_size=1, max_size=20))
+def test_the_lanes_tell_the_same_story(script: list[tuple[str, int, int]]) -> None:
+    assert asyncio.run(story("native", script)) == asyncio.run(story("python", script))
+
+
+@native
+async def test_the_lane_is_chosen_as_for_tcp(caplog: pytest.LogCaptureFixture) -> None:
+    async def admit(record: SessionRecord) -> bool:
+        return True
+
+    caplog.set_level(logging.INFO, "oinetd")
+    rule = "127.0.0.1 0/udp 127.0.0.1 9/udp"
+    async with serving(f"{rule}\n{rule} [engine=native]\n{rule} [engine=python]\n127.0.0.1 0/udp 127.0.0.1 9/tcp\n"):
+        chosen = [message.rpartition("(")[2] for message in caplog.messages]
+    assert chosen == [
+        "native lane: nothing needs Python)",
+        "native lane: asked for)",
+        "Python lane, python engine: asked for)",
+        "Python lane, python engine: it serves rules between UDP and TCP)",
+    ]
+    caplog.clear()
+    async with Served(rule + "\n", admit=admit).forwarder:
+        assert caplog.messages[0].endswith("(Python lane, python engine: the admit hook is Python)")
+
+
+@native
+@pytest.mark.parametrize(("before", "after"), [("python", "native"), ("native", "python")])
+async def test_a_reload_changes_the_lane(before: str, after: str) -> None:
+    front = own_address()
+    with echo() as upstream, Party() as client:
+        rule = f"{front} 8000/udp 127.0.0.1 {upstream.address[1]}/udp\n"
+        async with serving(f"engine {before}\n{rule}") as served:
+            await client.ask(b"x", (front, 8000))
+            await served.forwarder.reload(parse_config(f"engine {after}\n{rule}"))
+            await served.has_told(closed=1)
+            assert [(record.ending, record.engine) for record in served.closed] == [(Ending.ABORTED, before)]
+            assert await client.ask(b"y", (front, 8000)) == b"y"
+            (record,) = served.forwarder.sessions()
+            assert record.engine == after
+
+
+@native
+@pytest.mark.parametrize(("before", "after"), [("python", "native"), ("native", "python")])
+async def test_a_rule_that_lingers_comes_back_in_the_other_lane(before: str, after: str) -> None:
+    front = own_address()
+    with echo() as upstream, Party() as client:
+        rule = f"{front} 8000/udp 127.0.0.1 {upstream.address[1]}/udp\n"
+        async with serving(f"engine {before}\n{rule}") as served:
+            await client.ask(b"x", (front, 8000))
+            await served.forwarder.reload(parse_config(""))
+            assert await client.ask(b"still there", (front, 8000)) == b"still there"
+            await served.forwarder.reload(parse_config(f"engine {after}\n{rule}"))
+            assert await client.ask(b"y", (front, 8000)) == b"y"
+            assert [record.engine for record in served.forwarder.sessions()] == [after]
+
+
+@native
+@pytest.mark.parametrize(("before", "after"), [("python", "auto"), ("auto", "python")])
+async def test_a_reload_changes_the_batch(before: str, after: str) -> None:
+    """In the Python lane, where sessions live on: the same client is known by another key."""
+
+    async def admit(record: SessionRecord) -> bool:
+        return True
+
+    front = own_address()
+    with echo() as upstream, Party() as client, Party("::1") as six:
+        rules = "".join(f"{host} 8000/udp 127.0.0.1 {upstream.address[1]}/udp\n" for host in (front, "::"))
+        served = Served(f"engine {before}\n{rules}", admit=admit)
+        async with served.forwarder:
+            for text in (f"engine {after}\n{rules}", f"engine {before}\n{rules}"):
+                assert await client.ask(b"x", (front, 8000)) == b"x"
+                assert await six.ask(b"y", ("::1", 8000)) == b"y"
+                await served.forwarder.reload(parse_config(text))
+            for size in (1, 1400, 65507):
+                assert await client.ask(pattern(size), (front, 8000)) == pattern(size)
+            assert (len(served.opened), len(served.closed)) == (2, 0)
+
+
+async def test_a_refusal_told_amid_a_batch_harms_nobody(engine: str) -> None:
+    """Sending for the first of two clients fails while the datagrams of the second wait in the same batch."""
+    front = own_address()
+    with Party() as upstream, Party() as one, Party() as other:
+        async with serving(f"{engine}{front} 8000/udp 127.0.0.1 {upstream.address[1]}/udp\n") as served:
+            for client in (one, other):
+                client.send(b"hello", (front, 8000))
+                await upstream.receive()
+            upstream.close()
+            for size in range(1, 11):  # no two alike: each is sent by itself
+                for client in (one, other):
+                    client.send(bytes(size), (front, 8000))
+            await served.has_told(closed=2)
+            assert [record.ending for record in served.closed[:2]] == [Ending.UPSTREAM_RESET] * 2
+            assert {record.client_port for record in served.closed[:2]} == {one.address[1], other.address[1]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import contextlib
 import errno
 import itertools
@@ -261,14 +262,14 @@ async def test_a_mapped_address_can_be_listened_on(upstream: tuple[str, int], se
 
 
 async def test_a_range_is_one_rule_with_many_ports(upstream: tuple[str, int], settings: Settings) -> None:
-    one = Rule.parse("127.0.0.1 21000-21999 127.0.0.1 31000-31999")
+    first = 21000 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # workers run side by side
+    ports = f"{first}-{first + 999} 127.0.0.1 31000-31999"
+    one = Rule.parse(f"127.0.0.1 {ports}")
     async with Forwarder(Config(rules=(one,), settings=settings)) as forwarder:
         assert len(forwarder.addresses) == 1000
         assert {address.route.rule for address in forwarder.addresses} == {one}
         changed = replace(one, options=RuleOptions(keepalive=KeepAlive(9)))
         await forwarder.reload(Config(rules=(changed,), settings=settings))
         assert len(forwarder.addresses) == 1000
-        await forwarder.reload(
-            Config(rules=(Rule.parse("0.0.0.0 21000-21999 127.0.0.1 31000-31999"),), settings=settings)
-        )
+        await forwarder.reload(Config(rules=(Rule.parse(f"0.0.0.0 {ports}"),), settings=settings))
         assert {address.host for address in forwarder.addresses} == {"0.0.0.0"}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import contextlib
 import errno
 import itertools
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator

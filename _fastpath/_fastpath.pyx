@@ -393,8 +393,8 @@ cdef class Core:
             raise OSError(-answer, strerror(-answer).decode())
         return answer
 
-    def add_udp_listener(self, int fd, Rules rules not None):
-        cdef uint64_t reactor = least_listening(self.hub).index
+    def add_udp_listener(self, int fd, Rules rules not None, beside=None):
+        cdef uint64_t reactor = least_listening(self.hub).index if beside is None else <uint64_t> beside >> 32
         if rules.policy.gate == NULL:
             raise ValueError("the rules of a UDP listener need a gate")
         return reactor << 32 | <uint64_t> self._order(ORDER_ADD, reactor << 32, fd, rules)
@@ -475,11 +475,12 @@ cdef class Core:
         cdef Reactor *reactor
         cdef int idle
         cdef int taken
+        cdef int taken_max = RING_RECORDS * self.hub.reactor_count
         cdef bint brief = oi_get(&self.hub.brief) != 0
         for armed in range(2):
             idle = 0
             taken = 0
-            while idle < self.hub.reactor_count and len(rows) < at_most and taken < RING_RECORDS:
+            while idle < self.hub.reactor_count and len(rows) < at_most and taken < taken_max:
                 reactor = self.hub.reactors[self.turn % self.hub.reactor_count]
                 record = ring_peek(&reactor.ring)
                 if record == NULL:

@@ -66,6 +66,9 @@ cdef inline void record_fill(Record *record, const Conn *conn, uint64_t now_us) 
     record.connect_us = conn.connected_us - conn.started_us if conn.connected_us else 0
     record.up = conn.dir[UP].moved_out
     record.down = conn.dir[DOWN].moved_out
+    record.datagrams_up = 0
+    record.datagrams_down = 0
+    record.datagrams_lost = 0
     record.client = conn.client
     record.upstream = conn.upstream
     if conn.connected_us == 0:

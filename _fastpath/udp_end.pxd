@@ -18,6 +18,7 @@ from udp_table cimport line_cut, oldest_of, queue_drop, session_give, session_no
 cdef enum:
     GRAIN_MS = 50               # sessions that are due so soon after each other end in one wake
     ENDS_MAX = 256              # in one turn, then the others have theirs
+    DISPLACED_MAX = 4           # for one newcomer, of the process and of its rule each; far below RING_RESERVE
 
 
 cdef inline void session_record(Record *record, const Session *session, uint64_t now_us) noexcept nogil:
@@ -172,20 +173,35 @@ cdef inline void give_room(Reactor *reactor) noexcept nogil:
         displace(reactor)
 
 
-cdef inline bint place_take(Reactor *reactor, Policy *policy) noexcept nogil:
-    """A place for one more session, of the process and of its rule, ending others here where need be."""
+cdef inline bint rule_place_take(Reactor *reactor, Gate *gate) noexcept nogil:
+    """A place among the sessions of a rule, ending others of it here where need be."""
     cdef Session *oldest
-    while not gate_enter(reactor.hub.udp_gate):     # each turn ends one, or is the last
-        if not displace(reactor):
-            ask_for_room(reactor)
-            return False
-    while not gate_enter(policy.gate):              # the same
-        oldest = oldest_of(reactor.udp, policy.gate)
+    cdef int _turn
+    for _turn in range(DISPLACED_MAX):
+        if gate_enter(gate):
+            return True
+        oldest = oldest_of(reactor.udp, gate)
         if oldest == NULL:
-            gate_leave(reactor.hub.udp_gate)
             return False
         session_end(reactor, oldest, ENDING_DISPLACED, 0)
-    return True
+    return gate_enter(gate)
+
+
+cdef inline bint place_take(Reactor *reactor, Policy *policy) noexcept nogil:
+    """A place for one more session, of the process and of its rule, ending others here where need be."""
+    cdef int _turn
+    if not rule_place_take(reactor, policy.gate):
+        return False
+    for _turn in range(DISPLACED_MAX):
+        if gate_enter(reactor.hub.udp_gate):
+            return True
+        if not displace(reactor):
+            ask_for_room(reactor)
+            break
+    if gate_enter(reactor.hub.udp_gate):
+        return True
+    gate_leave(policy.gate)
+    return False
 
 
 cdef inline void sessions_trim(Reactor *reactor) noexcept nogil:
@@ -194,6 +210,17 @@ cdef inline void sessions_trim(Reactor *reactor) noexcept nogil:
     cdef uint64_t live_max = oi_get(&gate.live_max)
     while live_max and oi_see(&gate.live) > live_max and displace(reactor):
         pass
+
+
+cdef inline void rule_trim(Reactor *reactor, const Gate *gate) noexcept nogil:
+    """The same for the bound of a rule."""
+    cdef uint64_t live_max = oi_get(&gate.live_max)
+    cdef Session *oldest
+    while live_max and oi_see(&gate.live) > live_max:   # each turn ends one, or is the last
+        oldest = oldest_of(reactor.udp, gate)
+        if oldest == NULL:
+            return
+        session_end(reactor, oldest, ENDING_DISPLACED, 0)
 
 
 # By silence

@@ -17,7 +17,7 @@ from policy cimport Policy, policy_drop, policy_hold
 from return_address cimport mix
 from slot cimport KIND_UDP_LISTENER, event_data
 from state cimport LISTENERS_MAX, Reactor
-from udp_end cimport session_end
+from udp_end cimport rule_trim, session_end
 from udp_session cimport forward, session_begin
 from udp_state cimport (
     SESSION_CHUNK, SESSION_CHUNKS_MAX, SESSION_LIVE, Datagrams, Session, SessionQueue, UdpListener,
@@ -223,6 +223,7 @@ cdef inline int udp_listener_replace(
         listener.lingering = False
         free(listener.told)
         listener.told = NULL
+        rule_trim(reactor, policy.gate)
     return 0
 
 

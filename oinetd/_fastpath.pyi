@@ -109,8 +109,10 @@ class Core:
         """Put other rules in force for the connections to come."""
     def remove_listener(self, index: int) -> None:
         """Accept no more; on return no reactor touches the socket."""
-    def add_udp_listener(self, fd: int, rules: Rules) -> int:
+    def add_udp_listener(self, fd: int, rules: Rules, beside: int | None = None) -> int:
         """Serve a bound UDP socket, in one of the reactors; the answer is the key for the other calls.
+
+        It is the reactor that has, or had, the UDP socket with the key `beside`; else the one with the fewest of them.
 
         `idle_ms` of the rules is the life of a silent session. Rows of these sessions have `token` 1 in the record of
         the last one of a listener that lingers.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from oinetd.model import Endpoint, Route
+from oinetd.model import Endpoint, Protocol, Route
+from oinetd.ports import PortKey
 from oinetd.sockets import Address
 
 __all__ = ["listening", "no_longer"]
@@ -23,14 +24,14 @@ def listening(served: Iterable[tuple[Route, Address, str]]) -> Iterator[str]:
             yield f"listening on {_span(run)}, forwarding to {replace(first, last_port=last.port)} ({how})"
 
 
-def no_longer(addresses: Iterable[Address]) -> Iterator[str]:
+def no_longer(ports: Iterable[PortKey]) -> Iterator[str]:
     """A line for each run of ports where nobody listens any more."""
-    hosts: dict[str, list[Address]] = {}
-    for address in addresses:
-        hosts.setdefault(address.host, []).append(address)
-    for each in hosts.values():
-        for run in _runs(each):
-            yield f"no longer listening on {_span(run)}"
+    hosts: dict[tuple[str, Protocol], list[Address]] = {}
+    for port in ports:
+        hosts.setdefault((port.address.host, port.protocol), []).append(port.address)
+    for (_, protocol), addresses in hosts.items():
+        for run in _runs(addresses):
+            yield f"no longer listening on {_span(run)}{'/udp' if protocol is Protocol.UDP else ''}"
 
 
 def _runs(addresses: Iterable[Address]) -> Iterator[list[Address]]:

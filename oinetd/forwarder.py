@@ -142,7 +142,8 @@ class Forwarder:
     async def drain(self, timeout_s: float) -> int:
         """Accept no more, and wait for the sessions to end by themselves, at most `timeout_s` seconds.
 
-        Those that are left are aborted; the answer is how many that were. A start or a reload that is under way gives
+        Those that are left are aborted; the answer is how many that were. Who is in a queue because a limit is reached
+        waits for a place, too. A start or a reload that is under way gives
         up; after a drain the forwarder only waits to be stopped.
         """
         if self._stopped is None:
@@ -154,6 +155,7 @@ class Forwarder:
         self._listeners.clear()
         await self._until_empty(timeout_s)
         cut = self._account.count
+        self._lanes.close_retired()
         self._lanes.abort_all()
         await self._until_empty(math.inf)
         return cut
@@ -164,7 +166,7 @@ class Forwarder:
         while (self._account.anybody or self._lanes.anybody) and (left_s := deadline - self._loop.time()) > 0:
             self._ended.clear()
             with contextlib.suppress(TimeoutError):
-                # A reactor reports an end a moment before it gives the place back, hence the second look.
+                # A place that is taken for a connection which then is not there is given back without a word.
                 async with asyncio.timeout(min(left_s, DRAIN_LOOK_S)):
                     await self._ended.wait()
 
@@ -202,12 +204,6 @@ class Forwarder:
 
         most = connection_limit(config.max_connections, len(sockets))
         self._account.set_limits(most, config.max_connections_per_source)
-        self._lanes.tell(bool(config.log.file or self._on_open or self._on_close))
-        if self._journal is None:
-            self._journal = Journal(config.log, log.warning)
-        else:
-            self._journal.reconfigure(config.log)
-        self._lanes.limit_datagrams(config)
         before, self._listeners = self._listeners, {}
         news: list[tuple[Route, Address, str]] = []
         for port, sock in sockets.items():
@@ -230,8 +226,11 @@ class Forwarder:
             if listener is None or listener.service.route.rule != port.route.rule or listener.native != choice.native:
                 news.append((port.route, bound_address(sock), str(choice)))
             self._listeners[port.key] = self._put_in_service(listener, port, sock, service, choice)
-        for line in (*listening(news), *no_longer(key.address for key in before)):
+        for line in (*listening(news), *no_longer(before)):
             log.info(line)
+        # Behind the change: what this ends was let in by listeners that are all in their new place now.
+        self._reconfigure_log(config)
+        self._lanes.limit_datagrams(config)
         taken = {bound_address(sock).port for sock in sockets.values()} if before else set()
         for key, listener in before.items():
             self._retire(key, listener, replaced=bound_address(listener.sock).port in taken)
@@ -241,6 +240,13 @@ class Forwarder:
         self._destinations = destinations
         destinations.start(on_change=self._refresh)
         self.config = config
+
+    def _reconfigure_log(self, config: Config) -> None:
+        self._lanes.tell(bool(config.log.file or self._on_open or self._on_close))
+        if self._journal is None:
+            self._journal = Journal(config.log, log.warning)
+        else:
+            self._journal.reconfigure(config.log)
 
     def _put_in_service(
         self, listener: Listening | None, port: Port, sock: socket.socket, service: Service, choice: Choice
@@ -289,6 +295,7 @@ class Forwarder:
         """The counters since the start."""
         if self._stopped is None:
             return self._account.stats()
+        self._lanes.settle()
         self._lanes.count_lost()
         return self._account.stats(self._native_sessions(), self._lanes.admitted())
 

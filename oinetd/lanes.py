@@ -223,7 +223,8 @@ class Lanes:
     def retire(self, key: PortKey, listening: Listening, *, ours: bool = True, replaced: bool = False) -> None:
         """Serve those who are in the queue, then close the socket: a client that the kernel let in stays.
 
-        Where a limit is reached they wait for a place, at most `QUEUE_S`.
+        Where a limit is reached they wait for a place, at most `QUEUE_S`. (Those of a rule's own limit wait for its
+        sessions of the Python lane: the reactors count theirs apart.)
         `ours` is False for a descriptor of a socket that somebody else holds too, and that stays as it is. Where it is
         `replaced`, another listener takes its clients: handshakes that are under way may still end here. A UDP socket
         closes with the last session that it is needed for.
@@ -248,7 +249,7 @@ class Lanes:
         if self._loop.time() >= give_up or not queue_length(listener.sock):
             self._close_retired(listener)
             return
-        # There is no room: it waits for some, and is told of it a moment before a reactor gives the place back.
+        # There is no room: it waits for some. A place given back without a word is seen at the next look.
         listener.start()
         self._retired[listener] = self._loop.call_later(QUEUE_LOOK_S, self._look_at_retired, listener, give_up)
 
@@ -271,8 +272,14 @@ class Lanes:
 
     @property
     def anybody(self) -> bool:
-        """Whether the native lane has a session, or one that ended and is not accounted for yet."""
-        return self._lane is not None and self._lane.anybody
+        """Whether the native lane has a session, or one that ended and is not accounted for yet, or somebody waits in
+        the queue of a listener that went away."""
+        return bool(self._retired) or (self._lane is not None and self._lane.anybody)
+
+    def settle(self) -> None:
+        """Account for what has ended in the native lane, where that calls nobody's hooks."""
+        if self._plane is not None and not self._each:
+            self._plane.collect()
 
     def admitted(self) -> dict[Endpoint | Rule, int]:
         """How many sessions the native lane ever admitted, by the `identity` of rules."""

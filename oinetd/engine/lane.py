@@ -111,6 +111,7 @@ class NativeLane:
         self._tags = itertools.count(1)
         self._in_force: dict[int, tuple[int, Serving, Rules]] = {}
         self._gates: dict[Endpoint | Rule, Permits] = {}
+        self._datagrams_at: dict[Endpoint | Rule, int] = {}
         self._live: dict[int, SessionRecord] = {}
         self._unused: list[int] = []
         self._ended = 0
@@ -128,9 +129,15 @@ class NativeLane:
         key = next(self._keys)
         tag, rules = self._compile(key, serving)
         served = _Served(0, sock, serving, tag)
-        add = self._plane.core.add_udp_listener if served.datagrams else self._plane.core.add_listener
+        core, rule = self._plane.core, serving.route.rule
         try:
-            served.index = add(sock.fileno(), rules)
+            if served.datagrams:
+                # One rule's sessions can only make room for each other where they are of one thread.
+                beside = self._datagrams_at.get(rule.identity) if rule.options.max_connections else None
+                served.index = core.add_udp_listener(sock.fileno(), rules, beside)
+                self._datagrams_at.setdefault(rule.identity, served.index)
+            else:
+                served.index = core.add_listener(sock.fileno(), rules)
         except BaseException:
             del self._in_force[tag]
             raise
@@ -272,6 +279,8 @@ class NativeLane:
         return record
 
     def _opened(self, row: Row) -> None:
+        if self._plane.core.brief:  # it began while that came into force, and its end will be a sum
+            return
         record = self._live[row[1]] = self._new(row, self._in_force[row[2]][1])
         self._on_opened(record)
 

@@ -16,8 +16,8 @@ LAYERS = (
     "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
     "engine.datagrams",
     "config access sockets logline pidfile messages engine.buffers engine.running",
-    "engine destination ports journal invocation announcement",
-    "dialer account engine.flow engine.native",
+    "engine destination ports journal invocation",
+    "dialer account announcement engine.flow engine.native",
     "engine.portable engine.lane summary",
     "session",
     "listener udp reactors",

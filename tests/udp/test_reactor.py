@@ -127,6 +127,76 @@ def test_ten_thousand_sessions() -> None:
         assert made.udp_permits.live == made.gate.live == 0
 
 
+@pytest.mark.parametrize("sessions", [300, 6000])
+@pytest.mark.usefixtures("many_descriptors")
+def test_a_bound_of_a_rule_that_is_lowered(sessions: int) -> None:
+    """Who is too many ends, also where that is more than the ring of records holds; newcomers still get their turn."""
+    with ground() as made, udp() as client:
+        rows = []
+        for number in range(sessions):
+            client.sendto(b"x", made.at(number))
+            made.upstream.recvfrom(100)
+            if number % 1000 == 999:
+                rows += made.rows()
+        made.gate.set_limits(10, 0)
+        for number in range(sessions, sessions + 3):  # before the reactor is told, a few end for each
+            client.sendto(b"x", made.at(number))
+        until_now(lambda: made.gate.live < sessions)
+        rules = _fastpath.Rules(8, made.gate, addresses=[made.upstream.getsockname()])
+        made.core.replace_udp_listener(made.key, rules, True)
+        until_now(lambda: rows.extend(made.rows()) or made.gate.live <= 10)
+        while not quiet(made.upstream):
+            made.upstream.recvfrom(100)
+        client.sendto(b"new", made.at(sessions + 9))
+        assert made.upstream.recvfrom(100)[0] == b"new"
+        assert made.gate.live <= 10
+        rows += made.close()
+        assert len([row for row in rows if row[0] == CLOSED]) == len([row for row in rows if row[0] == OPENED])
+
+
+def test_a_bounded_rule_serves_each_of_its_ports() -> None:
+    """Its sessions make room for each other whatever socket they came by."""
+    with ground(threads=2) as made, udp() as client:
+        made.gate.set_limits(1, 0)
+        others = [udp() for _ in range(3)]
+        for sock in others:
+            sock.setblocking(False)
+        keys = [made.core.add_udp_listener(sock.fileno(), made.rules, made.key) for sock in others]
+        assert {key >> 32 for key in keys} == {made.key >> 32}
+        for _ in range(3):
+            for sock in others:
+                client.sendto(b"x", sock.getsockname())
+                assert made.upstream.recvfrom(100)[0] == b"x"
+        for key, sock in zip(keys, others, strict=True):
+            made.core.remove_udp_listener(key)
+            sock.close()
+
+
+def test_records_of_connections_have_no_datagrams() -> None:
+    """Places in the ring of records are used again, whatever stood there."""
+    with ground() as made, udp() as client, socket.create_server(("127.0.0.1", 0)) as upstream:
+        for number in range(30):
+            client.sendto(b"x", made.at(number))
+            made.upstream.recvfrom(100)
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setblocking(False)
+        index = made.core.add_listener(
+            listening.fileno(), _fastpath.Rules(9, made.gate, addresses=[upstream.getsockname()])
+        )
+        made.core.abort_all()
+        until_now(lambda: made.gate.live == 0)
+        rows = made.rows()
+        for _ in range(2100):  # once around the ring
+            with socket.create_connection(listening.getsockname()):
+                upstream.accept()[0].close()
+            rows += made.rows()
+        made.core.remove_listener(index)
+        listening.close()
+        rows += made.close()
+        assert {row[16:19] for row in rows if row[2] == 9} == {(0, 0, 0)}
+        assert sum(row[16] for row in rows if row[0] == CLOSED) == 30
+
+
 def test_records_wait_for_room_and_datagrams_do_not() -> None:
     """Nobody takes records: sessions go on, no new one begins, and no record is lost."""
     with ground(sessions_max=50) as made, udp() as client:

@@ -9,7 +9,8 @@ import pytest
 
 from oinetd import Rule
 from oinetd.announcement import listening, no_longer
-from oinetd.model import Route
+from oinetd.model import Protocol, Route
+from oinetd.ports import PortKey
 from oinetd.sockets import Address
 from tests.forwarding import forwarding, rule
 from tests.peers import echo, server
@@ -58,8 +59,10 @@ def test_what_does_not_follow_is_told_apart() -> None:
 
 
 def test_those_that_go() -> None:
-    assert list(no_longer([at(1), at(2), at(7), at(3, "::1")])) == [
-        f"no longer listening on {span}" for span in ("127.0.0.1:1-2", "127.0.0.1:7", "[::1]:3")
+    ports = [PortKey(address, v6only=False) for address in (at(1), at(2), at(7), at(3, "::1"))]
+    datagrams = PortKey(at(8), v6only=False, protocol=Protocol.UDP)
+    assert list(no_longer([*ports, datagrams])) == [
+        f"no longer listening on {span}" for span in ("127.0.0.1:1-2", "127.0.0.1:7", "[::1]:3", "127.0.0.1:8/udp")
     ]
 
 

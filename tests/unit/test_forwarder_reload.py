@@ -386,3 +386,36 @@ async def test_drain_lets_sessions_end(upstream: tuple[str, int], settings: Sett
         assert await exchange(client)
         client.close()
         assert await draining == 0
+
+
+async def test_a_drain_waits_for_those_in_a_queue(upstream: tuple[str, int], settings: Settings) -> None:
+    """At the limit a client was let in by the kernel: it gets its turn when somebody leaves."""
+    config = Config(rules=(rule(upstream),), settings=settings, max_connections=1)
+    async with Forwarder(config) as forwarder:
+        first = await dial(bound(forwarder))
+        assert await exchange(first)
+        second = await dial(bound(forwarder))
+        await second.send(b"hello")
+        draining = asyncio.create_task(forwarder.drain(60))
+        await asyncio.sleep(0)
+        assert await exchange(first)
+        first.close()
+        assert await second.read(5) == b"hello"
+        assert not draining.done()
+        second.close()
+        assert await draining == 0
+
+
+async def test_a_drain_that_is_over_lets_nobody_in(upstream: tuple[str, int], settings: Settings) -> None:
+    config = Config(rules=(rule(upstream),), settings=settings, max_connections=40)
+    async with Forwarder(config, on_close=lambda record: None) as forwarder:
+        inside = [await dial(bound(forwarder)) for _ in range(40)]
+        for peer in inside:
+            assert await exchange(peer)
+        queued = [await dial(bound(forwarder)) for _ in range(5)]
+        assert await forwarder.drain(0.05) == 40
+        assert forwarder.sessions() == []
+        for peer in (*inside, *queued):
+            with pytest.raises(ConnectionResetError):
+                await peer.read(1)
+            peer.close()

@@ -85,10 +85,12 @@ cdef inline bint inbox_take(Inbox *self, Letter *letter) noexcept nogil:
 
 
 cdef inline void inbox_return(Inbox *self, const Letter *letter) noexcept nogil:
-    """Put the letter that was just taken back as the oldest, and look again soon."""
+    """Put the letter that was just taken back, and look again soon.
+
+    Behind the others: the control plane may wait for the answer to one of them before it makes room.
+    """
     pthread_mutex_lock(&self.lock)
-    self.first = (self.first - 1) & (LETTERS_MAX - 1)
-    self.letters[self.first] = letter[0]
+    self.letters[(self.first + self.count) & (LETTERS_MAX - 1)] = letter[0]
     self.count += 1
     pthread_mutex_unlock(&self.lock)
     oi_swap(&self.rung, 1)

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,26 +21,13 @@ import psutil
 import pytest
 
 import oinetd.destination
-from oinetd import Config, Ending, EngineChoice, Forwarder, KeepAlive, Settings
-from oinetd.engine.native import available
+from oinetd import Config, Ending, Forwarder, KeepAlive, Settings
 from oinetd.journal import Journal
 from oinetd.sockets import Address, lookup
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
-from tests.peers import Peer, dial, echo, pattern, server, until
+from tests.peers import Peer, dial, pattern, server, until
 
-LANES = [EngineChoice.PYTHON] if available() else [EngineChoice.PYTHON, EngineChoice.NATIVE]
 MIB = 1 << 20
-
-
-@pytest.fixture(params=LANES, ids=lambda choice: choice.value)
-def settings(request: pytest.FixtureRequest) -> Settings:
-    return Settings(engine=request.param)
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[tuple[str, int]]:
-    async with server(echo) as address:
-        yield address
 
 
 async def test_it_forwards(upstream: tuple[str, int], settings: Settings) -> None:

@@ -9,7 +9,7 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -29,23 +29,9 @@ from oinetd import (
     Verb,
 )
 from oinetd.destination import Destination
-from oinetd.engine.native import available
 from oinetd.model import Origin
 from tests.forwarding import bound, echoes, exchange, rule
-from tests.peers import Peer, dial, echo, server, until
-
-LANES = [EngineChoice.PYTHON] if available() else [EngineChoice.PYTHON, EngineChoice.NATIVE]
-
-
-@pytest.fixture(params=LANES, ids=lambda choice: choice.value)
-def settings(request: pytest.FixtureRequest) -> Settings:
-    return Settings(engine=request.param)
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[tuple[str, int]]:
-    async with server(echo) as address:
-        yield address
+from tests.peers import Peer, dial, server, until
 
 
 def listening_sockets() -> int:

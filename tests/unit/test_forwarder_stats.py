@@ -5,29 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from oinetd import AccessRule, Config, Ending, EngineChoice, Forwarder, LogSettings, Settings, Verb
-from oinetd.engine.native import available
+from oinetd import AccessRule, Config, Ending, Forwarder, LogSettings, Settings, Verb
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
-from tests.peers import dial, echo, server, until
-
-LANES = [EngineChoice.PYTHON] if available() else [EngineChoice.PYTHON, EngineChoice.NATIVE]
-
-
-@pytest.fixture(params=LANES, ids=lambda choice: choice.value)
-def settings(request: pytest.FixtureRequest) -> Settings:
-    return Settings(engine=request.param)
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[tuple[str, int]]:
-    async with server(echo) as address:
-        yield address
+from tests.peers import dial, until
 
 
 def refusing() -> tuple[str, int]:

@@ -6,7 +6,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,15 +15,9 @@ from oinetd import Ending, EngineChoice, SessionRecord, Settings
 from oinetd.engine.native import available
 from oinetd.listener import ACCEPT_BATCH, Listener
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
-from tests.peers import Peer, dial, echo, server, until
+from tests.peers import Peer, dial, until
 
 PYTHON = Settings(engine=EngineChoice.PYTHON)
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[tuple[str, int]]:
-    async with server(echo) as address:
-        yield address
 
 
 def knock(address: tuple[str, int], count: int) -> list[Peer]:

@@ -9,30 +9,15 @@ import itertools
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
-from oinetd import BindError, Config, EngineChoice, Forwarder, KeepAlive, Rule, RuleOptions, Settings
-from oinetd.engine.native import available
+from oinetd import BindError, Config, Forwarder, KeepAlive, Rule, RuleOptions, Settings
 from oinetd.ports import PortKey, open_ports, plan_ports
 from oinetd.sockets import bound_address
 from tests.forwarding import bound, echoes, exchange, rule
-from tests.peers import dial, echo, server, until
-
-LANES = [EngineChoice.PYTHON] if available() else [EngineChoice.PYTHON, EngineChoice.NATIVE]
-
-
-@pytest.fixture(params=LANES, ids=lambda choice: choice.value)
-def settings(request: pytest.FixtureRequest) -> Settings:
-    return Settings(engine=request.param)
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[tuple[str, int]]:
-    async with server(echo) as address:
-        yield address
+from tests.peers import dial, until
 
 
 @pytest.fixture

@@ -6,22 +6,15 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
 
 import pytest
 
 from oinetd import Config, Ending, Forwarder, SessionRecord, Settings
 from oinetd.model import EngineChoice
 from tests.forwarding import Seen, bound, exchange, forwarding, rule
-from tests.peers import Peer, dial, echo, server, until
+from tests.peers import Peer, dial, until
 
 PYTHON = Settings(engine=EngineChoice.PYTHON)
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[tuple[str, int]]:
-    async with server(echo) as address:
-        yield address
 
 
 def endings(seen: Seen) -> list[Ending | None]:

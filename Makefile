@@ -26,7 +26,7 @@ check: $(VENV)/check-ready
 # The engine tests under the address, undefined-behaviour and thread sanitizers, on a build of its own.
 sanitize: $(VENV)/test-ready
 	@$(PIP) install 'cython>=3.1' 'setuptools>=77'
-	sh tests/sanitize.sh address
+	sh tests/sanitize.sh address -n 2
 	sh tests/sanitize.sh thread
 
 build: $(VENV)/built

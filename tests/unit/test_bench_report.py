@@ -181,3 +181,22 @@ def test_a_readme_without_markers_is_left_alone(results: dict[str, Result], tmp_
     readme.write_text("# Title\n")
     with pytest.raises(BenchError, match="bench:begin"):
         write_readme(results, readme, tmp_path)
+
+
+def test_the_guide_tells_buffers_and_threads(tmp_path: Path) -> None:
+    result = make("throughput")
+    result.subjects = [
+        SubjectInfo(f"{name}×{threads}", "oinetd", "native-copy", size)
+        for name, size in (("native-copy", 65536), ("native-copy@16K", 16384))
+        for threads in (1, 2)
+    ]
+    costs = {"native-copy×1": 0.2, "native-copy×2": 0.3, "native-copy@16K×1": 0.4, "native-copy@16K×2": 0.5}
+    result.samples = [Sample(name, "P1", 0, {"gbit_s": 1.0, "cpu_s_per_gb": cost}) for name, cost in costs.items()]
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    write_readme({"throughput": result}, readme, tmp_path)
+    assert [line for line in readme.read_text().splitlines() if line.startswith("- ")] == [
+        "- For bulk, `native-copy×1` costs least here: 0.200 CPU s/GB.",
+        "- `native-copy` with 2 threads, CPU s/GB by `buffersize`: 16K 0.500, 64K 0.300.",
+        "- `native-copy`, CPU s/GB by `threads`: 1 0.200, 2 0.300.",
+    ]

@@ -41,6 +41,11 @@ class SubjectInfo:
         """What stands beside the name in tables: `!` loses data, `½` does not pass a half-close on."""
         return ("!" if self.integrity else "") + ("½" if self.half_close else "")
 
+    @property
+    def threads(self) -> int:
+        """How many it was told to have; 0 where it chose itself."""
+        return int(self.name.partition("×")[2] or 0)
+
 
 @dataclass(slots=True)
 class Sample:
@@ -78,6 +83,18 @@ class Result:
         """The subjects that have samples, in order."""
         with_samples = {sample.subject for sample in self.samples if not sample.warm_up and not sample.error}
         return [subject for subject in self.subjects if subject.name in with_samples]
+
+    def by_buffer(self) -> dict[str, list[SubjectInfo]]:
+        """The modes that were measured with several buffers, smallest first; of several thread numbers the greatest."""
+        modes: dict[str, dict[int, list[SubjectInfo]]] = {}
+        for subject in self.measured():
+            if subject.family == "oinetd" and subject.buffer_bytes:
+                modes.setdefault(subject.base, {}).setdefault(subject.threads, []).append(subject)
+        return {
+            base: sorted(threads[max(threads)], key=lambda each: each.buffer_bytes or 0)
+            for base, threads in modes.items()
+            if len(threads[max(threads)]) > 1
+        }
 
     def values(self, subject: str, case: str, name: str) -> list[float]:
         """The samples of one figure, warm-up left out."""

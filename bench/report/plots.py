@@ -177,27 +177,18 @@ def _throughput(result: Result) -> list[Plot]:
 
 def _buffers(result: Result) -> list[Plot]:
     """CPU per GB and throughput over the size of the buffer, for the engines that have one."""
-    measured = [each for each in result.measured() if each.family == "oinetd" and "×" not in each.name]
-    bases = [
-        base
-        for base in dict.fromkeys(subject.base for subject in measured)
-        if len({subject.buffer_bytes for subject in measured if subject.base == base}) > 1
-    ]
-    if not bases:
+    modes = result.by_buffer()
+    if not modes:
         return []
     case = result.cases()[0]
     figure, axes = _figure(10, 3.4, 2)
     for panel, key in zip(axes, ("cpu_s_per_gb", "gbit_s"), strict=True):
         column = _column(result, key)
-        for base in bases:
-            subjects = sorted(
-                (each for each in measured if each.base == base and each.buffer_bytes),
-                key=lambda each: each.buffer_bytes or 0,
-            )
+        for base, subjects in modes.items():
             points = [(each, result.figure(each.name, case, key)) for each in subjects]
             _line(panel, [(each.buffer_bytes or 0, figure) for each, figure in points], column, base, subjects[0])
         panel.set_xscale("log", base=2)
-        sizes = sorted({each.buffer_bytes for each in measured if each.base in bases and each.buffer_bytes})
+        sizes = sorted({each.buffer_bytes for subjects in modes.values() for each in subjects if each.buffer_bytes})
         panel.set_xticks(sizes, [f"{size >> 10}K" for size in sizes])
         panel.set_ylim(bottom=0)
         panel.set_xlabel("buffer", color=_INK)

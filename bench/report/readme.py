@@ -126,11 +126,6 @@ def _throughput(result: Result) -> list[str]:
     return [*_figures(result, wanted), *_guide(result)]
 
 
-def _threads(name: str) -> str:
-    """The number of threads in a subject's name; empty where it is the subject's own choice."""
-    return name.partition("×")[2]
-
-
 def _guide(result: Result) -> list[str]:
     """Which relay mode, which buffer and how many threads, as far as this result tells."""
     case = result.cases()[0]
@@ -144,21 +139,19 @@ def _guide(result: Result) -> list[str]:
     if costs:
         best = min(costs, key=costs.__getitem__)
         lines.append(f"- For bulk, `{best}` costs least here: {plain(costs[best], column)} CPU s/GB.")
-    for base in ("native-copy", "python"):
-        counts: dict[str, dict[int, float]] = {}
-        for subject in result.measured():
-            if subject.base == base and subject.buffer_bytes and subject.name in costs:
-                counts.setdefault(_threads(subject.name), {})[subject.buffer_bytes] = costs[subject.name]
-        for threads, sizes in sorted(counts.items())[-1:]:  # of several numbers of threads the greatest tells it
-            if len(sizes) > 1:
-                listed = ", ".join(f"{size >> 10}K {plain(sizes[size], column)}" for size in sorted(sizes))
-                of = f" with {threads} threads" if threads else ""
-                lines.append(f"- `{base}`{of}, CPU s/GB by `buffersize`: {listed}.")
+    for base, subjects in result.by_buffer().items():
+        listed = ", ".join(
+            f"{each.buffer_bytes >> 10}K {plain(costs[each.name], column)}"
+            for each in subjects
+            if each.buffer_bytes and each.name in costs
+        )
+        of = f" with {subjects[0].threads} threads" if subjects[0].threads else ""
+        lines.append(f"- `{base}`{of}, CPU s/GB by `buffersize`: {listed}.")
     for base in ("native-auto", "native-splice", "native-copy"):
         listed = ", ".join(
-            f"{_threads(name)} {plain(costs[name], column)}"
-            for name in costs
-            if _threads(name) and name.partition("×")[0] == base
+            f"{subject.threads} {plain(costs[subject.name], column)}"
+            for subject in _plain(result)
+            if subject.base == base and subject.threads and subject.name in costs
         )
         if listed:
             lines.append(f"- `{base}`, CPU s/GB by `threads`: {listed}.")

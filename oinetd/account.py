@@ -221,11 +221,7 @@ class Account:
         """Sessions of the native lane have ended, or were refused, whose records nobody wants."""
         stats, count = self._rules[rule.identity].stats, sums.sessions
         stats.accepted += count * ending.refused
-        stats.bytes_up += sums.bytes_up
-        stats.bytes_down += sums.bytes_down
-        stats.datagrams_up += sums.datagrams_up
-        stats.datagrams_down += sums.datagrams_down
-        stats.datagrams_lost += sums.datagrams_lost
+        self._count_moved(stats, sums)
         self._count_ends(stats, ending, count)
         self._make_room()
 
@@ -236,12 +232,16 @@ class Account:
     @classmethod
     def _count(cls, stats: RuleStats, record: SessionRecord) -> None:
         assert record.ending is not None
-        stats.bytes_up += record.bytes_up
-        stats.bytes_down += record.bytes_down
-        stats.datagrams_up += record.datagrams_up
-        stats.datagrams_down += record.datagrams_down
-        stats.datagrams_lost += record.datagrams_lost
+        cls._count_moved(stats, record)
         cls._count_ends(stats, record.ending, 1)
+
+    @staticmethod
+    def _count_moved(stats: RuleStats, moved: SessionRecord | Sums) -> None:
+        stats.bytes_up += moved.bytes_up
+        stats.bytes_down += moved.bytes_down
+        stats.datagrams_up += moved.datagrams_up
+        stats.datagrams_down += moved.datagrams_down
+        stats.datagrams_lost += moved.datagrams_lost
 
     @staticmethod
     def _count_ends(stats: RuleStats, ending: Ending, count: int) -> None:
@@ -275,12 +275,7 @@ class Account:
         for record in native:
             rules[record.route.rule.identity].live += 1
         for record in (*self.sessions(), *native):
-            stats = rules[record.route.rule.identity]
-            stats.bytes_up += record.bytes_up
-            stats.bytes_down += record.bytes_down
-            stats.datagrams_up += record.datagrams_up
-            stats.datagrams_down += record.datagrams_down
-            stats.datagrams_lost += record.datagrams_lost
+            self._count_moved(rules[record.route.rule.identity], record)
         every = rules.values()
         return Stats(
             live=sum(stats.live for stats in every),

@@ -143,8 +143,8 @@ class Forwarder:
         """Accept no more, and wait for the sessions to end by themselves, at most `timeout_s` seconds.
 
         Those that are left are aborted; the answer is how many that were. Who is in a queue because a limit is reached
-        waits for a place, too. A start or a reload that is under way gives
-        up; after a drain the forwarder only waits to be stopped.
+        waits for a place, too. A start or a reload that is under way gives up; after a drain the forwarder only waits
+        to be stopped.
         """
         if self._stopped is None:
             raise RuntimeError("the forwarder has not been started")

@@ -25,8 +25,8 @@ from command cimport (
 from datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
 from datagram_send cimport Sent, batch_send
 from gate cimport (
-    Gate, gate_drop, gate_enter, gate_hold, gate_leave, gate_new, source_count, source_enter, source_leave,
-    source_slot,
+    Budget as BudgetState, Gate, budget_drop, budget_new, gate_drop, gate_enter, gate_hold, gate_leave, gate_new,
+    source_count, source_enter, source_leave,
 )
 from inbox cimport LETTER_ABORT_ALL, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_STOP, Letter
 from linux cimport (
@@ -40,6 +40,7 @@ from flow cimport SCRATCH_BYTES
 from return_address cimport ReturnAddress
 from ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm, ring_peek, ring_pop
 from slot cimport CHUNK_SLOTS, Conn
+from source cimport Prefix
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
 from tally cimport TALLIES, Tally, tally_add
 from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
@@ -132,13 +133,52 @@ cdef str _text(const Address *address):
     return text.decode()
 
 
+cdef Prefix _prefix(said) except *:
+    cdef Prefix prefix
+    prefix.four, prefix.six = said
+    if prefix.four > 32 or prefix.six > 128:
+        raise ValueError("a prefix has at most 32 bits of an IPv4 address and 128 of an IPv6 address")
+    return prefix
+
+
+@cython.final
+cdef class Budget:
+    cdef BudgetState *budget
+
+    def __cinit__(self):
+        self.budget = budget_new()
+        if self.budget == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        budget_drop(self.budget)
+
+    @property
+    def total(self):
+        return oi_get(&self.budget.total)
+
+    @total.setter
+    def total(self, uint64_t value):
+        oi_put(&self.budget.total, value)
+
+    @property
+    def used(self):
+        return oi_get(&self.budget.used)
+
+    @property
+    def pipes(self):
+        return oi_get(&self.budget.pipes)
+
+
 @cython.final
 cdef class Permits:
     cdef Gate *gate
     cdef Core core
 
-    def __cinit__(self, uint64_t max_connections=0, uint64_t max_per_source=0):
-        self.gate = gate_new(max_connections, max_per_source)
+    def __cinit__(
+        self, uint64_t max_connections=0, uint64_t max_per_source=0, Budget budget=None, uint64_t cost=0,
+    ):
+        self.gate = gate_new(max_connections, max_per_source, NULL if budget is None else budget.budget, cost)
         if self.gate == NULL:
             raise MemoryError
 
@@ -162,21 +202,29 @@ cdef class Permits:
         if gate_leave(self.gate):
             self._room()
 
-    def enter_source(self, str host):
+    def enter_source(self, str host, prefix):
         cdef Address address
         cdef uint64_t bound = oi_get(&self.gate.source_max)
         _parse_address(host, &address)
-        return source_enter(self.gate, address.ip, bound if bound else <uint64_t> -1)
+        return source_enter(self.gate, address.ip, _prefix(prefix), bound if bound else <uint64_t> -1)
 
-    def leave_source(self, str host):
+    def leave_source(self, str host, prefix):
         cdef Address address
         _parse_address(host, &address)
-        source_leave(self.gate, address.ip)
+        source_leave(self.gate, address.ip, _prefix(prefix))
 
-    def of_source(self, str host):
+    def of_source(self, str host, prefix):
         cdef Address address
+        cdef uint32_t steps
         _parse_address(host, &address)
-        return source_count(self.gate, address.ip)
+        return source_count(self.gate, address.ip, _prefix(prefix), &steps)
+
+    def source_steps(self, str host, prefix):
+        cdef Address address
+        cdef uint32_t steps
+        _parse_address(host, &address)
+        source_count(self.gate, address.ip, _prefix(prefix), &steps)
+        return steps
 
     def next_id(self):
         return oi_add(&self.gate.next_id, 1)
@@ -231,6 +279,7 @@ cdef class Rules:
         access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), uint32_t flip_bytes=0,
+        source_prefix=(32, 64),
     ):
         self.policy = <Policy *> calloc(1, sizeof(Policy))
         if self.policy == NULL:
@@ -240,6 +289,7 @@ cdef class Rules:
         if gate is not None:
             gate_hold(gate.gate)
             self.policy.gate = gate.gate
+        self.policy.source_prefix = _prefix(source_prefix)
         for place in addresses[:ADDRESSES_MAX]:
             _parse_target(place, &self.policy.addresses[self.policy.address_count])
             self.policy.address_count += 1
@@ -278,6 +328,15 @@ cdef class Rules:
 
 cdef enum:
     TEXTS = 256     # a power of two
+
+
+cdef uint32_t _text_place(const Address *address):
+    """Where the text of an address is remembered (FNV-1a). Those that share a place only cost the writing."""
+    cdef uint32_t value = <uint32_t> 2166136261
+    cdef int i
+    for i in range(16):
+        value = (value ^ address.ip[i]) * 16777619
+    return (value ^ (value >> 15)) & (TEXTS - 1)
 
 
 @cython.final
@@ -332,7 +391,7 @@ cdef class Core:
             return ""
         key = address[0]
         key.port = 0
-        place = source_slot(key.ip, TEXTS)
+        place = _text_place(&key)
         if memcmp(&self.text_keys[place], &key, sizeof(Address)) != 0:
             self.texts[place] = _text(address)
             self.text_keys[place] = key

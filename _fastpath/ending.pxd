@@ -146,9 +146,9 @@ cdef inline void permits_leave(Reactor *reactor, Conn *conn) noexcept nogil:
     if conn.handed_over:
         return
     if conn.counted & 1:
-        source_leave(reactor.hub.gate, conn.client.ip)
+        source_leave(reactor.hub.gate, conn.client.ip, conn.policy.source_prefix)
     if conn.counted & 2:
-        source_leave(conn.policy.gate, conn.client.ip)
+        source_leave(conn.policy.gate, conn.client.ip, conn.policy.source_prefix)
     wanted = gate_leave(conn.policy.gate)
     if gate_leave(reactor.hub.gate) or wanted:
         reactor.accept_again = True

@@ -45,9 +45,9 @@ cdef inline void leave_gates(Reactor *reactor, Policy *policy, const Address *cl
     """Give the places of somebody back who never became a connection."""
     cdef bint wanted
     if counted & 1:
-        source_leave(reactor.hub.gate, client.ip)
+        source_leave(reactor.hub.gate, client.ip, policy.source_prefix)
     if counted & 2:
-        source_leave(policy.gate, client.ip)
+        source_leave(policy.gate, client.ip, policy.source_prefix)
     wanted = gate_leave(policy.gate)
     if gate_leave(reactor.hub.gate) or wanted:
         reactor.accept_again = True
@@ -140,13 +140,13 @@ cdef inline void admit(Reactor *reactor, Letter *letter) noexcept nogil:
         return
     bound = oi_get(&hub.gate.source_max)
     if bound:
-        if not source_enter(hub.gate, letter.client.ip, bound):
+        if not source_enter(hub.gate, letter.client.ip, policy.source_prefix, bound):
             refuse(reactor, letter, ENDING_LIMITED, 0)
             return
         letter.counted |= 1
     bound = oi_get(&policy.gate.source_max)
     if bound:
-        if not source_enter(policy.gate, letter.client.ip, bound):
+        if not source_enter(policy.gate, letter.client.ip, policy.source_prefix, bound):
             refuse(reactor, letter, ENDING_LIMITED, 0)
             return
         letter.counted |= 2

@@ -11,6 +11,7 @@ from access cimport Access, access_free
 from address cimport SocketAddress
 from atomic cimport oi_add, oi_raise_by
 from gate cimport Gate, gate_drop
+from source cimport Prefix
 
 cdef enum:
     ADDRESSES_MAX = 16          # of one destination; a name with more is cut off by whoever makes the policy
@@ -24,6 +25,7 @@ cdef struct Policy:
     uint64_t refusals           # atomic: UDP sessions whose datagrams were refused; the next begins an address further
     uint64_t tag                # the control plane's name for it
     Gate *gate                  # of the rule
+    Prefix source_prefix        # for what is counted of each source
     Access access
     SocketAddress addresses[ADDRESSES_MAX]
     int address_count

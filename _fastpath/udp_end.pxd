@@ -92,9 +92,9 @@ cdef inline void sources_leave(
         address_read(&read, place)
         client = &read
     if counted & 1:
-        source_leave(reactor.hub.gate, client.ip)
+        source_leave(reactor.hub.gate, client.ip, policy.source_prefix)
     if counted & 2:
-        source_leave(policy.gate, client.ip)
+        source_leave(policy.gate, client.ip, policy.source_prefix)
 
 
 cdef inline void session_end(Reactor *reactor, Session *session, int ending, int error) noexcept nogil:

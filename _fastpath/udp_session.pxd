@@ -71,12 +71,12 @@ cdef inline int sources_enter(Reactor *reactor, Policy *policy, const Address *c
     cdef int counted = 0
     cdef uint64_t bound = oi_get(&reactor.hub.gate.source_max)
     if bound:
-        if not source_enter(reactor.hub.gate, client.ip, bound):
+        if not source_enter(reactor.hub.gate, client.ip, policy.source_prefix, bound):
             return -1
         counted |= 1
     bound = oi_get(&policy.gate.source_max)
     if bound:
-        if not source_enter(policy.gate, client.ip, bound):
+        if not source_enter(policy.gate, client.ip, policy.source_prefix, bound):
             sources_leave(reactor, policy, NULL, client, counted)
             return -1
         counted |= 2

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Rule,
         RuleOptions,
         Settings,
+        SourcePrefix,
         Verb,
     )
     from oinetd.record import Ending, RelayResult, SessionRecord
@@ -51,6 +52,7 @@ __all__ = [
     "RuleStats",
     "SessionRecord",
     "Settings",
+    "SourcePrefix",
     "Stats",
     "Verb",
     "load_config",
@@ -80,6 +82,7 @@ _HOMES = {
         "Rule",
         "RuleOptions",
         "Settings",
+        "SourcePrefix",
         "Verb",
     ),
     "oinetd.record": ("Ending", "RelayResult", "SessionRecord"),

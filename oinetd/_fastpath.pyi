@@ -18,22 +18,43 @@ def kernel_features() -> dict[str, int]:
     """
 
 @final
+class Budget:
+    """Descriptors that the sessions and pipes of a process may have. Of any thread."""
+
+    total: int
+    """0 is no bound."""
+    def __new__(cls) -> Budget: ...
+    @property
+    def used(self) -> int: ...
+    @property
+    def pipes(self) -> int:
+        """How many of those in use are pipes."""
+
+@final
 class Permits:
     """A gate: it counts who is inside and lets nobody in above its bounds; 0 is no bound. Of any thread."""
 
-    def __new__(cls, max_connections: int = 0, max_per_source: int = 0) -> Permits: ...
+    def __new__(
+        cls, max_connections: int = 0, max_per_source: int = 0, budget: Budget | None = None, cost: int = 0
+    ) -> Permits:
+        """Each place takes `cost` descriptors from `budget`."""
     def set_limits(self, max_connections: int, max_per_source: int) -> None:
         """Change the bounds. Who is inside stays. Sessions that began while `max_per_source` was 0 are not counted."""
     def enter(self) -> bool:
         """Take a place; False where all are taken."""
     def leave(self) -> None:
         """Give a place back; reactors that waited for one accept again."""
-    def enter_source(self, host: str) -> bool:
-        """Count one more connection of a client address; False where it has all it may have."""
-    def leave_source(self, host: str) -> None:
-        """Count one connection of a client address less."""
-    def of_source(self, host: str) -> int:
-        """The connections of a client address that are counted."""
+    def enter_source(self, host: str, prefix: tuple[int, int]) -> bool:
+        """Count one more connection of a client's source; False if it has all it may have.
+
+        A source is the network of the address: `prefix` is how many bits of an IPv4 and of an IPv6 address make one.
+        """
+    def leave_source(self, host: str, prefix: tuple[int, int]) -> None:
+        """Count one connection of a client's source less."""
+    def of_source(self, host: str, prefix: tuple[int, int]) -> int:
+        """The connections of a client's source that are counted."""
+    def source_steps(self, host: str, prefix: tuple[int, int]) -> int:
+        """How many entries of the table a look-up of this source compares."""
     def next_id(self) -> int:
         """A number for a session; no other session of this gate has it."""
     def take_lost(self) -> int:
@@ -74,6 +95,7 @@ class Rules:
         stall_ms: int = 0,
         keepalive: tuple[int, int, int] = (0, 0, 0),
         flip_bytes: int = 0,
+        source_prefix: tuple[int, int] = (32, 64),
     ) -> Rules: ...
     @property
     def in_use(self) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from oinetd.engine import Meter
 from oinetd.gate import Gate, LocalGate
-from oinetd.model import Endpoint, Rule
+from oinetd.model import SOURCE_PREFIX, Endpoint, Rule, SourcePrefix
 from oinetd.record import Ending, SessionRecord, Sums
 
 __all__ = ["Account", "Live", "RuleAccount", "RuleStats", "Stats"]
@@ -74,9 +74,9 @@ class RuleAccount:
 class Live:
     """A session of the Python lane that has not ended: its record, its counters, and the way to end it.
 
-    `gates` are those in which its source address is counted, `since` is when it began, in seconds of the monotonic
-    clock. A UDP session (`datagrams`) has a place among those of its rule, and none among the connections of the
-    process.
+    `gates` are those in which its source is counted, with the prefix `source_prefix`; `since` is when it began, in
+    seconds of the monotonic clock. A UDP session (`datagrams`) has a place among those of its rule, and none among the
+    connections of the process.
     """
 
     record: SessionRecord
@@ -84,6 +84,7 @@ class Live:
     kill: Callable[[], object]
     meter: Meter = field(default_factory=Meter)
     gates: tuple[Gate, ...] = ()
+    source_prefix: SourcePrefix = SOURCE_PREFIX
     since: float = field(default_factory=time.monotonic)
     datagrams: bool = False
 
@@ -111,6 +112,7 @@ class Account:
         self.datagrams = datagrams
         self.live: dict[int, Live] = {}
         self._max_per_source = 0
+        self._source_prefix = SOURCE_PREFIX
         self._rules: dict[Endpoint | Rule, RuleAccount] = {}
         self._waiting: dict[Callable[[], object], None] = {}
 
@@ -124,9 +126,12 @@ class Account:
         """How many sessions live, of both kinds and lanes."""
         return self.gate.live + self.datagrams.live
 
-    def set_limits(self, max_connections: int, max_per_source: int) -> None:
-        """Bound the sessions of the process; 0 is no bound."""
+    def set_limits(
+        self, max_connections: int, max_per_source: int, source_prefix: SourcePrefix = SOURCE_PREFIX
+    ) -> None:
+        """Bound the sessions of the process; 0 is no bound. `source_prefix` is also for the limits of rules."""
         self._max_per_source = max_per_source
+        self._source_prefix = source_prefix
         self.gate.set_limits(max_connections, max_per_source)
 
     def of(self, rule: Rule) -> RuleAccount:
@@ -154,17 +159,17 @@ class Account:
 
     def admit_source(self, live: Live) -> bool:
         """Count the session for its source address; False where that has all it may have, here or of its rule."""
-        client = live.record.client
+        client, prefix = live.record.client, self._source_prefix
         # Only those that are bounded now: what was not counted on the way in must not be on the way out.
         gates: list[Gate] = [self.gate] if self._max_per_source else []
         if live.rule.rule.options.max_connections_per_source:
             gates.append(live.rule.gate)
         for passed, gate in enumerate(gates):
-            if not gate.enter_source(client):
+            if not gate.enter_source(client, prefix):
                 for each in gates[:passed]:
-                    each.leave_source(client)
+                    each.leave_source(client, prefix)
                 return False
-        live.gates = tuple(gates)
+        live.gates, live.source_prefix = tuple(gates), prefix
         return True
 
     def when_room(self, call: Callable[[], object]) -> None:
@@ -202,7 +207,7 @@ class Account:
     def dismiss_source(self, live: Live) -> None:
         """Take `admit_source` back."""
         for gate in live.gates:
-            gate.leave_source(live.record.client)
+            gate.leave_source(live.record.client, live.source_prefix)
 
     def turned_away(self, live: Live) -> None:
         """A UDP client got no session, with `ending` set in the record; it had no place."""

@@ -11,6 +11,8 @@ __all__ = [
     "CONNECTIONS_MAX",
     "KEEPALIVE_COUNT_MAX",
     "KEEPALIVE_S_MAX",
+    "PREFIX_IPV4_MAX",
+    "PREFIX_IPV6_MAX",
     "SIZE_BYTES_MAX",
     "THREADS_MAX",
     "TIME_S_MAX",
@@ -33,6 +35,10 @@ KEEPALIVE_COUNT_MAX: Final = 127
 
 CONNECTIONS_MAX: Final = 1 << 20
 """The descriptor limit is never raised above this (the kernel's default for fs.nr_open)."""
+
+PREFIX_IPV4_MAX: Final = 32
+PREFIX_IPV6_MAX: Final = 128
+"""The bits of an address."""
 
 BACKLOG_MAX: Final = 1 << 20
 THREADS_MAX: Final = 1024

@@ -203,7 +203,7 @@ class Forwarder:
         sockets = open_ports(config, ports, kept, self._inherited)
 
         most = connection_limit(config.max_connections, len(sockets))
-        self._account.set_limits(most, config.max_connections_per_source)
+        self._account.set_limits(most, config.max_connections_per_source, config.source_prefix)
         before, self._listeners = self._listeners, {}
         news: list[tuple[Route, Address, str]] = []
         for port, sock in sockets.items():
@@ -221,6 +221,7 @@ class Forwarder:
                 engine=choice.engine,
                 watcher=self,
                 admit=self._admit,
+                source_prefix=config.source_prefix,
             )
             listener = before.pop(port.key, None) or self._lanes.lingering.pop(port.key, None)
             if listener is None or listener.service.route.rule != port.route.rule or listener.native != choice.native:

@@ -1,4 +1,4 @@
-"""Who may be inside: a count with bounds, in all and for each client address.
+"""Who may be inside: a count with bounds, in all and for each source.
 
 A place is taken before a connection is accepted, so that one that has no room stays in the kernel's queue. This is the
 gate of a process without the extension, and of each rule of the Python lane; `oinetd._fastpath.Permits` is the same
@@ -7,10 +7,16 @@ for both lanes and all threads.
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from typing import Protocol
 
-__all__ = ["Gate", "LocalGate"]
+from oinetd.model import SourcePrefix
+
+__all__ = ["Gate", "LocalGate", "source_of"]
+
+MAPPED_PREFIX = b"\0" * 10 + b"\xff\xff"
+"""The first 12 bytes of an IPv4 address as an IPv6 socket shows it (RFC 4291, 2.5.5.2)."""
 
 
 class Gate(Protocol):
@@ -33,17 +39,35 @@ class Gate(Protocol):
         """Give a place back."""
         ...
 
-    def enter_source(self, host: str) -> bool:
-        """Count one more connection of a client address; False where it has all it may have."""
+    def enter_source(self, host: str, prefix: SourcePrefix) -> bool:
+        """Count one more connection of a client's source; False where it has all it may have."""
         ...
 
-    def leave_source(self, host: str) -> None:
-        """Count one connection of a client address less."""
+    def leave_source(self, host: str, prefix: SourcePrefix) -> None:
+        """Count one connection of a client's source less; `prefix` is that with which it was counted."""
         ...
 
     def next_id(self) -> int:
         """A number that no other session of this gate has."""
         ...
+
+
+def source_of(host: str, prefix: SourcePrefix) -> tuple[int, int]:
+    """The source that a client's numeric address belongs to: the bits of its prefix, and how many they are.
+
+    An IPv4 client of an IPv6 socket counts as IPv4. Link-local addresses are sources of their own: they share one
+    prefix on every link, and all hosts of a link would be one. (`_fastpath/source.pxd` does the same.)
+    """
+    plain = host.partition("%")[0]
+    if ":" in plain:
+        packed = socket.inet_pton(socket.AF_INET6, plain)
+    else:
+        packed = MAPPED_PREFIX + socket.inet_pton(socket.AF_INET, plain)
+    if packed.startswith(MAPPED_PREFIX):
+        bits = 96 + prefix.ipv4
+    else:
+        bits = 128 if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80 else prefix.ipv6
+    return int.from_bytes(packed, "big") >> (128 - bits), bits
 
 
 class LocalGate:
@@ -56,7 +80,7 @@ class LocalGate:
         self._max = 0
         self._max_per_source = 0
         self._last_id = 0
-        self._sources: Counter[str] = Counter()
+        self._sources: Counter[tuple[int, int]] = Counter()
 
     def set_limits(self, max_connections: int, max_per_source: int) -> None:
         self._max = max_connections
@@ -72,18 +96,20 @@ class LocalGate:
         assert self.live > 0
         self.live -= 1
 
-    def enter_source(self, host: str) -> bool:
-        if self._max_per_source and self._sources[host] >= self._max_per_source:
+    def enter_source(self, host: str, prefix: SourcePrefix) -> bool:
+        source = source_of(host, prefix)
+        if self._max_per_source and self._sources[source] >= self._max_per_source:
             return False
-        self._sources[host] += 1
+        self._sources[source] += 1
         return True
 
-    def leave_source(self, host: str) -> None:
-        left = self._sources[host] - 1
+    def leave_source(self, host: str, prefix: SourcePrefix) -> None:
+        source = source_of(host, prefix)
+        left = self._sources[source] - 1
         if left > 0:
-            self._sources[host] = left
+            self._sources[source] = left
         else:  # clients come and go by the million: nothing is kept of those who have gone
-            self._sources.pop(host, None)
+            self._sources.pop(source, None)
 
     def next_id(self) -> int:
         self._last_id += 1

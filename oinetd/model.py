@@ -9,10 +9,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
-from oinetd.bounds import check_numbers
+from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers
 
 __all__ = [
+    "SOURCE_PREFIX",
     "AccessRule",
     "Config",
     "Endpoint",
@@ -27,6 +29,7 @@ __all__ = [
     "Rule",
     "RuleOptions",
     "Settings",
+    "SourcePrefix",
     "Verb",
 ]
 
@@ -152,6 +155,19 @@ class KeepAlive:
 
     def __bool__(self) -> bool:
         return self.idle_s > 0
+
+
+class SourcePrefix(NamedTuple):
+    """How many bits of a client's address make it one source for limits: a whole IPv4 address, a network of IPv6.
+
+    Whoever has an IPv6 network has 2^64 addresses in it and would otherwise be as many sources.
+    """
+
+    ipv4: int = 32
+    ipv6: int = 64
+
+
+SOURCE_PREFIX = SourcePrefix()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +301,8 @@ class Config:
 
     `access` holds the global allow and deny rules. `threads` is the number of reactors of the native engine, 0 for
     as many as the process has cores. `max_connections` 0 means what the descriptor limit allows;
-    `max_connections_per_source` 0 is no bound, and `max_udp_sessions` 0 is none but that of the descriptors.
+    `max_connections_per_source` 0 is no bound; a source is an address without the bits behind `source_prefix`.
+    `max_udp_sessions` 0 is none but that of the descriptors.
     `busy_poll_us` is for how many microseconds a reactor may poll before it sleeps: -1 leaves that to the reactor
     (`auto`), 0 is never.
     """
@@ -297,6 +314,7 @@ class Config:
     busy_poll_us: int = -1
     max_connections: int = 0
     max_connections_per_source: int = 0
+    source_prefix: SourcePrefix = SOURCE_PREFIX
     max_udp_sessions: int = 10_000
     drain_timeout_s: float = 10.0
     log: LogSettings = LogSettings()
@@ -304,6 +322,11 @@ class Config:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        ipv4, ipv6 = self.source_prefix
+        if not (0 <= ipv4 <= PREFIX_IPV4_MAX and 0 <= ipv6 <= PREFIX_IPV6_MAX):
+            raise ValueError(
+                f"source_prefix is {ipv4}/{ipv6}, and has to be from 0/0 to {PREFIX_IPV4_MAX}/{PREFIX_IPV6_MAX}"
+            )
 
     def settings_of(self, rule: Rule) -> Settings:
         """What is in force for `rule`: its own options over the configuration's settings."""

@@ -60,6 +60,7 @@ class ReactorListener:
             ),
             sources=tuple(address.sockaddr for address in self.service.source),
             access=self.service.global_access,
+            source_prefix=self.service.source_prefix,
         )
 
 

@@ -15,7 +15,7 @@ from oinetd.account import Account, Live, RuleAccount
 from oinetd.destination import Destination
 from oinetd.dialer import Dialed
 from oinetd.engine import Engine
-from oinetd.model import AccessRule, Route, Settings
+from oinetd.model import SOURCE_PREFIX, AccessRule, Route, Settings, SourcePrefix
 from oinetd.record import Ending, SessionRecord
 from oinetd.sockets import Address, client_address, close_with_reset
 
@@ -67,6 +67,7 @@ class Service:
     engine: Engine
     watcher: Watcher
     admit: Callable[[SessionRecord], Awaitable[bool]] | None = None
+    source_prefix: SourcePrefix = SOURCE_PREFIX
 
     @property
     def source(self) -> tuple[Address, ...]:

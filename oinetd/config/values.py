@@ -11,10 +11,18 @@ import enum
 import re
 from typing import Any, Protocol
 
-from oinetd.bounds import KEEPALIVE_COUNT_MAX, KEEPALIVE_S_MAX, SIZE_BYTES_MAX, TIME_S_MAX, TIME_S_MIN
+from oinetd.bounds import (
+    KEEPALIVE_COUNT_MAX,
+    KEEPALIVE_S_MAX,
+    PREFIX_IPV4_MAX,
+    PREFIX_IPV6_MAX,
+    SIZE_BYTES_MAX,
+    TIME_S_MAX,
+    TIME_S_MIN,
+)
 from oinetd.config.address import parse_host
 from oinetd.config.mistake import Mistake, did_you_mean, shown
-from oinetd.model import KeepAlive
+from oinetd.model import KeepAlive, SourcePrefix
 from oinetd.pattern import PatternError, compile_pattern
 
 __all__ = [
@@ -23,6 +31,7 @@ __all__ = [
     "Count",
     "FileName",
     "KeepAliveForm",
+    "PrefixPair",
     "Size",
     "SourceAddress",
     "Time",
@@ -183,6 +192,28 @@ class KeepAliveForm:
         if value == KeepAlive(idle_s=0):
             return "off"
         return f"{value.idle_s}:{value.interval_s}:{value.count}"
+
+
+class PrefixPair:
+    """Two prefix lengths, of IPv4 and of IPv6 addresses."""
+
+    form = "IPV4/IPV6"
+
+    def parse(self, text: str) -> SourcePrefix:
+        ipv4, slash, ipv6 = text.partition("/")
+        if not slash:
+            raise Mistake(f"{shown(text)} is not two prefix lengths", "of IPv4 and of IPv6 addresses, such as 32/64")
+        lengths, start = [], 0
+        for part, most in ((ipv4, PREFIX_IPV4_MAX), (ipv6, PREFIX_IPV6_MAX)):
+            try:
+                lengths.append(Count(0, most, {}).parse(part))
+            except Mistake as mistake:
+                raise Mistake(mistake.message, mistake.hint, start=start, width=max(1, len(part))) from None
+            start += len(part) + 1
+        return SourcePrefix(*lengths)
+
+    def format(self, value: SourcePrefix) -> str:
+        return f"{value.ipv4}/{value.ipv6}"
 
 
 class FileName:

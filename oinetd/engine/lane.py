@@ -40,7 +40,17 @@ from oinetd.engine.native import (
     SocketAddress,
     compile_rules,
 )
-from oinetd.model import UDP_TIMEOUT_S, AccessRule, Endpoint, Protocol, Route, Rule, Settings
+from oinetd.model import (
+    SOURCE_PREFIX,
+    UDP_TIMEOUT_S,
+    AccessRule,
+    Endpoint,
+    Protocol,
+    Route,
+    Rule,
+    Settings,
+    SourcePrefix,
+)
 from oinetd.record import Ending, SessionRecord, Sums
 
 if TYPE_CHECKING:
@@ -63,6 +73,7 @@ class Serving:
     addresses: tuple[SocketAddress, ...]
     sources: tuple[SocketAddress, ...] = ()
     access: tuple[AccessRule, ...] = ()
+    source_prefix: SourcePrefix = SOURCE_PREFIX
 
 
 @dataclass(slots=True)
@@ -247,6 +258,7 @@ class NativeLane:
             addresses=serving.addresses,
             sources=serving.sources,
             access=(serving.access, rule.access),
+            source_prefix=serving.source_prefix,
         )
         self._in_force[tag] = (key, serving, rules)
         return tag, rules

@@ -6,7 +6,8 @@ is an `Engine`: it relays pairs of sockets that the Python lane connected.
 
 Limits: `plane.permits` counts the sessions of the process, for both lanes. Reactors take a place before they accept
 and wait at the bound without polling; the Python lane does the same with `permits.enter()` (False: no room, ask again
-after a session ended) and `permits.leave()`, `permits.enter_source(host)` (False: refuse) and `leave_source(host)`.
+after a session ended) and `permits.leave()`, `permits.enter_source(host, prefix)` (False: refuse) and
+`leave_source`.
 `permits.next_id()` numbers sessions for both lanes. A pair handed to `NativeEngine` is counted by who accepted it.
 """
 
@@ -24,7 +25,7 @@ from oinetd.engine import Meter
 from oinetd.engine.cores import usable_cores
 from oinetd.errors import EngineUnavailable
 from oinetd.gate import Gate
-from oinetd.model import AccessRule, KeepAlive, RelayMode, Settings, Verb
+from oinetd.model import SOURCE_PREFIX, AccessRule, KeepAlive, RelayMode, Settings, SourcePrefix, Verb
 from oinetd.pattern import compile_access
 from oinetd.record import Ending, RelayResult
 from oinetd.sockets import close_with_reset
@@ -184,6 +185,7 @@ def compile_rules(
     addresses: tuple[SocketAddress, ...] = (),
     sources: tuple[SocketAddress, ...] = (),
     access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]] = ((), ()),
+    source_prefix: SourcePrefix = SOURCE_PREFIX,
 ) -> _fastpath.Rules:
     """Settings in the form of the data plane; `access` are the global rules and the rule's own.
 
@@ -210,6 +212,7 @@ def compile_rules(
         stall_ms=_milliseconds(settings.write_stall_timeout_s),
         keepalive=(keepalive.idle_s, keepalive.interval_s, keepalive.count),
         flip_bytes=flip_bytes,
+        source_prefix=source_prefix,
     )
 
 

@@ -44,6 +44,7 @@ from oinetd.model import (
     Rule,
     RuleOptions,
     Settings,
+    SourcePrefix,
     Verb,
 )
 
@@ -188,6 +189,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D12-max-connections": ("max-connections 1000\n", whole(max_connections=1000)),
     "D12-max-connections-off": ("max-connections 1\nmax-connections off\n", whole()),
     "D12-per-source": ("max-connections-per-source 8\n", whole(max_connections_per_source=8)),
+    "D12-source-prefix": ("source-prefix 24/48\n", whole(source_prefix=SourcePrefix(24, 48))),
     "D12-keepalive-on": ("keepalive off\nkeepalive on\n", whole()),
     "D12-keepalive-off": ("keepalive off\n", settings(keepalive=KeepAlive(0, 10, 6))),
     "D12-keepalive-figures": ("keepalive 2m:15s:3\n", settings(keepalive=KeepAlive(120, 15, 3))),

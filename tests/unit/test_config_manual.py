@@ -71,6 +71,7 @@ def test_the_example_is_sound_and_shows_the_defaults() -> None:
         "busy_poll_us",
         "max_connections",
         "max_connections_per_source",
+        "source_prefix",
         "max_udp_sessions",
         "drain_timeout_s",
     ):

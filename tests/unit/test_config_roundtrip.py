@@ -35,6 +35,7 @@ from oinetd.model import (
     Rule,
     RuleOptions,
     Settings,
+    SourcePrefix,
     Verb,
 )
 
@@ -135,6 +136,7 @@ configs = st.builds(
     busy_poll_us=st.integers(-1, BUSY_POLL_US_MAX),
     max_connections=counts,
     max_connections_per_source=counts,
+    source_prefix=st.builds(SourcePrefix, st.integers(0, 32), st.integers(0, 128)),
     max_udp_sessions=counts,
     drain_timeout_s=times,
     log=st.builds(LogSettings, st.just("") | file_names, st.sampled_from(LogFormat)),

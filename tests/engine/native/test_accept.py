@@ -329,13 +329,13 @@ def test_a_source_at_its_maximum_is_refused(lane: Plane, echo: Echo, whose: str)
     third = lane.connect(listening)
     assert third.recv(1) == b""
     assert ENDINGS[closed(lane)[0][13]] is Ending.LIMITED
-    assert gate.of_source("127.0.0.1") == 2
+    assert gate.of_source("127.0.0.1", (32, 64)) == 2
     inside[0].close()
     closed(lane, count=2)
     round_trip(lane.connect(listening))
     for each in inside:
         each.close()
-    assert gate.of_source("127.0.0.2") == 0
+    assert gate.of_source("127.0.0.2", (32, 64)) == 0
 
 
 def test_three_failures_in_a_row_are_told_once(lane: Plane, echo: Echo) -> None:

@@ -37,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["demo"]:
             return _demo(words[1:])
-        said = _parser().parse_args(words)
+        parser = _parser()
+        said = parser.parse_args(words)
+        if said.strict and not (said.test or said.show):
+            parser.error("--strict goes with -t")
     except SystemExit as end:  # argparse has said what there is to say
         return int(end.code or 0)
     if said.version:
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_level=said.log_level,
     )
     if said.test or said.show:
-        return _look(options, show=said.show)
+        return _look(options, show=said.show, strict=said.strict)
     # Imported here: the event loop and all that is on it take longer than the rest of the start.
     from oinetd.daemon import run
 
@@ -82,6 +85,7 @@ def _parser() -> _Parser:
     add("-c", "--conf-file", metavar="FILE", help=f"the configuration (default: {' or '.join(CONF_FILES)})")
     add("-f", "--foreground", action="store_true", help="stay in the foreground, with messages on standard error")
     add("-t", "--test", action="store_true", help="check the configuration, print its errors or OK, and end")
+    add("--strict", action="store_true", help="with -t: warnings are errors, too")
     add("-T", dest="show", action="store_true", help="print the configuration in force, and end")
     add("-p", "--pidfile", metavar="FILE", help="where to write the process id")
     add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user when everything is open")
@@ -145,8 +149,8 @@ def _find(asked: str | None) -> tuple[str, str, int]:
     return "", f"there is no configuration file {' or '.join(places)}", EX_NOINPUT
 
 
-def _look(options: Options, *, show: bool) -> int:
-    """`-t` and `-T`: what is wrong with the configuration, or what it says."""
+def _look(options: Options, *, show: bool, strict: bool) -> int:
+    """`-t` and `-T`: what is wrong with the configuration, or what it says. `strict` takes warnings for errors."""
     from oinetd.config import load_config, render_config
     from oinetd.journal import Journal
 
@@ -155,6 +159,10 @@ def _look(options: Options, *, show: bool) -> int:
         Journal.check(config.log)
     except ConfigError as error:
         print(error, file=sys.stderr)
+        return EX_CONFIG
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if strict and config.warnings:
         return EX_CONFIG
     print(render_config(config), end="") if show else print("OK")
     return EX_OK

@@ -17,7 +17,7 @@ class OinetdError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in a configuration: what is wrong, where, and the remedy.
+    """One mistake in a configuration: what is wrong, where, and the remedy. An error, or a warning (`Config.warnings`).
 
     `line` and `column` count from 1; both are 0 where the mistake has no place in a text (an unreadable file).
     `width` is the length of the offending words in characters, `text` the line as written, without its end.

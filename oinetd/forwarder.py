@@ -227,6 +227,8 @@ class Forwarder:
             if listener is None or listener.service.route.rule != port.route.rule or listener.native != choice.native:
                 news.append((port.route, bound_address(sock), str(choice)))
             self._listeners[port.key] = self._put_in_service(listener, port, sock, service, choice)
+        for warning in config.warnings:
+            log.warning("%s", warning)
         for line in (*listening(news), *no_longer(before)):
             log.info(line)
         # Behind the change: what this ends was let in by listeners that are all in their new place now.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers
+from oinetd.errors import Problem
 
 __all__ = [
     "SOURCE_PREFIX",
@@ -305,6 +306,9 @@ class Config:
     `max_udp_sessions` 0 is none but that of the descriptors.
     `busy_poll_us` is for how many microseconds a reactor may poll before it sleeps: -1 leaves that to the reactor
     (`auto`), 0 is never.
+
+    `warnings` holds what is allowed and probably wrong; `load_config` and `parse_config` set it. It plays no part in
+    equality.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -319,6 +323,7 @@ class Config:
     drain_timeout_s: float = 10.0
     log: LogSettings = LogSettings()
     pid_file: str = ""
+    warnings: tuple[Problem, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -25,7 +25,7 @@ def parse_config(text: str, file: str = "<text>") -> Config:
 
     Reads no file, so that `include` is a problem here. Raises `ConfigError` with all problems.
     """
-    return compile_config(read_statements(text, file))
+    return compile_config(read_statements(text, file), file)
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -34,7 +34,8 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     The files are read as UTF-8; bytes that are not are carried through. Raises `ConfigError` with all
     problems, also where a file cannot be read.
     """
-    return compile_config(load_statements(os.fspath(path)))
+    file = os.fspath(path)
+    return compile_config(load_statements(file), file)
 
 
 def parse_rule(text: str) -> Rule:
@@ -52,4 +53,4 @@ def parse_rule(text: str) -> Rule:
         raise ConfigError(
             statement.line.problem(f"'{word.text}' is a directive, no rule", word.column, word.width, usage)
         )
-    return compile_config(statements).rules[0]
+    return compile_config(statements, "<rule>").rules[0]

@@ -6,10 +6,11 @@ Everything that is wrong is found in one go. No name is resolved, no file is rea
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oinetd.config.conflict import conflicts
+from oinetd.config.lint import AccessLine, Source, find_warnings
 from oinetd.config.mistake import Mistake, shown
 from oinetd.config.rule import RuleLine, read_rule
 from oinetd.config.syntax import Statement
@@ -43,12 +44,12 @@ class _Draft:
         )
 
 
-def compile_config(statements: Iterable[Statement]) -> Config:
-    """The configuration that the statements make.
+def compile_config(statements: Iterable[Statement], file: str) -> Config:
+    """The configuration that the statements of `file` make, with its warnings.
 
     Raises `ConfigError` with every problem, in the order of the text.
     """
-    compiler = _Compiler()
+    compiler = _Compiler(file)
     for index, statement in enumerate(statements):
         compiler.take(index, statement)
         if compiler.problems_found >= PROBLEMS_MAX:
@@ -78,12 +79,14 @@ def argument_problem(statement: Statement, entry: Entry) -> Problem | None:
 class _Compiler:
     """What has been said so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: str) -> None:
+        self._file = file
         self._problems: list[tuple[int, Problem]] = []
         self._drafts: list[_Draft] = []
         self._global_access: list[AccessRule] = []
         # Where an allow or deny goes now: to everybody, or to the last rule, also if that is a faulty one.
         self._access = self._global_access
+        self._access_lines: list[AccessLine] = []
         self._said: dict[str, Any] = {}
 
     @property
@@ -119,7 +122,9 @@ class _Compiler:
                 return
         if entry.duty is Duty.ACCESS:
             assert isinstance(entry.constant, Verb)
-            self._access.append(AccessRule(entry.constant, value))
+            rule = AccessRule(entry.constant, value)
+            self._access.append(rule)
+            self._access_lines.append(AccessLine(index, statement.line, statement.words[1], rule))
         else:
             self._said[entry.setting] = value
 
@@ -146,10 +151,12 @@ class _Compiler:
         for setting, value in self._said.items():
             part, _, name = setting.rpartition(".")
             parts[part][name] = value
-        return Config(
+        config = Config(
             rules=tuple(draft.rule() for draft in self._drafts),
             access=tuple(self._global_access),
             settings=Settings(**parts["settings"]),
             log=LogSettings(**parts["log"]),
             **parts[""],
         )
+        rules = tuple((draft.index, draft.said) for draft in self._drafts)
+        return replace(config, warnings=find_warnings(Source(self._file, config, rules, tuple(self._access_lines))))

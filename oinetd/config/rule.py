@@ -27,10 +27,11 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True, slots=True)
 class RuleLine:
-    """What a line says about a rule. `bind_word` is where a conflict on the bind side is shown."""
+    """What a line says about a rule. `bind_word` and `connect_word` are where a problem of that side is shown."""
 
     line: Line
     bind_word: Word
+    connect_word: Word
     bind: Endpoint
     connect: Endpoint
     options: RuleOptions
@@ -69,7 +70,14 @@ def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
     problems[before:] = sorted(problems[before:], key=lambda problem: problem.column)
     if len(problems) > before or not bind_ports or not connect_ports:
         return None
-    return RuleLine(line, words[0], _endpoint(words[0], bind_ports), _endpoint(words[2], connect_ports), options)
+    return RuleLine(
+        line,
+        words[0],
+        Word(words[2].text, words[2].column, words[3].end - words[2].column),
+        _endpoint(words[0], bind_ports),
+        _endpoint(words[2], connect_ports),
+        options,
+    )
 
 
 def _endpoint(host: Word, ports: Ports) -> Endpoint:

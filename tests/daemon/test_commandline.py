@@ -68,6 +68,7 @@ def test_help_names_the_demo_and_the_exit_codes(tmp_path: Path) -> None:
         ("--user", "root:no-such-group-here"),
         ("--fore",),
         ("surplus",),
+        ("--strict", "-c", "/dev/null"),
         ("demo", "--port", "70000"),
         ("demo", "surplus"),
     ],
@@ -96,6 +97,22 @@ def test_a_bad_one_is_shown_with_all_its_mistakes(tmp_path: Path) -> None:
         assert "bad.conf:2:11: " in answer.stderr
         assert "    ^^^^^^^\n" in answer.stderr
         assert "did you mean 'logfile'" in answer.stderr
+
+
+def test_warnings_prevent_nothing_unless_they_are_asked_to(tmp_path: Path) -> None:
+    (tmp_path / "odd.conf").write_text("127.0.0.1 1 127.0.0.1 1\n")
+    warning = "warning: odd.conf:1:13: the destination 127.0.0.1 1 is the rule's own listener\n"
+    answer = call(tmp_path, "-t", "-c", "odd.conf")
+    assert (answer.returncode, answer.stdout) == (0, "OK\n")
+    assert answer.stderr.startswith(warning)
+    answer = call(tmp_path, "-t", "--strict", "-c", "odd.conf")
+    assert (answer.returncode, answer.stdout) == (78, "")
+    assert answer.stderr.startswith(warning)
+
+
+def test_strict_is_fine_with_what_needs_no_warning(tmp_path: Path, conf: Path) -> None:
+    answer = call(tmp_path, "-t", "--strict", "-c", str(conf))
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "OK\n", "")
 
 
 def test_the_log_file_is_part_of_the_check(tmp_path: Path) -> None:

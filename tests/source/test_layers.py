@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2] / "oinetd"
 
 LAYERS = (
-    "bounds",
-    "model errors _fastpath descriptors",
+    "bounds errors",
+    "model _fastpath descriptors",
     "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
     "engine.datagrams",
     "config access sockets logline pidfile messages engine.buffers engine.running",

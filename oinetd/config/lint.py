@@ -1,0 +1,71 @@
+"""Warnings: what a configuration may say and probably does not mean.
+
+A warning never prevents a start, because rinetd starts with the same file. A check is a function from the `Source` to
+the problems that it finds, each with the index of its statement; `CHECKS` lists them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from oinetd.config.loops import find_loops
+from oinetd.config.rule import RuleLine
+from oinetd.config.syntax import Line, Word
+from oinetd.errors import Problem
+from oinetd.model import AccessRule, Config
+
+__all__ = ["CHECKS", "AccessLine", "Source", "find_warnings"]
+
+WARNINGS_MAX = 1000
+"""For one check of one configuration. Nobody reads more, and each reload writes all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessLine:
+    """One `allow` or `deny` as it was written; `index` is that of its statement."""
+
+    index: int
+    line: Line
+    word: Word
+    rule: AccessRule
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A configuration and where its parts were written; `rules` are those of `config`, with their statements' index."""
+
+    file: str
+    config: Config
+    rules: tuple[tuple[int, RuleLine], ...]
+    access: tuple[AccessLine, ...]
+
+
+Check = Callable[[Source], Iterator[tuple[int, Problem]]]
+
+
+def find_warnings(source: Source) -> tuple[Problem, ...]:
+    """All warnings, in the order of the text."""
+    found = [item for check in CHECKS for item in islice(check(source), WARNINGS_MAX)]
+    found.sort(key=lambda item: item[0])
+    return tuple(problem for _, problem in found)
+
+
+def _loops(source: Source) -> Iterator[tuple[int, Problem]]:
+    """Rules whose connections come back to one of their own listeners."""
+    lines = [line for _, line in source.rules]
+    for loop in find_loops(source.config.rules):
+        index, rule = source.rules[loop.rules[0]]
+        yield (
+            index,
+            rule.line.problem(
+                loop.message([lines[number].line for number in loop.rules]),
+                rule.connect_word.column,
+                rule.connect_word.width,
+                "no client of this rule can be served; name another address or port",
+            ),
+        )
+
+
+CHECKS: tuple[Check, ...] = (_loops,)

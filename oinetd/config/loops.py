@@ -1,0 +1,174 @@
+"""Rules that forward to themselves: a destination that is a listener of the same configuration, and leads back.
+
+What is known of the machine is what the configuration shows: no name is looked up. `localhost` is the loopback
+addresses (RFC 6761, 6.3), and an address that a rule binds or goes out from is one of this machine, which the wildcards
+`0.0.0.0` and `::` then listen on, too.
+
+The search has two steps. Rules are nodes first: an edge goes to each rule that listens where the first one connects to.
+Only rules on a cycle of that graph are then looked at port by port, because two ranges may overlap and still lead away
+from each other.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from oinetd.config.address import Host, parse_host
+from oinetd.config.graph import cycle_through, strong_components
+from oinetd.model import Endpoint, Protocol, Rule
+
+__all__ = ["Loop", "find_loops"]
+
+PORTS_MAX = 1 << 20
+"""Ports looked at one by one. No process opens more listeners, so that nothing more can be a loop that runs."""
+
+NAMED_MAX = 8
+"""Rules that a message names; a longer cycle is cut."""
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+_LOOPBACK4 = bytes([127, 0, 0, 1])
+_LOOPBACK6 = bytes(15) + b"\1"
+
+_Node = tuple[int, int]
+"""A rule's index and the offset of a port in its range."""
+
+
+class Loop(NamedTuple):
+    """A cycle: the indexes of its rules, from the last one in the text on, and the destination of that one."""
+
+    rules: tuple[int, ...]
+    connect: Endpoint
+
+    def message(self, places: Sequence[object]) -> str:
+        """The sentence for a reader; `places` says for each of `rules` where it stands."""
+        if len(self.rules) == 1:
+            return f"the destination {self.connect} is the rule's own listener"
+        named = [str(place) for place in places[1:NAMED_MAX]]
+        if len(places) > NAMED_MAX:
+            named.append(f"{len(places) - NAMED_MAX} more")
+        return f"the destination {self.connect} leads back to this rule, by {', '.join(named)}"
+
+
+def find_loops(rules: Sequence[Rule]) -> Iterator[Loop]:
+    """The loops of a configuration whose rules do not conflict: one for each group of rules that lead to each other."""
+    listeners = _Listeners(rules)
+    onward = [sorted({other for other, _ in listeners.receivers(rule)}) for rule in rules]
+    for group in strong_components(range(len(rules)), onward.__getitem__):
+        if len(group) > 1 or group[0] in onward[group[0]]:
+            yield from _by_port(rules, listeners, frozenset(group))
+
+
+def _by_port(rules: Sequence[Rule], listeners: _Listeners, group: frozenset[int]) -> Iterator[Loop]:
+    """The loops among rules that are a cycle where ports are not looked at."""
+    onward: dict[_Node, list[_Node]] = {}
+    for index in sorted(group):
+        rule = rules[index]
+        if len(onward) + len(rule.bind.ports) > PORTS_MAX:
+            break
+        for offset in range(len(rule.bind.ports)):
+            onward[index, offset] = []
+        for other, ports in listeners.receivers(rule):
+            if other in group:
+                for port in ports:
+                    onward[index, port - rule.connect.port].append((other, port - rules[other].bind.port))
+
+    def following(node: _Node) -> Iterable[_Node]:
+        return onward.get(node, ())
+
+    found: dict[tuple[int, ...], list[int]] = {}
+    for nodes in strong_components(onward, following):
+        last = max(nodes)
+        cycle = cycle_through(last, following, frozenset(nodes))
+        if cycle:
+            found.setdefault(tuple(index for index, _ in cycle), []).append(last[1])
+    for cycle_rules, offsets in sorted(found.items()):
+        connect = rules[cycle_rules[0]].connect
+        first, end = min(offsets), max(offsets)
+        yield Loop(cycle_rules, Endpoint(connect.host, connect.port + first, connect.protocol, connect.port + end))
+
+
+class _Listeners:
+    """Which rule listens where: for each bound address its ranges of ports in order. They do not overlap."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._held: dict[tuple[Protocol, Host], list[tuple[int, int, int]]] = {}  # last port, first port, rule
+        self._ours = {_LOOPBACK6}
+        for index, rule in enumerate(rules):
+            bind = rule.bind
+            host = _unmapped(parse_host(bind.host))
+            for address in (host, *_localhost(host)) if bind.port else ():
+                self._held.setdefault((bind.protocol, address), []).append((bind.last_port, bind.port, index))
+            source = _unmapped(parse_host(rule.options.source)) if rule.options.source else host
+            self._ours.update(shown.packed for shown in (host, source) if shown.packed and not shown.wildcard)
+        for held in self._held.values():
+            held.sort()
+        self._ipv4_ports = {
+            protocol: sorted(
+                (bind.port, bind.last_port)
+                for bind in (rule.bind for rule in rules)
+                if bind.protocol is protocol and ":" not in bind.host
+            )
+            for protocol in Protocol
+        }
+
+    def receivers(self, rule: Rule) -> Iterator[tuple[int, range]]:
+        """The rules that listen on the destination of `rule`, each with the ports of the destination it listens on."""
+        protocol, ports = rule.connect.protocol, rule.connect.ports
+        for host in _targets(rule):
+            yield from self._on(protocol, host, ports)
+            size = len(host.packed)
+            if not size or not (host.packed in self._ours or (size == 4 and host.packed[0] == 127)):
+                continue
+            yield from self._on(protocol, Host(bytes(size)), ports)
+            if size == 4:
+                # `::` takes IPv4, too, on a port where no rule listens for IPv4.
+                for other, part in self._on(protocol, Host(bytes(16)), ports):
+                    yield from ((other, left) for left in _without(part, self._ipv4_ports[protocol]))
+
+    def _on(self, protocol: Protocol, host: Host, ports: range) -> Iterator[tuple[int, range]]:
+        held = self._held.get((protocol, host), [])
+        for last, first, index in held[bisect_left(held, (ports[0],)) :]:
+            if first > ports[-1]:
+                break
+            yield index, range(max(first, ports[0]), min(last, ports[-1]) + 1)
+
+
+def _unmapped(host: Host) -> Host:
+    """An IPv4 address written as an IPv6 one is the IPv4 address to the kernel."""
+    return Host(host.packed[len(_MAPPED) :]) if len(host.packed) == 16 and host.packed.startswith(_MAPPED) else host
+
+
+def _localhost(host: Host) -> tuple[Host, ...]:
+    """The addresses of the one name that has the same ones everywhere; none for any other."""
+    return (Host(_LOOPBACK4), Host(_LOOPBACK6)) if host.name == "localhost" else ()
+
+
+def _targets(rule: Rule) -> Iterator[Host]:
+    """What a connection to the rule's destination reaches: addresses, or the name itself."""
+    host = _unmapped(parse_host(rule.connect.host))
+    source = _unmapped(parse_host(rule.options.source)) if rule.options.source else Host(b"")
+    if host.name:
+        yield host
+        yield from (each for each in _localhost(host) if len(source.packed) in (0, len(each.packed)))
+    elif not host.wildcard:
+        yield host
+    elif len(host.packed) == 4:
+        # The kernel takes a connect to 0.0.0.0 for one to the socket's own address, or to the loopback address.
+        yield source if len(source.packed) == 4 and not source.wildcard else Host(_LOOPBACK4)
+    else:
+        yield Host(_LOOPBACK6)
+
+
+def _without(ports: range, taken: Sequence[tuple[int, int]]) -> Iterator[range]:
+    """The parts of `ports` that are in none of the ranges `taken`, which are in order."""
+    first = ports[0]
+    for low, high in taken:
+        if low > ports[-1]:
+            break
+        if first < low:
+            yield range(first, low)
+        first = max(first, high + 1)
+    if first <= ports[-1]:
+        yield range(first, ports[-1] + 1)

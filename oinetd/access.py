@@ -16,10 +16,11 @@ import socket
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from oinetd.model import AccessRule, Verb
-from oinetd.pattern import CompiledRule, Kind, compile_access
+from oinetd.errors import ConfigError, Problem
+from oinetd.model import AccessRule, Config, Rule, Verb
+from oinetd.pattern import CompiledRule, Kind, PatternError, compile_access
 
-__all__ = ["AccessControl", "Verdict", "glob_match"]
+__all__ = ["AccessControl", "Verdict", "access_control", "glob_match"]
 
 MAPPED_PREFIX = b"\0" * 10 + b"\xff\xff"
 """The first 12 bytes of an IPv4 address as an IPv6 socket shows it (RFC 4291, 2.5.5.2)."""
@@ -165,6 +166,17 @@ def _client(address: str) -> _Client:
     if percent:
         return _Client((text, f"{text}%{scope}"), -1, number)
     return _Client((text,), -1, number)
+
+
+def access_control(config: Config, rule: Rule) -> AccessControl:
+    """Who may use `rule`. Raises `ConfigError` for a pattern that is none."""
+    try:
+        return AccessControl(config.access, rule.access)
+    except PatternError as error:
+        # The language refuses it with its place; a program may have made the rule itself.
+        raise ConfigError(
+            Problem(f"allow or deny: {error}", file=rule.origin.file, line=rule.origin.line, hint=error.hint)
+        ) from error
 
 
 def glob_match(pattern: str, text: str) -> bool:

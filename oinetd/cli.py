@@ -11,8 +11,8 @@ from typing import Final, NoReturn
 import oinetd
 from oinetd.bounds import THREADS_MAX
 from oinetd.errors import ConfigError
-from oinetd.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_USAGE, Options
-from oinetd.model import EngineChoice, RelayMode
+from oinetd.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_TEMPFAIL, EX_USAGE, Options
+from oinetd.model import Config, EngineChoice, RelayMode
 from oinetd.privileges import Identity
 
 __all__ = ["main"]
@@ -20,13 +20,15 @@ __all__ = ["main"]
 CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
 """Where the configuration is looked for; the second, so that oinetd can simply take rinetd's place."""
 
+NAMES_SHOWN: Final = 5
+
 EPILOGUE: Final = """\
 oinetd demo      forwards to a small embedded service and needs no configuration
 
 signals:         HUP reloads, TERM and INT drain and end, USR1 reopens the log,
                  USR2 tells what is going on
 exit codes:      0 | 64 usage | 66 no configuration file | 71 a socket could not be
-                 opened | 77 no permission | 78 bad configuration
+                 opened | 75 may succeed later | 77 no permission | 78 bad configuration
 manual:          oinetd(8), oinetd.conf(5)
 """
 
@@ -46,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if said.version:
         print(f"oinetd {oinetd.__version__}")
         return EX_OK
+    if said.resolve and not said.test:
+        print("oinetd: --resolve goes with -t: it looks the names up for the check", file=sys.stderr)
+        return EX_USAGE
     conf_file, fault, code = _find(said.conf_file)
     if code:
         print(f"oinetd: {fault}", file=sys.stderr)
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_level=said.log_level,
     )
     if said.test or said.show:
-        return _look(options, show=said.show, strict=said.strict)
+        return _look(options, show=said.show, strict=said.strict, resolve=said.resolve)
     # Imported here: the event loop and all that is on it take longer than the rest of the start.
     from oinetd.daemon import run
 
@@ -86,6 +91,7 @@ def _parser() -> _Parser:
     add("-f", "--foreground", action="store_true", help="stay in the foreground, with messages on standard error")
     add("-t", "--test", action="store_true", help="check the configuration, print its errors or OK, and end")
     add("--strict", action="store_true", help="with -t: warnings are errors, too")
+    add("--resolve", action="store_true", help="with -t: look the names up, too")
     add("-T", dest="show", action="store_true", help="print the configuration in force, and end")
     add("-p", "--pidfile", metavar="FILE", help="where to write the process id")
     add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user when everything is open")
@@ -149,14 +155,16 @@ def _find(asked: str | None) -> tuple[str, str, int]:
     return "", f"there is no configuration file {' or '.join(places)}", EX_NOINPUT
 
 
-def _look(options: Options, *, show: bool, strict: bool) -> int:
+def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
     """`-t` and `-T`: what is wrong with the configuration, or what it says. `strict` takes warnings for errors."""
     from oinetd.config import load_config, render_config
+    from oinetd.hosts import names_of
     from oinetd.journal import Journal
 
     try:
         config = options.over(load_config(options.conf_file))
         Journal.check(config.log)
+        unanswered = _unanswered(config) if resolve else []
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
@@ -164,8 +172,28 @@ def _look(options: Options, *, show: bool, strict: bool) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     if strict and config.warnings:
         return EX_CONFIG
-    print(render_config(config), end="") if show else print("OK")
+    if unanswered:
+        print("\n".join(unanswered), file=sys.stderr)
+        print("oinetd: the rest of the configuration is right; try again when the name server answers", file=sys.stderr)
+        return EX_TEMPFAIL
+    if show:
+        print(render_config(config), end="")
+        return EX_OK
+    print("OK")
+    if not resolve and (names := names_of(config)):
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        listed = ", ".join(list(names)[:NAMES_SHOWN]) + more
+        print(f"names were not looked up (-t --resolve does that): {listed}")
     return EX_OK
+
+
+def _unanswered(config: Config) -> list[str]:
+    """Look the names up; a sentence for each of which the name server says nothing now."""
+    import asyncio
+
+    from oinetd.namecheck import check_names
+
+    return asyncio.run(check_names(config))
 
 
 def _demo(words: Sequence[str]) -> int:

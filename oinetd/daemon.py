@@ -229,7 +229,7 @@ class Daemon:
 
     def _on_summary(self) -> None:
         if self._forwarder is not None:
-            for line in summary(self._forwarder.stats(), self._forwarder.sessions()):
+            for line in summary(self._forwarder.stats(), self._forwarder.sessions(), self._forwarder.destinations()):
                 logger.info("%s", line)
 
     # Reload

@@ -1,22 +1,23 @@
 """Where connections go: a name, its addresses of the moment, and when to ask again.
 
-A name is looked up at start, every `dns_refresh_s`, and when connecting failed three times in a row. Lookups run in
-the loop's executor, so that a slow resolver holds up nobody; connections use the addresses known so far.
+A name is looked up at start, at reload, every `dns_refresh_s`, and when connecting failed three times in a row.
+Connections use the addresses known so far; only the first answer is waited for, and not for long: a name server that
+does not answer yet leaves the destination without addresses, and it is asked again until it has some.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from oinetd.errors import ConfigError, Problem
-from oinetd.model import Config, Origin, Rule
+from oinetd.model import Origin
+from oinetd.resolver import is_temporary, resolve
 from oinetd.sockets import Address, is_numeric, lookup
 
-__all__ = ["Destination", "Destinations"]
+__all__ = ["START_PATIENCE_S", "Destination", "DestinationState"]
 
 log = logging.getLogger("oinetd")
 
@@ -24,6 +25,12 @@ FAILURES_BEFORE_LOOKUP = 3
 """Connects that fail in a row before the name is asked for again."""
 LOOKUP_PAUSE_S = 1.0
 """Least time between two lookups that failures asked for: a dead destination must not flood the resolver."""
+START_PATIENCE_S = 3.0
+"""How long a start waits for the first answers, in which an unknown name is an error. All names are asked at once."""
+RETRY_S = 1.0
+RETRY_MAX_S = 4.0
+"""Between two lookups of a name that has no address yet; the pause doubles from the first to the second.
+Clients wait meanwhile."""
 
 
 class Destination:
@@ -36,29 +43,70 @@ class Destination:
         self._at: dict[int, tuple[Address, ...]] = {}
         self.on_change: Callable[[], object] | None = None
         self.refusals = 0
+        self.error: OSError | None = None
+        """Why the last lookup failed; None where it did not."""
         self._failures = 0
         self._timer: asyncio.TimerHandle | None = None
         self._lookup: asyncio.Task[None] | None = None
         self._looked_up_at = 0.0
+        self._retry_s = RETRY_S
+        self._resolved = asyncio.Event()
         self._in_trouble = False
         self._stopped = False
 
-    async def resolve(self, origin: Origin, what: str = "destination") -> None:
-        """Look the name up for the first time. Raises `ConfigError` where it has no address."""
-        try:
-            self._addresses = await self._ask()
-        except OSError as error:
-            hint = "check the spelling and the resolver (`getent hosts NAME`)"
-            if is_numeric(self.host):
-                hint = "check the scope: it has to be an interface of this machine (`ip link`)"
-            raise ConfigError(
-                Problem(
-                    f"the {what} {self.host} cannot be resolved: {error.strerror or error}",
-                    file=origin.file,
-                    line=origin.line,
-                    hint=hint,
-                )
-            ) from error
+    @property
+    def resolved(self) -> bool:
+        """Whether it has an address."""
+        return bool(self._addresses)
+
+    @property
+    def state(self) -> DestinationState:
+        """What is known of it."""
+        error = _reason(self.error) if self.error is not None else ""
+        return DestinationState(self.host, tuple(address.host for address in self._addresses), error)
+
+    async def resolve(self, origin: Origin, what: str = "destination", patience_s: float = START_PATIENCE_S) -> None:
+        """Look the name up for the first time. Raises `ConfigError` where it has no address.
+
+        Where no name server says so within `patience_s` seconds the destination is left without addresses.
+        """
+        if is_numeric(self.host):
+            try:
+                self._addresses = lookup(self.host)
+            except OSError as error:
+                raise self._unknown(error, origin, what) from error
+            return
+        self._begin_lookup()
+        assert self._lookup is not None
+        await asyncio.wait({self._lookup}, timeout=patience_s)
+        if self.error is not None and not is_temporary(self.error):
+            raise self._unknown(self.error, origin, what) from self.error
+        if not self._addresses:
+            self._in_trouble = True
+            reason = _reason(self.error) if self.error else f"no answer from the name server within {patience_s:g} s"
+            where = f"{origin}: " if origin.line else ""
+            log.warning(
+                "%sDNS: the %s %s cannot be resolved yet (%s); its clients wait up to connect-timeout",
+                where, what, self.host, reason,
+            )  # fmt: skip
+
+    def _unknown(self, error: OSError, origin: Origin, what: str) -> ConfigError:
+        hint = "check the spelling and the resolver (`getent hosts NAME`)"
+        if is_numeric(self.host):
+            hint = "check the scope: it has to be an interface of this machine (`ip link`)"
+        message = f"the {what} {self.host} cannot be resolved: {_reason(error)}"
+        return ConfigError(Problem(message, file=origin.file, line=origin.line, hint=hint))
+
+    async def wait_resolved(self, timeout_s: float) -> bool:
+        """Whether it has an address, or gets one within `timeout_s` seconds."""
+        if not self._addresses and not self._stopped:
+            self.look_up_again()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._resolved.wait()
+            except TimeoutError:
+                pass
+        return self.resolved
 
     def at(self, port: int) -> tuple[Address, ...]:
         """The addresses of the moment, with `port`, in the order in which they are to be tried."""
@@ -69,7 +117,11 @@ class Destination:
 
     def start(self) -> None:
         """Keep the addresses fresh from now on; nothing to do for a number."""
-        if not is_numeric(self.host) and self.refresh_s > 0:
+        if self._timer is not None or is_numeric(self.host) or self._stopped:
+            return
+        if not self._addresses:
+            self._retry()
+        elif self.refresh_s > 0:
             self._timer = asyncio.get_running_loop().call_later(self.refresh_s, self._refresh)
 
     def stop(self) -> None:
@@ -101,96 +153,91 @@ class Destination:
 
     def look_up_again(self) -> None:
         """The addresses do not serve: ask for others, but not more often than `LOOKUP_PAUSE_S`."""
-        loop = asyncio.get_running_loop()
-        due = loop.time() - self._looked_up_at >= LOOKUP_PAUSE_S
-        if due and self._lookup is None and not self._stopped and not is_numeric(self.host):
-            self._lookup = loop.create_task(self._update())
+        if asyncio.get_running_loop().time() - self._looked_up_at >= LOOKUP_PAUSE_S:
+            self._begin_lookup()
+
+    def look_up_now(self) -> None:
+        """Ask for the addresses: somebody has a reason to think that there are others."""
+        self._begin_lookup()
+
+    def _begin_lookup(self) -> None:
+        if self._lookup is None and not self._stopped and not is_numeric(self.host):
+            self._lookup = asyncio.get_running_loop().create_task(self._update())
 
     def _refresh(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self.refresh_s, self._refresh)
-        if self._lookup is None:
-            self._lookup = asyncio.get_running_loop().create_task(self._update())
+        self._begin_lookup()
 
-    async def _ask(self) -> tuple[Address, ...]:
-        if is_numeric(self.host):
-            return lookup(self.host)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, lookup, self.host)
+    def _retry(self) -> None:
+        """It has no address: ask again and again, at first soon."""
+        self._begin_lookup()
+        self._timer = asyncio.get_running_loop().call_later(self._retry_s, self._retry)
+        self._retry_s = min(self._retry_s * 2, RETRY_MAX_S)
 
     async def _update(self) -> None:
+        """One lookup. The task is not cancelled but by `stop`."""
         try:
-            found = await self._ask()
-        except (OSError, socket.gaierror) as error:
-            if not self._in_trouble:
-                log.warning(
-                    "%s cannot be resolved now (%s); its last addresses stay in use",
-                    self.host,
-                    error.strerror or error,
-                )
-            self._in_trouble = True
+            found = await resolve(self.host)
+        except OSError as error:
+            self.error = error
+            self._trouble(error)
         else:
-            if self._in_trouble:
-                log.info("%s is resolved again", self.host)
-            self._in_trouble = False
-            # The resolver rotates its answers; only another set of addresses is a change.
-            if set(found) != set(self._addresses):
-                log.info("%s is now %s", self.host, ", ".join(address.host for address in found))
-                self._addresses = found
-                self._at.clear()
-                if self.on_change is not None:
-                    self.on_change()
+            self.error = None
+            self._take(found)
         finally:
             self._looked_up_at = asyncio.get_running_loop().time()
             self._lookup = None
 
+    def _trouble(self, error: OSError) -> None:
+        """Say once that it cannot be looked up; a first lookup is told by who asked for it."""
+        if not self._in_trouble and self._addresses:
+            self._in_trouble = True
+            log.warning(
+                "DNS: %s cannot be resolved now (%s); its last addresses stay in use", self.host, _reason(error)
+            )
 
-class Destinations:
-    """Every host that the rules of `config` name, looked up once: where connections go and, for `src=`, come from."""
+    def _take(self, found: tuple[Address, ...]) -> None:
+        before = self._addresses
+        # The resolver rotates its answers; only another set of addresses is a change.
+        if set(found) != set(before):
+            self._addresses = found
+            self._at.clear()
+        if before and self._in_trouble:
+            log.info("DNS: %s is resolved again", self.host)
+        if set(found) != set(before) and (before or self._in_trouble):
+            log.info("DNS: %s now resolves to %s", self.host, ", ".join(address.host for address in found))
+        self._in_trouble = False
+        self._retry_s = RETRY_S
+        if found and not before:
+            self._resolved.set()
+            self._resume()
+        if set(found) != set(before) and self.on_change is not None:
+            self.on_change()
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._hosts: dict[tuple[str, float], tuple[Destination, Rule, str]] = {}
-        for rule in config.rules:
-            key = self._key(rule)
-            self._hosts.setdefault(key, (Destination(*key), rule, "destination"))
-            if rule.options.source is not None:
-                key = rule.options.source, key[1]
-                self._hosts.setdefault(key, (Destination(*key), rule, "source address"))
+    def _resume(self) -> None:
+        """The first address is there: from retries back to the usual refreshing."""
+        if self.on_change is None or self._stopped:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.start()
 
-    def _key(self, rule: Rule) -> tuple[str, float]:
-        return rule.connect.address, self._config.settings_of(rule).dns_refresh_s
 
-    async def resolve(self) -> None:
-        """Look all of them up for the first time. Raises `ConfigError` with all that have no address."""
-        answers = await asyncio.gather(
-            *(destination.resolve(rule.origin, what) for destination, rule, what in self._hosts.values()),
-            return_exceptions=True,
-        )
-        problems: list[Problem] = []
-        for answer in answers:
-            if isinstance(answer, ConfigError):
-                problems += answer.problems
-            elif isinstance(answer, BaseException):
-                raise answer
-        if problems:
-            raise ConfigError(*problems)
+@dataclass(frozen=True, slots=True)
+class DestinationState:
+    """What is known of a host: its addresses, none where it is not resolved yet, and why the last lookup failed."""
 
-    def of(self, rule: Rule) -> Destination:
-        """Where the connections of `rule` go."""
-        return self._hosts[self._key(rule)][0]
+    host: str
+    addresses: tuple[str, ...]
+    error: str
 
-    def source_of(self, rule: Rule) -> Destination | None:
-        """Where the outgoing connections of `rule` come from; None where the kernel chooses."""
-        source = rule.options.source
-        return self._hosts[source, self._key(rule)[1]][0] if source is not None else None
+    def __str__(self) -> str:
+        if not self.addresses:
+            return f"{self.host}: not resolved yet ({self.error or 'no answer from the name server'}), clients wait"
+        stale = f", not resolved now ({self.error})" if self.error else ""
+        return f"{self.host}: {', '.join(self.addresses)}{stale}"
 
-    def start(self, on_change: Callable[[Destination], object]) -> None:
-        """Keep the addresses fresh from now on; `on_change` is told of each that has others."""
-        for destination, _, _ in self._hosts.values():
-            destination.on_change = functools.partial(on_change, destination)
-            destination.start()
 
-    def stop(self) -> None:
-        """End refreshing."""
-        for destination, _, _ in self._hosts.values():
-            destination.stop()
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from oinetd.poller import ERROR, Poller
 from oinetd.record import Ending
 from oinetd.sockets import SHORTAGE, Address, bind_source, close_with_reset, is_connected_to_itself, open_upstream
 
-__all__ = ["Dialed", "Dialer"]
+__all__ = ["SHORT_MAX_S", "Dialed", "Dialer", "wait_for_names"]
 
 PATIENCE_S = 0.1
 """How long a connect may take before the client is watched too: the usual one is over by then and pays nothing."""
@@ -33,6 +34,39 @@ class Dialed:
     errno: int = 0
 
 
+async def wait_for_names(
+    poller: Poller, names: tuple[Destination | None, ...], settings: Settings, client: socket.socket | None
+) -> bool:
+    """Wait for the first addresses of names that have none yet, no longer than for a connect.
+
+    False where the client has gone meanwhile.
+    """
+    unresolved = [name for name in names if name is not None and not name.resolved]
+    if not unresolved:
+        return True
+    loop = asyncio.get_running_loop()
+    gone = loop.create_future()
+    timeout_s = settings.connect_timeout_s or SHORT_MAX_S
+    resolving = asyncio.gather(*(name.wait_resolved(timeout_s) for name in unresolved))
+    watched = False
+
+    def on_client(events: int) -> None:
+        if events & ERROR and not gone.done():
+            gone.set_result(None)
+
+    try:
+        if client is not None:
+            with contextlib.suppress(OSError):  # no room to watch it: it is waited for all the same
+                poller.watch(client.fileno(), on_client)
+                watched = True
+        await asyncio.wait({resolving, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        resolving.cancel()
+        if watched and client is not None:
+            poller.forget(client.fileno())
+    return not gone.done()
+
+
 class Dialer:
     """Connects to destinations from one event loop."""
 
@@ -45,17 +79,23 @@ class Dialer:
         destination: Destination,
         port: int,
         settings: Settings,
-        source: tuple[Address, ...],
+        source: Destination | None,
         client: socket.socket | None,
     ) -> Dialed:
-        """Try each address of `destination` once, from `source` where that is not empty.
+        """Try each address of `destination` once, from one of `source` where that is given.
 
-        A client that gives up meanwhile ends it; its half-close does not. One without a connection is None.
+        A client that gives up meanwhile ends it; its half-close does not. One without a connection is None. A name that
+        is still to be resolved is waited for.
         """
+        if not await wait_for_names(self._poller, (destination, source), settings, client):
+            return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
+        sources = source.at(0) if source is not None else ()
         last = Dialed(None, None, Ending.RESOLVE_FAILED)
+        if source is not None and not sources:
+            return last
         for address in destination.at(port):
-            local = next((each for each in source if each.family == address.family), None)
-            if source and local is None:
+            local = next((each for each in sources if each.family == address.family), None)
+            if source is not None and local is None:
                 if last.address is None:
                     last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
                 continue

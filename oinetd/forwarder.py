@@ -15,20 +15,20 @@ from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import NamedTuple
 
-from oinetd.access import AccessControl
+from oinetd.access import access_control
 from oinetd.account import Account, Stats
 from oinetd.announcement import listening, no_longer
 from oinetd.descriptors import connection_limit
-from oinetd.destination import Destination, Destinations
-from oinetd.errors import ConfigError, Problem
+from oinetd.destination import Destination, DestinationState
+from oinetd.destinations import Destinations
 from oinetd.journal import Journal
 from oinetd.lanes import Choice, Lanes, Listening, new_gate
-from oinetd.model import Config, Protocol, Route, Rule
-from oinetd.pattern import PatternError
+from oinetd.model import Config, Protocol, Route
 from oinetd.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
-from oinetd.sockets import Address, bound_address, start_listening
+from oinetd.sockets import Address, bound_address, is_numeric, start_listening
+from oinetd.unresolved import Unresolved
 
 __all__ = ["BoundAddress", "Forwarder"]
 
@@ -100,6 +100,7 @@ class Forwarder:
             raise RuntimeError("a Forwarder starts once; make another one")
         self._loop = asyncio.get_running_loop()
         self._lanes = Lanes(self._loop, self._account, self, hooked=self._admit is not None)
+        self._unresolved = Unresolved(self._lanes)
         self._stopped = asyncio.Event()
         self._ended = asyncio.Event()
         try:
@@ -192,19 +193,24 @@ class Forwarder:
         """Everything that can fail comes first; the change itself is one step of the loop."""
         Journal.check(config.log)
         choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
-        access = {id(rule): _access_control(config, rule) for rule in config.rules}
-        destinations = Destinations(config)
-        await destinations.resolve()
-        ports = await plan_ports(config, {key: listener.service.route for key, listener in self._listeners.items()})
-        self._check_accepting()
-        self._lanes.close_retired()
-        standing = {**self._lanes.lingering, **self._listeners}
-        kept = {key: listener.sock for key, listener in standing.items()}
-        sockets = open_ports(config, ports, kept, self._inherited)
+        access = {id(rule): access_control(config, rule) for rule in config.rules}
+        destinations = Destinations(config, self._destinations)
+        try:
+            await destinations.resolve()
+            ports = await plan_ports(config, {key: each.service.route for key, each in self._listeners.items()})
+            self._check_accepting()
+            self._lanes.close_retired()
+            standing = {**self._lanes.lingering, **self._listeners}
+            kept = {key: listener.sock for key, listener in standing.items()}
+            sockets = open_ports(config, ports, kept, self._inherited)
+        except BaseException:
+            destinations.discard()
+            raise
 
         most = connection_limit(config.max_connections, len(sockets))
         self._account.set_limits(most, config.max_connections_per_source, config.source_prefix)
         before, self._listeners = self._listeners, {}
+        self._unresolved.clear()
         news: list[tuple[Route, Address, str]] = []
         for port, sock in sockets.items():
             rule, choice = port.route.rule, choices[id(port.route.rule)]
@@ -224,6 +230,7 @@ class Forwarder:
                 source_prefix=config.source_prefix,
             )
             listener = before.pop(port.key, None) or self._lanes.lingering.pop(port.key, None)
+            choice = self._unresolved.choose(port.key, choice, service, listener)
             if listener is None or listener.service.route.rule != port.route.rule or listener.native != choice.native:
                 news.append((port.route, bound_address(sock), str(choice)))
             self._listeners[port.key] = self._put_in_service(listener, port, sock, service, choice)
@@ -238,8 +245,6 @@ class Forwarder:
         for key, listener in before.items():
             self._retire(key, listener, replaced=bound_address(listener.sock).port in taken)
         self._lanes.make_way(self._listeners)
-        if self._destinations is not None:
-            self._destinations.stop()
         self._destinations = destinations
         destinations.start(on_change=self._refresh)
         self.config = config
@@ -273,6 +278,8 @@ class Forwarder:
         for listener in self._listeners.values():
             if destination in (listener.service.destination, listener.service.source_host):
                 listener.refresh()
+        # Those that wait for the address are served first.
+        self._loop.call_soon(self._unresolved.move, self._listeners)
 
     # What there is to know
 
@@ -302,6 +309,11 @@ class Forwarder:
         self._lanes.count_lost()
         return self._account.stats(self._native_sessions(), self._lanes.admitted())
 
+    def destinations(self) -> list[DestinationState]:
+        """The names that destinations and source addresses have, each once, and what they resolve to."""
+        hosts = {each.host: each.state for each in self._destinations or () if not is_numeric(each.host)}
+        return list(hosts.values())
+
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""
         if self._journal is not None:
@@ -326,20 +338,12 @@ class Forwarder:
     def closed(self, record: SessionRecord) -> None:
         """A session ended, or was refused."""
         self._ended.set()
+        if self._unresolved:
+            self._loop.call_soon(self._unresolved.move, self._listeners)
         if self._journal is not None:
             self._journal.closed(record)
         if self._on_close is not None:
             _call(self._on_close, record)
-
-
-def _access_control(config: Config, rule: Rule) -> AccessControl:
-    try:
-        return AccessControl(config.access, rule.access)
-    except PatternError as error:
-        # The language refuses it with its place; a program may have made the rule itself.
-        raise ConfigError(
-            Problem(f"allow or deny: {error}", file=rule.origin.file, line=rule.origin.line, hint=error.hint)
-        ) from error
 
 
 def _call(hook: Callable[[SessionRecord], object], record: SessionRecord) -> None:

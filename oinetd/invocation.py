@@ -10,13 +10,24 @@ from oinetd.errors import BindError, ConfigError, EngineUnavailable
 from oinetd.model import Config, EngineChoice, RelayMode
 from oinetd.privileges import Identity
 
-__all__ = ["EX_CONFIG", "EX_NOINPUT", "EX_NOPERM", "EX_OK", "EX_OSERR", "EX_USAGE", "Options", "exit_code"]
+__all__ = [
+    "EX_CONFIG",
+    "EX_NOINPUT",
+    "EX_NOPERM",
+    "EX_OK",
+    "EX_OSERR",
+    "EX_TEMPFAIL",
+    "EX_USAGE",
+    "Options",
+    "exit_code",
+]
 
 # From sysexits.h.
 EX_OK: Final = 0
 EX_USAGE: Final = 64
 EX_NOINPUT: Final = 66
 EX_OSERR: Final = 71
+EX_TEMPFAIL: Final = 75
 EX_NOPERM: Final = 77
 EX_CONFIG: Final = 78
 
@@ -55,10 +66,16 @@ class Options:
         )
 
 
+_PASSING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""A name server that does not answer, no descriptor or memory left: the same start may succeed later."""
+
+
 def exit_code(error: Exception) -> int:
     """The exit code for an error that ends the start."""
     if isinstance(error, (ConfigError, EngineUnavailable)):
         return EX_CONFIG
     if isinstance(error, (BindError, OSError)) and error.errno in (errno.EACCES, errno.EPERM):
         return EX_NOPERM
+    if isinstance(error, (BindError, OSError)) and error.errno in _PASSING:
+        return EX_TEMPFAIL
     return EX_OSERR

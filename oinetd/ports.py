@@ -16,15 +16,14 @@ from dataclasses import dataclass, replace
 
 from oinetd.errors import BindError
 from oinetd.model import Config, Endpoint, KeepAlive, Protocol, Route, Rule
+from oinetd.resolver import GIVE_UP_S, is_temporary, resolve
 from oinetd.sockets import (
     Address,
     bind_datagrams,
     bind_error,
     bind_listener,
     bound_address,
-    is_numeric,
     keepalive_of,
-    lookup,
     share,
     start_listening,
     tune,
@@ -33,6 +32,9 @@ from oinetd.sockets import (
 )
 
 __all__ = ["Port", "PortKey", "open_ports", "plan_ports"]
+
+RELOAD_PATIENCE_S = 1.0
+"""How long a reload waits for the name of an address to listen on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +68,25 @@ class Port:
 async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Port]:
     """The sockets that `config` wants, after those there were `before`.
 
-    Raises `BindError` for an address that cannot be resolved.
+    Raises `BindError` for a name that cannot be resolved, or has no answer in time; one that is listened on already
+    keeps its addresses where the name server is silent.
     """
+    patience_s = RELOAD_PATIENCE_S if before else GIVE_UP_S
+    known: dict[str, dict[Address, None]] = {}
+    for key, route in before.items():
+        known.setdefault(route.bind.address, {})[key.address.at(0)] = None
+    hosts = {rule.bind.address: rule for rule in config.rules}
+    answers = await asyncio.gather(
+        *(_addresses(rule, tuple(known.get(host, ())), patience_s) for host, rule in hosts.items())
+    )
+    addresses = dict(zip(hosts, answers, strict=True))
     v4_ports = {
         (rule.bind.protocol, port) for rule in config.rules if not _is_v6(rule.bind) for port in rule.bind.ports
     }
     free = _FreePorts(before)
     ports = []
     for rule in config.rules:
-        found = await _addresses(rule)
+        found = addresses[rule.bind.address]
         protocol = rule.bind.protocol
         for route in rule.routes():
             for address in (each.at(route.bind.port) for each in found):
@@ -127,19 +139,19 @@ def _is_v6(endpoint: Endpoint) -> bool:
     return ":" in endpoint.address
 
 
-async def _addresses(rule: Rule) -> tuple[Address, ...]:
-    loop = asyncio.get_running_loop()
-    host = rule.bind.address
+async def _addresses(rule: Rule, known: tuple[Address, ...], patience_s: float) -> tuple[Address, ...]:
+    """The addresses that a rule listens on; `known` are those it has."""
     try:
-        if is_numeric(host):
-            return lookup(host)
-        return await loop.run_in_executor(None, lookup, host)
+        return await resolve(rule.bind.address, patience_s)
     except OSError as error:
+        temporary = is_temporary(error)
+        if temporary and known:
+            return known
         where = f"{rule.origin}: " if rule.origin.line else ""
+        remedy = "try again later" if temporary else "is the name known, is the scope an interface of this machine?"
         raise BindError(
-            f"{where}cannot listen on {rule.bind.host}: {error.strerror or error} (is the name known, is the scope an "
-            "interface of this machine?)",
-            errno.EADDRNOTAVAIL,
+            f"{where}cannot listen on {rule.bind.host}: {error.strerror or error} ({remedy})",
+            errno.EAGAIN if temporary else errno.EADDRNOTAVAIL,
         ) from error
 
 

@@ -44,10 +44,10 @@ class Dials(Protocol):
         destination: Destination,
         port: int,
         settings: Settings,
-        source: tuple[Address, ...],
+        source: Destination | None,
         client: socket.socket | None,
     ) -> Dialed:
-        """The outcome; never raises for what the network does."""
+        """The outcome, from an address of `source` where that is given; never raises for what the network does."""
         ...
 
 
@@ -68,6 +68,11 @@ class Service:
     watcher: Watcher
     admit: Callable[[SessionRecord], Awaitable[bool]] | None = None
     source_prefix: SourcePrefix = SOURCE_PREFIX
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the destination has an address, and so has the source where one is asked for."""
+        return self.destination.resolved and (self.source_host is None or self.source_host.resolved)
 
     @property
     def source(self) -> tuple[Address, ...]:
@@ -122,7 +127,7 @@ class Session:
                 service.destination,
                 service.route.connect.port,
                 service.settings,
-                service.source,
+                service.source_host,
                 self._client,
             )
             record.connect_s = time.monotonic() - dialing_since

@@ -118,6 +118,8 @@ def lookup(host: str, port: int = 0) -> tuple[Address, ...]:
     if host == "0":
         host = "0.0.0.0"
     flags = socket.AI_NUMERICHOST if is_numeric(host) else 0
+    if host.lower().rstrip(".").endswith(".invalid"):  # RFC 6761, 6.4: such a name never exists, no server need say so
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=flags)
     except UnicodeError as error:

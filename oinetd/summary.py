@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from oinetd.account import RuleStats, Stats
+from oinetd.destination import DestinationState
 from oinetd.record import SessionRecord
 
 __all__ = ["summary"]
@@ -14,11 +15,15 @@ SESSIONS_MAX: Final = 100
 """Sessions that are listed, the oldest; more would push everything else out of an operator's sight."""
 
 
-def summary(stats: Stats, sessions: Sequence[SessionRecord]) -> Iterator[str]:
-    """One line for the whole, one for each rule, one for each of the first sessions."""
+def summary(
+    stats: Stats, sessions: Sequence[SessionRecord], destinations: Sequence[DestinationState] = ()
+) -> Iterator[str]:
+    """One line for the whole, one for each rule, one for each name, one for each of the first sessions."""
     yield f"{len(stats.rules)} rules, {_counts(stats)}"
     for rule, counts in stats.rules.items():
         yield f"{rule}: {_counts(counts)}"
+    for destination in destinations:
+        yield f"destination {destination}"
     for record in sessions[:SESSIONS_MAX]:
         yield (
             f"session {record.id}: {record.client} port {record.client_port}, {record.route}, "

@@ -6,7 +6,7 @@ import errno
 import functools
 import socket
 
-from oinetd.dialer import Dialed
+from oinetd.dialer import Dialed, wait_for_names
 from oinetd.poller import LEVEL_READ, WRITABLE
 from oinetd.record import Ending
 from oinetd.udp.batch import Group
@@ -35,7 +35,8 @@ class DatagramLeg(DatagramSession):
 
     async def connect(self) -> Dialed:
         service = self.service
-        return connect(service.destination, service.route.connect.port, service.source, self.home.plane.table)
+        await wait_for_names(self.home.plane.poller, (service.destination, service.source_host), service.settings, None)
+        return connect(service.destination, service.route.connect.port, service.source_host, self.home.plane.table)
 
     def watch(self, sock: socket.socket) -> None:
         self.home.batch.prepare(sock)
@@ -120,7 +121,7 @@ class StreamLeg(DatagramSession):
             service.destination,
             service.route.connect.port,
             service.settings,
-            service.source,
+            service.source_host,
             None,
         )
 

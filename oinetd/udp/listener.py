@@ -74,6 +74,11 @@ class DatagramListener:
     def refresh(self) -> None:
         """The destination has other addresses: sessions ask for them when they begin."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no session."""
+        return not self._sessions
+
     def release(self) -> None:
         """Take nothing more; the socket stays, and sessions can still answer as long as it is open."""
         if self._watching:
@@ -133,7 +138,7 @@ class DatagramListener:
             service.account.dismiss_source(session.live)
             return None
         self._sessions[group.key] = session
-        if isinstance(session, DatagramLeg) and service.admit is None:
+        if isinstance(session, DatagramLeg) and service.admit is None and service.resolved:
             self._begin_at_once(session)
         else:
             session.begin()
@@ -142,7 +147,7 @@ class DatagramListener:
     def _begin_at_once(self, session: DatagramLeg) -> None:
         """Connecting takes no time: no task is needed. A failure is told like a refusal, once for each source."""
         service = self.service
-        dialed = connect(service.destination, service.route.connect.port, service.source, self.plane.table)
+        dialed = connect(service.destination, service.route.connect.port, service.source_host, self.plane.table)
         if dialed.failed is None:
             session.begin_at_once(dialed)
             return

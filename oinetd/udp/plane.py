@@ -13,7 +13,7 @@ from oinetd.gate import Gate
 from oinetd.model import Config, EngineChoice, Settings
 from oinetd.poller import Poller
 from oinetd.record import Ending
-from oinetd.sockets import Address, open_datagrams
+from oinetd.sockets import open_datagrams
 from oinetd.udp.batch import Batch, new_batch
 from oinetd.udp.table import SessionTable
 
@@ -50,7 +50,7 @@ class DatagramPlane:
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-def connect(destination: Destination, port: int, source: tuple[Address, ...], table: SessionTable) -> Dialed:
+def connect(destination: Destination, port: int, source: Destination | None, table: SessionTable) -> Dialed:
     """A UDP socket connected to the destination. Nothing is sent, so that any address with a route will do.
 
     An address that refuses datagrams counts as one that failed, and the next session begins with the one after it.
@@ -58,10 +58,13 @@ def connect(destination: Destination, port: int, source: tuple[Address, ...], ta
     """
     addresses = destination.at(port)
     turn = destination.refusals % len(addresses) if addresses else 0
+    sources = source.at(0) if source is not None else ()
     last = Dialed(None, None, Ending.RESOLVE_FAILED)
+    if source is not None and not sources:
+        return last
     for address in (*addresses[turn:], *addresses[:turn]):
-        local = next((each for each in source if each.family == address.family), None)
-        if source and local is None:
+        local = next((each for each in sources if each.family == address.family), None)
+        if source is not None and local is None:
             if last.address is None:
                 last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
             continue

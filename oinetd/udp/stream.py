@@ -12,17 +12,16 @@ import errno
 import socket
 
 from oinetd.destination import Destination
-from oinetd.dialer import Dialed
+from oinetd.dialer import Dialed, wait_for_names
 from oinetd.engine import Meter
 from oinetd.engine.running import RunningRelays
 from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
 from oinetd.poller import ERROR, LEVEL_READ, WRITABLE
 from oinetd.record import Ending, RelayResult
-from oinetd.sockets import Address, close_with_reset
+from oinetd.sockets import close_with_reset
 from oinetd.udp.batch import Batch
 from oinetd.udp.leg import NOBODY, PIECE_BYTES, READS_MAX
 from oinetd.udp.plane import DatagramPlane, connect
-from oinetd.udp.table import SessionTable
 
 __all__ = ["DatagramDialer", "DatagramEngine"]
 
@@ -38,19 +37,24 @@ _FULL = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 class DatagramDialer:
     """Makes upstream legs that are UDP."""
 
-    def __init__(self, table: SessionTable) -> None:
-        self._table = table
+    def __init__(self, plane: DatagramPlane) -> None:
+        self._plane = plane
 
     async def dial(
         self,
         destination: Destination,
         port: int,
         settings: Settings,
-        source: tuple[Address, ...],
+        source: Destination | None,
         client: socket.socket | None,
     ) -> Dialed:
-        """Connect, which takes no time and tells nothing of the destination but that there is a route."""
-        return connect(destination, port, source, self._table)
+        """Connect, which takes no time and tells nothing of the destination but that there is a route.
+
+        A name that is still to be resolved is waited for.
+        """
+        if not await wait_for_names(self._plane.poller, (destination, source), settings, client):
+            return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
+        return connect(destination, port, source, self._plane.table)
 
 
 class DatagramEngine:

@@ -255,3 +255,25 @@ def test_nobody_reads_the_messages(tmp_path: Path, echo: EchoServer) -> None:
         finally:
             process.kill()
             process.wait()
+
+
+def test_the_check_says_that_names_were_not_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "x.conf").write_text("127.0.0.1 0 no-such-host.invalid 9 [src=localhost]\n127.0.0.1 0 10.0.0.1 9\n")
+    answer = call(tmp_path, "-t", "-c", "x.conf")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.splitlines() == [
+        "OK",
+        "names were not looked up (-t --resolve does that): no-such-host.invalid, localhost",
+    ]
+    answer = call(tmp_path, "-t", "--resolve", "-c", "x.conf")
+    assert (answer.returncode, answer.stdout) == (78, "")
+    assert answer.stderr.startswith("x.conf:1: the destination no-such-host.invalid cannot be resolved: ")
+    (tmp_path / "x.conf").write_text("127.0.0.1 0 localhost 9\n")
+    answer = call(tmp_path, "-t", "--resolve", "-c", "x.conf")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "OK\n", "")
+
+
+def test_looking_names_up_is_part_of_the_check(tmp_path: Path, conf: Path) -> None:
+    answer = call(tmp_path, "--resolve", "-c", str(conf))
+    assert answer.returncode == 64
+    assert "--resolve goes with -t" in answer.stderr

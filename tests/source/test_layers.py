@@ -16,12 +16,14 @@ LAYERS = (
     "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
     "engine.datagrams",
     "config access sockets logline pidfile messages engine.buffers engine.running",
-    "engine destination ports journal invocation",
-    "dialer account announcement engine.flow engine.native",
+    "engine resolver journal invocation hosts",
+    "destination ports namecheck",
+    "dialer account destinations announcement engine.flow engine.native",
     "engine.portable engine.lane summary",
     "session",
     "listener udp reactors",
     "lanes",
+    "unresolved",
     "forwarder",
     "",  # the package itself: the public names
     "demo daemon",

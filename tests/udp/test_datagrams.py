@@ -334,13 +334,13 @@ async def test_no_descriptor_is_left(engine: str) -> None:
 
 
 async def test_the_next_address_after_a_refusal(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oinetd import destination
+    from oinetd import resolver
     from oinetd.sockets import Address
 
     def both(host: str, port: int = 0) -> tuple[Address, ...]:
         return tuple(Address(socket.AF_INET, (each, port)) for each in ("127.0.0.4", "127.0.0.5"))
 
-    monkeypatch.setattr(destination, "lookup", both)
+    monkeypatch.setattr(resolver, "lookup", both)
     with echo("127.0.0.5") as upstream, Party() as client:
         async with serving(f"{engine}127.0.0.1 0/udp two.example {upstream.address[1]}/udp\n") as served:
             client.send(b"x", served.address)

@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 import oinetd.destination
+import oinetd.resolver
 from oinetd import Config, ConfigError, Rule
-from oinetd.destination import FAILURES_BEFORE_LOOKUP, Destination, Destinations
+from oinetd.destination import FAILURES_BEFORE_LOOKUP, Destination
+from oinetd.destinations import Destinations
 from oinetd.model import NOWHERE, Origin
 from oinetd.sockets import Address, lookup
 from tests.peers import until
@@ -45,7 +47,7 @@ class Resolver:
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
     resolver = Resolver()
-    monkeypatch.setattr(oinetd.destination, "lookup", resolver)
+    monkeypatch.setattr(oinetd.resolver, "lookup", resolver)
     monkeypatch.setattr(oinetd.destination, "LOOKUP_PAUSE_S", 0.0)
     return resolver
 
@@ -159,7 +161,7 @@ async def test_a_resolver_in_trouble_is_told_once(
     resolver.answer = (V4,)
     destination.look_up_again()
     await until(lambda: destination._lookup is None)
-    assert caplog.messages[-1] == "name.example is resolved again"
+    assert caplog.messages[-1] == "DNS: name.example is resolved again"
 
 
 async def test_after_the_stop_nothing_is_asked(destination: Destination, resolver: Resolver) -> None:

@@ -37,7 +37,7 @@ class Rig:
         """Dial hosts that share a port; port 0 stands for that of the others."""
         port = max(port for _, port in addresses)
         destination = Destination("name.example", 0.0, tuple(address_of(host, 0) for host, _ in addresses))
-        local = (address_of(source, 0),) if source else ()
+        local = Destination(source, 0.0, (address_of(source, 0),)) if source else None
         self.destination = destination
         return asyncio.get_running_loop().create_task(
             self.dialer.dial(destination, port, Settings(**settings), local, self.client)  # type: ignore[arg-type]
@@ -118,7 +118,9 @@ async def test_refused_by_all(rig: Rig, listener: socket.socket) -> None:
 
 
 async def test_no_address(rig: Rig) -> None:
-    dialed = await rig.dialer.dial(Destination("name.example", 0.0), 80, Settings(), (), rig.client)
+    dialed = await rig.dialer.dial(
+        Destination("name.example", 0.0), 80, Settings(connect_timeout_s=0.02), None, rig.client
+    )
     assert (dialed.upstream, dialed.address, dialed.failed) == (None, None, Ending.RESOLVE_FAILED)
 
 

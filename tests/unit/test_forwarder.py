@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 import oinetd.destination
+import oinetd.resolver
 from oinetd import Config, Ending, Forwarder, KeepAlive, Settings
 from oinetd.journal import Journal
 from oinetd.sockets import Address, lookup
@@ -142,7 +143,7 @@ async def test_a_name_as_source_address(settings: Settings, monkeypatch: pytest.
             while await source() != host:
                 pass
 
-    monkeypatch.setattr(oinetd.destination, "lookup", resolve)
+    monkeypatch.setattr(oinetd.resolver, "lookup", resolve)
     monkeypatch.setattr(oinetd.destination, "LOOKUP_PAUSE_S", 0.0)
     async with server(tell_source) as upstream:
         by_time = rule(upstream, options="src=out.example, dns-refresh=0.01")

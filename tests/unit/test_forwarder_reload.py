@@ -28,8 +28,7 @@ from oinetd import (
     Settings,
     Verb,
 )
-from oinetd.destination import Destination
-from oinetd.model import Origin
+from oinetd.destinations import Destinations
 from tests.forwarding import bound, echoes, exchange, rule
 from tests.peers import Peer, dial, server, until
 
@@ -144,13 +143,13 @@ async def test_no_descriptor_for_an_inherited_socket(upstream: tuple[str, int]) 
 def slow_name(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Until it is set, names are being looked up."""
     answered = asyncio.Event()
-    resolve = Destination.resolve
+    resolve = Destinations.resolve
 
-    async def slowly(self: Destination, origin: Origin, what: str) -> None:
+    async def slowly(self: Destinations) -> None:
         await answered.wait()
-        await resolve(self, origin, what)
+        await resolve(self)
 
-    monkeypatch.setattr(Destination, "resolve", slowly)
+    monkeypatch.setattr(Destinations, "resolve", slowly)
     return answered
 
 

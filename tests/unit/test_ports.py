@@ -62,17 +62,17 @@ async def test_a_scope_that_is_no_interface() -> None:
 
 
 async def test_one_address_of_a_name_that_the_machine_has_not_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    import oinetd.ports
+    import oinetd.resolver
     from oinetd.sockets import Address
 
     both = (Address(socket.AF_INET, ("192.0.2.1", 0)), Address(socket.AF_INET, ("127.0.0.1", 0)))
-    monkeypatch.setattr(oinetd.ports, "lookup", lambda host, port=0: both)
+    monkeypatch.setattr(oinetd.resolver, "lookup", lambda host, port=0: both)
     config = parse("name.example 0 127.0.0.1 1")
     opened = open_ports(config, await plan_ports(config, {}), {})
     assert [bound_address(sock).host for sock in opened.values()] == ["127.0.0.1"]
     for sock in opened.values():
         sock.close()
-    monkeypatch.setattr(oinetd.ports, "lookup", lambda host, port=0: (both[0], both[0]))
+    monkeypatch.setattr(oinetd.resolver, "lookup", lambda host, port=0: (both[0], both[0]))
     with pytest.raises(BindError):
         open_ports(config, await plan_ports(config, {}), {})
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
-from oinetd.destination import START_PATIENCE_S, Destination
+from oinetd.destination import START_PATIENCE_S, Destination, DestinationState
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import Config, Rule
+from oinetd.sockets import is_numeric
 
 __all__ = ["Destinations"]
 
@@ -98,6 +100,19 @@ class Destinations:
                 destination.look_up_now()
             destination.start()
         self._known = {}
+
+    def states(self) -> list[DestinationState]:
+        """What is known of names, each once."""
+        return list({each.host: each.state for each in self if not is_numeric(each.host)}.values())
+
+    @contextlib.contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """Discard them where the body raises."""
+        try:
+            yield
+        except BaseException:
+            self.discard()
+            raise
 
     def discard(self) -> None:
         """It does not come into force: stop what is not of those before."""

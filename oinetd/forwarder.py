@@ -27,7 +27,7 @@ from oinetd.model import Config, Protocol, Route
 from oinetd.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
-from oinetd.sockets import Address, bound_address, is_numeric, start_listening
+from oinetd.sockets import Address, bound_address, start_listening
 from oinetd.unresolved import Unresolved
 
 __all__ = ["BoundAddress", "Forwarder"]
@@ -195,7 +195,7 @@ class Forwarder:
         choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
         access = {id(rule): access_control(config, rule) for rule in config.rules}
         destinations = Destinations(config, self._destinations)
-        try:
+        with destinations.unless_it_fails():
             await destinations.resolve()
             ports = await plan_ports(config, {key: each.service.route for key, each in self._listeners.items()})
             self._check_accepting()
@@ -203,9 +203,6 @@ class Forwarder:
             standing = {**self._lanes.lingering, **self._listeners}
             kept = {key: listener.sock for key, listener in standing.items()}
             sockets = open_ports(config, ports, kept, self._inherited)
-        except BaseException:
-            destinations.discard()
-            raise
 
         most = connection_limit(config.max_connections, len(sockets))
         self._account.set_limits(most, config.max_connections_per_source, config.source_prefix)
@@ -311,8 +308,7 @@ class Forwarder:
 
     def destinations(self) -> list[DestinationState]:
         """The names that destinations and source addresses have, each once, and what they resolve to."""
-        hosts = {each.host: each.state for each in self._destinations or () if not is_numeric(each.host)}
-        return list(hosts.values())
+        return self._destinations.states() if self._destinations is not None else []
 
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""

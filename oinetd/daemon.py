@@ -215,6 +215,8 @@ class Daemon:
         (self._hurry if self._stop.is_set() else self._stop).set()
 
     def _on_reload(self) -> None:
+        # At once, whatever becomes of the reload: the file may have been moved away, and be compressed soon.
+        self._on_reopen()
         self._reload_wanted = True
         self._reload_if_wanted()
 

@@ -5,10 +5,12 @@ come together and writes it with one call: a batch every `BATCH_INTERVAL_S`, so 
 that and a busy log costs ten wake-ups a second. With nothing to write the thread sleeps without a timeout.
 
 A file that takes no lines (full disk, missing directory, a FIFO nobody reads) is tried again, later and later.
-Until then up to `HELD_BYTES_MAX` of lines are held; beyond that the oldest are dropped and counted. A line of
-which the file has taken a part is completed before anything else: a full disk neither breaks a line nor doubles
-one. Only where the file is given up at that moment (`reopen`, `retarget`) its last line stays broken off, and is
-whole in the next file.
+Until then up to `HELD_BYTES_MAX` of lines are held; beyond that the oldest are dropped and counted. A full disk
+neither breaks a line nor doubles one (see `logfile`).
+
+At `reopen` and `retarget` the lines of before still belong to the present file. If the disk is full, and the next
+file is on this disk too, they wait for room in the present one. In every other case of failure the present file gives
+its broken line up, and what is left goes to the next file.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import signal
 import threading
 import time
@@ -24,6 +25,8 @@ from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Final
+
+from oinetd.logfile import LogFile
 
 __all__ = ["HELD_BYTES_MAX", "LineWriter"]
 
@@ -44,12 +47,6 @@ while still looking."""
 
 CLOSE_WAIT_S: Final = 2.0
 """How long `close` waits for a write that does not return: a stopped terminal, a dead network disk."""
-
-NEW_FILE_MODE: Final = 0o640
-"""The log says who spoke to whom: it is not for everybody's eyes."""
-
-_KEPT_AFTER: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
-"""After these the descriptor is still good, and a line that was begun can be completed on it."""
 
 logger = logging.getLogger("oinetd")
 
@@ -79,6 +76,7 @@ class LineWriter:
         self._trouble = False
         self._switch: str | int | None = None  # the next target ...
         self._before_switch = 0  # ... and how many of the queued lines still go to the present one
+        self._turning = False  # `_target` is the next one already, the file is not
         self._asleep = True
         self._closing = False
         self._given_up = False
@@ -88,13 +86,13 @@ class LineWriter:
         self._thread: threading.Thread | None = None
 
         # The writer thread's own.
-        self._begun: tuple[bytes, int] | None = None  # a line, and how many bytes of it the file has
+        self._file = LogFile(target)
         self._retry_s = RETRY_MIN_S
-        self._fd = -1
+        self._look_again = 0.0  # when an outdated file may try to be reopened
         # Opened here and now, so that a daemon holds its log before it gives its privileges up. Where that fails,
         # the first line tries again, and there is something to report.
         with contextlib.suppress(OSError):
-            self._fd = _open(target)
+            self._file.open()
 
     def write(self, line: bytes) -> None:
         """Queue `line`, which ends in a newline; after `close` it goes nowhere."""
@@ -128,12 +126,12 @@ class LineWriter:
             thread, self._thread = self._thread, None
             self._changed.notify()
         if thread is None:
-            self._fd = _close(self._fd, self._target)
+            self._file.give_up()
             return
         thread.join(wait_s)
         with self._changed:
             self._given_up = True
-            lost = self._lost + len(self._lines) + (self._begun is not None)
+            lost = self._lost + len(self._lines) + (self._file.begun is not None)
             self._lines.clear()
             self._changed.notify()
         if lost or thread.is_alive():
@@ -207,13 +205,10 @@ class LineWriter:
             self._before_switch += len(lines)
 
     def _turn(self) -> None:
-        """Go over to the next target."""
+        """Go over to the next target; the thread does it before the next write."""
         assert self._switch is not None
-        self._fd = _close(self._fd, self._target)
-        if self._begun:
-            self._put_back([self._begun[0]])
-            self._begun = None
         self._target, self._switch, self._before_switch = self._switch, None, 0
+        self._turning = True
 
     # On the writer's thread.
 
@@ -221,59 +216,68 @@ class LineWriter:
         # A pipe whose reader has gone would end a program that left SIGPIPE at its default; so it is only EPIPE.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
         while (batch := self._next_batch()) is not None:
-            failure = self._append(batch)
-            report = self._settle(batch, failure)
+            report = self._go_over(batch)
             if report:
                 self._report(report)
-        self._fd = _close(self._fd, self._target)
+            failure = self._file.append(batch)
+            report = self._settle(batch, failure, self._may_get_room(failure))
+            if report:
+                self._report(report)
+        if self._file.give_up() is not None:
+            with self._lock:
+                self._lost += 1
 
     def _next_batch(self) -> list[bytes] | None:
         """Wait until there is something to write, and the time for it has come; None is the end."""
         with self._changed:
-            while not (self._lines or self._begun or self._switch is not None or self._closing):
+            while not (self._pending() or self._closing):
                 self._asleep = True
                 self._changed.wait()
             self._asleep = False
             # Bounded by `RETRY_MAX_S`; `close` cuts it short.
             while not self._given_up and (pause_s := self._not_before - time.monotonic()) > 0:
                 self._changed.wait(pause_s)
-            if self._given_up or not (self._lines or self._begun or self._switch is not None):
+            if self._given_up or not self._pending():
                 return None
-            if self._switch is not None and not self._before_switch and not self._begun:
+            if self._switch is not None and not self._before_switch and self._file.begun is None:
                 self._turn()
             self._not_before = time.monotonic() + BATCH_INTERVAL_S
             self._hurried = False
             return self._take()
 
-    def _append(self, batch: list[bytes]) -> OSError | None:
-        """Write the line that was begun, then `batch`; what the file has not taken stays in `batch`."""
-        done = 0
-        if self._begun:
-            batch.insert(0, self._begun[0])
-            done = self._begun[1]
-        failure = None
-        data = memoryview(b"".join(batch))
-        try:
-            if self._fd < 0:
-                self._fd = _open(self._target)
-            # Bounded: each turn takes at least a byte of the batch.
-            while done < len(data):
-                done += os.write(self._fd, data[done:])
-        except OSError as error:
-            # Not the error itself: it holds this frame, which would hold it and the batch, until a collection.
-            failure = OSError(error.errno, error.strerror)
-            if error.errno not in _KEPT_AFTER:
-                self._fd = _close(self._fd, self._target)
-        whole = 0
-        while whole < len(batch) and done >= len(batch[whole]):
-            done -= len(batch[whole])
-            whole += 1
-        del batch[:whole]
-        # What takes its place after such a failure has seen nothing of the line.
-        self._begun = (batch.pop(0), done) if done and self._fd >= 0 else None
-        return failure
+    def _pending(self) -> bool:
+        return bool(self._lines or self._switch is not None or self._turning or self._file.begun is not None)
 
-    def _settle(self, left: list[bytes], failure: OSError | None) -> str:
+    def _go_over(self, batch: list[bytes]) -> str:
+        """To the next file, where that is due; returns what to report."""
+        now = time.monotonic()
+        if not self._turning and not (self._file.outdated and self._file.begun is None and now >= self._look_again):
+            return ""
+        self._turning = False
+        if self._file.begun is not None or self._file.target != self._target:
+            if (line := self._file.give_up()) is not None:
+                batch.insert(0, line)
+            self._file = LogFile(self._target)
+            return ""
+        outdated, failure = self._file.outdated, self._file.reopen()
+        self._look_again = now + RETRY_MAX_S
+        if failure is None:
+            return f"{_named(self._target)}: opened, lines go there" if outdated else ""
+        if outdated:
+            return ""
+        return f"{_named(self._target)}: {failure.strerror}; lines go to the file that was open, it is tried again"
+
+    def _may_get_room(self, failure: OSError | None) -> bool:
+        """Whether the present file is worth waiting for, also where a switch is asked for."""
+        switch = self._switch
+        return (
+            failure is not None
+            and failure.errno == errno.ENOSPC
+            and switch is not None
+            and self._file.is_beside(switch)
+        )
+
+    def _settle(self, left: list[bytes], failure: OSError | None, may_get_room: bool) -> str:
         """Plan the next write; returns what to report."""
         with self._changed:
             self._put_back(left)
@@ -286,7 +290,7 @@ class LineWriter:
                     return ""
                 lost, self._lost, self._trouble = self._lost, 0, False
                 return f"{_named(self._target)} takes lines again; {lost} were lost"
-            if self._switch is not None:
+            if self._switch is not None and not (may_get_room and self._held_bytes <= self._held_bytes_max // 2):
                 self._turn()
                 return ""
             if failure.errno == errno.EAGAIN:
@@ -298,28 +302,6 @@ class LineWriter:
                 return ""
             self._trouble = True
             return f"{_named(self._target)}: {failure.strerror}; lines are held and tried again"
-
-
-def _open(target: str | int) -> int:
-    if isinstance(target, int):
-        return target
-    # Not blocking, for a FIFO that nobody reads: opening it would wait for ever.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    try:
-        return os.open(target, flags, NEW_FILE_MODE)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            raise OSError(errno.ENXIO, "nobody reads this FIFO") from error
-        raise
-
-
-def _close(fd: int, target: str | int) -> int:
-    """Close what `_open` opened; returns -1."""
-    if fd >= 0 and not isinstance(target, int):
-        # The kernel has closed it also where it reports that earlier bytes did not reach the disk.
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    return -1
 
 
 def _named(target: str | int) -> str:

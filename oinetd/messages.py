@@ -1,19 +1,18 @@
 """What the operator gets to read: the logger `oinetd` on standard error, or in the system log.
 
-Nothing here waits: standard error has a thread of its own (a terminal can be stopped), the system log a socket that
-does not block.
+Nothing here waits: standard error has a thread of its own (a terminal can be stopped), and so has the system log where
+it does not take a message at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import socket
 from collections.abc import Mapping
 from typing import Final
 
 from oinetd.linewriter import LineWriter
+from oinetd.systemlog import SystemLog
 
 __all__ = ["LEVELS", "Messages"]
 
@@ -67,16 +66,19 @@ class StderrHandler(logging.Handler):
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__()
-        self._writer = LineWriter(STDERR_FD, lambda text: None)  # There is nobody left to tell.
+        # Its own troubles are told here, too: when it takes lines again, and how many were lost.
+        self._writer = LineWriter(STDERR_FD, lambda text: self._write(logging.WARNING, f"warning: {text}"))
         self._prefixed = _is_journal(environ.get("JOURNAL_STREAM", ""))
         # A service manager puts the time before every line itself.
         managed = self._prefixed or bool(environ.get("NOTIFY_SOCKET") or environ.get("INVOCATION_ID"))
         self.setFormatter(_Formatter("" if managed else "%(asctime)s "))
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
+        self._write(record.levelno, self.format(record))
+
+    def _write(self, level: int, text: str) -> None:
         if self._prefixed:
-            prefix = f"<{_priority(record.levelno)}>"
+            prefix = f"<{_priority(level)}>"
             text = "\n".join(prefix + line for line in text.split("\n"))
         self._writer.write(f"{text}\n".encode(errors="backslashreplace"))
 
@@ -86,24 +88,26 @@ class StderrHandler(logging.Handler):
 
 
 class SyslogHandler(logging.Handler):
-    """Datagrams to the system log. One that is not there, or does not keep up, loses messages: it never stops us."""
+    """Datagrams to the system log; one that is not there, or does not keep up, never stops us (see `systemlog`)."""
 
     def __init__(self, address: str) -> None:
         super().__init__()
         self.setFormatter(_Formatter(""))
-        self._address = address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._log = SystemLog(address, f"{_head(logging.WARNING)}warning: ".encode())
 
     def emit(self, record: logging.LogRecord) -> None:
-        head = f"<{SYSLOG_FACILITY * 8 + _priority(record.levelno)}>oinetd[{os.getpid()}]: "
+        head = _head(record.levelno)
         for line in self.format(record).split("\n"):
-            # By address each time: a system log that was restarted is found again.
-            with contextlib.suppress(OSError):
-                self._socket.sendto((head + line).encode(errors="backslashreplace")[:SYSLOG_BYTES_MAX], self._address)
+            self._log.send((head + line).encode(errors="backslashreplace")[:SYSLOG_BYTES_MAX])
 
     def close(self) -> None:
-        self._socket.close()
+        self._log.close()
         super().close()
+
+
+def _head(level: int) -> str:
+    """What stands before the text in the system log."""
+    return f"<{SYSLOG_FACILITY * 8 + _priority(level)}>oinetd[{os.getpid()}]: "
 
 
 class _Formatter(logging.Formatter):

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2] / "oinetd"
 
 LAYERS = (
-    "bounds errors",
+    "bounds errors logfile systemlog",
     "model _fastpath descriptors",
     "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
     "engine.datagrams",

@@ -219,9 +219,115 @@ def test_rotation_away_from_a_full_disk(tmp_path: Path, troubles: list[str]) -> 
         os.close(reader)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    # The line that broke off is whole in the new file.
-    assert full.read_bytes() == b"".join(lines)[:room]
+    # The line that broke off is whole in the new file, and its beginning was cut off in the old one.
+    assert full.read_bytes() == b"".join(lines[:3])
     assert rest == b"".join(lines[3:])
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+def test_lines_from_before_a_rotation_wait_for_room_in_the_old_file(
+    tmp_path: Path, troubles: list[str], monkeypatch: pytest.MonkeyPatch, same_disk: bool
+) -> None:
+    """On a full disk, that is; the next file is full as well then. On another disk it is not, and gets them."""
+    path, moved = tmp_path / "log", tmp_path / "moved"
+    lines = numbered(0, 20)
+    room = 3 * len(lines[0]) + 5
+    full = True
+    write = os.write
+
+    def fill(fd: int, data: memoryview) -> int:
+        left = room - os.fstat(fd).st_size
+        if full and os.readlink(f"/proc/self/fd/{fd}") in (str(path), str(moved)):
+            if left <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(fd, data[:left])
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", fill)
+    writer = LineWriter(str(path), troubles.append)
+    for line in lines[:10]:
+        writer.write(line)
+    eventually(lambda: len(troubles) == 1, "the trouble is reported")
+    assert path.read_bytes() == b"".join(lines)[:room]
+    path.rename(moved)
+    other = Path("/dev/shm") / f"oinetd-test-{os.getpid()}"
+    if same_disk:
+        writer.reopen()
+    else:
+        assert tmp_path.stat().st_dev != other.parent.stat().st_dev
+        writer.retarget(str(other))
+    for line in lines[10:]:
+        writer.write(line)
+    if same_disk:
+        eventually(lambda: writer._retry_s > linewriter.RETRY_MIN_S * 4, "it was tried again")
+        assert not path.exists()
+        full = False
+    eventually(lambda: len(troubles) == 2, "the end of the trouble is reported")
+    writer.close()
+    if same_disk:
+        assert moved.read_bytes() == b"".join(lines[:10])
+        assert path.read_bytes() == b"".join(lines[10:])
+    else:
+        assert moved.read_bytes() == b"".join(lines[:3])
+        assert other.read_bytes() == b"".join(lines[3:])
+        other.unlink()
+
+
+def test_the_end_leaves_no_half_line(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "log"
+    lines = numbered(0, 10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * len(lines[0]) + 5, hard))
+    try:
+        writer = LineWriter(str(path), troubles.append)
+        for line in lines:
+            writer.write(line)
+        eventually(lambda: len(troubles) == 1, "the trouble is reported")
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"".join(lines[:3])
+    assert troubles[1].endswith("7 lines could not be written")
+
+
+def test_a_pipe_takes_whole_lines(tmp_path: Path, troubles: list[str]) -> None:
+    """What is in a pipe cannot be cut off, so that no line may be begun that is not ended."""
+    fifo, new = tmp_path / "fifo", tmp_path / "new"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    lines = numbered(0, 1000)
+    writer = LineWriter(str(fifo), troubles.append)
+    for line in lines:
+        writer.write(line)
+    eventually(lambda: writer._failing, "the pipe is full")
+    writer.retarget(str(new))
+    eventually(lambda: new.exists() and new.read_bytes().endswith(lines[-1]), "the new file")
+    writer.close()
+    in_pipe = os.read(reader, 1 << 16)
+    os.close(reader)
+    assert in_pipe.endswith(b"\n")
+    assert in_pipe + new.read_bytes() == b"".join(lines)
+
+
+def test_reopen_leaves_a_file_alone_that_has_its_name(
+    tmp_path: Path, troubles: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a log which cannot be opened a second time (privileges given up) goes on."""
+    path = tmp_path / "log"
+    writer = LineWriter(str(path), troubles.append)
+
+    def refuse(*_words: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        writer.write(b"one\n")
+        writer.reopen()
+        writer.write(b"two\n")
+        writer.close()
+    assert path.read_bytes() == b"one\ntwo\n"
+    assert troubles == []
 
 
 def test_dev_full_drops_the_oldest_and_counts(troubles: list[str]) -> None:
@@ -279,8 +385,10 @@ def test_a_missing_directory_comes_back(tmp_path: Path, troubles: list[str]) -> 
     assert "No such file or directory" in troubles[0]
 
 
-def test_reopen_with_the_directory_gone(tmp_path: Path, troubles: list[str]) -> None:
-    path = tmp_path / "logs" / "log"
+def test_reopen_with_the_directory_gone(tmp_path: Path, troubles: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that is open is better than none; the other one is used as soon as it can be opened."""
+    monkeypatch.setattr(linewriter, "RETRY_MAX_S", 0.01)
+    path, moved = tmp_path / "logs" / "log", tmp_path / "moved" / "log"
     path.parent.mkdir()
     writer = LineWriter(str(path), troubles.append)
     writer.write(b"one\n")
@@ -289,11 +397,32 @@ def test_reopen_with_the_directory_gone(tmp_path: Path, troubles: list[str]) -> 
     writer.reopen()
     eventually(lambda: len(troubles) == 1, "the trouble is reported")
     writer.write(b"two\n")
+    eventually(lambda: moved.read_bytes() == b"one\ntwo\n", "the second line")
+    path.parent.mkdir()
+    writer.write(b"three\n")
+    eventually(lambda: path.exists() and path.read_bytes() == b"three\n", "the third line")
+    writer.close()
+    assert troubles == [
+        f"{path}: No such file or directory; lines go to the file that was open, it is tried again",
+        f"{path}: opened, lines go there",
+    ]
+
+
+def test_reopen_of_a_file_that_nobody_can_find_any_more(tmp_path: Path, troubles: list[str]) -> None:
+    path = tmp_path / "logs" / "log"
+    path.parent.mkdir()
+    writer = LineWriter(str(path), troubles.append)
+    writer.write(b"one\n")
+    eventually(lambda: path.read_bytes() == b"one\n", "the first line")
+    path.unlink()
+    path.parent.rmdir()
+    writer.reopen()
+    eventually(lambda: len(troubles) == 1, "the trouble is reported")
+    writer.write(b"two\n")
     path.parent.mkdir()
     eventually(lambda: path.exists() and path.read_bytes() == b"two\n", "the second line")
     writer.close()
-    assert (tmp_path / "moved" / "log").read_bytes() == b"one\n"
-    assert len(troubles) == 2
+    assert "lines are held and tried again" in troubles[0]
 
 
 def test_a_fifo_nobody_reads_and_then_somebody_does(tmp_path: Path, troubles: list[str]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from oinetd import messages
+from oinetd import messages, systemlog
 from oinetd.messages import Messages
 
 LOGGER = logging.getLogger("oinetd")
@@ -80,13 +82,14 @@ def test_the_system_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
     sink = Messages("info", {"INVOCATION_ID": "x"})
     LOGGER.info("before")
     sink.to_syslog()
-    LOGGER.info("lost: nobody is there")
-    for _ in range(2):  # a system log that is restarted is found again
+    head = f"oinetd[{os.getpid()}]: "
+    for turn in range(2):  # a system log that is restarted is found again, and gets what it missed
+        LOGGER.info("missed %d", turn)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
             syslog.bind(str(address))
             LOGGER.warning("one\ntwo")
             LOGGER.info("x" * 10_000)
-            head = f"oinetd[{os.getpid()}]: "
+            assert syslog.recv(10_000).decode() == f"<30>{head}missed {turn}"
             assert syslog.recv(10_000).decode() == f"<28>{head}warning: one"
             assert syslog.recv(10_000).decode() == f"<28>{head}two"
             assert syslog.recv(10_000).decode().startswith(f"<30>{head}xxx")
@@ -98,6 +101,7 @@ def test_the_system_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
 def test_a_system_log_that_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = tmp_path / "log"
     monkeypatch.setattr(messages, "SYSLOG_ADDRESS", str(address))
+    monkeypatch.setattr(systemlog, "CLOSE_WAIT_S", 0.01)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(address))
         sink = Messages("info", {})
@@ -105,3 +109,86 @@ def test_a_system_log_that_does_not_read(tmp_path: Path, monkeypatch: pytest.Mon
         for number in range(5000):
             LOGGER.info("line %d", number)  # never waits
         sink.close()
+
+
+def test_a_system_log_that_is_slow_gets_everything_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = tmp_path / "log"
+    monkeypatch.setattr(messages, "SYSLOG_ADDRESS", str(address))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(str(address))
+        sink = Messages("info", {})
+        sink.to_syslog()
+        for number in range(3000):  # more than the queue of the socket, fewer than are held
+            LOGGER.info("line %d", number)
+        got = [int(syslog.recv(10_000).split()[-1]) for _ in range(3000)]
+        sink.close()
+    assert got == list(range(3000))
+
+
+def test_what_the_system_log_does_not_get_is_counted_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = tmp_path / "log"
+    monkeypatch.setattr(messages, "SYSLOG_ADDRESS", str(address))
+    monkeypatch.setattr(systemlog, "HELD_MESSAGES_MAX", 100)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(str(address))
+        sink = Messages("info", {})
+        sink.to_syslog()
+        for number in range(5000):
+            LOGGER.info("line %d", number)
+        lines: list[str] = []
+        while "left out" not in (lines or [""])[-1]:
+            lines.append(syslog.recv(10_000).decode())
+        LOGGER.info("after")
+        after = syslog.recv(10_000).decode()
+        sink.close()
+    numbers = [int(line.split()[-1]) for line in lines[:-1]]
+    assert numbers == list(range(len(numbers)))
+    assert lines[-1] == (
+        f"<28>oinetd[{os.getpid()}]: warning: {5000 - len(numbers)} messages were left out: "
+        "the system log did not take messages as fast as they came"
+    )
+    assert after.endswith("]: after")
+
+
+def test_what_is_held_at_the_end_is_counted(tmp_path: Path) -> None:
+    address = tmp_path / "log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
+        syslog.bind(str(address))
+        log = systemlog.SystemLog(str(address), b"gap: ")
+        count = 0
+        while not log._held:
+            log.send(b"%d" % count)
+            count += 1
+        taken = [syslog.recv(100) for _ in range(count - 1)]
+        log.close()
+        last = syslog.recv(100)
+    assert taken == [b"%d" % number for number in range(count - 1)]
+    assert last == b"%d" % (count - 1)
+
+
+def test_standard_error_that_was_behind_says_what_it_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    size = fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    monkeypatch.setattr(messages, "STDERR_FD", writer)
+    sink = Messages("info", {"INVOCATION_ID": "x"})
+    handler = sink._handler
+    assert isinstance(handler, messages.StderrHandler)
+    handler._writer._held_bytes_max = handler._writer._crowded_bytes = 1000
+    os.write(writer, b"x" * (size - 1) + b"\n")
+    for number in range(size):
+        LOGGER.info("line %d", number)
+    os.set_blocking(reader, True)
+    said = b""
+    while b"were lost\n" not in said:
+        said += os.read(reader, 4096)
+    sink.close()
+    os.close(reader)
+    os.close(writer)
+    (lost,) = re.findall(rb"warning: descriptor \d+ takes lines again; (\d+) were lost", said)
+    in_all = size + 1  # with the word that the oldest are dropped, itself one of the oldest
+    assert int(lost) + said.count(b"\nline ") == in_all

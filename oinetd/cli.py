@@ -22,6 +22,11 @@ CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
 
 NAMES_SHOWN: Final = 5
 
+RINETD_NAME: Final = "rinetd"
+RINETD_PID_FILE: Final = "/run/rinetd.pid"
+"""Called by rinetd's name (a link to oinetd in its place), oinetd looks for rinetd's file first and writes rinetd's pid
+file: its unit and its init script wait for that one."""
+
 EPILOGUE: Final = """\
 oinetd demo      forwards to a small embedded service and needs no configuration
 
@@ -51,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if said.resolve and not said.test:
         print("oinetd: --resolve goes with -t: it looks the names up for the check", file=sys.stderr)
         return EX_USAGE
-    conf_file, fault, code = _find(said.conf_file)
+    as_rinetd = argv is None and os.path.basename(sys.argv[0]) == RINETD_NAME
+    conf_file, fault, code = _find(said.conf_file, CONF_FILES[::-1] if as_rinetd else CONF_FILES)
     if code:
         print(f"oinetd: {fault}", file=sys.stderr)
         return code
@@ -59,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         conf_file=conf_file,
         foreground=said.foreground,
         pid_file=said.pidfile,
+        # As rinetd does it: not in the foreground. Only root may write there.
+        default_pid_file=RINETD_PID_FILE if as_rinetd and not said.foreground and os.geteuid() == 0 else "",
         identity=said.user,
         engine=said.engine,
         relay=said.relay,
@@ -139,9 +147,9 @@ def _identity(word: str) -> Identity:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _find(asked: str | None) -> tuple[str, str, int]:
-    """The configuration file to use; or what is wrong, and the exit code for it."""
-    places = CONF_FILES if asked is None else (asked,)
+def _find(asked: str | None, usual: tuple[str, ...]) -> tuple[str, str, int]:
+    """The configuration file to use, `asked` or the first of the `usual`; or what is wrong, and the exit code for it."""
+    places = usual if asked is None else (asked,)
     for path in places:
         try:
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))

@@ -34,11 +34,15 @@ EX_CONFIG: Final = 78
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line says; None where the configuration's word holds."""
+    """What the command line says; None where the configuration's word holds.
+
+    `default_pid_file` is for a configuration without `pidlogfile`, and a command line without `-p`.
+    """
 
     conf_file: str
     foreground: bool = False
     pid_file: str | None = None
+    default_pid_file: str = ""
     identity: Identity | None = None
     engine: EngineChoice | None = None
     relay: RelayMode | None = None
@@ -49,6 +53,8 @@ class Options:
         """`config` with what the command line says put over it, and over what single rules say."""
         if self.pid_file is not None:
             config = replace(config, pid_file=self.pid_file)
+        elif self.default_pid_file and not config.pid_file:
+            config = replace(config, pid_file=self.default_pid_file)
         if self.threads is not None:
             config = replace(config, threads=self.threads)
         said: dict[str, Any] = {}

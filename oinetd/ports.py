@@ -31,7 +31,7 @@ from oinetd.sockets import (
     tune_listener,
 )
 
-__all__ = ["Port", "PortKey", "open_ports", "plan_ports"]
+__all__ = ["Port", "PortKey", "open_ports", "plan_ports", "unserved"]
 
 RELOAD_PATIENCE_S = 1.0
 """How long a reload waits for the name of an address to listen on."""
@@ -187,7 +187,8 @@ def open_ports(
             opened[port] = _adopt(config, port, handed_over) if handed_over else _bind(config, port, retiring)
             new.append(port)
         except BindError as error:
-            failures.append((port, error))
+            taken = _taken_by(port.key, given.values()) if error.errno == errno.EADDRINUSE else None
+            failures.append((port, taken or error))
     for port in new:
         if port.key.protocol is Protocol.UDP:
             continue
@@ -217,6 +218,33 @@ def open_ports(
 
 _KIND = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def _taken_by(wanted: PortKey, inherited: Iterable[socket.socket]) -> BindError | None:
+    """The error that says which inherited socket has the address already; None where none has."""
+    for sock in inherited:
+        address = bound_address(sock)
+        v6only = address.family == socket.AF_INET6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+        if sock.type != _KIND[wanted.protocol] or not wanted.overlaps(PortKey(address, v6only, 0, wanted.protocol)):
+            continue
+        remedy = f"write the rule with {address.host}"
+        if wanted.address.family != address.family:
+            remedy += " or set BindIPv6Only=ipv6-only in the socket unit"
+        return BindError(
+            f"cannot listen on {wanted.address}: the inherited socket {address} holds the port ({remedy})",
+            errno.EADDRINUSE,
+        )
+    return None
+
+
+def unserved(inherited: Iterable[socket.socket], ports: Iterable[Port]) -> list[str]:
+    """The inherited sockets that no port uses, as text: whoever comes there waits in vain."""
+    used = {(_KIND[port.key.protocol], port.key.address) for port in ports}
+    return [
+        f"{bound_address(sock)}{'/udp' if sock.type == socket.SOCK_DGRAM else ''}"
+        for sock in inherited
+        if (sock.type, bound_address(sock)) not in used
+    ]
 
 
 def _adopt(config: Config, port: Port, handed_over: socket.socket) -> socket.socket:

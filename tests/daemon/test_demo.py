@@ -138,6 +138,7 @@ def test_the_usual_port_taken(demo: Callable[..., Demo]) -> None:
         one = demo()
         host, port = one.address
         assert port != 8080
+        one.wait_said(r"^Port 8080 is taken .*\n")
         with Client((host, port)) as client:
             assert client.echo(b"hello") == b"hello"
         assert one.stop() == 0

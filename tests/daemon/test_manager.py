@@ -160,3 +160,39 @@ def test_sockets_for_another_process_are_left_alone(oinetd: Start) -> None:
     daemon = oinetd(RULE, environ={"LISTEN_PID": "1", "LISTEN_FDS": "2"}).ready()
     assert "inherited" not in daemon.said
     assert daemon.stop() == 0
+
+
+def test_a_socket_without_a_rule_is_told(oinetd: Start, listener: socket.socket) -> None:
+    host, port = listener.getsockname()
+    daemon = oinetd(RULE, **handed(listener)).ready()
+    daemon.wait_said(rf"warning: inherited socket {host}:{port}: no rule has this address")
+    assert daemon.stop() == 0
+
+
+def held(listener: socket.socket, rule: str, oinetd: Start) -> str:
+    """What a daemon that is given `listener` and cannot serve `rule` says."""
+    daemon = oinetd(f"{rule} UPSTREAM\n", **handed(listener))
+    assert daemon.wait() == 71
+    return daemon.said
+
+
+def test_an_inherited_socket_that_holds_the_address_of_a_rule_is_named(oinetd: Start) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both:
+        port = both.getsockname()[1]
+        for host in ("0.0.0.0", own_address()):
+            said = held(both, f"{host} {port}", oinetd)
+            assert f"cannot listen on {host}:{port}: the inherited socket [::]:{port} holds the port" in said
+            assert "write the rule with :: or set BindIPv6Only=ipv6-only in the socket unit" in said
+    with socket.create_server(("0.0.0.0", 0)) as v4:
+        port = v4.getsockname()[1]
+        said = held(v4, f"127.0.0.1 {port}", oinetd)
+        assert f"the inherited socket 0.0.0.0:{port} holds the port (write the rule with 0.0.0.0)" in said
+
+
+def test_a_port_that_another_program_has_is_not_blamed_on_an_inherited_socket(
+    oinetd: Start, listener: socket.socket
+) -> None:
+    with socket.create_server((own_address(), 0)) as other:
+        host, port = other.getsockname()
+        said = held(listener, f"{host} {port}", oinetd)
+    assert f"cannot listen on {host}:{port}: the port is taken" in said

@@ -31,6 +31,12 @@ def test_every_word_counts_for_every_rule() -> None:
     assert config.rules[0].options.max_connections == 5
 
 
+def test_the_usual_pid_file_is_for_a_configuration_without_one() -> None:
+    assert Options(conf_file="x", default_pid_file="b").over(CONFIG).pid_file == "a"
+    assert Options(conf_file="x", default_pid_file="b").over(Config()).pid_file == "b"
+    assert Options(conf_file="x", default_pid_file="b", pid_file="c").over(Config()).pid_file == "c"
+
+
 def test_one_word_leaves_the_others() -> None:
     config = Options(conf_file="x", relay=RelayMode.AUTO).over(CONFIG)
     in_force = config.settings_of(config.rules[0])

@@ -1,0 +1,190 @@
+"""A Debian that boots in a container with a network of its own, and oinetd installed in it.
+
+The folder of the guest is made once by debootstrap, outside of the repository, and never changed: each guest writes to a
+tmpfs above it, in a mount namespace of its own, so that nothing of it is left when it has ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.daemon.process import PATIENCE_S, ROOT, until
+
+CACHE: Final = Path(os.environ.get("OINETD_GUEST_CACHE", "/var/cache/oinetd-tests"))
+SUITE: Final = "bookworm"
+PACKAGES: Final = (
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "python3-minimal",
+    "libpython3-stdlib",
+    "logrotate",
+    "iproute2",
+    "rinetd",
+)
+DEBOOTSTRAP_PATIENCE_S: Final = 1200.0
+
+BOOT: Final = """\
+mount -t tmpfs tmpfs /run/systemd/nspawn 2>/dev/null || { mkdir -p /run/systemd; mount -t tmpfs tmpfs /run/systemd; }
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+cp -a "$2/." "$1/upper"
+mount -t overlay overlay -o "lowerdir=$3,upperdir=$1/upper,workdir=$1/work" "$1/root"
+exec systemd-nspawn --quiet --directory="$1/root" --machine="$4" --register=no --keep-unit --private-network \
+    --kill-signal=SIGRTMIN+4 --boot systemd.unit=multi-user.target systemd.show_status=no
+"""
+"""Run by sh in a new mount namespace: the place of the guest, the files it gets, the folder below them, its name."""
+
+
+def folder_of_the_guest() -> Path:
+    """The folder that guests boot from; skips the test where there is none and none can be made."""
+    if os.geteuid() != 0:
+        pytest.skip("booting a guest needs root")
+    for program, package in (("systemd-nspawn", "systemd-container"), ("debootstrap", "debootstrap")):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is missing (Debian: apt install {package})")
+    ready = CACHE / SUITE
+    if not ready.exists():
+        if not os.environ.get("OINETD_MAKE_GUEST"):
+            pytest.skip(f"there is no guest system in {ready}; `make package-test` makes one")
+        _debootstrap(ready)
+    return ready
+
+
+def _debootstrap(ready: Path) -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if ready.exists():  # another process made it while this one waited
+            return
+        part = CACHE / f"{SUITE}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        made = subprocess.run(
+            ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(part)],
+            capture_output=True,
+            text=True,
+            timeout=DEBOOTSTRAP_PATIENCE_S,
+        )
+        if made.returncode:
+            shutil.rmtree(part, ignore_errors=True)
+            pytest.skip(f"debootstrap failed (no network?): {made.stdout[-300:]}")
+        part.rename(ready)
+
+
+class Guest:
+    """A running guest: `run` runs a command in it, `write` and `read` reach its files."""
+
+    def __init__(self, folder: Path, files: Path, name: str) -> None:
+        place = folder / "guest"
+        place.mkdir()
+        self._console = folder / "console"
+        with self._console.open("wb") as console:
+            self.process = subprocess.Popen(
+                ["unshare", "--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh"]
+                + [str(place), str(files), str(folder_of_the_guest()), name],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+            )
+        self._init = 0
+
+    def booted(self) -> Guest:
+        """Wait until it has started everything that starts by itself."""
+        self._init = until(self._find_init, "the guest's process 1")
+        states = ("running", "degraded")
+        until(lambda: self.call("systemctl", "is-system-running").stdout.strip() in states, "its boot")
+        return self
+
+    def _find_init(self) -> int:
+        """The process that is number 1 inside: a descendant of ours, in a PID namespace of its own."""
+        if self.process.poll() is not None:
+            # A machine that forbids namespaces or mounts is no fault of ours.
+            pytest.skip(f"the guest does not boot here: {self._console.read_text(errors='replace')[-300:]}")
+        waiting = [self.process.pid]
+        while waiting:
+            pid = waiting.pop()
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+                waiting += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+                inside = Path(f"/proc/{pid}/comm").read_text().strip() == "systemd"
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
+            if inside and len(numbers) > 1 and numbers[-1] == "1":
+                return pid
+        return 0
+
+    def run(self, *words: str) -> str:
+        """What the command prints, errors included; an exit code other than 0 fails the test."""
+        done = self.call(*words)
+        assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{self.journal()[-3000:]}"
+        return done.stdout.strip()
+
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end."""
+        spaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
+        return subprocess.run(
+            ["nsenter", f"--target={self._init}", *spaces, "--root", "--wd=/", "--", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE_S * 2,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+        )
+
+    def python(self, code: str) -> str:
+        """What the Python program prints."""
+        return self.run("python3", "-c", code)
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file, owned by root and readable for everybody."""
+        self.run("sh", "-c", 'umask 022; printf %s "$1" > "$2"', "sh", text, path)
+
+    def read(self, path: str) -> str:
+        """What is in the file."""
+        return self.run("cat", path)
+
+    def journal(self, unit: str = "oinetd") -> str:
+        """What the unit and the service manager said about it."""
+        return self.call("journalctl", "--no-pager", "--output=cat", "--unit", unit).stdout
+
+    def show(self, unit: str, name: str) -> str:
+        """A property of the unit."""
+        return self.run("systemctl", "show", unit, "--property", name, "--value")
+
+    def close(self) -> None:
+        """End the guest, everything in it, and its mounts."""
+        if self._init and self.process.poll() is None:
+            # The end of process 1 ends every process of its namespace, and nspawn takes down what it made.
+            os.kill(self._init, 9)
+        elif self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(PATIENCE_S)
+
+
+def install(files: Path) -> None:
+    """Put oinetd into `files`, a root folder, as `make install` does, without building it anew."""
+    packages = files / "usr/lib/python3/dist-packages"
+    packages.mkdir(parents=True)
+    left_out = shutil.ignore_patterns("__pycache__", "_bench*")
+    shutil.copytree(ROOT / "oinetd", packages / "oinetd", ignore=left_out)
+    found = importlib.util.find_spec("uvloop")
+    if found is not None and found.origin is not None:
+        shutil.copytree(Path(found.origin).parent, packages / "uvloop", ignore=left_out)
+    subprocess.run(
+        ["make", "--silent", "install-files", f"DESTDIR={files}", "PREFIX=/usr", "INSTALLED_PYTHON=/usr/bin/python3"],
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "MAKEFLAGS": ""},
+        stdout=sys.stderr,
+    )

@@ -148,7 +148,7 @@ def _identity(word: str) -> Identity:
 
 
 def _find(asked: str | None, usual: tuple[str, ...]) -> tuple[str, str, int]:
-    """The configuration file to use, `asked` or the first of the `usual`; or what is wrong, and the exit code for it."""
+    """The configuration file to use, `asked` or the first of `usual`; or what is wrong, and the exit code for it."""
     places = usual if asked is None else (asked,)
     for path in places:
         try:

@@ -220,8 +220,9 @@ def bind_error(address: Address, error: OSError) -> BindError:
     remedy = {
         errno.EADDRINUSE: "the port is taken (`ss -lntup` tells by whom)",
         errno.EACCES: "not permitted: ports below 1024 need root or CAP_NET_BIND_SERVICE",
-        errno.EADDRNOTAVAIL: "this machine has no such address; for one that comes later set net.ipv4.ip_nonlocal_bind=1 "
-        "(net.ipv6.ip_nonlocal_bind), or let the unit wait for network-online.target",
+        errno.EADDRNOTAVAIL: "this machine has no such address; if it comes later, set "
+        f"net.ipv{6 if address.family == socket.AF_INET6 else 4}.ip_nonlocal_bind=1 "
+        "or start after network-online.target",
         errno.EAFNOSUPPORT: "this machine does not speak this family of addresses",
         errno.EMFILE: "no descriptor is left: raise the limit (`ulimit -n`)",
     }.get(error.errno or 0, error.strerror or str(error))

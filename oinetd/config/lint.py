@@ -68,4 +68,11 @@ def _loops(source: Source) -> Iterator[tuple[int, Problem]]:
         )
 
 
-CHECKS: tuple[Check, ...] = (_loops,)
+def _no_rules(source: Source) -> Iterator[tuple[int, Problem]]:
+    """A configuration without a forwarding rule, such as the one that comes with a package."""
+    if not source.rules:
+        hint = "write a rule: bindaddress bindport connectaddress connectport"
+        yield 0, Problem("no forwarding rule: nothing is forwarded", source.file, hint=hint)
+
+
+CHECKS: tuple[Check, ...] = (_loops, _no_rules)

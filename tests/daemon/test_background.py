@@ -45,6 +45,15 @@ def test_the_shell_hears_where_it_listens(background: Start) -> None:
     assert daemon.stop() == 0
 
 
+def test_the_shell_hears_that_there_is_no_rule(background: Start) -> None:
+    daemon = background("logfile log\n")
+    assert daemon.answer.returncode == 0
+    assert "warning: oinetd.conf: no forwarding rule: nothing is forwarded" in daemon.answer.stderr.replace(
+        f"{daemon.conf.parent}/", ""
+    )
+    assert daemon.stop() == 0
+
+
 def test_names_relative_to_the_directory_of_the_start(background: Start, tmp_path: Path) -> None:
     # `background` calls with a relative -c; the log and the include are relative as well.
     (tmp_path / "more.conf").write_text("logfile log\n")

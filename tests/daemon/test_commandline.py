@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from oinetd import cli
+from oinetd.invocation import Options
+from oinetd.model import Config
 from tests.daemon.process import (
     PATIENCE_S,
     ROOT,
@@ -157,6 +159,35 @@ def test_the_places_where_it_is_looked_for(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root becomes somebody without permission")
+@pytest.mark.parametrize(
+    ("name", "words", "file", "pid_file"),
+    [
+        ("/usr/bin/oinetd", [], "oinetd.conf", ""),
+        ("/usr/sbin/rinetd", [], "rinetd.conf", "/run/rinetd.pid"),
+        ("/usr/sbin/rinetd", ["-f"], "rinetd.conf", ""),
+        ("rinetd", ["-p", "mine"], "rinetd.conf", "mine"),
+    ],
+)
+def test_the_name_of_rinetd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: list[str], file: str, pid_file: str
+) -> None:
+    files = tuple(str(tmp_path / name) for name in ("oinetd.conf", "rinetd.conf"))
+    for each in files:
+        Path(each).touch()
+    called: list[Options] = []
+    monkeypatch.setattr(cli, "CONF_FILES", files)
+    monkeypatch.setattr("oinetd.daemon.run", lambda options: called.append(options) or 0)
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert cli.main() == 0
+    (options,) = called
+    assert Path(options.conf_file).name == file
+    assert options.over(Config()).pid_file == pid_file
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # who may not write there
+    assert cli.main() == 0
+    assert called[1].default_pid_file == ""
+
+
 def test_no_permission_to_read_the_configuration(tmp_path: Path, conf: Path) -> None:
     conf.chmod(0o600)
     os.seteuid(65534)

@@ -1,7 +1,7 @@
 """A Debian that boots in a container with a network of its own, and oinetd installed in it.
 
-The folder of the guest is made once by debootstrap, outside of the repository, and never changed: each guest writes to a
-tmpfs above it, in a mount namespace of its own, so that nothing of it is left when it has ended.
+The folder of the guest is made once by debootstrap, outside of the repository, and never changed: each guest writes to
+a tmpfs above it, in a mount namespace of its own, so that nothing of it is left when it has ended.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class Guest:
     def __init__(self, folder: Path, files: Path, name: str) -> None:
         place = folder / "guest"
         place.mkdir()
+        places = (place, files, folder_of_the_guest())
         self._console = folder / "console"
         with self._console.open("wb") as console:
             self.process = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh"]
-                + [str(place), str(files), str(folder_of_the_guest()), name],
+                ["unshare", "--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh", *map(str, places), name],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,

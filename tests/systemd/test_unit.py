@@ -82,10 +82,10 @@ def test_the_configuration_of_rinetds_package_serves_unchanged(guest: Boot) -> N
 def test_the_logs_of_the_examples_are_written_and_rotated(guest: Boot) -> None:
     one = guest({**SERVER, "etc/oinetd.conf": f"logfile /var/log/oinetd.log\n{RULES}"})
     serve(one)
-    for log in ("/var/log/oinetd.log", "/var/log/oinetd/oinetd.log"):
+    for reloads, log in enumerate(("/var/log/oinetd.log", "/var/log/oinetd/oinetd.log")):
         one.write("/etc/oinetd.conf", f"logfile {log}\n{RULES}")
         one.run("systemctl", "reload", "oinetd")
-        until(lambda: one.journal().count("reloaded") > (log == "/var/log/oinetd/oinetd.log"), "the reload")
+        until(lambda reloads=reloads: one.journal().count("reloaded") > reloads, "the reload")
         assert call(one) == "hello"
         until(lambda log=log: "done-remote-closed" in one.call("cat", log).stdout, "the line of the connection")
         one.run("logrotate", "--force", "/etc/logrotate.d/oinetd")

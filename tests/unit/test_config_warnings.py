@@ -36,6 +36,12 @@ oinetd.conf:1:19: the destination localhost 8000-8009/udp is the rule's own list
                       ^^^^^^^^^^^^^^^^^^^^^^^
     hint: no client of this rule can be served; name another address or port""",
     ),
+    "no-rule": (
+        "logfile /var/log/rinetd.log\n",
+        """\
+oinetd.conf: no forwarding rule: nothing is forwarded
+    hint: write a rule: bindaddress bindport connectaddress connectport""",
+    ),
 }
 
 

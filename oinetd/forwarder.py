@@ -24,7 +24,7 @@ from oinetd.destinations import Destinations
 from oinetd.journal import Journal
 from oinetd.lanes import Choice, Lanes, Listening, new_gate
 from oinetd.model import Config, Protocol, Route
-from oinetd.ports import Port, PortKey, open_ports, plan_ports, unserved
+from oinetd.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
 from oinetd.sockets import Address, bound_address, start_listening
@@ -235,8 +235,6 @@ class Forwarder:
             log.warning("%s", warning)
         for line in (*listening(news), *no_longer(before)):
             log.info(line)
-        for address in unserved(self._inherited, sockets):
-            log.warning("inherited socket %s: no rule has this address, its clients are not served", address)
         # Behind the change: what this ends was let in by listeners that are all in their new place now.
         self._reconfigure_log(config)
         self._lanes.limit_datagrams(config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import logging
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -31,7 +32,9 @@ from oinetd.sockets import (
     tune_listener,
 )
 
-__all__ = ["Port", "PortKey", "open_ports", "plan_ports", "unserved"]
+__all__ = ["Port", "PortKey", "open_ports", "plan_ports"]
+
+logger = logging.getLogger("oinetd")
 
 RELOAD_PATIENCE_S = 1.0
 """How long a reload waits for the name of an address to listen on."""
@@ -213,6 +216,7 @@ def open_ports(
             f"{port.route.rule.origin}: {error}" if port.route.rule.origin.line else str(error) for port, error in fatal
         ]
         raise BindError("\n".join(lines), fatal[0][1].errno)
+    _warn_of_unserved(given, opened)
     return opened
 
 
@@ -237,14 +241,13 @@ def _taken_by(wanted: PortKey, inherited: Iterable[socket.socket]) -> BindError 
     return None
 
 
-def unserved(inherited: Iterable[socket.socket], ports: Iterable[Port]) -> list[str]:
-    """The inherited sockets that no port uses, as text: whoever comes there waits in vain."""
+def _warn_of_unserved(inherited: Iterable[tuple[int, Address]], ports: Iterable[Port]) -> None:
+    """Name each inherited socket that no port uses: its clients wait in vain."""
     used = {(_KIND[port.key.protocol], port.key.address) for port in ports}
-    return [
-        f"{bound_address(sock)}{'/udp' if sock.type == socket.SOCK_DGRAM else ''}"
-        for sock in inherited
-        if (sock.type, bound_address(sock)) not in used
-    ]
+    for kind, address in inherited:
+        if (kind, address) not in used:
+            where = f"{address}/udp" if kind == socket.SOCK_DGRAM else str(address)
+            logger.warning("inherited socket %s: no rule has this address, its clients are not served", where)
 
 
 def _adopt(config: Config, port: Port, handed_over: socket.socket) -> socket.socket:

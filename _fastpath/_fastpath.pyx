@@ -232,6 +232,9 @@ cdef class Permits:
     def take_lost(self):
         return oi_swap(&self.gate.lost, 0)
 
+    def take_forged(self):
+        return oi_swap(&self.gate.forged, 0)
+
     @property
     def live(self):
         return oi_get(&self.gate.live)
@@ -275,8 +278,8 @@ cdef class Rules:
     cdef Policy *policy
 
     def __cinit__(
-        self, uint64_t tag, Permits gate, *, addresses=(), bint may_meet_itself=False, sources=(),
-        access=((), (), (), ()), int relay=0,
+        self, uint64_t tag, Permits gate, *, addresses=(), bint may_meet_itself=False, bint may_broadcast=False,
+        sources=(), access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), uint32_t flip_bytes=0,
         source_prefix=(32, 64),
@@ -294,6 +297,7 @@ cdef class Rules:
             _parse_target(place, &self.policy.addresses[self.policy.address_count])
             self.policy.address_count += 1
         self.policy.may_meet_itself = may_meet_itself
+        self.policy.may_broadcast = may_broadcast
         for place in sources:
             self.policy.has_source = True
             which = ":" in place[0]
@@ -660,6 +664,10 @@ cdef class DatagramBatch:
 
     def __dealloc__(self):
         batch_free(self.batch)
+
+    @property
+    def forged(self):
+        return self.batch.forged
 
     def take_trains(self, int fd):
         return take_trains(fd)

@@ -11,8 +11,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from address cimport MAPPED_PREFIX
+from forged cimport is_forged
 from linux cimport (
-    EAGAIN, EINTR, IPPROTO_IP, MSG_DONTWAIT, c_setsockopt, errno, in_addr, in6_addr, sockaddr_in6, socklen_t, ssize_t,
+    AF_INET6, EAGAIN, EINTR, IPPROTO_IP, MSG_DONTWAIT, c_setsockopt, errno, in_addr, in6_addr, sockaddr_in6, socklen_t,
+    ssize_t,
 )
 from return_address cimport ReturnAddress, return_address_hash, return_address_same
 
@@ -81,7 +84,7 @@ cdef enum:
     MESSAGE_STRIDE = 67008      # not a power of two: the heads of all places would share one set of the caches
     DATAGRAMS_MAX = MESSAGES_MAX * 128
     PARTS_MAX = 1024
-    CONTROL_BYTES = 128         # pktinfo of either family and a segment size take 64
+    CONTROL_BYTES = 128         # pktinfo of both families and a segment size take 96
 
 cdef struct Datagram:
     char *data
@@ -107,6 +110,7 @@ cdef struct Batch:
     int group_count
     Datagram datagrams[DATAGRAMS_MAX]
     int datagram_count
+    int forged                  # datagrams that were received and dropped: see `forged`
     mmsghdr out[MESSAGES_MAX]
     iovec parts[PARTS_MAX]
     uint8_t out_controls[MESSAGES_MAX][CONTROL_BYTES]
@@ -171,7 +175,7 @@ cdef inline int batch_receive(Batch *self, int fd, int at_most, bint named) noex
     cdef mmsghdr *messages = &self.named[0] if named else &self.plain[0]
     cdef int *used = &self.named_used if named else &self.plain_used
     cdef int got
-    self.group_count = self.datagram_count = 0
+    self.group_count = self.datagram_count = self.forged = 0
     _renew(messages, used[0], named)
     used[0] = 0
     got = c_recvmmsg(fd, messages, min(at_most, <int> MESSAGES_MAX), MSG_DONTWAIT, NULL)
@@ -182,31 +186,51 @@ cdef inline int batch_receive(Batch *self, int fd, int at_most, bint named) noex
     return got
 
 
-cdef inline uint32_t _read_control(msghdr *message, ReturnAddress *sender) noexcept nogil:
-    """Note in `sender` where the message was sent to; answer the size of its segments, 0 where it is one datagram."""
+cdef inline void _local_four(ReturnAddress *sender, const in_pktinfo *info, bint mapped) noexcept nogil:
+    """Answer from the address that the kernel names: where it was written to, or the interface's for a broadcast.
+
+    The way back is for the routing table to choose.
+    """
+    cdef in_pktinfo *four = <in_pktinfo *> sender.local
+    cdef in6_pktinfo *six = <in6_pktinfo *> sender.local
+    cdef uint8_t *ip = <uint8_t *> &six.ipi6_addr
+    memset(sender.local, 0, sizeof(sender.local))
+    if mapped:
+        memcpy(ip, MAPPED_PREFIX, 12)
+        memcpy(&ip[12], &info.ipi_spec_dst, 4)
+        sender.local_size = sizeof(in6_pktinfo)
+    else:
+        four.ipi_spec_dst = info.ipi_spec_dst
+        sender.local_size = sizeof(in_pktinfo)
+
+
+cdef inline void _local_six(ReturnAddress *sender, const in6_pktinfo *info) noexcept nogil:
+    """Answer from the address that was written to; a multicast address can be no source."""
+    cdef in6_pktinfo *six = <in6_pktinfo *> sender.local
+    if info.ipi6_addr.s6_addr[0] == 0xff:
+        return
+    six[0] = info[0]
+    if not (six.ipi6_addr.s6_addr[0] == 0xfe and six.ipi6_addr.s6_addr[1] & 0xc0 == 0x80):
+        six.ipi6_ifindex = 0                # only link-local addresses need theirs
+    sender.local_size = sizeof(in6_pktinfo)
+
+
+cdef inline uint32_t _read_control(msghdr *message, ReturnAddress *sender, bint six, bint *over_four) noexcept nogil:
+    """Note in `sender` where the message was sent to; answer the size of its segments, 0 where it is one datagram.
+
+    `six` says that the socket is an IPv6 one, `over_four` whether the kernel says that the message came over IPv4.
+    """
     cdef cmsghdr *here = CMSG_FIRSTHDR(message)
-    cdef in_pktinfo *four
-    cdef in6_pktinfo *six
     cdef uint32_t segment = 0
+    over_four[0] = False
     while here != NULL:
         if here.cmsg_level == SOL_UDP and here.cmsg_type == UDP_GRO:
             memcpy(&segment, CMSG_DATA(here), sizeof(int))
         elif here.cmsg_level == IPPROTO_IP and here.cmsg_type == IP_PKTINFO:
-            memcpy(sender.local, CMSG_DATA(here), sizeof(in_pktinfo))
-            four = <in_pktinfo *> sender.local
-            # For a broadcast this is the interface's address. The way back is for the routing table to choose.
-            four.ipi_ifindex = 0
-            memset(&four.ipi_addr, 0, sizeof(in_addr))
-            sender.local_size = sizeof(in_pktinfo)
-        elif here.cmsg_level == IPPROTO_IPV6 and here.cmsg_type == IPV6_PKTINFO:
-            memcpy(sender.local, CMSG_DATA(here), sizeof(in6_pktinfo))
-            six = <in6_pktinfo *> sender.local
-            if six.ipi6_addr.s6_addr[0] == 0xff:        # a multicast address can be no source
-                memset(sender.local, 0, sizeof(in6_pktinfo))
-            else:
-                if not (six.ipi6_addr.s6_addr[0] == 0xfe and six.ipi6_addr.s6_addr[1] & 0xc0 == 0x80):
-                    six.ipi6_ifindex = 0                # only link-local addresses need theirs
-                sender.local_size = sizeof(in6_pktinfo)
+            over_four[0] = True
+            _local_four(sender, <in_pktinfo *> CMSG_DATA(here), six)
+        elif here.cmsg_level == IPPROTO_IPV6 and here.cmsg_type == IPV6_PKTINFO and not over_four[0]:
+            _local_six(sender, <in6_pktinfo *> CMSG_DATA(here))
         here = CMSG_NXTHDR(message, here)
     return segment
 
@@ -231,11 +255,15 @@ cdef inline void _sort(Batch *self, mmsghdr *messages, int got, bint named) noex
     cdef uint64_t hash = 0
     cdef Group *group
     cdef msghdr *message
+    cdef bint over_four
     for i in range(got):
         message = &messages[i].msg_hdr
         memset(&sender, 0, sizeof(sender))
-        segments[i] = _read_control(message, &sender)
+        segments[i] = _read_control(message, &sender, named and self.names[i].sin6_family == AF_INET6, &over_four)
         if named:
+            if is_forged(&self.names[i], over_four):
+                self.forged += _length_of(messages[i].msg_len, segments[i])
+                continue
             sender.place_size = message.msg_namelen
             memcpy(&sender.place, &self.names[i], message.msg_namelen)
             hash = return_address_hash(&sender, self.seed)
@@ -261,6 +289,11 @@ cdef inline void _sort(Batch *self, mmsghdr *messages, int got, bint named) noex
             _split(self, <char *> self.places[i].iov_base, messages[i].msg_len, segments[i])
             i = self.next_message[i]
         group.count = self.datagram_count - group.first
+
+
+cdef inline int _length_of(uint32_t size, uint32_t segment) noexcept nogil:
+    """How many datagrams a message is."""
+    return <int> ((size + segment - 1) // segment) if segment and size else 1
 
 
 cdef inline void _split(Batch *self, char *data, uint32_t left, uint32_t segment) noexcept nogil:

@@ -32,6 +32,7 @@ cdef struct Gate:
     uint64_t full_told          # atomic: the control plane knows that it is full
     uint64_t admitted           # atomic: connections of the native lane that were let in, ever
     uint64_t lost               # atomic: datagrams of those who were not let in, since they were last counted
+    uint64_t forged             # atomic: of these, those whose source address cannot be true
     uint64_t next_id            # atomic: the process gate numbers all sessions of both lanes
     Budget *budget              # NULL for the gate of a rule
     uint64_t cost               # descriptors of one session

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef extern from "<errno.h>" nogil:
     int errno
     enum:
-        EAGAIN, EINTR, EINPROGRESS, EINVAL, ENOSYS, EPERM, EPIPE, EMFILE, ENFILE, ENOBUFS, ENOMEM
+        EACCES, EAGAIN, EINTR, EINPROGRESS, EINVAL, ENOSYS, EPERM, EPIPE, EMFILE, ENFILE, ENOBUFS, ENOMEM
         ECONNRESET, ECONNABORTED, EPROTO, ETIMEDOUT, ECANCELED, EAFNOSUPPORT, ENETDOWN, EHOSTUNREACH, ENOENT
         ECONNREFUSED, ENOTCONN, ENOPROTOOPT
 
@@ -73,7 +73,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int fd, const void *data, size_t size, int flags)
     enum:
         AF_INET, AF_INET6, SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SHUT_WR, SOL_SOCKET
-        SO_ERROR, SO_LINGER, SO_RCVBUF, SO_KEEPALIVE, SO_OOBINLINE, MSG_DONTWAIT, MSG_NOSIGNAL
+        SO_BROADCAST, SO_ERROR, SO_LINGER, SO_RCVBUF, SO_KEEPALIVE, SO_OOBINLINE, MSG_DONTWAIT, MSG_NOSIGNAL
 
 cdef extern from "<netinet/in.h>" nogil:
     struct in_addr:

@@ -30,6 +30,7 @@ cdef struct Policy:
     SocketAddress addresses[ADDRESSES_MAX]
     int address_count
     bint may_meet_itself        # the kernel may give the outgoing end the very port that it connects to
+    bint may_broadcast          # over UDP: the configuration gives the destination as a number
     bint has_source             # `src=`: the outgoing end is bound to ...
     SocketAddress sources[2]    # ... the first of the destination's family, IPv4 and IPv6; size 0 is none
     uint32_t buffer_bytes

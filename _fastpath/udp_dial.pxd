@@ -1,5 +1,6 @@
 """The upstream socket of a UDP session: connected to an address of the destination, with a port of its own."""
 
+from address cimport SocketAddress
 from atomic cimport oi_add, oi_get, oi_put
 from ending cimport (
     ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED, record_slot,
@@ -7,9 +8,9 @@ from ending cimport (
 from datagram cimport take_trains
 from dial cimport FAILURES_TOLD, source_for
 from linux cimport (
-    EAFNOSUPPORT, EMFILE, ENFILE, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
-    SOL_SOCKET, SO_RCVBUF, c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket, epoll_event, errno,
-    sockaddr,
+    EACCES, EAFNOSUPPORT, EMFILE, ENFILE, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
+    SOL_SOCKET, SO_BROADCAST, SO_RCVBUF, c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket, epoll_event,
+    errno, sockaddr,
 )
 from policy cimport Policy
 from ring cimport RECORD_UNREACHABLE, Record, ring_push
@@ -57,6 +58,17 @@ cdef inline int udp_watch(Reactor *reactor, Session *session, int fd) noexcept n
     return c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_ADD, fd, &event)
 
 
+cdef inline int udp_connect(const Policy *policy, int fd, const SocketAddress *target) noexcept nogil:
+    """As connect(2). A broadcast address has to be asked for, and is only where the configuration names it: an answer
+    of the name system must not make clients write to a whole network."""
+    cdef int on = 1
+    cdef int failed = c_connect(fd, <const sockaddr *> &target.place, target.size)
+    if failed and errno == EACCES and policy.may_broadcast:
+        if c_setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &on, sizeof(on)) == 0:
+            failed = c_connect(fd, <const sockaddr *> &target.place, target.size)
+    return failed
+
+
 cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
     """Connect `session.fd`, which sends nothing, so that any address with a route will do; the one that refused
     datagrams goes to the end. False: `ending` and `error` say why not."""
@@ -81,7 +93,7 @@ cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
             return False
         if source.size and c_bind(fd, <const sockaddr *> &source.place, source.size) != 0:
             session.ending = ENDING_BIND_FAILED
-        elif c_connect(fd, <const sockaddr *> &target.place, target.size) != 0:
+        elif udp_connect(policy, fd, target) != 0:
             session.ending = ENDING_CONNECT_FAILED
         elif udp_watch(reactor, session, fd) != 0:
             session.ending = ENDING_SOCKET_FAILED

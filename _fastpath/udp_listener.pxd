@@ -117,6 +117,10 @@ cdef inline int listener_turn(Reactor *reactor, UdpListener *listener) noexcept 
     cdef int got = batch_receive(udp.batch, listener.fd, MESSAGES_MAX, True)
     if got <= 0:
         return got
+    if udp.batch.forged:
+        # In this order: who takes both takes the lost first.
+        oi_add(&listener.policy.gate.forged, <uint64_t> udp.batch.forged)
+        oi_add(&listener.policy.gate.lost, <uint64_t> udp.batch.forged)
     for i in range(udp.batch.group_count):
         group = &udp.batch.groups[i]
         hash = mix(group.hash ^ listener.salt, listener.salt | 1)

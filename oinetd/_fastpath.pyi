@@ -59,6 +59,8 @@ class Permits:
         """A number for a session; no other session of this gate has it."""
     def take_lost(self) -> int:
         """Datagrams that were dropped for clients who have no UDP session, since the last call."""
+    def take_forged(self) -> int:
+        """How many of these had a source address that cannot be true, since the last call."""
     @property
     def live(self) -> int:
         """Who is inside."""
@@ -74,7 +76,8 @@ class Rules:
     `relay` is 0 auto, 1 copy, 2 splice. Of more than 16 addresses the first 16 are used.
     Connections come from the first of `sources` that is of the destination's family, where there are any, and from
     a port of the kernel's choice. `may_meet_itself` says that this may be a destination's port: each connect is then
-    looked at, and one that came back to its own socket counts as refused.
+    looked at, and one that came back to its own socket counts as refused. `may_broadcast` lets UDP sessions write to a
+    destination that is a broadcast address.
     """
 
     def __new__(
@@ -84,6 +87,7 @@ class Rules:
         *,
         addresses: Sequence[_Place] = (),
         may_meet_itself: bool = False,
+        may_broadcast: bool = False,
         sources: Sequence[_Place] = (),
         access: Sequence[_Patterns] = ((), (), (), ()),
         relay: int = 0,
@@ -183,6 +187,9 @@ class DatagramBatch:
     """
 
     def __new__(cls) -> DatagramBatch: ...
+    @property
+    def forged(self) -> int:
+        """How many datagrams the last `receive` dropped because their source address cannot be true."""
     def take_trains(self, fd: int) -> bool:
         """Let the kernel hand over several datagrams of one sender in one go; False where it cannot."""
     def receive(self, fd: int, at_most: int, named: bool) -> list[tuple[bytes, int, int]]:

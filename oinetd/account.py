@@ -25,7 +25,8 @@ class RuleStats:
 
     `accepted` counts every connection taken from the queue, `refused` those that access, limits or `admit` turned
     away, `failed` those whose upstream leg could not be made. `endings` counts the ends by kind. Datagrams are those of
-    the sides that are UDP; lost are those of refused clients, too.
+    the sides that are UDP; lost are those of refused clients, too, and forged are those of the lost whose source
+    address cannot be true.
     """
 
     live: int = 0
@@ -38,6 +39,7 @@ class RuleStats:
     datagrams_up: int = 0
     datagrams_down: int = 0
     datagrams_lost: int = 0
+    datagrams_forged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Stats:
     datagrams_up: int = 0
     datagrams_down: int = 0
     datagrams_lost: int = 0
+    datagrams_forged: int = 0
 
 
 class RuleAccount:
@@ -230,9 +233,16 @@ class Account:
         self._count_ends(stats, ending, count)
         self._make_room()
 
-    def native_lost(self, rule: Endpoint | Rule, datagrams: int) -> None:
-        """The native lane has dropped datagrams of clients that have no session; the rule is given by its identity."""
+    def forged(self, rule: RuleAccount, datagrams: int) -> None:
+        """Datagrams were dropped because their source address cannot be true."""
+        rule.stats.datagrams_lost += datagrams
+        rule.stats.datagrams_forged += datagrams
+
+    def native_lost(self, rule: Endpoint | Rule, datagrams: int, forged: int) -> None:
+        """The native lane has dropped datagrams of clients that have no session, some of them `forged`; the rule is
+        given by its identity."""
         self._rules[rule].stats.datagrams_lost += datagrams
+        self._rules[rule].stats.datagrams_forged += forged
 
     @classmethod
     def _count(cls, stats: RuleStats, record: SessionRecord) -> None:
@@ -293,4 +303,5 @@ class Account:
             datagrams_up=sum(stats.datagrams_up for stats in every),
             datagrams_down=sum(stats.datagrams_down for stats in every),
             datagrams_lost=sum(stats.datagrams_lost for stats in every),
+            datagrams_forged=sum(stats.datagrams_forged for stats in every),
         )

@@ -212,8 +212,8 @@ class Lanes:
     def count_lost(self) -> None:
         """Bring the account of datagrams that the reactors dropped up to date."""
         if self._lane is not None:
-            for rule, lost in self._lane.lost():
-                self._account.native_lost(rule, lost)
+            for rule, lost, forged in self._lane.lost():
+                self._account.native_lost(rule, lost, forged)
 
     def make_way(self, listening: Mapping[PortKey, Listening]) -> None:
         """End what lingers where somebody else listens now: its socket would take the other's new clients."""

@@ -32,6 +32,7 @@ __all__ = [
     "bound_address",
     "client_address",
     "close_with_reset",
+    "connect_datagrams",
     "is_connected_to_itself",
     "is_numeric",
     "keepalive_of",
@@ -60,6 +61,7 @@ UPSTREAM_QUEUE_BYTES = 1024 * 1024
 """The same for one session. Nothing is allocated for it as long as the queue is empty."""
 
 _IP_BIND_ADDRESS_NO_PORT = 24
+_IPV6_FREEBIND = 78
 _SO_BINDTOIFINDEX = 62
 _NO_INTERFACE = 0x7FFFFFFF
 _TCPI_UNACKED = 24
@@ -170,8 +172,13 @@ def bind_datagrams(address: Address, *, v6only: bool, shared: bool = False) -> s
 def tune_datagrams(sock: socket.socket, address: Address) -> None:
     """Set what a UDP listener on `address` has: a long queue, and on a wildcard the address that was written to."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENER_QUEUE_BYTES)
-    if address.is_wildcard and address.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    if address.family == socket.AF_INET6:
+        # On any IPv6 socket: it is the proof that a datagram with an IPv4 source did arrive over IPv4.
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        if address.is_wildcard:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            # Answers leave from addresses that are ours by a route alone (`ip -6 route add local`), too.
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
     elif address.is_wildcard:
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
@@ -277,6 +284,21 @@ def open_datagrams(family: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def connect_datagrams(sock: socket.socket, address: Address, *, may_broadcast: bool) -> None:
+    """Connect a UDP socket. Raises `OSError`.
+
+    A broadcast address has to be asked for. `may_broadcast` is for one that the configuration names: an answer of the
+    name system must not make clients write to a whole network.
+    """
+    try:
+        sock.connect(address.sockaddr)
+    except PermissionError:
+        if not may_broadcast:
+            raise
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.connect(address.sockaddr)
 
 
 def bind_source(sock: socket.socket, source: Address) -> None:

@@ -34,7 +34,8 @@ def summary(
 
 
 def _counts(counts: Stats | RuleStats) -> str:
+    forged = f", {counts.datagrams_forged} datagrams with a forged source dropped" if counts.datagrams_forged else ""
     return (
         f"{counts.live} sessions live, {counts.accepted} accepted, {counts.refused} refused, {counts.failed} failed, "
-        f"{counts.bytes_up} bytes up, {counts.bytes_down} down"
+        f"{counts.bytes_up} bytes up, {counts.bytes_down} down{forged}"
     )

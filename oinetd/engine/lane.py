@@ -52,6 +52,7 @@ from oinetd.model import (
     SourcePrefix,
 )
 from oinetd.record import Ending, SessionRecord, Sums
+from oinetd.sockets import is_numeric
 
 if TYPE_CHECKING:
     from oinetd._fastpath import Permits, Rules
@@ -197,11 +198,12 @@ class NativeLane:
         """The bound of UDP sessions has changed: end those above it."""
         self._plane.core.trim_udp_sessions()
 
-    def lost(self) -> Iterator[tuple[Endpoint | Rule, int]]:
-        """Datagrams of clients without a session that were dropped since the last call, by the identity of rules."""
+    def lost(self) -> Iterator[tuple[Endpoint | Rule, int, int]]:
+        """Datagrams of clients without a session that were dropped since the last call, and how many of them were
+        forged, by the identity of rules."""
         for identity, gate in self._gates.items():
             if lost := gate.take_lost():
-                yield identity, lost
+                yield identity, lost, gate.take_forged()
 
     def tell(self, each: bool) -> None:
         """Whether each session is to be told; from now on, and those that ended before this are told as before."""
@@ -256,6 +258,7 @@ class NativeLane:
             flip_bytes=self._plane.flip_bytes,
             local_ports=self._plane.local_ports,
             addresses=serving.addresses,
+            may_broadcast=is_numeric(serving.route.connect.address),
             sources=serving.sources,
             access=(serving.access, rule.access),
             source_prefix=serving.source_prefix,

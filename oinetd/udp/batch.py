@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from oinetd.engine.datagrams import native_batch
 from oinetd.sockets import IP_PKTINFO, SocketAddress
+from oinetd.udp.forged import MAPPED, is_forged
 
 if TYPE_CHECKING:
     from oinetd._fastpath import DatagramBatch
@@ -67,6 +68,11 @@ class Batch(Protocol):
     late_errno: int
     """An error that the network told behind the datagrams of the last `receive`, and will not tell again; or 0."""
 
+    @property
+    def forged(self) -> int:
+        """How many datagrams the last `receive` dropped because their source address cannot be true."""
+        ...
+
     def prepare(self, sock: socket.socket) -> None:
         """To be called once for each socket that is received from."""
         ...
@@ -108,6 +114,10 @@ class NativeBatch:
 
     def __init__(self, batch: DatagramBatch) -> None:
         self._batch = batch
+
+    @property
+    def forged(self) -> int:
+        return self._batch.forged
 
     def prepare(self, sock: socket.socket) -> None:
         self._batch.take_trains(sock.fileno())
@@ -163,13 +173,14 @@ class PortableBatch:
         ]
         self._datagrams: list[memoryview] = []
         self.late_errno = 0
+        self.forged = 0
 
     def prepare(self, sock: socket.socket) -> None:
         pass
 
     def receive(self, sock: socket.socket, at_most: int = MESSAGES_MAX, *, named: bool = True) -> Sequence[Group]:
         found: dict[Sender | None, list[memoryview]] = {}
-        self.late_errno = 0
+        self.late_errno = self.forged = 0
         for place in self._places[: min(at_most, MESSAGES_MAX)]:
             try:
                 size, control, _, address = sock.recvmsg_into([place], _CONTROL_BYTES)
@@ -180,8 +191,14 @@ class PortableBatch:
                     raise
                 self.late_errno = error.errno or 0
                 break
-            sender = Sender(address, _way_back(control)) if named else None
             each = _segment_of(control) or size or 1
+            sender = None
+            if named:
+                over_four, way_back = _way_back(control, six=len(address) == 4)
+                if is_forged(address, over_four):
+                    self.forged += -(-size // each) or 1
+                    continue
+                sender = Sender(address, way_back)
             found.setdefault(sender, []).extend(place[at : min(at + each, size)] for at in range(0, size or 1, each))
         self._datagrams = []
         groups = []
@@ -239,14 +256,22 @@ def _segment_of(control: list[tuple[int, int, bytes]]) -> int:
     return 0
 
 
-def _way_back(control: list[tuple[int, int, bytes]]) -> _Control:
-    """The ancillary data for an answer; `_read_control` in `_fastpath/datagram.pxd` says why it is this."""
+def _way_back(control: list[tuple[int, int, bytes]], *, six: bool) -> tuple[bool, _Control]:
+    """Whether the datagram came over IPv4, as far as the kernel says; and the ancillary data for an answer.
+
+    `_read_control` in `_fastpath/datagram.pxd` says why it is this. `six` says that the socket is an IPv6 one.
+    """
+    over_four = False
+    found: _Control = ()
     for level, kind, data in control:
         if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
-            return ((level, kind, bytes(4) + data[4:8] + bytes(4)),)
-        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
-            if data[0] == 0xFF:
-                return ()
+            over_four = True
+            if six:
+                local = socket.inet_pton(socket.AF_INET6, MAPPED + socket.inet_ntoa(data[4:8]))
+                found = ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local + bytes(4)),)
+            else:
+                found = ((level, kind, bytes(4) + data[4:8] + bytes(4)),)
+        elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and not over_four and data[0] != 0xFF:
             link_local = data[0] == 0xFE and data[1] & 0xC0 == 0x80
-            return ((level, kind, data if link_local else data[:16] + bytes(4)),)
-    return ()
+            found = ((level, kind, data if link_local else data[:16] + bytes(4)),)
+    return over_four, found

@@ -113,6 +113,8 @@ class DatagramListener:
             groups = self.batch.receive(self.sock)
         except OSError:
             return  # memory is short, say; nothing was taken, and the next wake tries again
+        if self.batch.forged:
+            self.service.account.forged(self.service.rule, self.batch.forged)
         for group in groups:
             session = self._sessions.get(group.key) or self._begin(group)
             if session is not None:

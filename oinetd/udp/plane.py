@@ -13,7 +13,7 @@ from oinetd.gate import Gate
 from oinetd.model import Config, EngineChoice, Settings
 from oinetd.poller import Poller
 from oinetd.record import Ending
-from oinetd.sockets import open_datagrams
+from oinetd.sockets import connect_datagrams, is_numeric, open_datagrams
 from oinetd.udp.batch import Batch, new_batch
 from oinetd.udp.table import SessionTable
 
@@ -77,7 +77,7 @@ def connect(destination: Destination, port: int, source: Destination | None, tab
             if local is not None:
                 sock.bind(local.sockaddr)
             failed = Ending.CONNECT_FAILED
-            sock.connect(address.sockaddr)
+            connect_datagrams(sock, address, may_broadcast=is_numeric(destination.host))
         except OSError as error:
             sock.close()
             last = Dialed(None, address, failed, error.errno or 0)

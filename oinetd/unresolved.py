@@ -23,14 +23,18 @@ class Unresolved:
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
         self._choices: dict[PortKey, Choice] = {}
+        self._waited: frozenset[PortKey] = frozenset()
 
     def clear(self) -> None:
         """Begin anew: every listener is chosen for again."""
+        self._waited = frozenset(self._choices)
         self._choices.clear()
 
     def choose(self, key: PortKey, choice: Choice, service: Service, listener: Listening | None) -> Choice:
         """How to serve `service` now: by `choice`, or in the Python lane where a name of it has no address yet."""
-        if not choice.native or (service.resolved and not _has_datagram_sessions(listener)):
+        # Who began while it waited is not ended for that; who asks for another lane is.
+        waits = not service.resolved or (key in self._waited and _has_datagram_sessions(listener))
+        if not choice.native or not waits:
             return choice
         self._choices[key] = choice
         return self._lanes.choose_unresolved(choice, service)

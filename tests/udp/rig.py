@@ -10,7 +10,10 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from oinetd import Forwarder, SessionRecord, parse_config
+import pytest
+
+from oinetd import Forwarder, SessionRecord, parse_config, resolver
+from oinetd.sockets import Address
 from tests.peers import until
 
 PATIENCE_S = 30.0
@@ -94,6 +97,15 @@ def echo(host: str = "127.0.0.1", port: int = 0) -> Iterator[Party]:
             yield party
         finally:
             loop.remove_reader(party.sock.fileno())
+
+
+def name_service(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Let every name have these addresses."""
+
+    def found(_: str, port: int = 0) -> tuple[Address, ...]:
+        return tuple(Address(socket.AF_INET, (host, port)) for host in hosts)
+
+    monkeypatch.setattr(resolver, "lookup", found)
 
 
 def free_port() -> int:

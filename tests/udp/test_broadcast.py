@@ -8,10 +8,8 @@ import shutil
 import pytest
 
 from oinetd import Ending
-from oinetd.destination import Destination
-from oinetd.sockets import Address
 from tests.udp.network import FOUR, own_network
-from tests.udp.rig import Party, serving
+from tests.udp.rig import Party, name_service, serving
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="a network of its own needs root"
@@ -33,10 +31,7 @@ async def test_wake_on_lan(engine: str, to: str) -> None:
 async def test_a_name_does_not_lead_to_a_broadcast_address(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who answers for a name must not make clients write to a whole network."""
 
-    async def ask(_: Destination) -> tuple[Address, ...]:
-        return (Address(2, ("10.9.0.255", 0)),)
-
-    monkeypatch.setattr(Destination, "_ask", ask)
+    name_service(monkeypatch, "10.9.0.255")
     with own_network(), Party() as client:
         async with serving(f"{engine}127.0.0.1 0/udp wake.example 9/udp\n") as served:
             client.send(WAKE, served.address)

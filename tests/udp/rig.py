@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 
 from oinetd import Forwarder, SessionRecord, parse_config, resolver
-from oinetd.sockets import Address
+from oinetd.sockets import Address, is_numeric, lookup
 from tests.peers import until
 
 PATIENCE_S = 30.0
@@ -102,7 +102,9 @@ def echo(host: str = "127.0.0.1", port: int = 0) -> Iterator[Party]:
 def name_service(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
     """Let every name have these addresses."""
 
-    def found(_: str, port: int = 0) -> tuple[Address, ...]:
+    def found(name: str, port: int = 0) -> tuple[Address, ...]:
+        if is_numeric(name):
+            return lookup(name, port)
         return tuple(Address(socket.AF_INET, (host, port)) for host in hosts)
 
     monkeypatch.setattr(resolver, "lookup", found)

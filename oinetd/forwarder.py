@@ -128,6 +128,7 @@ class Forwarder:
                 self._destinations.stop()
             await self._lanes.close()
             if self._journal is not None:
+                self._journal.end_gaps()
                 # On a disk that is dead it takes two seconds.
                 await self._loop.run_in_executor(None, self._journal.close)
             for sock in self._inherited:
@@ -249,7 +250,7 @@ class Forwarder:
     def _reconfigure_log(self, config: Config) -> None:
         self._lanes.tell(bool(config.log.file or self._on_open or self._on_close))
         if self._journal is None:
-            self._journal = Journal(config.log, log.warning)
+            self._journal = Journal(config.log, log.warning, self._loop.call_later)
         else:
             self._journal.reconfigure(config.log)
 

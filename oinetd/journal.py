@@ -7,12 +7,17 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from oinetd.errors import ConfigError, Problem
 from oinetd.linewriter import LineWriter
 from oinetd.logline import line_format
 from oinetd.model import LogSettings
 from oinetd.record import SessionRecord
+from oinetd.refusals import GAP_S, RefusedLines
+
+if TYPE_CHECKING:
+    from asyncio import TimerHandle
 
 __all__ = ["Journal"]
 
@@ -27,9 +32,21 @@ class Journal:
     cannot be written never stops the service. `on_trouble` then gets a sentence, once when the trouble begins and
     once when it ends, mostly on that other thread, so it has to be thread-safe; without it the sentences are
     warnings of the logger `oinetd`.
+
+    Refused clients have their lines up to a bound (see `refusals`), and beyond it one line for many. `call_later` is
+    that of the event loop, to write that line in time; without it, it comes with the next line after its time.
     """
 
-    def __init__(self, settings: LogSettings, on_trouble: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: LogSettings,
+        on_trouble: Callable[[str], None] | None = None,
+        call_later: Callable[[float, Callable[[], None]], TimerHandle] | None = None,
+    ) -> None:
+        self._refused = RefusedLines()
+        self._call_later = call_later
+        self._gap_timer: TimerHandle | None = None
+        self._gap_due = 0.0  # 0 while nothing is left out
         self._on_trouble = on_trouble or logging.getLogger("oinetd").warning
         self._settings = settings
         self._format = line_format(settings.format)
@@ -52,11 +69,48 @@ class Journal:
 
     def closed(self, record: SessionRecord) -> None:
         """Log how the connection ended, or why it was refused; `record.ending` is set."""
+        if self._writer is None:
+            return
+        assert record.ending is not None
+        if record.ending.refused and not self._refused.admits(record.route):
+            self._leave_out(record)
+            return
+        if self._gap_due and self._gap_due <= time.monotonic():
+            self._tell_gaps()
+        self._writer.write(self._format.closed(record, time.time()))
+
+    def _leave_out(self, record: SessionRecord) -> None:
+        now = time.monotonic()
+        if not self._gap_due:
+            self._gap_due = now + GAP_S
+            self._on_trouble(self._refused.explain(record.route))
+            if self._call_later is not None:
+                self._gap_timer = self._call_later(GAP_S, self._tell_gaps)
+        elif now >= self._gap_due:
+            self._tell_gaps()
+
+    def _tell_gaps(self) -> None:
+        """Write how many were left out; while there are more, again after some time."""
+        if self._gap_timer is not None:
+            self._gap_timer.cancel()
+            self._gap_timer = None
+        more = self._refused.any_left_out
         if self._writer is not None:
-            self._writer.write(self._format.closed(record, time.time()))
+            for route, count in self._refused.take_left_out():
+                self._writer.write(self._format.left_out(route, count, time.time()))
+        self._gap_due = time.monotonic() + GAP_S if more else 0.0
+        if more and self._call_later is not None:
+            self._gap_timer = self._call_later(GAP_S, self._tell_gaps)
+
+    def end_gaps(self) -> None:
+        """Write now how many refused clients were left out; on the loop's thread, which `close` need not be on."""
+        self._tell_gaps()
+        self._tell_gaps()  # nothing more was left out since: the timer ends
 
     def reconfigure(self, settings: LogSettings) -> None:
         """Go over to `settings`; lines up to here still go to the old file."""
+        self.end_gaps()
+        self._refused.forget()
         old, self._settings = self._settings, settings
         if settings.format is not old.format:
             self._format = line_format(settings.format)
@@ -72,10 +126,12 @@ class Journal:
     def reopen(self) -> None:
         """The file was renamed: lines up to here go to the old one, later ones to a new one of its name."""
         if self._writer is not None:
+            self._tell_gaps()
             self._writer.reopen()
 
     def close(self) -> None:
         """Write what is left, within two seconds; what could not be written is reported as lost."""
+        self.end_gaps()
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()

@@ -12,6 +12,7 @@ ended. There "local" is the destination's side and "remote" the client's:
     write-stall, aborted, displaced                done-local-closed: oinetd ended it, which is not the client
     not-allowed, denied                            the same words
     limit-reached                                  limit-reached (rinetd has no limits)
+    (refused clients that have no line)            left-out N, with - as client (rinetd has a line for each)
     accept-failed, local-socket-failed,
     local-bind-failed                              the same words and " -"
 
@@ -66,6 +67,10 @@ class LineFormat(Protocol):
 
     def closed(self, record: SessionRecord, now: float) -> bytes:
         """The last line of a connection, or the only one of a refused one; `record.ending` is set."""
+        ...
+
+    def left_out(self, route: Route, count: int, now: float) -> bytes:
+        """The line for `count` refused clients of the rule of `route` that have none."""
         ...
 
 
@@ -128,6 +133,9 @@ class RinetdLines(_Words):
             f"\t{record.bytes_up}\t{record.bytes_down}\t{STATUS[record.ending]}\n"
         ).encode()
 
+    def left_out(self, route: Route, count: int, now: float) -> bytes:
+        return f"{self.stamp(now)} \t-\t{self.route(route)}\t0\t0\tleft-out {count}\n".encode()
+
     def _written(self, local: time.struct_time) -> str:
         return _day_and_time(local)
 
@@ -153,6 +161,12 @@ class CommonLines(_Words):
             f'/{STATUS[record.ending]} HTTP/1.0" 200 {record.bytes_down} - - - {record.bytes_up}\n'
         ).encode()
 
+    def left_out(self, route: Route, count: int, now: float) -> bytes:
+        return (
+            f'- - - [{self.stamp(now)}] "GET /rinetd-services/{self.route(route)}/left-out-{count}'
+            ' HTTP/1.0" 200 0 - - - 0\n'
+        ).encode()
+
     def _written(self, local: time.struct_time) -> str:
         return f"{_day_and_time(local)}  {_zone(local, '')}"
 
@@ -161,7 +175,7 @@ class CommonLines(_Words):
 
 
 class JsonLines(_Words):
-    """One JSON object a line: `event` is `opened`, `closed` or `refused`; durations are seconds.
+    """One JSON object a line: `event` is `opened`, `closed`, `refused` or `left-out`; durations are seconds.
 
     `time` is local time with its zone, `started` the Unix time of the accept; `ending` is the value of the
     `Ending`, `error` the name of `errno`, empty at 0. Datagrams are counted where a side of the rule is UDP.
@@ -191,10 +205,16 @@ class JsonLines(_Words):
             f',"errno":{code},"error":"{errno.errorcode.get(code, "") if code else ""}"{datagrams}}}\n'
         ).encode()
 
-    def _head(self, record: SessionRecord, event: str, now: float) -> str:
+    def left_out(self, route: Route, count: int, now: float) -> bytes:
+        return f'{self._begin("left-out", now)},"count":{count},{self.route(route)}}}\n'.encode()
+
+    def _begin(self, event: str, now: float) -> str:
         date, zone = self.stamp(now).split(" ")
+        return f'{{"time":"{date}.{int(now % 1 * 1000):03d}{zone}","event":"{event}"'
+
+    def _head(self, record: SessionRecord, event: str, now: float) -> str:
         return (
-            f'{{"time":"{date}.{int(now % 1 * 1000):03d}{zone}","event":"{event}","id":{record.id}'
+            f'{self._begin(event, now)},"id":{record.id}'
             f',"started":{record.started:.6f},"client":{quoted(record.client)},"client_port":{record.client_port}'
             f",{self.route(record.route)}"
         )

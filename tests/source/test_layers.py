@@ -15,7 +15,7 @@ LAYERS = (
     "model _fastpath descriptors",
     "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
     "engine.datagrams",
-    "config access sockets logline pidfile messages engine.buffers engine.running",
+    "config access sockets logline refusals pidfile messages engine.buffers engine.running",
     "engine resolver journal invocation hosts",
     "destination ports namecheck",
     "dialer account destinations announcement engine.flow engine.native",

@@ -208,3 +208,17 @@ def test_the_routes_of_a_rule_keep_apart_and_memory_is_bounded() -> None:
         for route in rule.routes():
             assert lines.route(route) == f"0\t{route.bind.port}\thost\t{route.connect.port}"
             assert len(lines._routes) <= ROUTES_MAX
+
+
+def test_clients_that_have_no_line(zone: Callable[[str], None]) -> None:
+    zone("UTC")
+    route = route_of(Rule(Endpoint("0.0.0.0", 8080), Endpoint("example.org", 80)))
+    found = {choice: line_format(choice).left_out(route, 4711, 0.25) for choice in LogFormat}
+    assert found[LogFormat.RINETD] == b"01/Jan/1970:00:00:00 \t-\t0.0.0.0\t8080\texample.org\t80\t0\t0\tleft-out 4711\n"
+    assert found[LogFormat.COMMON] == (
+        b'- - - [01/Jan/1970:00:00:00  +0000] "GET /rinetd-services/0.0.0.0/8080/example.org/80/left-out-4711 HTTP/1.0"'
+        b" 200 0 - - - 0\n"
+    )
+    told = json.loads(found[LogFormat.JSON])
+    assert (told["event"], told["count"], told["bind_port"], told["connect"]) == ("left-out", 4711, 8080, "example.org")
+    assert "client" not in told

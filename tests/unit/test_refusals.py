@@ -1,0 +1,136 @@
+"""Strangers who are refused do not fill the disk, and none of them is lost from the account."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from oinetd import Ending, Forwarder, SessionRecord, parse_config, refusals
+from oinetd.journal import Journal
+from oinetd.model import Endpoint, LogFormat, LogSettings, Rule
+from tests.peers import until
+
+RULES = [Rule(Endpoint("0.0.0.0", port), Endpoint("example.org", 80)) for port in (8080, 8081)]
+
+
+def refused(number: int, rule: Rule = RULES[0]) -> SessionRecord:
+    return SessionRecord(number, next(rule.routes()), "192.0.2.7", 51234, 0.0, ending=Ending.DENIED)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "BURST_LINES", 10)
+    monkeypatch.setattr(refusals, "LINES_PER_S", 0.001)
+
+
+def events(path: Path) -> list[tuple[str, int]]:
+    """The events of a JSON log, those of one kind in a row counted; of the clients left out, how many they were."""
+    found: list[tuple[str, int]] = []
+    for line in path.read_text().splitlines():
+        told = json.loads(line)
+        name, count = told["event"], told.get("count", 1)
+        if found and found[-1][0] == name:
+            count += found.pop()[1]
+        found.append((name, count))
+    return found
+
+
+@pytest.mark.usefixtures("small")
+def test_each_rule_has_lines_of_its_own_and_the_gaps_are_told(tmp_path: Path) -> None:
+    troubles: list[str] = []
+    path = tmp_path / "log"
+    journal = Journal(LogSettings(str(path), LogFormat.JSON), troubles.append)
+    for number in range(100):
+        journal.closed(refused(number))
+    for number in range(5):
+        journal.closed(refused(number, RULES[1]))
+    journal.closed(SessionRecord(1, next(RULES[0].routes()), "::1", 1, 0.0, ending=Ending.CLIENT_CLOSED))
+    journal.close()
+    assert events(path) == [("refused", 15), ("closed", 1), ("left-out", 90)]
+    assert troubles == [
+        "0.0.0.0 8080 -> example.org 80: refused clients come faster than 0.001 a second: the connection log leaves "
+        "some of them out, and tells how many"
+    ]
+
+
+def test_lines_come_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("oinetd.refusals.time.monotonic", lambda: now)
+    route = next(RULES[0].routes())
+    lines = refusals.RefusedLines()
+    assert sum(lines.admits(route) for _ in range(5000)) == refusals.BURST_LINES
+    now = 1.0
+    assert sum(lines.admits(route) for _ in range(5000)) == refusals.LINES_PER_S
+    now = 1e6
+    assert sum(lines.admits(route) for _ in range(5000)) == refusals.BURST_LINES
+    assert list(lines.take_left_out()) == [(route, 15000 - 2 * refusals.BURST_LINES - refusals.LINES_PER_S)]
+    assert list(lines.take_left_out()) == []
+
+
+@pytest.mark.usefixtures("small")
+def test_a_rotation_tells_the_gap_in_the_file_it_belongs_to(tmp_path: Path) -> None:
+    path, moved = tmp_path / "log", tmp_path / "log.1"
+    journal = Journal(LogSettings(str(path), LogFormat.JSON), lambda _text: None)
+    for number in range(30):
+        journal.closed(refused(number))
+    path.rename(moved)
+    journal.reopen()
+    for number in range(5):
+        journal.closed(refused(number))
+    journal.close()
+    assert events(moved) == [("refused", 10), ("left-out", 20)]
+    assert events(path) == [("left-out", 5)]
+
+
+def flood_tcp(address: tuple[str, int]) -> int:
+    for _ in range(50):
+        with socket.create_connection(address) as client:
+            client.settimeout(30)
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+    return 50
+
+
+def flood_udp(address: tuple[str, int]) -> int:
+    for number in range(50):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind((f"127.1.0.{number + 1}", 0))
+            client.sendto(b"x", address)
+    return 50
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("engine", ["native", "python"])
+@pytest.mark.parametrize(("protocol", "flood"), [("tcp", flood_tcp), ("udp", flood_udp)])
+async def test_a_flood_in_both_lanes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    protocol: str,
+    flood: Callable[[tuple[str, int]], int],
+) -> None:
+    """The gap is told while the flood's rule lives on; every client is counted, and the hook has each."""
+    monkeypatch.setattr("oinetd.journal.GAP_S", 0.05)
+    path = tmp_path / "log"
+    closed: list[SessionRecord] = []
+    text = (
+        f"engine {engine}\nlogfile {path}\nlogformat json\n"
+        f"127.0.0.1 0/{protocol} 127.0.0.1 9/{protocol}\nallow 10.9.8.7\n"
+    )
+    async with Forwarder(parse_config(text), on_close=closed.append) as forwarder:
+        host, port = forwarder.addresses[0][1:]
+        count = await asyncio.to_thread(flood, (host, port))
+        await until(lambda: len(closed) == count)
+        await until(lambda: sum(number for _, number in events(path)) == count)
+        stats = forwarder.stats()
+        assert (stats.accepted, stats.refused) == (count, count)
+    found = dict(events(path))
+    assert sum(found.values()) == count
+    assert found["refused"] in (10, 11)  # one comes back when that second was a slow one
+    assert {record.ending for record in closed} == {Ending.NOT_ALLOWED}

@@ -32,11 +32,12 @@ from inbox cimport LETTER_ABORT_ALL, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LET
 from linux cimport (
     AF_INET, AF_INET6, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
     c_close, c_fcntl, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_join, pthread_mutex_init,
-    sockaddr_in, sockaddr_in6, usleep,
+    pthread_mutex_lock, pthread_mutex_unlock, sockaddr_in, sockaddr_in6, usleep,
 )
 from listener cimport unix_time
 from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
+from own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
 from return_address cimport ReturnAddress
 from ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm, ring_peek, ring_pop
 from slot cimport CHUNK_SLOTS, Conn
@@ -278,7 +279,8 @@ cdef class Rules:
     cdef Policy *policy
 
     def __cinit__(
-        self, uint64_t tag, Permits gate, *, addresses=(), bint may_meet_itself=False, bint may_broadcast=False,
+        self, uint64_t tag, Permits gate, *, addresses=(), looping=(), bint may_meet_itself=False,
+        bint may_broadcast=False,
         sources=(), access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), uint32_t flip_bytes=0,
@@ -296,6 +298,8 @@ cdef class Rules:
         for place in addresses[:ADDRESSES_MAX]:
             _parse_target(place, &self.policy.addresses[self.policy.address_count])
             self.policy.address_count += 1
+        for at, loops in enumerate(looping[:ADDRESSES_MAX]):
+            self.policy.looping[at] = loops
         self.policy.may_meet_itself = may_meet_itself
         self.policy.may_broadcast = may_broadcast
         for place in sources:
@@ -479,6 +483,27 @@ cdef class Core:
         # One after the other: together they would end too many.
         for index in range(self.hub.reactor_count):
             self._order(ORDER_TRIM, <uint64_t> index << 32, -1, None)
+
+    def set_own_listeners(self, listeners):
+        cdef Address address
+        cdef OwnListener *table = <OwnListener *> calloc(len(listeners) + 1, sizeof(OwnListener))
+        if table == NULL:
+            raise MemoryError
+        try:
+            for at, (place, v6only) in enumerate(listeners):
+                _parse_address(place[0], &address)
+                memcpy(table[at].ip, address.ip, 16)
+                table[at].port = place[1]
+                if place[0] == "::":
+                    table[at].every = EVERY_SIX if v6only else EVERY_SIX | EVERY_FOUR
+                elif place[0] == "0.0.0.0":
+                    table[at].every = EVERY_FOUR
+        except BaseException:
+            free(table)
+            raise
+        pthread_mutex_lock(&self.hub.lock)
+        own_set(&self.hub.own, table, len(listeners))
+        pthread_mutex_unlock(&self.hub.lock)
 
     def relay(self, int client_fd, int upstream_fd, Rules rules not None, uint64_t token):
         cdef Letter letter

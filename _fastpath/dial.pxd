@@ -15,8 +15,9 @@ from ending cimport (
     ENDING_SOCKET_FAILED, close_with_reset, finish, record_slot, report, settle, socket_error,
 )
 from flow cimport side_fail
+from loop cimport came_back, leads_back
 from linux cimport (
-    AF_INET, EAFNOSUPPORT, ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
+    AF_INET, EAFNOSUPPORT, ECONNREFUSED, ECONNRESET, EINPROGRESS, ELOOP, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
     EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, ETIMEDOUT, IPPROTO_IP, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT,
     SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE, TCP_NODELAY, TCP_QUICKACK,
     c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket, epoll_event, errno, sockaddr,
@@ -124,10 +125,19 @@ cdef inline void dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
                 conn.error = EAFNOSUPPORT
             continue
         address_read(&conn.upstream, &target.place)
+        if leads_back(reactor, policy, conn.address_next - 1, &conn.upstream):
+            conn.ending = ENDING_CONNECT_FAILED
+            conn.error = ELOOP
+            continue
         fd = dial_open(reactor, conn, target)
         if fd < 0:
             if dial_wait(reactor, conn):
                 return
+            continue
+        if came_back(reactor, policy, conn.address_next - 1, fd, &conn.upstream):
+            conn.ending = ENDING_CONNECT_FAILED
+            conn.error = ELOOP
+            close_with_reset(fd)
             continue
         conn.short_ms = 0
         conn.side[UPSTREAM].fd = fd

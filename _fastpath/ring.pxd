@@ -23,6 +23,7 @@ cdef enum:
     RECORD_ACCEPT_TROUBLE = 6   # accepting pauses, errno says why
     RECORD_ACCEPT_RESUMED = 7
     RECORD_COUNTED = 8          # ends of a policy's sessions, added up; in no ring, see `tally.pxd`
+    RECORD_LOOPED = 9           # a destination (`upstream`) or a sender of datagrams (`client`) is a listener of ours
 
 cdef struct Record:
     uint64_t id

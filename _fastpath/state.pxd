@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from gate cimport Gate
 from inbox cimport Inbox
 from linux cimport epoll_event, pthread_cond_t, pthread_mutex_t, pthread_t
+from own cimport Own
 from policy cimport Policy
 from ring cimport Bell, Record, Ring
 from slot cimport Conn, Dir, Slab
@@ -81,13 +82,14 @@ cdef struct Stats:              # atomics
     uint64_t spins
 
 cdef struct Hub:
-    pthread_mutex_t lock        # guards listeners: table, policies, users
+    pthread_mutex_t lock        # guards listeners: table, policies, users; and those of `own`
     pthread_cond_t idle         # a listener that is being removed has no user left
     Listener **listeners
     uint64_t listener_count     # atomic: table places ever used
     Listener *free_listeners
     Gate *gate                  # of the process; owned by whoever made the hub
     Gate *udp_gate              # the same for UDP sessions
+    Own own
     uint64_t udp_room_wanted    # atomic: a reactor was asked to end a UDP session for another one's sake
     Bell bell
     int reactor_count

@@ -131,6 +131,7 @@ cdef inline void hub_free(Hub *self) noexcept nogil:
             policy_drop(self.listeners[k].policy)
         free(self.listeners[k])
     free(self.listeners)
+    free(self.own.listeners)
     fd_close(self.bell.fd)
     pthread_mutex_destroy(&self.lock)
     pthread_cond_destroy(&self.idle)

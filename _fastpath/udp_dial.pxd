@@ -1,6 +1,6 @@
 """The upstream socket of a UDP session: connected to an address of the destination, with a port of its own."""
 
-from address cimport SocketAddress
+from address cimport Address, SocketAddress, address_read
 from atomic cimport oi_add, oi_get, oi_put
 from ending cimport (
     ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED, record_slot,
@@ -8,10 +8,11 @@ from ending cimport (
 from datagram cimport take_trains
 from dial cimport FAILURES_TOLD, source_for
 from linux cimport (
-    EACCES, EAFNOSUPPORT, EMFILE, ENFILE, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
-    SOL_SOCKET, SO_BROADCAST, SO_RCVBUF, c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket, epoll_event,
-    errno, sockaddr,
+    EACCES, EAFNOSUPPORT, ELOOP, EMFILE, ENFILE, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, SOCK_CLOEXEC, SOCK_DGRAM,
+    SOCK_NONBLOCK, SOL_SOCKET, SO_BROADCAST, SO_RCVBUF, c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket,
+    epoll_event, errno, sockaddr,
 )
+from loop cimport came_back, leads_back
 from policy cimport Policy
 from ring cimport RECORD_UNREACHABLE, Record, ring_push
 from slot cimport KIND_UDP_SESSION, event_data
@@ -74,6 +75,7 @@ cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
     datagrams goes to the end. False: `ending` and `error` say why not."""
     cdef Policy *policy = session.policy
     cdef int turn = <int> (oi_get(&policy.refusals) % policy.address_count) if policy.address_count else 0
+    cdef Address address
     cdef int i, at, fd
     session.ending = ENDING_RESOLVE_FAILED
     session.error = 0
@@ -86,6 +88,11 @@ cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
                 session.ending = ENDING_BIND_FAILED
                 session.error = EAFNOSUPPORT
             continue
+        address_read(&address, &target.place)
+        if leads_back(reactor, policy, at, &address):
+            session.ending = ENDING_CONNECT_FAILED
+            session.error = ELOOP
+            continue
         fd = udp_socket(reactor, target.place.sin6_family)
         if fd < 0:
             session.ending = ENDING_SOCKET_FAILED
@@ -95,6 +102,11 @@ cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
             session.ending = ENDING_BIND_FAILED
         elif udp_connect(policy, fd, target) != 0:
             session.ending = ENDING_CONNECT_FAILED
+        elif came_back(reactor, policy, at, fd, &address):
+            session.ending = ENDING_CONNECT_FAILED
+            session.error = ELOOP
+            c_close(fd)
+            continue
         elif udp_watch(reactor, session, fd) != 0:
             session.ending = ENDING_SOCKET_FAILED
         else:

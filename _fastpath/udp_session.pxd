@@ -19,6 +19,8 @@ from ending cimport (
 from gate cimport gate_leave, source_enter
 from linux cimport ECONNREFUSED, ENOPROTOOPT, c_assert
 from listener cimport unix_time
+from loop cimport loop_say
+from own cimport is_own
 from policy cimport Policy, policy_hold
 from ring cimport RECORD_CLOSED, RING_RESERVE, Record, ring_push, ring_room
 from state cimport Reactor
@@ -142,6 +144,9 @@ cdef inline Session *session_begin(
     if verdict != VERDICT_ALLOWED:
         verdict = ENDING_DENIED if verdict == VERDICT_DENIED else ENDING_NOT_ALLOWED
         turn_away(reactor, listener, &client, verdict, 0)
+        return NULL
+    if is_own(&reactor.hub.own, &reactor.hub.lock, &client):
+        loop_say(reactor, policy, &client, True)
         return NULL
     counted = sources_enter(reactor, policy, &client)
     if counted < 0:

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from oinetd.account import RuleStats, Stats
     from oinetd.config import load_config, parse_config, parse_rule, render_config
     from oinetd.errors import BindError, ConfigError, EngineUnavailable, OinetdError, Problem
-    from oinetd.forwarder import BoundAddress, Forwarder
+    from oinetd.forwarder import Forwarder
     from oinetd.model import (
         AccessRule,
         Config,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         SourcePrefix,
         Verb,
     )
+    from oinetd.ports import BoundAddress
     from oinetd.record import Ending, RelayResult, SessionRecord
 
 __all__ = [
@@ -67,7 +68,8 @@ _HOMES = {
     "oinetd.account": ("RuleStats", "Stats"),
     "oinetd.config": ("load_config", "parse_config", "parse_rule", "render_config"),
     "oinetd.errors": ("BindError", "ConfigError", "EngineUnavailable", "OinetdError", "Problem"),
-    "oinetd.forwarder": ("BoundAddress", "Forwarder"),
+    "oinetd.forwarder": ("Forwarder",),
+    "oinetd.ports": ("BoundAddress",),
     "oinetd.model": (
         "AccessRule",
         "Config",

@@ -77,7 +77,8 @@ class Rules:
     Connections come from the first of `sources` that is of the destination's family, where there are any, and from
     a port of the kernel's choice. `may_meet_itself` says that this may be a destination's port: each connect is then
     looked at, and one that came back to its own socket counts as refused. `may_broadcast` lets UDP sessions write to a
-    destination that is a broadcast address.
+    destination that is a broadcast address. `looping` says of each address whether it leads back to a listener of ours
+    where it is one of this machine: then it is not connected to, and that is ELOOP.
     """
 
     def __new__(
@@ -86,6 +87,7 @@ class Rules:
         gate: Permits | None,
         *,
         addresses: Sequence[_Place] = (),
+        looping: Sequence[bool] = (),
         may_meet_itself: bool = False,
         may_broadcast: bool = False,
         sources: Sequence[_Place] = (),
@@ -153,6 +155,11 @@ class Core:
         """Abort its sessions; on return no reactor touches the socket."""
     def trim_udp_sessions(self) -> None:
         """End the sessions above the bound of `udp_permits`, those that were silent for longest."""
+    def set_own_listeners(self, listeners: Sequence[tuple[_Place, bool]]) -> None:
+        """The UDP sockets of this process, in the order of their ports, and whether they take no IPv4.
+
+        Datagrams from one of them begin no session: they count as lost.
+        """
     def relay(self, client_fd: int, upstream_fd: int, rules: Rules, token: int) -> int:
         """Relay between two connected sockets, which belong to the reactors from here; the answer is its id."""
     def kill(self, id: int) -> None:

@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass
 
 from oinetd.destination import Destination
+from oinetd.loops import LOOP_ERRNO, LoopGuard
 from oinetd.model import Settings
 from oinetd.poller import ERROR, Poller
 from oinetd.record import Ending
@@ -81,11 +82,12 @@ class Dialer:
         settings: Settings,
         source: Destination | None,
         client: socket.socket | None,
+        guard: LoopGuard | None = None,
     ) -> Dialed:
         """Try each address of `destination` once, from one of `source` where that is given.
 
         A client that gives up meanwhile ends it; its half-close does not. One without a connection is None. A name that
-        is still to be resolved is waited for.
+        is still to be resolved is waited for. What `guard` refuses is not connected to.
         """
         if not await wait_for_names(self._poller, (destination, source), settings, client):
             return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
@@ -98,6 +100,9 @@ class Dialer:
             if source is not None and local is None:
                 if last.address is None:
                     last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
+                continue
+            if guard is not None and guard.refuses(address):
+                last = Dialed(None, address, Ending.CONNECT_FAILED, LOOP_ERRNO)
                 continue
             last = await self._try(address, settings, local, client)
             if last.upstream is not None:

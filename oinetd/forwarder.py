@@ -11,9 +11,8 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
-from typing import NamedTuple
 
 from oinetd.access import access_control
 from oinetd.account import Account, Stats
@@ -21,10 +20,12 @@ from oinetd.announcement import listening, no_longer
 from oinetd.descriptors import connection_limit
 from oinetd.destination import Destination, DestinationState
 from oinetd.destinations import Destinations
+from oinetd.hooks import Admit, Hook, Hooks
 from oinetd.journal import Journal
 from oinetd.lanes import Choice, Lanes, Listening, new_gate
+from oinetd.loops import Loops
 from oinetd.model import Config, Protocol, Route
-from oinetd.ports import Port, PortKey, open_ports, plan_ports
+from oinetd.ports import BoundAddress, Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
 from oinetd.sockets import Address, bound_address, start_listening
@@ -38,38 +39,31 @@ DRAIN_LOOK_S = 0.02
 """Time between two looks at who is left while draining."""
 
 
-class BoundAddress(NamedTuple):
-    """A listening address as the kernel has it, and the route it serves."""
-
-    route: Route
-    host: str
-    port: int
-
-
 class Forwarder:
     """Forwards as `config` says, from `start` (or `async with`) to `stop`.
 
     `admit` is awaited with the `SessionRecord` of each client that access rules and limits let pass, before its
     destination is dialled; False or an exception refuses it. `on_open` and `on_close` are called with the record of
-    each admitted session, and of each one that ended (the refused too). `inherited` are listening sockets made by
-    somebody else (a service manager); a rule whose address is that of one of them uses it.
+    each admitted session, and of each one that ended (the refused too); where they are coroutines they are awaited.
+    What hooks raise is logged. `inherited` are listening sockets made by somebody else (a service manager); a rule
+    whose address is that of one of them uses it.
     """
 
     def __init__(
         self,
         config: Config,
         *,
-        admit: Callable[[SessionRecord], Awaitable[bool]] | None = None,
-        on_open: Callable[[SessionRecord], object] | None = None,
-        on_close: Callable[[SessionRecord], object] | None = None,
+        admit: Admit | None = None,
+        on_open: Hook | None = None,
+        on_close: Hook | None = None,
         inherited: Iterable[socket.socket] = (),
     ) -> None:
         self.config = config
         self._admit = admit
-        self._on_open = on_open
-        self._on_close = on_close
+        self._hooks = Hooks(on_open, on_close)
         self._inherited = list(inherited)
         self._account = Account(new_gate(), new_gate())
+        self._loops = Loops()
         self._listeners: dict[PortKey, Listening] = {}
         self._destinations: Destinations | None = None
         self._reloading = asyncio.Lock()
@@ -99,7 +93,7 @@ class Forwarder:
         if self._stopped is not None:
             raise RuntimeError("a Forwarder starts once; make another one")
         self._loop = asyncio.get_running_loop()
-        self._lanes = Lanes(self._loop, self._account, self, hooked=self._admit is not None)
+        self._lanes = Lanes(self._loop, self._account, self, self._loops, hooked=self._admit is not None)
         self._unresolved = Unresolved(self._lanes)
         self._stopped = asyncio.Event()
         self._ended = asyncio.Event()
@@ -127,6 +121,7 @@ class Forwarder:
             if self._destinations is not None:
                 self._destinations.stop()
             await self._lanes.close()
+            await self._hooks.close()
             if self._journal is not None:
                 self._journal.end_gaps()
                 # On a disk that is dead it takes two seconds.
@@ -137,9 +132,7 @@ class Forwarder:
 
     async def serve_forever(self) -> None:
         """Wait until somebody calls `stop`."""
-        if self._stopped is None:
-            raise RuntimeError("the forwarder has not been started")
-        await self._stopped.wait()
+        await self._running().wait()
 
     async def drain(self, timeout_s: float) -> int:
         """Accept no more, and wait for the sessions to end by themselves, at most `timeout_s` seconds.
@@ -148,18 +141,19 @@ class Forwarder:
         waits for a place, too. A start or a reload that is under way gives up; after a drain the forwarder only waits
         to be stopped.
         """
-        if self._stopped is None:
-            raise RuntimeError("the forwarder has not been started")
+        self._running()
         self._accepting = False
         self._lanes.close_retired()
         for key, listener in self._listeners.items():
             self._retire(key, listener)
         self._listeners.clear()
+        deadline = self._loop.time() + timeout_s
         await self._until_empty(timeout_s)
         cut = self._account.count
         self._lanes.close_retired()
         self._lanes.abort_all()
         await self._until_empty(math.inf)
+        await self._hooks.wait(deadline - self._loop.time())
         return cut
 
     async def _until_empty(self, timeout_s: float) -> None:
@@ -180,11 +174,15 @@ class Forwarder:
         Raises what `start` raises, and then everything is as it was. Raises `RuntimeError` where the forwarder is not
         running, or was told to drain or to stop.
         """
-        if self._stopped is None:
-            raise RuntimeError("the forwarder has not been started")
+        self._running()
         async with self._reloading:
             self._check_accepting()
             await self._apply(config)
+
+    def _running(self) -> asyncio.Event:
+        if self._stopped is None:
+            raise RuntimeError("the forwarder has not been started")
+        return self._stopped
 
     def _check_accepting(self) -> None:
         if not self._accepting:
@@ -207,10 +205,14 @@ class Forwarder:
 
         most = connection_limit(config.max_connections, len(sockets))
         self._account.set_limits(most, config.max_connections_per_source, config.source_prefix)
+        guards = self._loops.renew(
+            (sock, port.route, destinations.of(port.route.rule)) for port, sock in sockets.items()
+        )
+        self._lanes.know_own(self._loops.datagrams)
         before, self._listeners = self._listeners, {}
         self._unresolved.clear()
         news: list[tuple[Route, Address, str]] = []
-        for port, sock in sockets.items():
+        for (port, sock), guard in zip(sockets.items(), guards, strict=True):
             rule, choice = port.route.rule, choices[id(port.route.rule)]
             service = Service(
                 route=port.route,
@@ -226,6 +228,7 @@ class Forwarder:
                 watcher=self,
                 admit=self._admit,
                 source_prefix=config.source_prefix,
+                guard=guard,
             )
             listener = before.pop(port.key, None) or self._lanes.lingering.pop(port.key, None)
             choice = self._unresolved.choose(port.key, choice, service, listener)
@@ -248,7 +251,7 @@ class Forwarder:
         self.config = config
 
     def _reconfigure_log(self, config: Config) -> None:
-        self._lanes.tell(bool(config.log.file or self._on_open or self._on_close))
+        self._lanes.tell(bool(config.log.file or self._hooks))
         if self._journal is None:
             self._journal = Journal(config.log, log.warning, self._loop.call_later)
         else:
@@ -273,10 +276,11 @@ class Forwarder:
         self._lanes.retire(key, listener, ours=ours, replaced=replaced)
 
     def _refresh(self, destination: Destination) -> None:
+        looping = self._loops.refresh()
         for listener in self._listeners.values():
-            if destination in (listener.service.destination, listener.service.source_host):
+            service = listener.service
+            if service.guard in looping or destination in (service.destination, service.source_host):
                 listener.refresh()
-        # Those that wait for the address are served first.
         self._loop.call_soon(self._unresolved.move, self._listeners)
 
     # What there is to know
@@ -325,8 +329,7 @@ class Forwarder:
         """A session was admitted."""
         if self._journal is not None:
             self._journal.opened(record)
-        if self._on_open is not None:
-            _call(self._on_open, record)
+        self._hooks.opened(record)
 
     def left(self) -> None:
         """Sessions ended of which there is nothing to tell."""
@@ -339,12 +342,4 @@ class Forwarder:
             self._loop.call_soon(self._unresolved.move, self._listeners)
         if self._journal is not None:
             self._journal.closed(record)
-        if self._on_close is not None:
-            _call(self._on_close, record)
-
-
-def _call(hook: Callable[[SessionRecord], object], record: SessionRecord) -> None:
-    try:
-        hook(record)
-    except Exception:
-        log.exception("a hook failed for session %d", record.id)
+        self._hooks.closed(record)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -25,14 +25,16 @@ from oinetd.engine.portable import PortableEngine
 from oinetd.errors import EngineUnavailable
 from oinetd.gate import Gate, LocalGate
 from oinetd.listener import Listener
+from oinetd.loops import Bound, Loops
 from oinetd.model import Config, Endpoint, EngineChoice, Route, Rule
 from oinetd.model import Protocol as Transport
 from oinetd.poller import Poller
 from oinetd.ports import PortKey
 from oinetd.reactors import ReactorDatagrams, ReactorListener
 from oinetd.record import Ending, SessionRecord, Sums
+from oinetd.retired import Retired
 from oinetd.session import Dials, Service, Watcher
-from oinetd.sockets import bound_address, queue_length, stop_queueing
+from oinetd.sockets import bound_address
 from oinetd.udp.listener import DatagramListener
 from oinetd.udp.plane import DatagramPlane
 from oinetd.udp.stream import DatagramDialer, DatagramEngine
@@ -40,13 +42,6 @@ from oinetd.udp.stream import DatagramDialer, DatagramEngine
 __all__ = ["Choice", "Lanes", "Listening"]
 
 log = logging.getLogger("oinetd")
-
-HANDSHAKE_S = 0.5
-"""How long a listener that was replaced waits for the last part of handshakes that began with it: a round trip of
-nearly every client, and short enough for somebody who wants the address for another program."""
-QUEUE_S = 10.0
-"""How long those in the queue of a listener that has gone may wait for a place where a limit is reached."""
-QUEUE_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +90,17 @@ def new_gate() -> Gate:
 class Lanes:
     """Everything that serves connections of one forwarder, on one loop. The reactors start when a rule needs them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, account: Account, watcher: Watcher, *, hooked: bool) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        account: Account,
+        watcher: Watcher,
+        loops: Loops,
+        *,
+        hooked: bool,
+    ) -> None:
         self._loop = loop
+        self._loops = loops
         self._account = account
         self._watcher = watcher
         self._hooked = hooked
@@ -110,7 +114,7 @@ class Lanes:
         self._lane: NativeLane | None = None
         self._engine: NativeEngine | None = None
         self._reactor_listeners: dict[int, ReactorListener] = {}
-        self._retired: dict[Listener, asyncio.TimerHandle] = {}
+        self._retired = Retired(loop)
         self._each = True
 
     def choose(self, config: Config, rule: Rule) -> Choice:
@@ -172,6 +176,7 @@ class Lanes:
                 on_counted=self._native_counted,
                 on_unreachable=self._look_up_again,
                 on_emptied=self._emptied,
+                on_looped=self._looped,
             )
             self._lane.tell(self._each)
         return self._engine
@@ -209,6 +214,11 @@ class Lanes:
         if self._lane is not None:
             self._lane.trim()
 
+    def know_own(self, datagrams: Iterable[Bound]) -> None:
+        """These are the UDP listeners of both lanes: what comes from them is a loop."""
+        if self._lane is not None:
+            self._lane.know_own(datagrams)
+
     def count_lost(self) -> None:
         """Bring the account of datagrams that the reactors dropped up to date."""
         if self._lane is not None:
@@ -226,48 +236,22 @@ class Lanes:
                 listener.end()
 
     def retire(self, key: PortKey, listening: Listening, *, ours: bool = True, replaced: bool = False) -> None:
-        """Serve those who are in the queue, then close the socket: a client that the kernel let in stays.
+        """Serve those who are in the queue, then close the socket; see `Retired.take`.
 
-        Where a limit is reached they wait for a place, at most `QUEUE_S`. (Those of a rule's own limit wait for its
-        sessions of the Python lane: the reactors count theirs apart.)
-        `ours` is False for a descriptor of a socket that somebody else holds too, and that stays as it is. Where it is
-        `replaced`, another listener takes its clients: handshakes that are under way may still end here. A UDP socket
-        closes with the last session that it is needed for.
+        (Those who wait for a place of the rule's own limit wait for its sessions of the Python lane: the reactors count
+        theirs apart.) A UDP socket closes with the last session that it is needed for.
         """
         if isinstance(listening, DatagramListener | ReactorDatagrams):
             self.lingering[key] = listening
             listening.linger(lambda: self.lingering.pop(key, None))
             return
         listening.release()
-        deaf = ours and stop_queueing(listening.sock)
         last = Listener(self._loop, listening.sock, listening.service, self.tasks)
-        last.empty_queue()
-        if deaf and (replaced or queue_length(last.sock)):
-            last.start()
-            now = self._loop.time()
-            until = now + HANDSHAKE_S if replaced else now
-            self._retired[last] = self._loop.call_at(until, self._look_at_retired, last, now + QUEUE_S)
-        else:
-            last.sock.close()
-
-    def _look_at_retired(self, listener: Listener, give_up: float) -> None:
-        if self._loop.time() >= give_up or not queue_length(listener.sock):
-            self._close_retired(listener)
-            return
-        # There is no room: it waits for some. A place given back without a word is seen at the next look.
-        listener.start()
-        self._retired[listener] = self._loop.call_later(QUEUE_LOOK_S, self._look_at_retired, listener, give_up)
+        self._retired.take(last, ours=ours, replaced=replaced)
 
     def close_retired(self) -> None:
-        """Have done with those that still wait, for handshakes or for places; their addresses are free then."""
-        for listener in tuple(self._retired):
-            self._close_retired(listener)
-
-    def _close_retired(self, listener: Listener) -> None:
-        self._retired.pop(listener).cancel()
-        listener.release()
-        listener.empty_queue()
-        listener.sock.close()
+        """Have done with listeners that still wait, for handshakes or for places; their addresses are free then."""
+        self._retired.close()
 
     def tell(self, each: bool) -> None:
         """Whether the watcher wants to hear of each session; those of the Python lane are told in any case."""
@@ -330,6 +314,12 @@ class Lanes:
     def _native_closed(self, record: SessionRecord) -> None:
         self._account.native_closed(record)
         self._watcher.closed(record)
+
+    def _looped(self, route: Route, address: str, source: bool) -> None:
+        if source:
+            self._loops.say_source(route, address)
+        else:
+            self._loops.say_destination(route, address)
 
     def _emptied(self, key: int) -> None:
         listener = self._reactor_listeners.get(key)

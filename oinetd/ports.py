@@ -14,6 +14,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from oinetd.errors import BindError
 from oinetd.model import Config, Endpoint, KeepAlive, Protocol, Route, Rule
@@ -32,7 +33,7 @@ from oinetd.sockets import (
     tune_listener,
 )
 
-__all__ = ["Port", "PortKey", "open_ports", "plan_ports"]
+__all__ = ["BoundAddress", "Port", "PortKey", "open_ports", "plan_ports"]
 
 logger = logging.getLogger("oinetd")
 
@@ -66,6 +67,14 @@ class Port:
     route: Route
     optional: bool = False
     """One of several addresses of a name: where the machine does not have it, the others do."""
+
+
+class BoundAddress(NamedTuple):
+    """A listening address as the kernel has it, and the route it serves."""
+
+    route: Route
+    host: str
+    port: int
 
 
 async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Port]:

@@ -39,7 +39,7 @@ class ReactorListener:
         """The destination, or where its sockets are bound to, has other addresses."""
         if self._key:
             serving = self._serving()
-            self._lane.update(self._key, serving.addresses, serving.sources)
+            self._lane.update(self._key, serving.addresses, serving.sources, serving.looping)
 
     def release(self) -> None:
         """Accept no more; over UDP its sessions end."""
@@ -52,12 +52,13 @@ class ReactorListener:
         """The last session of a UDP socket that lingers has ended."""
 
     def _serving(self) -> Serving:
+        addresses = self.service.destination.at(self.service.route.connect.port)
+        guard = self.service.guard
         return Serving(
             route=self.service.route,
             settings=self.service.settings,
-            addresses=tuple(
-                address.sockaddr for address in self.service.destination.at(self.service.route.connect.port)
-            ),
+            addresses=tuple(address.sockaddr for address in addresses),
+            looping=tuple(address in guard.addresses for address in addresses) if guard is not None else (),
             sources=tuple(address.sockaddr for address in self.service.source),
             access=self.service.global_access,
             source_prefix=self.service.source_prefix,

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,11 +14,13 @@ from oinetd.account import Account, Live, RuleAccount
 from oinetd.destination import Destination
 from oinetd.dialer import Dialed
 from oinetd.engine import Engine
+from oinetd.hooks import Admit
+from oinetd.loops import LoopGuard
 from oinetd.model import SOURCE_PREFIX, AccessRule, Route, Settings, SourcePrefix
 from oinetd.record import Ending, SessionRecord
 from oinetd.sockets import Address, client_address, close_with_reset
 
-__all__ = ["Dials", "Service", "Session", "Watcher"]
+__all__ = ["Dials", "Service", "Session", "Watcher", "ask"]
 
 log = logging.getLogger("oinetd")
 
@@ -46,6 +47,7 @@ class Dials(Protocol):
         settings: Settings,
         source: Destination | None,
         client: socket.socket | None,
+        guard: LoopGuard | None = None,
     ) -> Dialed:
         """The outcome, from an address of `source` where that is given; never raises for what the network does."""
         ...
@@ -66,7 +68,8 @@ class Service:
     dialer: Dials
     engine: Engine
     watcher: Watcher
-    admit: Callable[[SessionRecord], Awaitable[bool]] | None = None
+    admit: Admit | None = None
+    guard: LoopGuard | None = None
     source_prefix: SourcePrefix = SOURCE_PREFIX
 
     @property
@@ -78,6 +81,21 @@ class Service:
     def source(self) -> tuple[Address, ...]:
         """The local addresses that outgoing connections may have at the moment; none where the kernel chooses."""
         return self.source_host.at(0) if self.source_host is not None else ()
+
+
+async def ask(admit: Admit, record: SessionRecord) -> bool:
+    """Whether a program's hook lets a client pass. Raises `CancelledError` where the task itself is cancelled."""
+    task = asyncio.current_task()
+    try:
+        return bool(await admit(record))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # One may come of something else that the hook awaits.
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        log.exception("the admit hook failed; %s is refused", record.client)
+        return False
 
 
 class Session:
@@ -129,6 +147,7 @@ class Session:
                 service.settings,
                 service.source_host,
                 self._client,
+                service.guard,
             )
             record.connect_s = time.monotonic() - dialing_since
             if dialed.address is not None:
@@ -160,14 +179,8 @@ class Session:
             return _REFUSED[verdict]
         if not service.account.admit_source(self._live):
             return Ending.LIMITED
-        if service.admit is not None:
-            try:
-                admitted = await service.admit(self._live.record)
-            except Exception:
-                log.exception("the admit hook failed; %s is refused", self._live.record.client)
-                admitted = False
-            if not admitted:
-                return Ending.NOT_ALLOWED
+        if service.admit is not None and not await ask(service.admit, self._live.record):
+            return Ending.NOT_ALLOWED
         return None
 
     def _ended(self, task: asyncio.Task[None]) -> None:

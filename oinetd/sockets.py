@@ -33,6 +33,7 @@ __all__ = [
     "client_address",
     "close_with_reset",
     "connect_datagrams",
+    "host_and_port",
     "is_connected_to_itself",
     "is_numeric",
     "keepalive_of",
@@ -96,7 +97,7 @@ class Address:
         return self.host in ("0.0.0.0", "::")
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if self.family == socket.AF_INET6 else f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
 
 
 def is_numeric(host: str) -> bool:
@@ -336,6 +337,11 @@ def client_address(sockaddr: SocketAddress) -> tuple[str, int]:
     """The client as the log names it: an IPv4 client of an IPv6 listener is an IPv4 client."""
     host, port = sockaddr[0], sockaddr[1]
     return (host[7:], port) if host.startswith("::ffff:") and "." in host else (host, port)
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Both in one word, as `ss` and URLs write them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def bound_address(sock: socket.socket) -> Address:

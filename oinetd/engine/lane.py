@@ -33,6 +33,7 @@ from oinetd.engine.native import (
     CLOSED,
     COUNTED,
     ENDINGS,
+    LOOPED,
     OPENED,
     UNREACHABLE,
     DataPlane,
@@ -40,6 +41,7 @@ from oinetd.engine.native import (
     SocketAddress,
     compile_rules,
 )
+from oinetd.loops import Bound
 from oinetd.model import (
     SOURCE_PREFIX,
     UDP_TIMEOUT_S,
@@ -52,7 +54,7 @@ from oinetd.model import (
     SourcePrefix,
 )
 from oinetd.record import Ending, SessionRecord, Sums
-from oinetd.sockets import is_numeric
+from oinetd.sockets import host_and_port, is_numeric
 
 if TYPE_CHECKING:
     from oinetd._fastpath import Permits, Rules
@@ -66,7 +68,8 @@ _MOVED_BY = ("", "copy", "splice", "auto")
 class Serving:
     """What a listening socket of the native lane does: `access` are the global rules, the rule's own come with it.
 
-    `sources` are the local addresses from which it connects; none where the kernel chooses.
+    `sources` are the local addresses from which it connects; none where the kernel chooses. `looping` says of each
+    address whether it leads back here where it is one of this machine.
     """
 
     route: Route
@@ -75,6 +78,7 @@ class Serving:
     sources: tuple[SocketAddress, ...] = ()
     access: tuple[AccessRule, ...] = ()
     source_prefix: SourcePrefix = SOURCE_PREFIX
+    looping: tuple[bool, ...] = ()
 
 
 @dataclass(slots=True)
@@ -100,6 +104,8 @@ class NativeLane:
     has one that cannot be served over UDP. All come on the loop's thread, within some milliseconds. With `tell(False)`
     neither is called any more: then ends are added up, and `on_counted(route, ending, sums)` gets the sums.
     `on_unreachable(key)` is called when three connects of a listener failed in a row; the moment to resolve again.
+    `on_looped(route, address, source)` is called once for each route when an address of its destination, or a sender of
+    datagrams, was found to be a listener of ours.
     """
 
     def __init__(
@@ -111,6 +117,7 @@ class NativeLane:
         on_counted: Callable[[Route, Ending, Sums], object] | None = None,
         on_unreachable: Callable[[int], object] | None = None,
         on_emptied: Callable[[int], object] | None = None,
+        on_looped: Callable[[Route, str, bool], object] | None = None,
     ) -> None:
         self._plane = plane
         self._on_opened = on_opened
@@ -118,6 +125,7 @@ class NativeLane:
         self._on_counted = on_counted
         self._on_unreachable = on_unreachable
         self._on_emptied = on_emptied
+        self._on_looped = on_looped
         self._listeners: dict[int, _Served] = {}
         self._keys = itertools.count(1)
         self._tags = itertools.count(1)
@@ -131,6 +139,7 @@ class NativeLane:
         plane.take(CLOSED, self._closed)
         plane.take(COUNTED, self._counted)
         plane.take(UNREACHABLE, self._unreachable)
+        plane.take(LOOPED, self._looped)
         plane.on_empty = self._sweep
 
     def add(self, sock: socket.socket, serving: Serving) -> int:
@@ -161,12 +170,16 @@ class NativeLane:
         self._put_in_force(key, serving, anew=True)
 
     def update(
-        self, key: int, addresses: Iterable[SocketAddress], sources: Iterable[SocketAddress] | None = None
+        self,
+        key: int,
+        addresses: Iterable[SocketAddress],
+        sources: Iterable[SocketAddress] | None = None,
+        looping: tuple[bool, ...] = (),
     ) -> None:
         """Connect to other addresses from now on, and from others where `sources` are given."""
         serving = self._listeners[key].serving
         sources = serving.sources if sources is None else tuple(sources)
-        serving = dataclasses.replace(serving, addresses=tuple(addresses), sources=sources)
+        serving = dataclasses.replace(serving, addresses=tuple(addresses), sources=sources, looping=looping)
         self._put_in_force(key, serving, anew=False)
 
     def _put_in_force(self, key: int, serving: Serving, *, anew: bool) -> None:
@@ -204,6 +217,11 @@ class NativeLane:
         for identity, gate in self._gates.items():
             if lost := gate.take_lost():
                 yield identity, lost, gate.take_forged()
+
+    def know_own(self, datagrams: Iterable[Bound]) -> None:
+        """Take nobody in whose datagrams come from one of these UDP sockets: they are listeners of ours."""
+        own = [(bound.address.sockaddr, bound.v6only) for bound in datagrams]
+        self._plane.core.set_own_listeners(sorted(own, key=lambda each: each[0][1]))
 
     def tell(self, each: bool) -> None:
         """Whether each session is to be told; from now on, and those that ended before this are told as before."""
@@ -260,6 +278,7 @@ class NativeLane:
             addresses=serving.addresses,
             may_broadcast=is_numeric(serving.route.connect.address),
             sources=serving.sources,
+            looping=serving.looping,
             access=(serving.access, rule.access),
             source_prefix=serving.source_prefix,
         )
@@ -319,3 +338,8 @@ class NativeLane:
         in_force = self._in_force.get(row[2])
         if self._on_unreachable is not None and in_force is not None and in_force[0] in self._listeners:
             self._on_unreachable(in_force[0])
+
+    def _looped(self, row: Row) -> None:
+        in_force = self._in_force.get(row[2])
+        if self._on_looped is not None and in_force is not None:
+            self._on_looped(in_force[1].route, host_and_port(row[7] or row[5], row[8] or row[6]), not row[7])

@@ -46,7 +46,7 @@ Row: TypeAlias = tuple[
     int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int
 ]
 
-OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED = range(1, 9)
+OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED = range(1, 10)
 """Kinds of rows, as `_fastpath/ring.pxd` numbers them."""
 
 BATCH_ROWS = 256
@@ -185,6 +185,7 @@ def compile_rules(
     addresses: tuple[SocketAddress, ...] = (),
     may_broadcast: bool = False,
     sources: tuple[SocketAddress, ...] = (),
+    looping: tuple[bool, ...] = (),
     access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]] = ((), ()),
     source_prefix: SourcePrefix = SOURCE_PREFIX,
 ) -> _fastpath.Rules:
@@ -204,6 +205,7 @@ def compile_rules(
         may_meet_itself=any(address[1] in local_ports for address in addresses),
         may_broadcast=may_broadcast,
         sources=sources,
+        looping=looping,
         access=patterns,
         relay=_RELAY_MODES[settings.relay],
         buffer_bytes=settings.buffer_bytes,

@@ -36,7 +36,8 @@ class DatagramLeg(DatagramSession):
     async def connect(self) -> Dialed:
         service = self.service
         await wait_for_names(self.home.plane.poller, (service.destination, service.source_host), service.settings, None)
-        return connect(service.destination, service.route.connect.port, service.source_host, self.home.plane.table)
+        table = self.home.plane.table
+        return connect(service.destination, service.route.connect.port, service.source_host, table, service.guard)
 
     def watch(self, sock: socket.socket) -> None:
         self.home.batch.prepare(sock)
@@ -123,6 +124,7 @@ class StreamLeg(DatagramSession):
             service.settings,
             service.source_host,
             None,
+            service.guard,
         )
 
     def watch(self, sock: socket.socket) -> None:

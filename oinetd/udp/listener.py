@@ -133,6 +133,8 @@ class DatagramListener:
         if verdict is not Verdict.ALLOWED:
             self._turn_away(session, _REFUSED[verdict])
             return None
+        if service.guard is not None and service.guard.is_own(sender.address):
+            return None
         if not service.account.admit_source(session.live):
             self._turn_away(session, Ending.LIMITED)
             return None
@@ -149,7 +151,8 @@ class DatagramListener:
     def _begin_at_once(self, session: DatagramLeg) -> None:
         """Connecting takes no time: no task is needed. A failure is told like a refusal, once for each source."""
         service = self.service
-        dialed = connect(service.destination, service.route.connect.port, service.source_host, self.plane.table)
+        port = service.route.connect.port
+        dialed = connect(service.destination, port, service.source_host, self.plane.table, service.guard)
         if dialed.failed is None:
             session.begin_at_once(dialed)
             return

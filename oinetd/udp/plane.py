@@ -10,6 +10,7 @@ import socket
 from oinetd.destination import Destination
 from oinetd.dialer import Dialed
 from oinetd.gate import Gate
+from oinetd.loops import LOOP_ERRNO, LoopGuard
 from oinetd.model import Config, EngineChoice, Settings
 from oinetd.poller import Poller
 from oinetd.record import Ending
@@ -50,8 +51,15 @@ class DatagramPlane:
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-def connect(destination: Destination, port: int, source: Destination | None, table: SessionTable) -> Dialed:
-    """A UDP socket connected to the destination. Nothing is sent, so that any address with a route will do.
+def connect(
+    destination: Destination,
+    port: int,
+    source: Destination | None,
+    table: SessionTable,
+    guard: LoopGuard | None = None,
+) -> Dialed:
+    """A UDP socket connected to the destination. Nothing is sent, so that any address with a route will do, but for
+    those that `guard` refuses.
 
     An address that refuses datagrams counts as one that failed, and the next session begins with the one after it.
     Where no descriptor is left, the session that has been silent for longest gives its own.
@@ -67,6 +75,9 @@ def connect(destination: Destination, port: int, source: Destination | None, tab
         if source is not None and local is None:
             if last.address is None:
                 last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
+            continue
+        if guard is not None and guard.refuses(address):
+            last = Dialed(None, address, Ending.CONNECT_FAILED, LOOP_ERRNO)
             continue
         try:
             sock = _open(address.family, table)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import socket
 import time
 from collections.abc import Hashable, Iterable
@@ -18,15 +17,13 @@ from oinetd.account import Live
 from oinetd.dialer import Dialed
 from oinetd.model import UDP_TIMEOUT_S
 from oinetd.record import Ending, SessionRecord
-from oinetd.session import Service
+from oinetd.session import Service, ask
 from oinetd.sockets import client_address, close_with_reset
 from oinetd.udp.batch import Batch, Group, Sender
 from oinetd.udp.plane import DatagramPlane
 from oinetd.udp.table import Queue
 
 __all__ = ["DatagramSession", "Home"]
-
-log = logging.getLogger("oinetd")
 
 HELD_DATAGRAMS_MAX = 256
 HELD_SESSION_BYTES_MAX = 128 * 1024
@@ -127,6 +124,9 @@ class DatagramSession:
         except asyncio.CancelledError:  # `end` has done everything; or the loop itself goes down
             self.end(Ending.ABORTED)
             return
+        except BaseException:
+            self.end(Ending.ABORTED)
+            raise
         if self.ended:
             self.drop(dialed)
             return
@@ -136,13 +136,7 @@ class DatagramSession:
 
     async def _admitted(self) -> bool:
         admit = self.service.admit
-        if admit is None:
-            return True
-        try:
-            return await admit(self.live.record)
-        except Exception:
-            log.exception("the admit hook failed; %s is refused", self.live.record.client)
-            return False
+        return admit is None or await ask(admit, self.live.record)
 
     def drop(self, dialed: Dialed) -> None:
         """The session ended before it had its upstream leg."""

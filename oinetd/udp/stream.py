@@ -15,6 +15,7 @@ from oinetd.destination import Destination
 from oinetd.dialer import Dialed, wait_for_names
 from oinetd.engine import Meter
 from oinetd.engine.running import RunningRelays
+from oinetd.loops import LoopGuard
 from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
 from oinetd.poller import ERROR, LEVEL_READ, WRITABLE
 from oinetd.record import Ending, RelayResult
@@ -47,6 +48,7 @@ class DatagramDialer:
         settings: Settings,
         source: Destination | None,
         client: socket.socket | None,
+        guard: LoopGuard | None = None,
     ) -> Dialed:
         """Connect, which takes no time and tells nothing of the destination but that there is a route.
 
@@ -54,7 +56,7 @@ class DatagramDialer:
         """
         if not await wait_for_names(self._plane.poller, (destination, source), settings, client):
             return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
-        return connect(destination, port, source, self._plane.table)
+        return connect(destination, port, source, self._plane.table, guard)
 
 
 class DatagramEngine:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 
-import oinetd.lanes
+import oinetd.retired
 from oinetd import (
     AccessRule,
     BindError,
@@ -345,7 +345,7 @@ async def test_a_rule_that_goes_at_the_limit_serves_its_queue(upstream: tuple[st
 async def test_who_waits_for_a_place_too_long_is_reset(
     upstream: tuple[str, int], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oinetd.lanes, "QUEUE_S", 0.1)
+    monkeypatch.setattr(oinetd.retired, "QUEUE_S", 0.1)
     one = rule(upstream, f"127.0.0.1 {free_port()}")
     config = Config(rules=(one,), settings=settings, max_connections=1)
     async with Forwarder(config) as forwarder:

@@ -6,19 +6,21 @@ the problems that it finds, each with the index of its statement; `CHECKS` lists
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 from oinetd.config.loops import find_loops
 from oinetd.config.rule import RuleLine
+from oinetd.config.suspect import suspect_pattern
 from oinetd.config.syntax import Line, Word
 from oinetd.errors import Problem
 from oinetd.model import AccessRule, Config
 
 __all__ = ["CHECKS", "AccessLine", "Source", "find_warnings"]
 
-WARNINGS_MAX = 1000
+WARNINGS_MAX = 200
 """For one check of one configuration. Nobody reads more, and each reload writes all of them."""
 
 
@@ -47,9 +49,15 @@ Check = Callable[[Source], Iterator[tuple[int, Problem]]]
 
 def find_warnings(source: Source) -> tuple[Problem, ...]:
     """All warnings, in the order of the text."""
-    found = [item for check in CHECKS for item in islice(check(source), WARNINGS_MAX)]
+    found: list[tuple[int, Problem]] = []
+    cut = False
+    for check in CHECKS:
+        some = list(islice(check(source), WARNINGS_MAX + 1))
+        cut = cut or len(some) > WARNINGS_MAX
+        found += some[:WARNINGS_MAX]
     found.sort(key=lambda item: item[0])
-    return tuple(problem for _, problem in found)
+    more = [Problem("there are more warnings, which are not shown", source.file)] if cut else []
+    return (*(problem for _, problem in found), *more)
 
 
 def _loops(source: Source) -> Iterator[tuple[int, Problem]]:
@@ -75,4 +83,16 @@ def _no_rules(source: Source) -> Iterator[tuple[int, Problem]]:
         yield 0, Problem("no forwarding rule: nothing is forwarded", source.file, hint=hint)
 
 
-CHECKS: tuple[Check, ...] = (_loops, _no_rules)
+def _patterns(source: Source) -> Iterator[tuple[int, Problem]]:
+    """Patterns that match nobody, or fewer than they seem to."""
+    firsts = [index for index, _ in source.rules]
+    ipv4 = [":" not in line.bind.host for _, line in source.rules]
+    for access in source.access:
+        owner = bisect_left(firsts, access.index) - 1
+        found = suspect_pattern(access.rule.pattern, ipv4_listens=any(ipv4) if owner < 0 else ipv4[owner])
+        if found is not None:
+            message = f"{access.rule.verb.value} {access.word.text} {found.message}"
+            yield access.index, access.line.problem(message, access.word.column, access.word.width, found.hint)
+
+
+CHECKS: tuple[Check, ...] = (_loops, _no_rules, _patterns)

@@ -125,6 +125,7 @@ RULES = st.lists(
         st.integers(1, 6),
         PROTOCOLS,
     ),
+    min_size=1,
     max_size=8,
 )
 
@@ -176,4 +177,4 @@ def test_a_loop_is_what_following_a_connection_comes_back_to(rules: list[_RuleWo
                 here = config.rules[index]
                 at = listens(here.connect.host, here.connect.port + port - here.bind.port, here.connect.protocol)
             loops = loops or bool(at)
-    assert bool(config.warnings) is loops
+    assert any(warning.message.startswith("the destination") for warning in config.warnings) is loops

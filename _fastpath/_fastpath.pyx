@@ -25,10 +25,12 @@ from command cimport (
 from datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
 from datagram_send cimport Sent, batch_send
 from gate cimport (
-    Budget as BudgetState, Gate, budget_drop, budget_new, gate_drop, gate_enter, gate_hold, gate_leave, gate_new,
-    source_count, source_enter, source_leave,
+    Budget as BudgetState, Gate, budget_drop, budget_is_short, budget_new, gate_drop, gate_enter, gate_hold, gate_leave,
+    gate_new, source_count, source_enter, source_leave,
 )
-from inbox cimport LETTER_ABORT_ALL, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_STOP, Letter
+from inbox cimport (
+    LETTER_ABORT_ALL, LETTER_KILL, LETTER_PAIR, LETTER_PIPES, LETTER_RETRY, LETTER_STOP, Letter,
+)
 from linux cimport (
     AF_INET, AF_INET6, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
     c_close, c_fcntl, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_join, pthread_mutex_init,
@@ -197,7 +199,12 @@ cdef class Permits:
             self.core._retry()
 
     def enter(self):
-        return gate_enter(self.gate)
+        if gate_enter(self.gate):
+            return True
+        oi_add(&self.gate.full, 1)
+        if self.core is not None and budget_is_short(self.gate.budget, self.gate.cost):
+            self.core._reclaim()
+        return False
 
     def leave(self):
         if gate_leave(self.gate):
@@ -235,6 +242,23 @@ cdef class Permits:
 
     def take_forged(self):
         return oi_swap(&self.gate.forged, 0)
+
+    def calm(self):
+        oi_put(&self.gate.full_told, 0)
+
+    @property
+    def full(self):
+        return oi_get(&self.gate.full)
+
+    @property
+    def live_max(self):
+        return oi_get(&self.gate.live_max)
+
+    @property
+    def is_full(self):
+        cdef uint64_t live_max = oi_get(&self.gate.live_max)
+        return (live_max != 0 and oi_get(&self.gate.live) >= live_max) or budget_is_short(
+            self.gate.budget, self.gate.cost)
 
     @property
     def live(self):
@@ -386,6 +410,7 @@ cdef class Core:
                 self.stop()
                 raise OSError(error, "a reactor's thread cannot be started")
         permits.core = self
+        self.udp_permits.core = self
 
     def __dealloc__(self):
         if self.hub != NULL:
@@ -412,6 +437,12 @@ cdef class Core:
             record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
             record.datagrams_up, record.datagrams_down, record.datagrams_lost,
         )
+
+    cdef _reclaim(self):
+        """Have the reactors give pipes back, if there are any."""
+        if self.running and oi_get(&self.permits.gate.budget.pipes):
+            with nogil:
+                post_all(self.hub, LETTER_PIPES, 0)
 
     cdef _retry(self):
         if self.running:
@@ -669,6 +700,7 @@ cdef class Core:
                     pthread_join(self.hub.reactors[i].thread, NULL)
         self.running = False
         self.permits.core = None
+        self.udp_permits.core = None
         while True:
             more = self.drain(1024)
             if not more:

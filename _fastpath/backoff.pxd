@@ -9,6 +9,7 @@ from libc.stdint cimport uint64_t
 from atomic cimport oi_get, oi_put, oi_swap
 from ending cimport record_slot
 from linux cimport EMFILE, ENFILE, ENOBUFS, ENOMEM
+from reclaim cimport pool_empty
 from ring cimport RECORD_ACCEPT_RESUMED, RECORD_ACCEPT_TROUBLE, Record, ring_push
 from state cimport Reactor
 
@@ -38,6 +39,8 @@ cdef inline void accept_pause(Reactor *reactor, int error) noexcept nogil:
     if reactor.accept_pause_ms > PAUSE_MAX_MS:
         reactor.accept_pause_ms = PAUSE_MAX_MS
     reactor.accept_retry_ms = reactor.now_ms + reactor.accept_pause_ms
+    if error == EMFILE or error == ENFILE:
+        pool_empty(reactor)
     oi_put(&reactor.hub.trouble_ms, reactor.now_ms)
     if oi_swap(&reactor.hub.troubled, 1) == 0:
         reactor.calm_ms = reactor.now_ms + CALM_MS

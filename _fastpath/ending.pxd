@@ -169,7 +169,7 @@ cdef inline void finish(Reactor *reactor, Conn *conn, int ending, int error, bin
     c_assert(conn.state != CONN_FREE and conn.state != CONN_CLOSED)
     for i in range(2):
         ready_remove(reactor, &conn.dir[i])
-        holder_drop(&reactor.pool, &conn.dir[i])
+        holder_drop(reactor, &conn.dir[i])
         c_assert(conn.dir[i].moved_in == conn.dir[i].moved_out)
     wheel_disarm(&reactor.wheel, conn)
     for i in range(2):
@@ -229,7 +229,7 @@ cdef inline void settle_failed(Reactor *reactor, Conn *conn) noexcept nogil:
         finish_failed(reactor, conn)
         return
     ready_remove(reactor, into)
-    holder_drop(&reactor.pool, into)
+    holder_drop(reactor, into)
     into.eof = 1
     if not from_.eof:
         # The error was seen on a write: the receive queue may still hold what was sent before the reset.

@@ -105,7 +105,7 @@ cdef inline int flow_unpipe(Reactor *reactor, Dir *self) noexcept nogil:
             block_give(&reactor.pool, block)
             return -EINVAL
         got += <uint32_t> part
-    pipe_destroy(&reactor.pool, pipe)
+    pipe_destroy(reactor, pipe)
     self.holder = block
     self.holding = HOLDS_BLOCK
     self.offset = 0
@@ -136,14 +136,14 @@ cdef inline void flow_choose(Reactor *reactor, Dir *self, const Policy *policy) 
         self.burst_bytes = 0
         oi_put(&reactor.stats.demoted, oi_get(&reactor.stats.demoted) + 1)
     if self.mode == MODE_SPLICE and self.holding != HOLDS_PIPE:
-        holder_release(&reactor.pool, self)
-        self.holder = pipe_take(reactor, <int> policy.pipe_bytes)
+        holder_release(reactor, self)
+        self.holder = pipe_take(reactor, <int> policy.pipe_bytes, self)
         if self.holder != NULL:
             self.holding = HOLDS_PIPE
         else:
             self.mode = MODE_COPY
     elif self.mode == MODE_COPY and self.holding != HOLDS_NOTHING:
-        holder_release(&reactor.pool, self)
+        holder_release(reactor, self)
 
 
 cdef inline void flow_count(Reactor *reactor, Dir *self, uint32_t size, bint full) noexcept nogil:
@@ -246,7 +246,7 @@ cdef inline int64_t flow_splice(
     self.mode = MODE_COPY
     self.full_run = 0
     self.burst_bytes = 0
-    holder_release(&reactor.pool, self)
+    holder_release(reactor, self)
     return flow_copy(reactor, self, source, target, policy)
 
 
@@ -283,7 +283,7 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
         if self.eof:
             return TURNED
         if not source.rd:
-            holder_release(&reactor.pool, self)
+            holder_release(reactor, self)
             return WAITS
         if spent >= PUMP_BYTES or reads >= PUMP_READS:
             return AGAIN

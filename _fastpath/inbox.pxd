@@ -24,6 +24,7 @@ cdef enum:
     LETTER_STOP = 7
     LETTER_UDP = 8              # an order for the UDP listeners
     LETTER_UDP_ROOM = 9         # another reactor has no UDP session to end for a new one: end one here
+    LETTER_PIPES = 10           # descriptors are short: give pipes back
 
 cdef struct Letter:
     int kind

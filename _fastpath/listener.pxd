@@ -11,14 +11,14 @@ from libc.string cimport memset
 
 from access cimport VERDICT_ALLOWED, VERDICT_DENIED, access_decide
 from address cimport Address, address_read
-from atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show
+from atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
 from backoff cimport accept_pause, accept_recovered, is_shortage
 from dial cimport dial_next, watch
 from ending cimport (
     ENDING_ACCEPT_FAILED, ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_RESOLVE_FAILED,
     ENDING_SOCKET_FAILED, close_with_reset, finish, listeners_wake, record_slot, report,
 )
-from gate cimport gate_enter_or_wait, gate_leave, source_enter, source_leave
+from gate cimport Gate, gate_enter_or_wait, gate_leave, source_enter, source_leave
 from inbox cimport LETTER_ACCEPTED, Letter, inbox_post
 from linux cimport (
     CLOCK_REALTIME, EAGAIN, EINVAL, ENOMEM, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, clock_gettime,
@@ -26,7 +26,8 @@ from linux cimport (
     timespec,
 )
 from policy cimport Policy, policy_drop, policy_hold
-from ring cimport RECORD_CLOSED, RING_RESERVE, Record, ring_push, ring_room
+from reclaim cimport descriptors_make_room
+from ring cimport RECORD_CLOSED, RECORD_FULL, RING_RESERVE, Record, ring_push, ring_room
 from slot cimport CLIENT, CONN_CONNECTING, Conn, slab_take
 from state cimport Hub, Listener, Reactor
 
@@ -159,6 +160,21 @@ cdef inline void admit(Reactor *reactor, Letter *letter) noexcept nogil:
     c_assert(begun)     # for the same reason as in `refuse`
 
 
+cdef inline void found_full(Reactor *reactor, const Policy *policy, Gate *gate) noexcept nogil:
+    """Clients have to wait at a gate: count it, and tell once. There is room in the ring, as in `refuse`."""
+    cdef Record *record
+    oi_add(&gate.full, 1)
+    if oi_swap(&gate.full_told, 1):
+        return
+    record = record_slot(reactor)
+    c_assert(record != NULL)
+    memset(record, 0, sizeof(Record))
+    record.kind = RECORD_FULL
+    record.tag = policy.tag
+    record.token = gate == policy.gate
+    ring_push(&reactor.ring, &reactor.hub.bell)
+
+
 cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy) noexcept nogil:
     """Accept one connection; false where there is no point in trying again now."""
     cdef sockaddr_storage peer
@@ -171,10 +187,13 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
         if ring_room(&reactor.ring) < RING_RESERVE:
             return False
     if not gate_enter_or_wait(policy.gate):
+        found_full(reactor, policy, policy.gate)
         return False
     if not gate_enter_or_wait(hub.gate):
-        gate_leave(policy.gate)
-        return False
+        if not descriptors_make_room(reactor, hub.gate.cost) or not gate_enter_or_wait(hub.gate):
+            gate_leave(policy.gate)
+            found_full(reactor, policy, hub.gate)
+            return False
     memset(&letter, 0, sizeof(letter))
     letter.fd = c_accept4(listener.fd, <sockaddr *> &peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
     if letter.fd < 0:

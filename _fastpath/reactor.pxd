@@ -40,7 +40,7 @@ from ending cimport (
 from flow cimport AGAIN, TURNED, flow_pump, side_fail
 from inbox cimport (
     LETTERS_MAX, LETTER_ABORT_ALL, LETTER_ACCEPTED, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_SNAPSHOT,
-    LETTER_STOP, LETTER_UDP, LETTER_UDP_ROOM, Letter, inbox_return, inbox_take,
+    LETTER_PIPES, LETTER_STOP, LETTER_UDP, LETTER_UDP_ROOM, Letter, inbox_return, inbox_take,
 )
 from linux cimport (
     ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
@@ -50,7 +50,9 @@ from linux cimport (
 from listener cimport conn_begin, listener_serve, listeners_serve, unix_time
 from patience cimport monotonic_us, wait_for_events
 from policy cimport policy_drop
+from pool cimport pool_due
 from queue cimport ready_add, ready_remove
+from reclaim cimport pipes_reclaim
 from ring cimport RECORD_RELAYED, Record, ring_push
 from slot cimport (
     CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_BITS, KIND_INBOX,
@@ -244,6 +246,8 @@ cdef inline bint letter_read(Reactor *self, const Letter *letter) noexcept nogil
         order_read(self, <Order *> letter.answer)
     elif letter.kind == LETTER_UDP_ROOM:
         give_room(self)
+    elif letter.kind == LETTER_PIPES:
+        pipes_reclaim(self, self.hub.gate.cost)
     elif letter.kind == LETTER_STOP:
         self.stopping = True
     return True
@@ -274,6 +278,8 @@ cdef inline int sleep_ms(Reactor *self) noexcept nogil:
         return 0
     if self.calm_ms and (until_ms == 0 or self.calm_ms < until_ms):
         until_ms = self.calm_ms
+    if self.pool.trim_ms and (until_ms == 0 or self.pool.trim_ms < until_ms):
+        until_ms = self.pool.trim_ms
     tick = wheel_next(&self.wheel)
     if tick:
         due_ms = tick * TICK_MS
@@ -336,6 +342,12 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
             self.accept_again = True
         if self.calm_ms and self.now_ms >= self.calm_ms:
             accept_calm(self)
+        if self.pool.trim_ms and self.now_ms >= self.pool.trim_ms:
+            pool_due(self)
+        if self.room_made:
+            self.room_made = False
+            self.accept_again = True
+            listeners_wake(self)
         if self.accept_again and self.accept_retry_ms == 0 and not self.stopping:
             listeners_serve(self)
         oi_put(&self.stats.loops, oi_get(&self.stats.loops) + 1)

@@ -24,6 +24,7 @@ cdef enum:
     RECORD_ACCEPT_RESUMED = 7
     RECORD_COUNTED = 8          # ends of a policy's sessions, added up; in no ring, see `tally.pxd`
     RECORD_LOOPED = 9           # a destination (`upstream`) or a sender of datagrams (`client`) is a listener of ours
+    RECORD_FULL = 10            # clients wait for a place; `token` 1 if it is the rule's, 0 if it is the process's
 
 cdef struct Record:
     uint64_t id

@@ -25,7 +25,9 @@ cdef struct Pipe:
     int write_fd
     int asked_bytes
     uint32_t bytes              # what it holds: less than asked, where the kernel did not give that much, or more
-    Pipe *next
+    Dir *owner                  # NULL for an idle one
+    Pipe *next                  # of those that are idle, or in use
+    Pipe *prev                  # of those in use
 
 cdef struct Block:              # its bytes follow it
     Block *next
@@ -33,7 +35,10 @@ cdef struct Block:              # its bytes follow it
 
 cdef struct Pool:
     Pipe *idle
+    Pipe *busy
     int idle_count
+    int idle_least              # the fewest that were idle since the last look: those nobody needed
+    uint64_t trim_ms            # when they are closed; 0 is never
     int pipe_count              # in use and idle
     uint64_t dry_until_ms       # no pipe is asked for before that
     Block *blocks[BLOCK_CLASSES]
@@ -90,6 +95,7 @@ cdef struct Hub:
     Gate *gate                  # of the process; owned by whoever made the hub
     Gate *udp_gate              # the same for UDP sessions
     Own own
+    uint64_t pipes_asked_ms     # atomic: when reactors were last asked to give pipes back
     uint64_t udp_room_wanted    # atomic: a reactor was asked to end a UDP session for another one's sake
     Bell bell
     int reactor_count
@@ -117,6 +123,7 @@ cdef struct Reactor:
     Queue quick                 # directions whose last read was small
     Queue bulk
     bint accept_again           # a listener may have more
+    bint room_made              # descriptors were given back for which a listener of any reactor waited
     bint stopping
     uint64_t accept_retry_ms    # accepting pauses until then; 0 is no pause
     uint64_t accept_pause_ms

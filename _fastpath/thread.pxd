@@ -39,7 +39,7 @@ cdef inline void reactor_shut(Reactor *self) noexcept nogil:
     """Close its descriptors; what it counted can still be read. The thread has been joined."""
     self.inbox.fd = fd_close(self.inbox.fd)
     self.epoll_fd = fd_close(self.epoll_fd)
-    pool_destroy(&self.pool)
+    pool_destroy(self)
 
 
 cdef inline void reactor_free(Reactor *self) noexcept nogil:

@@ -6,10 +6,11 @@ from libc.string cimport memset
 from address cimport Address, address_read
 from atomic cimport oi_get, oi_put, oi_see, oi_swap
 from ending cimport ENDING_DISPLACED, ENDING_IDLE_TIMEOUT, record_slot
-from gate cimport Gate, gate_enter, gate_leave, source_leave
+from gate cimport Gate, budget_is_short, gate_enter, gate_leave, source_leave
 from inbox cimport LETTER_UDP_ROOM, Letter, inbox_post
 from linux cimport c_assert, c_close
 from policy cimport Policy, policy_drop
+from reclaim cimport descriptors_make_room
 from ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, Record, ring_push
 from state cimport Hub, Reactor
 from udp_state cimport BY_AGE, BY_QUEUE, QUEUE_BUCKETS, SESSION_CLOSED, SESSION_LIVE, Datagrams, Session, SessionQueue
@@ -120,7 +121,8 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
     session.listener = NULL
     sources_leave(reactor, policy, &session.key.place, NULL, session.counted)
     gate_leave(policy.gate)
-    gate_leave(reactor.hub.udp_gate)
+    if gate_leave(reactor.hub.udp_gate):
+        reactor.room_made = True
     oi_put(&reactor.udp_sessions, udp.count)
     oi_put(&reactor.stats.bytes_up, oi_get(&reactor.stats.bytes_up) + session.bytes_up)
     oi_put(&reactor.stats.bytes_down, oi_get(&reactor.stats.bytes_down) + session.bytes_down)
@@ -146,7 +148,7 @@ cdef inline bint displace(Reactor *reactor) noexcept nogil:
 
 cdef inline bint is_full(Gate *gate) noexcept nogil:
     cdef uint64_t live_max = oi_get(&gate.live_max)
-    return live_max != 0 and oi_see(&gate.live) >= live_max
+    return (live_max != 0 and oi_see(&gate.live) >= live_max) or budget_is_short(gate.budget, gate.cost)
 
 
 cdef inline void ask_for_room(Reactor *reactor) noexcept nogil:
@@ -189,12 +191,15 @@ cdef inline bint rule_place_take(Reactor *reactor, Gate *gate) noexcept nogil:
 
 cdef inline bint place_take(Reactor *reactor, Policy *policy) noexcept nogil:
     """A place for one more session, of the process and of its rule, ending others here where need be."""
+    cdef Gate *udp_gate = reactor.hub.udp_gate
     cdef int _turn
     if not rule_place_take(reactor, policy.gate):
         return False
     for _turn in range(DISPLACED_MAX):
         if gate_enter(reactor.hub.udp_gate):
             return True
+        if budget_is_short(udp_gate.budget, udp_gate.cost) and descriptors_make_room(reactor, udp_gate.cost):
+            continue
         if not displace(reactor):
             ask_for_room(reactor)
             break

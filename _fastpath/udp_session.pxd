@@ -159,7 +159,8 @@ cdef inline Session *session_begin(
     if session == NULL:
         sources_leave(reactor, policy, NULL, &client, counted)
         gate_leave(policy.gate)
-        gate_leave(reactor.hub.udp_gate)
+        if gate_leave(reactor.hub.udp_gate):
+            reactor.room_made = True
     return session
 
 

@@ -61,6 +61,17 @@ class Permits:
         """Datagrams that were dropped for clients who have no UDP session, since the last call."""
     def take_forged(self) -> int:
         """How many of these had a source address that cannot be true, since the last call."""
+    def calm(self) -> None:
+        """The next time that clients have to wait here is told again."""
+    @property
+    def full(self) -> int:
+        """How often somebody found no place."""
+    @property
+    def live_max(self) -> int:
+        """The bound; 0 is none."""
+    @property
+    def is_full(self) -> bool:
+        """Whether the next one would find no place."""
     @property
     def live(self) -> int:
         """Who is inside."""

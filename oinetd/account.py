@@ -26,7 +26,8 @@ class RuleStats:
     `accepted` counts every connection taken from the queue, `refused` those that access, limits or `admit` turned
     away, `failed` those whose upstream leg could not be made. `endings` counts the ends by kind. Datagrams are those of
     the sides that are UDP; lost are those of refused clients, too, and forged are those of the lost whose source
-    address cannot be true.
+    address cannot be true. `full` says that a limit is reached and the next client waits for a place, `times_full` how
+    often that began.
     """
 
     live: int = 0
@@ -40,11 +41,16 @@ class RuleStats:
     datagrams_down: int = 0
     datagrams_lost: int = 0
     datagrams_forged: int = 0
+    full: bool = False
+    times_full: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A snapshot: the totals, and the counters of each rule, also of those that a reload took away."""
+    """A snapshot: the totals, and the counters of each rule, also of those that a reload took away.
+
+    `room` is how many connections there is room for, 0 without a bound.
+    """
 
     live: int
     accepted: int
@@ -57,6 +63,9 @@ class Stats:
     datagrams_down: int = 0
     datagrams_lost: int = 0
     datagrams_forged: int = 0
+    full: bool = False
+    times_full: int = 0
+    room: int = 0
 
 
 class RuleAccount:
@@ -107,7 +116,8 @@ class Live:
 class Account:
     """Live sessions, limits, and counters, over the process's gates, which both lanes go through.
 
-    `gate` is for connections, and numbers all sessions; `datagrams` is for UDP sessions.
+    `gate` is for connections, and numbers all sessions; `datagrams` is for UDP sessions. `on_full` is called when a
+    client has to wait for a place: of its rule, or of the process (None).
     """
 
     def __init__(self, gate: Gate, datagrams: Gate) -> None:
@@ -118,6 +128,7 @@ class Account:
         self._source_prefix = SOURCE_PREFIX
         self._rules: dict[Endpoint | Rule, RuleAccount] = {}
         self._waiting: dict[Callable[[], object], None] = {}
+        self.on_full: Callable[[Rule | None, Gate], object] = lambda rule, gate: None
 
     @property
     def anybody(self) -> bool:
@@ -149,10 +160,12 @@ class Account:
     def take_place(self, rule: RuleAccount) -> bool:
         """A place for one more connection of `rule`, to be taken before it is accepted; False where there is none."""
         if not rule.gate.enter():
+            self.on_full(rule.rule, rule.gate)
             return False
         if self.gate.enter():
             return True
         rule.gate.leave()
+        self.on_full(None, self.gate)
         return False
 
     def give_back(self, rule: RuleAccount) -> None:

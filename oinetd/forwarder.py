@@ -15,14 +15,14 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from oinetd.access import access_control
-from oinetd.account import Account, Stats
+from oinetd.account import Stats
 from oinetd.announcement import listening, no_longer
-from oinetd.descriptors import connection_limit
 from oinetd.destination import Destination, DestinationState
 from oinetd.destinations import Destinations
 from oinetd.hooks import Admit, Hook, Hooks
 from oinetd.journal import Journal
-from oinetd.lanes import Choice, Lanes, Listening, new_gate
+from oinetd.lanes import Choice, Lanes, Listening
+from oinetd.limits import Limits
 from oinetd.loops import Loops
 from oinetd.model import Config, Protocol, Route
 from oinetd.ports import BoundAddress, Port, PortKey, open_ports, plan_ports
@@ -62,7 +62,8 @@ class Forwarder:
         self._admit = admit
         self._hooks = Hooks(on_open, on_close)
         self._inherited = list(inherited)
-        self._account = Account(new_gate(), new_gate())
+        self._limits = Limits()
+        self._account = self._limits.account
         self._loops = Loops()
         self._listeners: dict[PortKey, Listening] = {}
         self._destinations: Destinations | None = None
@@ -95,6 +96,7 @@ class Forwarder:
         self._loop = asyncio.get_running_loop()
         self._lanes = Lanes(self._loop, self._account, self, self._loops, hooked=self._admit is not None)
         self._unresolved = Unresolved(self._lanes)
+        self._limits.start(self._loop)
         self._stopped = asyncio.Event()
         self._ended = asyncio.Event()
         try:
@@ -121,6 +123,7 @@ class Forwarder:
             if self._destinations is not None:
                 self._destinations.stop()
             await self._lanes.close()
+            self._limits.close()
             await self._hooks.close()
             if self._journal is not None:
                 self._journal.end_gaps()
@@ -203,8 +206,7 @@ class Forwarder:
             kept = {key: listener.sock for key, listener in standing.items()}
             sockets = open_ports(config, ports, kept, self._inherited)
 
-        most = connection_limit(config.max_connections, len(sockets))
-        self._account.set_limits(most, config.max_connections_per_source, config.source_prefix)
+        self._limits.apply(config, len(sockets) + len(self._lanes.lingering), self._lanes.reactors)
         guards = self._loops.renew(
             (sock, port.route, destinations.of(port.route.rule)) for port, sock in sockets.items()
         )
@@ -241,7 +243,7 @@ class Forwarder:
             log.info(line)
         # Behind the change: what this ends was let in by listeners that are all in their new place now.
         self._reconfigure_log(config)
-        self._lanes.limit_datagrams(config)
+        self._lanes.limit_datagrams(self._limits.udp_sessions(config))
         taken = {bound_address(sock).port for sock in sockets.values()} if before else set()
         for key, listener in before.items():
             self._retire(key, listener, replaced=bound_address(listener.sock).port in taken)
@@ -309,7 +311,7 @@ class Forwarder:
             return self._account.stats()
         self._lanes.settle()
         self._lanes.count_lost()
-        return self._account.stats(self._native_sessions(), self._lanes.admitted())
+        return self._limits.completed(self._account.stats(self._native_sessions(), self._lanes.admitted()))
 
     def destinations(self) -> list[DestinationState]:
         """The names that destinations and source addresses have, each once, and what they resolve to."""

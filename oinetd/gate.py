@@ -11,6 +11,7 @@ import socket
 from collections import Counter
 from typing import Protocol
 
+from oinetd.descriptors import LocalBudget
 from oinetd.model import SourcePrefix
 
 __all__ = ["Gate", "LocalGate", "source_of"]
@@ -25,6 +26,25 @@ class Gate(Protocol):
     @property
     def live(self) -> int:
         """Who is inside."""
+        ...
+
+    @property
+    def live_max(self) -> int:
+        """The bound; 0 is none."""
+        ...
+
+    @property
+    def full(self) -> int:
+        """How often somebody found no place."""
+        ...
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next one would find no place."""
+        ...
+
+    def calm(self) -> None:
+        """That it is full is to be told again, the next time."""
         ...
 
     def set_limits(self, max_connections: int, max_per_source: int) -> None:
@@ -71,23 +91,29 @@ def source_of(host: str, prefix: SourcePrefix) -> tuple[int, int]:
 
 
 class LocalGate:
-    """A gate of one thread."""
+    """A gate of one thread; each place takes `cost` descriptors from `budget`."""
 
-    __slots__ = ("_last_id", "_max", "_max_per_source", "_sources", "live")
+    __slots__ = ("_budget", "_cost", "_last_id", "_max_per_source", "_sources", "full", "live", "live_max")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: LocalBudget | None = None, cost: int = 0) -> None:
         self.live = 0
-        self._max = 0
+        self.live_max = 0
+        self.full = 0
+        self._budget = budget
+        self._cost = cost
         self._max_per_source = 0
         self._last_id = 0
         self._sources: Counter[tuple[int, int]] = Counter()
 
     def set_limits(self, max_connections: int, max_per_source: int) -> None:
-        self._max = max_connections
+        self.live_max = max_connections
         self._max_per_source = max_per_source
 
     def enter(self) -> bool:
-        if self._max and self.live >= self._max:
+        if (self.live_max and self.live >= self.live_max) or (
+            self._budget is not None and not self._budget.take(self._cost)
+        ):
+            self.full += 1
             return False
         self.live += 1
         return True
@@ -95,6 +121,19 @@ class LocalGate:
     def leave(self) -> None:
         assert self.live > 0
         self.live -= 1
+        if self._budget is not None:
+            self._budget.give(self._cost)
+
+    @property
+    def is_full(self) -> bool:
+        budget = self._budget
+        return bool(
+            (self.live_max and self.live >= self.live_max)
+            or (budget is not None and budget.total and budget.used + self._cost > budget.total)
+        )
+
+    def calm(self) -> None:
+        """Nothing is remembered of having told."""
 
     def enter_source(self, host: str, prefix: SourcePrefix) -> bool:
         source = source_of(host, prefix)

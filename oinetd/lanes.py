@@ -20,10 +20,9 @@ from oinetd.account import Account
 from oinetd.dialer import Dialer
 from oinetd.engine import Engine
 from oinetd.engine.lane import NativeLane
-from oinetd.engine.native import DataPlane, NativeEngine, available, new_permits
+from oinetd.engine.native import DataPlane, NativeEngine, available
 from oinetd.engine.portable import PortableEngine
 from oinetd.errors import EngineUnavailable
-from oinetd.gate import Gate, LocalGate
 from oinetd.listener import Listener
 from oinetd.loops import Bound, Loops
 from oinetd.model import Config, Endpoint, EngineChoice, Route, Rule
@@ -80,11 +79,6 @@ class Listening(Protocol):
     def release(self) -> None:
         """Accept no more; the socket and its queue stay, and nobody else touches them."""
         ...
-
-
-def new_gate() -> Gate:
-    """The gate of a process: one that reactors can go through where there may be any."""
-    return LocalGate() if available() else new_permits()
 
 
 class Lanes:
@@ -177,6 +171,7 @@ class Lanes:
                 on_unreachable=self._look_up_again,
                 on_emptied=self._emptied,
                 on_looped=self._looped,
+                on_full=self._account.on_full,
             )
             self._lane.tell(self._each)
         return self._engine
@@ -208,9 +203,14 @@ class Lanes:
         listening.release()
         return self.serve(choice, listening.sock, service)
 
-    def limit_datagrams(self, config: Config) -> None:
-        """Bound the UDP sessions of both lanes as `config` says; those above the bound end."""
-        self.datagrams.set_limits(config)
+    @property
+    def reactors(self) -> int:
+        """How many reactors there are."""
+        return self._plane.core.threads if self._plane is not None else 0
+
+    def limit_datagrams(self, sessions_max: int) -> None:
+        """Bound the UDP sessions of both lanes; those above the bound end."""
+        self.datagrams.table.shrink(sessions_max)
         if self._lane is not None:
             self._lane.trim()
 

@@ -97,9 +97,16 @@ class Listener:
             if not account.take_place(rule):
                 self._pause()
                 account.when_room(self.start)
+                if account.gate.is_full:  # pipes may give way, of which no session's end tells
+                    self._look_later()
                 return
             if not self._accept_one():
                 return
+
+    def _look_later(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(PAUSE_S, self.start)
 
     def _accept_one(self) -> bool:
         """Take one connection, into a place that was taken; whether there may be another."""

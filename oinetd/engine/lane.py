@@ -34,6 +34,7 @@ from oinetd.engine.native import (
     COUNTED,
     ENDINGS,
     LOOPED,
+    FULL,
     OPENED,
     UNREACHABLE,
     DataPlane,
@@ -42,6 +43,7 @@ from oinetd.engine.native import (
     compile_rules,
 )
 from oinetd.loops import Bound
+from oinetd.gate import Gate
 from oinetd.model import (
     SOURCE_PREFIX,
     UDP_TIMEOUT_S,
@@ -106,6 +108,7 @@ class NativeLane:
     `on_unreachable(key)` is called when three connects of a listener failed in a row; the moment to resolve again.
     `on_looped(route, address, source)` is called once for each route when an address of its destination, or a sender of
     datagrams, was found to be a listener of ours.
+    `on_full(rule, gate)` is called when clients have to wait at the gate of a rule, or at that of the process (None).
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class NativeLane:
         on_unreachable: Callable[[int], object] | None = None,
         on_emptied: Callable[[int], object] | None = None,
         on_looped: Callable[[Route, str, bool], object] | None = None,
+        on_full: Callable[[Rule | None, Gate], object] | None = None,
     ) -> None:
         self._plane = plane
         self._on_opened = on_opened
@@ -126,6 +130,7 @@ class NativeLane:
         self._on_unreachable = on_unreachable
         self._on_emptied = on_emptied
         self._on_looped = on_looped
+        self._on_full = on_full
         self._listeners: dict[int, _Served] = {}
         self._keys = itertools.count(1)
         self._tags = itertools.count(1)
@@ -140,6 +145,7 @@ class NativeLane:
         plane.take(COUNTED, self._counted)
         plane.take(UNREACHABLE, self._unreachable)
         plane.take(LOOPED, self._looped)
+        plane.take(FULL, self._full)
         plane.on_empty = self._sweep
 
     def add(self, sock: socket.socket, serving: Serving) -> int:
@@ -265,6 +271,7 @@ class NativeLane:
         options = serving.route.rule.options
         gate = self._gates.setdefault(serving.route.rule.identity, self._plane.new_gate())
         gate.set_limits(options.max_connections or 0, options.max_connections_per_source or 0)
+        gate.calm()
         rule, settings = serving.route.rule, serving.settings
         if serving.route.bind.protocol is Protocol.UDP:
             said = options.udp_timeout_s
@@ -333,6 +340,16 @@ class NativeLane:
         self._ended += 0 if ending.refused else count
         if self._on_counted is not None:
             self._on_counted(self._in_force[row[2]][1].route, ending, Sums(count, row[11], row[12], *row[16:19]))
+
+    def _full(self, row: Row) -> None:
+        in_force = self._in_force.get(row[2])
+        if self._on_full is None or in_force is None:
+            return
+        rule = in_force[1].route.rule
+        if row[3]:
+            self._on_full(rule, self._gates[rule.identity])
+        else:
+            self._on_full(None, self._plane.permits)
 
     def _unreachable(self, row: Row) -> None:
         in_force = self._in_force.get(row[2])

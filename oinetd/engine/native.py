@@ -21,6 +21,7 @@ import socket
 from collections.abc import Callable
 from typing import TypeAlias
 
+from oinetd.descriptors import Budget, reactors_affordable
 from oinetd.engine import Meter
 from oinetd.engine.cores import usable_cores
 from oinetd.errors import EngineUnavailable
@@ -37,7 +38,16 @@ except ImportError as error:  # no compiler when it was installed, or another Py
 else:
     _missing = ""
 
-__all__ = ["DataPlane", "NativeEngine", "Row", "SocketAddress", "available", "compile_rules", "new_permits"]
+__all__ = [
+    "DataPlane",
+    "NativeEngine",
+    "Row",
+    "SocketAddress",
+    "available",
+    "compile_rules",
+    "new_budget",
+    "new_permits",
+]
 
 log = logging.getLogger("oinetd")
 
@@ -46,7 +56,7 @@ Row: TypeAlias = tuple[
     int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int
 ]
 
-OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED = range(1, 10)
+OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL = range(1, 11)
 """Kinds of rows, as `_fastpath/ring.pxd` numbers them."""
 
 BATCH_ROWS = 256
@@ -71,9 +81,15 @@ def available() -> str:
     return _missing
 
 
-def new_permits() -> _fastpath.Permits:
-    """A gate for the sessions of the process, which both lanes go through."""
-    return _fastpath.Permits()
+def new_budget() -> _fastpath.Budget:
+    """The descriptors that sessions of both lanes may have."""
+    return _fastpath.Budget()
+
+
+def new_permits(budget: Budget | None = None, cost: int = 0) -> _fastpath.Permits:
+    """A gate for the sessions of the process, which both lanes go through; each takes `cost` from the budget."""
+    assert budget is None or isinstance(budget, _fastpath.Budget)
+    return _fastpath.Permits(0, 0, budget, cost)
 
 
 class DataPlane:
@@ -107,7 +123,7 @@ class DataPlane:
         assert isinstance(udp_permits, _fastpath.Permits)
         try:
             self.core = _fastpath.Core(
-                self.permits, threads or max(1, int(cores)), busy_poll_us, udp_permits=udp_permits
+                self.permits, threads or reactors_affordable(int(cores)), busy_poll_us, udp_permits=udp_permits
             )
         except OSError as error:
             raise EngineUnavailable(f"the native engine cannot start: {error}") from error

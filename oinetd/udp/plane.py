@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import resource
 import socket
 
 from oinetd.destination import Destination
 from oinetd.dialer import Dialed
 from oinetd.gate import Gate
 from oinetd.loops import LOOP_ERRNO, LoopGuard
-from oinetd.model import Config, EngineChoice, Settings
+from oinetd.model import EngineChoice, Settings
 from oinetd.poller import Poller
 from oinetd.record import Ending
 from oinetd.sockets import connect_datagrams, is_numeric, open_datagrams
@@ -32,12 +31,6 @@ class DatagramPlane:
         self.tasks = tasks
         self.table = SessionTable(loop, gate)
         self._batches: dict[bool, Batch] = {}
-
-    def set_limits(self, config: Config) -> None:
-        """Bound the sessions as `config` says, and by half of the descriptors: the other half is for connections."""
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        bound = config.max_udp_sessions or soft
-        self.table.shrink(bound if soft == resource.RLIM_INFINITY else min(bound, soft // 2))
 
     def batch_for(self, settings: Settings) -> Batch:
         """The batch for sockets that are served by `settings`; one, for it is empty between two wakes."""

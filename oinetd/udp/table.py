@@ -82,10 +82,9 @@ class SessionTable:
         return False
 
     def shrink(self, sessions_max: int) -> None:
-        """Change the bound, at least 1; where there are more, those that have been silent for longest end."""
-        sessions_max = max(1, sessions_max)
+        """Change the bound, 0 for none; where there are more, those that have been silent for longest end."""
         self.gate.set_limits(sessions_max, 0)
-        while self.gate.live > sessions_max and self.displace():
+        while sessions_max and self.gate.live > sessions_max and self.displace():
             pass
 
     def enter(self, session: Timed) -> None:

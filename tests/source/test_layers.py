@@ -16,11 +16,11 @@ LAYERS = (
     "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
     "engine.datagrams",
     "config access hooks sockets logline refusals pidfile messages engine.buffers engine.running",
-    "engine resolver journal invocation hosts",
+    "engine resolver journal invocation hosts capacity",
     "destination ports namecheck",
     "loops",
     "dialer account destinations announcement engine.flow engine.native",
-    "engine.portable engine.lane summary",
+    "engine.portable engine.lane summary limits",
     "session",
     "listener udp reactors",
     "retired",

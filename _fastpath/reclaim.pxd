@@ -64,6 +64,8 @@ cdef inline bint descriptors_make_room(Reactor *reactor, uint64_t cost) noexcept
     if not budget_is_short(budget, cost):
         return True
     pipes_ask(reactor)
+    # What they free may be taken by somebody else, and a letter may find no room: look again.
+    reactor.accept_retry_ms = reactor.now_ms + ASK_MS
     return False
 
 

@@ -37,10 +37,9 @@ class _Full:
 class Capacity:
     """Watches the gates that were found full, of rules (by their identity) and of the process (None)."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self) -> None:
         self.times: Counter[Endpoint | Rule | None] = Counter()
         """How often each became full."""
-        self._loop = loop
         self._full: dict[tuple[Endpoint | Rule | None, Gate], _Full] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -56,9 +55,10 @@ class Capacity:
         if not self.is_full(identity):
             self.times[identity] += 1
             log.warning("%s: full (%s), clients wait in the accept queue", name, how())
-        self._full[key] = _Full(name, gate.full, self._loop.time())
+        loop = asyncio.get_running_loop()
+        self._full[key] = _Full(name, gate.full, loop.time())
         if self._timer is None:
-            self._timer = self._loop.call_later(LOOK_S, self._look)
+            self._timer = loop.call_later(LOOK_S, self._look)
 
     def close(self) -> None:
         """Look no more."""
@@ -67,7 +67,8 @@ class Capacity:
             self._timer = None
 
     def _look(self) -> None:
-        now = self._loop.time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         for key, full in tuple(self._full.items()):
             identity, gate = key
             if gate.full != full.refusals or gate.is_full:
@@ -77,7 +78,7 @@ class Capacity:
                 gate.calm()
                 if not self.is_full(identity):
                     log.info("%s: room again (%d connections live)", full.name, gate.live)
-        self._timer = self._loop.call_later(LOOK_S, self._look) if self._full else None
+        self._timer = loop.call_later(LOOK_S, self._look) if self._full else None
 
 
 def label_of(rule: Rule) -> str:

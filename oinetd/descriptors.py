@@ -79,8 +79,8 @@ class Descriptors:
     def measure(self, listeners: int, reactors: int, names: int) -> None:
         """Set the budget to what the limit leaves beside what is open; a reload does so with its own numbers.
 
-        `listeners` and `reactors` are those that are there now, `names` is how many are to be looked up. Everything else is counted once, at the first call,
-        when no session can be among it.
+        `listeners` and `reactors` are those that are there now, `names` is how many are to be looked up. The rest
+        is counted once, at the first call, when no session can be among it.
         """
         own = listeners + (2 * reactors + 1 if reactors else 0)
         if self._base < 0:

@@ -96,7 +96,6 @@ class Forwarder:
         self._loop = asyncio.get_running_loop()
         self._lanes = Lanes(self._loop, self._account, self, self._loops, hooked=self._admit is not None)
         self._unresolved = Unresolved(self._lanes)
-        self._limits.start(self._loop)
         self._stopped = asyncio.Event()
         self._ended = asyncio.Event()
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import replace
 
@@ -37,18 +36,13 @@ class Limits:
             gates = new_permits(budget, CONNECTION_DESCRIPTORS), new_permits(budget, UDP_SESSION_DESCRIPTORS)
         self.account = Account(*gates)
         self.account.on_full = self.found_full
-        self._capacity: Capacity | None = None
+        self._capacity = Capacity()
         self._max_connections = 0
         self._said = ""
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Watch what is full, on `loop`."""
-        self._capacity = Capacity(loop)
-
     def close(self) -> None:
         """Watch no more."""
-        if self._capacity is not None:
-            self._capacity.close()
+        self._capacity.close()
 
     def apply(self, config: Config, listeners: int, reactors: int) -> None:
         """Put the limits of `config` in force, as far as the descriptors go, and say what there is room for."""
@@ -73,8 +67,6 @@ class Limits:
 
     def found_full(self, rule: Rule | None, gate: Gate) -> None:
         """Clients have to wait at `gate`: that of a rule, or that of the process (None)."""
-        if self._capacity is None:
-            return
         if rule is not None:
             self._capacity.found_full(
                 rule.identity, gate, label_of(rule), lambda: f"{gate.live} of {gate.live_max or gate.live}"
@@ -93,8 +85,6 @@ class Limits:
 
     def completed(self, stats: Stats) -> Stats:
         """`stats` with what is known of limits."""
-        if self._capacity is None:
-            return stats
         for rule, counts in stats.rules.items():
             counts.full = self._capacity.is_full(rule.identity)
             counts.times_full = self._capacity.times[rule.identity]

@@ -19,7 +19,7 @@ def summary(
     stats: Stats, sessions: Sequence[SessionRecord], destinations: Sequence[DestinationState] = ()
 ) -> Iterator[str]:
     """One line for the whole, one for each rule, one for each name, one for each of the first sessions."""
-    yield f"{len(stats.rules)} rules, {_counts(stats)}"
+    yield f"{len(stats.rules)} rules, {_counts(stats)}" + (f", room for {stats.room} connections" if stats.room else "")
     for rule, counts in stats.rules.items():
         yield f"{rule}: {_counts(counts)}"
     for destination in destinations:
@@ -37,5 +37,12 @@ def _counts(counts: Stats | RuleStats) -> str:
     forged = f", {counts.datagrams_forged} datagrams with a forged source dropped" if counts.datagrams_forged else ""
     return (
         f"{counts.live} sessions live, {counts.accepted} accepted, {counts.refused} refused, {counts.failed} failed, "
-        f"{counts.bytes_up} bytes up, {counts.bytes_down} down{forged}"
+        f"{counts.bytes_up} bytes up, {counts.bytes_down} down{forged}" + _limits(counts)
     )
+
+
+def _limits(counts: Stats | RuleStats) -> str:
+    """Whether clients have to wait for a place."""
+    if counts.full:
+        return ", full: clients wait in the accept queue"
+    return f", was full {counts.times_full} times" if counts.times_full else ""

@@ -20,6 +20,15 @@ def test_rules_and_sessions() -> None:
     ]
 
 
+def test_limits() -> None:
+    waiting, calm = RuleStats(full=True, times_full=3), RuleStats(times_full=3)
+    other = Rule(Endpoint("0.0.0.0", 8081), Endpoint("example.org", 80))
+    lines = list(summary(Stats(0, 0, 0, 0, 0, 0, {RULE: waiting, other: calm}, room=229), []))
+    assert lines[0].endswith(", room for 229 connections")
+    assert lines[1].endswith(", full: clients wait in the accept queue")
+    assert lines[2].endswith(", was full 3 times")
+
+
 def test_not_all_of_very_many_sessions() -> None:
     record = SessionRecord(7, next(RULE.routes()), "192.0.2.7", 51234, 0.0)
     lines = list(summary(Stats(0, 0, 0, 0, 0, 0, {}), [record] * (SESSIONS_MAX + 5)))

@@ -89,7 +89,8 @@ class Plane:
     """A running core and its records."""
 
     def __init__(self, threads: int = 1, spin_us: int = 0, slots_max: int = 0, **rules: Any) -> None:
-        self.permits = _fastpath.Permits()
+        self.budget = _fastpath.Budget()
+        self.permits = _fastpath.Permits(0, 0, self.budget, 2)
         self.core = _fastpath.Core(self.permits, threads, spin_us, slots_max)
         self.rules = rules
         self.rows: list[tuple[Any, ...]] = []

@@ -110,14 +110,6 @@ async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Po
     return [free.place(port, ports) if port.key.address.port == 0 else port for port in ports]
 
 
-class BoundAddress(NamedTuple):
-    """A listening address as the kernel has it, and the route it serves."""
-
-    route: Route
-    host: str
-    port: int
-
-
 class _FreePorts:
     """Tells sockets apart whose port the kernel chooses.
 

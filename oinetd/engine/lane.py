@@ -33,8 +33,8 @@ from oinetd.engine.native import (
     CLOSED,
     COUNTED,
     ENDINGS,
-    LOOPED,
     FULL,
+    LOOPED,
     OPENED,
     UNREACHABLE,
     DataPlane,
@@ -42,18 +42,15 @@ from oinetd.engine.native import (
     SocketAddress,
     compile_rules,
 )
-from oinetd.loops import Bound
+from oinetd.engine.serving import Serving
 from oinetd.gate import Gate
+from oinetd.loops import Bound
 from oinetd.model import (
-    SOURCE_PREFIX,
     UDP_TIMEOUT_S,
-    AccessRule,
     Endpoint,
     Protocol,
     Route,
     Rule,
-    Settings,
-    SourcePrefix,
 )
 from oinetd.record import Ending, SessionRecord, Sums
 from oinetd.sockets import host_and_port, is_numeric
@@ -64,23 +61,6 @@ if TYPE_CHECKING:
 __all__ = ["NativeLane", "Serving"]
 
 _MOVED_BY = ("", "copy", "splice", "auto")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
-    """What a listening socket of the native lane does: `access` are the global rules, the rule's own come with it.
-
-    `sources` are the local addresses from which it connects; none where the kernel chooses. `looping` says of each
-    address whether it leads back here where it is one of this machine.
-    """
-
-    route: Route
-    settings: Settings
-    addresses: tuple[SocketAddress, ...]
-    sources: tuple[SocketAddress, ...] = ()
-    access: tuple[AccessRule, ...] = ()
-    source_prefix: SourcePrefix = SOURCE_PREFIX
-    looping: tuple[bool, ...] = ()
 
 
 @dataclass(slots=True)

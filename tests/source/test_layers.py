@@ -20,6 +20,7 @@ LAYERS = (
     "destination ports namecheck",
     "loops",
     "dialer account destinations announcement engine.flow engine.native",
+    "engine.serving",
     "engine.portable engine.lane summary limits",
     "session",
     "listener udp reactors",

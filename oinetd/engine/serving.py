@@ -1,0 +1,27 @@
+"""What a listening socket of the native lane does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oinetd.engine.native import SocketAddress
+from oinetd.model import SOURCE_PREFIX, AccessRule, Route, Settings, SourcePrefix
+
+__all__ = ["Serving"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What a listening socket of the native lane does: `access` are the global rules, the rule's own come with it.
+
+    `sources` are the local addresses from which it connects; none where the kernel chooses. `looping` says of each
+    address whether it leads back here where it is one of this machine.
+    """
+
+    route: Route
+    settings: Settings
+    addresses: tuple[SocketAddress, ...]
+    sources: tuple[SocketAddress, ...] = ()
+    access: tuple[AccessRule, ...] = ()
+    source_prefix: SourcePrefix = SOURCE_PREFIX
+    looping: tuple[bool, ...] = ()

@@ -6,7 +6,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
-NATIVE := $(wildcard _fastpath/*.pyx _fastpath/*.pxd)
+COMMA  := ,
+NATIVE := $(wildcard _fastpath/*.pyx _fastpath/*.pxd _fastpath/*.py)
 
 # Where `make install` installs; DESTDIR, for those who make packages, stands before all of it.
 PREFIX   ?= /usr/local
@@ -14,7 +15,16 @@ LIBRARY  := $(PREFIX)/lib/oinetd
 INSTALLED_PYTHON ?= $(LIBRARY)/bin/python
 SHARE    := $(DESTDIR)$(PREFIX)/share
 
-.PHONY: run test check package-test sanitize build install install-files clean
+.PHONY: run test check package-test sanitize build wheel install install-files clean
+
+# pip's answer without a network is a page; INSTALL's is a sentence, and pip's own words follow only where they say more.
+define INSTALL
+$(PIP) install $(1) >$(VENV)/pip.log 2>&1 || { \
+  if grep -qE '$(OFFLINE)' $(VENV)/pip.log; \
+  then echo '$(2): the package index cannot be reached: connect to the network, or set PIP_INDEX_URL to one that can be' >&2; \
+  else cat $(VENV)/pip.log >&2; fi; exit 1; }
+endef
+OFFLINE := Temporary failure in name resolution|Name or service not known|Network is unreachable|Connection refused|timed out|from versions: none
 
 run: $(VENV)/built
 	@$(BIN)/oinetd demo
@@ -43,6 +53,14 @@ package-test: $(VENV)/test-ready
 
 build: $(VENV)/built
 
+# A wheel to publish: built with the very files that constraints-build.txt names, whatever the index offers.
+wheel: $(BIN)/python
+	@rm -rf build/wheel-env && $(PYTHON) -m venv build/wheel-env
+	@build/wheel-env/bin/python -m pip --quiet --disable-pip-version-check install \
+	  --require-hashes --no-deps --only-binary :all: --requirement constraints-build.txt
+	@build/wheel-env/bin/python -m pip --disable-pip-version-check wheel \
+	  --no-build-isolation --no-deps --wheel-dir dist .
+
 install: $(BIN)/python install-files
 	@$(PYTHON) -m venv --without-pip $(DESTDIR)$(LIBRARY)
 	@$(BIN)/python -m pip --quiet --disable-pip-version-check --python $(DESTDIR)$(LIBRARY)/bin/python install .
@@ -63,7 +81,7 @@ install-files:
 	@install -m 644 conf/oinetd.conf conf/oinetd.socket $(SHARE)/oinetd/
 
 clean:
-	rm -rf $(VENV) build *.egg-info oinetd/_*.so _fastpath/*.c
+	rm -rf $(VENV) build dist *.egg-info oinetd/_*.so _fastpath/*.c
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -79,14 +97,14 @@ $(VENV)/built: $(BIN)/python pyproject.toml $(NATIVE)
 	@$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' \
 	  || echo 'No Python.h: the native engine is left out, the Python engine serves. Debian: apt install python3-dev'
 	@echo 'building oinetd'
-	@$(PIP) install --editable .
+	@$(call INSTALL,--editable .,oinetd is not built)
 	@touch $@
 
 $(VENV)/test-ready: $(VENV)/built
 	@echo 'installing what the tests need'
-	@$(PIP) install --editable '.[test]'
+	@$(call INSTALL,--editable '.[test]',the tests cannot run)
 	@touch $@
 
 $(VENV)/check-ready: $(VENV)/test-ready
-	@$(PIP) install --editable '.[test,check,bench]'
+	@$(call INSTALL,--editable '.[test$(COMMA)check$(COMMA)bench]',the checks cannot run)
 	@touch $@

@@ -11,8 +11,10 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from oinetd.config.compile import argument_problem
+from oinetd.config.privacy import everyone_may_read
 from oinetd.config.syntax import Statement, read_statements
 from oinetd.config.vocabulary import DIRECTIVES, Duty
 from oinetd.errors import ConfigError, Problem
@@ -37,10 +39,10 @@ def load_statements(path: str) -> Iterator[Statement]:
     Raises `ConfigError` where the file itself cannot be read.
     """
     try:
-        text, identity = _read(path)
+        content = _read(path, path)
     except _Unreadable as error:
         raise ConfigError(Problem(f"cannot be read: {error.reason}", path, hint=error.hint)) from None
-    return _Reader().statements(path, text, (identity,))
+    return _Reader(path).statements(path, content, (content.identity,))
 
 
 class _Unreadable(Exception):
@@ -50,15 +52,24 @@ class _Unreadable(Exception):
         self.hint = hint
 
 
+class _Content(NamedTuple):
+    """A file that was read. `identity` is its device and inode, `hidden` whether no message shows its text."""
+
+    text: str
+    identity: tuple[int, int]
+    hidden: bool
+
+
 @dataclass(slots=True)
 class _Reader:
     """Counts the files of one configuration."""
 
+    main: str
     files: int = 1
 
-    def statements(self, path: str, text: str, stack: tuple[tuple[int, int], ...]) -> Iterator[Statement]:
+    def statements(self, path: str, content: _Content, stack: tuple[tuple[int, int], ...]) -> Iterator[Statement]:
         """The statements of a file that has been read; `stack` holds the identities of the files around it."""
-        for statement in read_statements(text, path):
+        for statement in read_statements(content.text, path, hidden=content.hidden):
             entry = DIRECTIVES.get(statement.words[0].text) if statement.words else None
             sound = entry is not None and not statement.problems and argument_problem(statement, entry) is None
             if sound and entry is not None and entry.duty is Duty.INCLUDE and statement.words[1].text:
@@ -79,8 +90,8 @@ class _Reader:
                     raise _Unreadable(f"includes are nested more than {INCLUDE_DEPTH_MAX} deep")
                 if self.files > INCLUDE_FILES_MAX:
                     raise _Unreadable(f"more than {INCLUDE_FILES_MAX} files are included")
-                text, identity = _read(name, regular=True)
-                if identity in stack:
+                content = _read(name, self.main, regular=True)
+                if content.identity in stack:
                     raise _Unreadable("it is being read already: the files include each other in a circle")
             except _Unreadable as error:
                 problem = statement.line.problem(
@@ -91,16 +102,17 @@ class _Reader:
                     return
                 continue
             self.files += 1
-            yield from self.statements(name, text, (*stack, identity))
+            yield from self.statements(name, content, (*stack, content.identity))
 
 
-def _read(path: str, *, regular: bool = False) -> tuple[str, tuple[int, int]]:
-    """A file's text and its identity (device, inode). `regular` refuses pipes, which might never end."""
+def _read(path: str, main: str, *, regular: bool = False) -> _Content:
+    """What is in a file. `main` is the configuration's main file. `regular` refuses pipes, which might never end."""
     try:
         if regular and not stat.S_ISREG(os.stat(path).st_mode):
             raise _Unreadable("it is no regular file")
         with open(path, "rb") as file:
             found = os.fstat(file.fileno())
+            hidden = not everyone_may_read(file.fileno(), path, main)
             content = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise _Unreadable(error.strerror or str(error)) from None
@@ -111,4 +123,4 @@ def _read(path: str, *, regular: bool = False) -> tuple[str, tuple[int, int]]:
     if content.startswith(_UTF16_MARKS):
         raise _Unreadable("it is in UTF-16", "save it as UTF-8")
     # A stray byte of another encoding, in a comment or a file's name, is carried through and does no harm.
-    return content.decode("utf-8", "surrogateescape"), (found.st_dev, found.st_ino)
+    return _Content(content.decode("utf-8", "surrogateescape"), (found.st_dev, found.st_ino), hidden)

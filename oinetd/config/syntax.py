@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from oinetd.config.mistake import Mistake, printable, shown
+from oinetd.config.privacy import HIDDEN_HINT, without_words_of
 from oinetd.config.values import FileName
 from oinetd.config.vocabulary import DIRECTIVES
 from oinetd.errors import Problem
@@ -62,11 +63,12 @@ class Option(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a file; `number` counts from 1."""
+    """A line of a file; `number` counts from 1. No message shows the text of a `hidden` one."""
 
     file: str
     number: int
     text: str
+    hidden: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}:{self.number}"
@@ -74,6 +76,8 @@ class Line:
     def problem(self, message: str, column: int, width: int = 1, hint: str = "") -> Problem:
         """A problem at a place in this line."""
         shown_text = printable(self.text)
+        if self.hidden:
+            return Problem(without_words_of(shown_text, message), self.file, self.number, column, hint=HIDDEN_HINT)
         return Problem(printable(message), self.file, self.number, column, width, shown_text, printable(hint))
 
     def mistaken(self, word: Word, mistake: Mistake) -> Problem:
@@ -101,13 +105,16 @@ class Statement:
     problems: tuple[Problem, ...] = ()
 
 
-def read_statements(text: str, file: str) -> Iterator[Statement]:
-    """The statements of `text`, in order; empty lines and comments are none."""
+def read_statements(text: str, file: str, *, hidden: bool = False) -> Iterator[Statement]:
+    """The statements of `text`, in order; empty lines and comments are none.
+
+    No message shows anything of a `hidden` text.
+    """
     for number, row in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         row = row.rstrip("\r")
         content = row.lstrip(_BLANKS)
         if content and content[0] != "#":
-            yield _statement(Line(file, number, row), len(row) - len(content))
+            yield _statement(Line(file, number, row, hidden), len(row) - len(content))
 
 
 def _statement(line: Line, start: int) -> Statement:

@@ -48,8 +48,8 @@ from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
 from tally cimport TALLIES, Tally, tally_add
 from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
 from udp_order cimport (
-    ORDER_ADD, ORDER_COUNT, ORDER_LINGER, ORDER_REMOVE, ORDER_RENEW, ORDER_REPLACE, ORDER_TRIM, least_listening,
-    order_give,
+    ORDER_ADD, ORDER_COUNT, ORDER_LINGER, ORDER_REMOVE, ORDER_RENEW, ORDER_REPLACE, ORDER_REVOKE, ORDER_TRIM,
+    least_listening, order_give,
 )
 from udp_state cimport Session
 
@@ -505,6 +505,9 @@ cdef class Core:
 
     def udp_sessions_of(self, uint64_t key):
         return self._order(ORDER_COUNT, key, -1, None)
+
+    def revoke_udp_sessions(self, uint64_t key, Rules rules not None):
+        return self._order(ORDER_REVOKE, key, -1, rules)
 
     def remove_udp_listener(self, uint64_t key):
         if self.running:

@@ -45,6 +45,7 @@ cdef enum:      # in the order of `oinetd.record.Ending`
     ENDING_CONNECT_TIMEOUT = 15
     ENDING_RESOLVE_FAILED = 16
     ENDING_DISPLACED = 17
+    ENDING_REVOKED = 18
 
     FLUSH_MS = 1000             # a peer that acknowledges nothing for so long gets its reset at once
 

@@ -7,9 +7,11 @@ says that it was the last.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
+from access cimport VERDICT_ALLOWED, Access, access_decide
+from address cimport Address, address_read
 from atomic cimport oi_add
 from datagram cimport MESSAGES_MAX, Group, batch_free, batch_new, batch_receive, take_trains
-from ending cimport ENDING_ABORTED
+from ending cimport ENDING_ABORTED, ENDING_REVOKED
 from linux cimport (
     EMFILE, ENOMEM, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, c_assert, c_epoll_ctl, epoll_event, errno,
 )
@@ -229,6 +231,27 @@ cdef inline int udp_listener_replace(
         listener.told = NULL
         rule_trim(reactor, policy.gate)
     return 0
+
+
+cdef inline long sessions_revoke(Reactor *reactor, UdpListener *listener, const Access *access) noexcept nogil:
+    """End the sessions of clients whom `access` refuses; how many those were."""
+    cdef Session *session
+    cdef Address client
+    cdef uint64_t left = listener.sessions
+    cdef uint32_t i
+    cdef long ended = 0
+    for i in range(reactor.udp.chunk_count * SESSION_CHUNK):
+        if left == 0:
+            break
+        session = session_at(reactor.udp, i)
+        if session.state != SESSION_LIVE or session.listener != listener:
+            continue
+        left -= 1
+        address_read(&client, &session.key.place)
+        if access_decide(access, &client) != VERDICT_ALLOWED:
+            session_end(reactor, session, ENDING_REVOKED, 0)
+            ended += 1
+    return ended
 
 
 cdef inline void udp_listener_remove(Reactor *reactor, UdpListener *listener) noexcept nogil:

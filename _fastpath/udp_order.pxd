@@ -13,7 +13,7 @@ from linux cimport (
 from policy cimport Policy
 from state cimport Hub, Reactor
 from udp_end cimport sessions_trim
-from udp_listener cimport listener_at, udp_listener_add, udp_listener_remove, udp_listener_replace
+from udp_listener cimport listener_at, sessions_revoke, udp_listener_add, udp_listener_remove, udp_listener_replace
 from udp_state cimport UdpListener
 
 cdef enum:
@@ -24,13 +24,14 @@ cdef enum:
     ORDER_COUNT = 5
     ORDER_REMOVE = 6            # abort its sessions and let go of its socket
     ORDER_TRIM = 7              # end the sessions above the bound
+    ORDER_REVOKE = 8            # end the sessions of clients whom `policy` refuses
 
 cdef struct Order:
     int verb
     int fd
     uint32_t index              # of the listener
     Policy *policy
-    long answer                 # of add: the index; of linger and count: the sessions; -errno is an error
+    long answer                 # of add: the index; of linger, count and revoke: the sessions; -errno is an error
     bint done
     pthread_mutex_t lock
     pthread_cond_t carried_out
@@ -47,6 +48,8 @@ cdef inline long order_obey(Reactor *reactor, const Order *order) noexcept nogil
     listener = listener_at(reactor, order.index)
     if order.verb == ORDER_REPLACE or order.verb == ORDER_RENEW:
         return udp_listener_replace(reactor, listener, order.policy, order.verb == ORDER_RENEW)
+    if order.verb == ORDER_REVOKE:
+        return sessions_revoke(reactor, listener, &order.policy.access)
     if order.verb == ORDER_REMOVE:
         udp_listener_remove(reactor, listener)
         return 0

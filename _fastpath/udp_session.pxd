@@ -22,7 +22,7 @@ from listener cimport unix_time
 from loop cimport loop_say
 from own cimport is_own
 from policy cimport Policy, policy_hold
-from ring cimport RECORD_CLOSED, RING_RESERVE, Record, ring_push, ring_room
+from ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, Record, ring_push, ring_room
 from state cimport Reactor
 from udp_dial cimport udp_dial, unreachable
 from udp_end cimport due_by, place_take, report_opened, session_end, sources_leave
@@ -41,31 +41,42 @@ cdef inline bint nobody_listens(int error) noexcept nogil:
     return error == ECONNREFUSED or error == ENOPROTOOPT
 
 
+cdef inline void report_turned_away(
+    Reactor *reactor, const Policy *policy, const Address *client, int kind, uint64_t id, int ending, int error
+) noexcept nogil:
+    """There is room: sessions begin only where the ring has some."""
+    cdef Record *record = record_slot(reactor)
+    c_assert(record != NULL)
+    memset(record, 0, sizeof(Record))
+    record.kind = kind
+    record.ending = ending
+    record.error = error
+    record.id = id
+    record.tag = policy.tag
+    record.started_s = unix_time()
+    record.client = client[0]
+    ring_push(&reactor.ring, &reactor.hub.bell)
+
+
 cdef inline void turn_away(
     Reactor *reactor, UdpListener *listener, const Address *client, int ending, int error
 ) noexcept nogil:
     """Log the client who gets no session, unless its address is known for it."""
-    cdef Record *record
+    cdef bint failed = ending != ENDING_DENIED and ending != ENDING_NOT_ALLOWED and ending != ENDING_LIMITED
+    cdef uint64_t id
     if listener.told == NULL:
         listener.told = <Told *> calloc(1, sizeof(Told))
         if listener.told != NULL:
             listener.told.seed = reactor.udp.batch.seed
     if listener.told != NULL and not told_add(listener.told, client):
         return
-    record = record_slot(reactor)
-    c_assert(record != NULL)
-    memset(record, 0, sizeof(Record))
-    record.kind = RECORD_CLOSED
-    record.ending = ending
-    record.error = error
-    record.id = oi_add(&reactor.hub.gate.next_id, 1)
-    record.tag = listener.policy.tag
-    record.started_s = unix_time()
-    record.client = client[0]
-    ring_push(&reactor.ring, &reactor.hub.bell)
+    id = oi_add(&reactor.hub.gate.next_id, 1)
+    if failed and oi_get(&reactor.hub.brief) == 0:      # nobody refused it: events come in pairs
+        report_turned_away(reactor, listener.policy, client, RECORD_OPENED, id, 0, 0)
+    report_turned_away(reactor, listener.policy, client, RECORD_CLOSED, id, ending, error)
     oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
-    if ending != ENDING_DENIED and ending != ENDING_NOT_ALLOWED and ending != ENDING_LIMITED:
-        oi_add(&listener.policy.gate.admitted, 1)       # nobody refused it: it failed
+    if failed:
+        oi_add(&listener.policy.gate.admitted, 1)
 
 
 cdef inline int sources_enter(Reactor *reactor, Policy *policy, const Address *client) noexcept nogil:

@@ -162,6 +162,8 @@ class Core:
         """Let nobody new in; how many sessions there are."""
     def udp_sessions_of(self, key: int) -> int:
         """How many sessions a listener has."""
+    def revoke_udp_sessions(self, key: int, rules: Rules) -> int:
+        """End the sessions of clients whom the access lists of `rules` refuse; how many those were."""
     def remove_udp_listener(self, key: int) -> None:
         """Abort its sessions; on return no reactor touches the socket."""
     def trim_udp_sessions(self) -> None:

@@ -17,6 +17,7 @@ from types import TracebackType
 from oinetd.access import access_control
 from oinetd.account import Stats
 from oinetd.announcement import listening, no_longer
+from oinetd.datagrams import settle_datagrams
 from oinetd.destination import Destination, DestinationState
 from oinetd.destinations import Destinations
 from oinetd.hooks import Admit, Hook, Hooks
@@ -246,7 +247,7 @@ class Forwarder:
         taken = {bound_address(sock).port for sock in sockets.values()} if before else set()
         for key, listener in before.items():
             self._retire(key, listener, replaced=bound_address(listener.sock).port in taken)
-        self._lanes.make_way(self._listeners)
+        settle_datagrams(config, self._lanes, self._listeners)
         self._destinations = destinations
         destinations.start(on_change=self._refresh)
         self.config = config

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from oinetd.account import Account
@@ -33,7 +33,6 @@ from oinetd.reactors import ReactorDatagrams, ReactorListener
 from oinetd.record import Ending, SessionRecord, Sums
 from oinetd.retired import Retired
 from oinetd.session import Dials, Service, Watcher
-from oinetd.sockets import bound_address
 from oinetd.udp.listener import DatagramListener
 from oinetd.udp.plane import DatagramPlane
 from oinetd.udp.stream import DatagramDialer, DatagramEngine
@@ -224,16 +223,6 @@ class Lanes:
         if self._lane is not None:
             for rule, lost, forged in self._lane.lost():
                 self._account.native_lost(rule, lost, forged)
-
-    def make_way(self, listening: Mapping[PortKey, Listening]) -> None:
-        """End what lingers where somebody else listens now: its socket would take the other's new clients."""
-        if not self.lingering:
-            return
-        bound = [replace(key, address=bound_address(listener.sock)) for key, listener in listening.items()]
-        for key, listener in tuple(self.lingering.items()):
-            held = replace(key, address=bound_address(listener.sock))
-            if any(held.overlaps(other) for other in bound):
-                listener.end()
 
     def retire(self, key: PortKey, listening: Listening, *, ours: bool = True, replaced: bool = False) -> None:
         """Serve those who are in the queue, then close the socket; see `Retired.take`.

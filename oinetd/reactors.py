@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 
 from oinetd.engine.lane import NativeLane, Serving
+from oinetd.model import AccessRule
 from oinetd.session import Service
 
 __all__ = ["ReactorDatagrams", "ReactorListener"]
@@ -69,6 +70,19 @@ class ReactorDatagrams(ReactorListener):
     """A UDP socket, which belongs to one of the reactors."""
 
     on_closed: Callable[[], object] | None = None
+    _judged: tuple[tuple[AccessRule, ...], ...] = ()
+
+    def start(self) -> None:
+        super().start()
+        self._judged = (self.service.global_access, self.service.route.rule.access)
+
+    def revoke(self, access: tuple[AccessRule, ...]) -> int:
+        """End the sessions that the global rules `access`, or the rule's own, refuse; how many those were."""
+        by = (access, self.service.route.rule.access)
+        if not self._key or by == self._judged:
+            return 0
+        self._judged = by
+        return self._lane.revoke(self._key, access)
 
     def exchange(self, service: Service) -> None:
         """Serve the clients to come differently; it lingers no more."""

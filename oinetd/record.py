@@ -54,6 +54,8 @@ class Ending(enum.Enum):
 
     DISPLACED = "displaced"
     """A UDP session that had been silent for longest when another one needed its place."""
+    REVOKED = "revoked"
+    """A UDP session whose client the access rules of a reload refuse."""
 
     # By identity: `Enum` hashes the name, in Python, several times for each session.
     __hash__ = object.__hash__
@@ -72,6 +74,7 @@ class Ending(enum.Enum):
 _CONNECTED = frozenset({
     Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED, Ending.CLIENT_RESET, Ending.UPSTREAM_RESET,
     Ending.IDLE_TIMEOUT, Ending.HALF_CLOSE_TIMEOUT, Ending.WRITE_STALL, Ending.ABORTED, Ending.DISPLACED,
+    Ending.REVOKED,
 })  # fmt: skip
 _REFUSED = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED})
 

@@ -47,6 +47,7 @@ from oinetd.gate import Gate
 from oinetd.loops import Bound
 from oinetd.model import (
     UDP_TIMEOUT_S,
+    AccessRule,
     Endpoint,
     Protocol,
     Route,
@@ -193,13 +194,18 @@ class NativeLane:
         """Whether a UDP socket has no session."""
         return self._plane.core.udp_sessions_of(self._listeners[key].index) == 0
 
+    def revoke(self, key: int, access: tuple[AccessRule, ...]) -> int:
+        """End the sessions of a UDP socket whose clients the global rules `access`, or the rule's own, refuse."""
+        served = self._listeners[key]
+        rules = compile_rules(0, None, served.serving.settings, access=(access, served.serving.route.rule.access))
+        return self._plane.core.revoke_udp_sessions(served.index, rules)
+
     def trim(self) -> None:
         """The bound of UDP sessions has changed: end those above it."""
         self._plane.core.trim_udp_sessions()
 
     def lost(self) -> Iterator[tuple[Endpoint | Rule, int, int]]:
-        """Datagrams of clients without a session that were dropped since the last call, and how many of them were
-        forged, by the identity of rules."""
+        """Datagrams of clients without a session dropped since the last call, and those of them that were forged."""
         for identity, gate in self._gates.items():
             if lost := gate.take_lost():
                 yield identity, lost, gate.take_forged()

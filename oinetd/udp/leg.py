@@ -47,7 +47,7 @@ class DatagramLeg(DatagramSession):
         """Begin with a leg that is there already."""
         self.service.account.enter(self.live)
         self.home.plane.table.enter(self)
-        self.service.watcher.opened(self.live.record)
+        self.tell_opened()
         if self.ended:  # a hook did not want it
             self.drop(dialed)
             return

@@ -10,8 +10,8 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-from oinetd.access import Verdict
-from oinetd.model import Protocol
+from oinetd.access import AccessControl, Verdict
+from oinetd.model import AccessRule, Protocol
 from oinetd.poller import LEVEL_READ
 from oinetd.record import Ending
 from oinetd.session import Service
@@ -44,6 +44,7 @@ class DatagramListener:
         self._told: OrderedDict[str, None] = OrderedDict()
         self._watching = False
         self._lingering = False
+        self._judged = (service.global_access, service.route.rule.access)
 
     def start(self) -> None:
         """Serve from now on. Raises `OSError` where the machine has no room to watch the socket."""
@@ -70,6 +71,19 @@ class DatagramListener:
             session.key = batch.name(self.batch.explain(session.key))
         self._sessions = {session.key: session for session in sessions}
         self.batch = batch
+
+    def revoke(self, access: tuple[AccessRule, ...]) -> int:
+        """End the sessions that the global rules `access`, or the rule's own, refuse; how many those were."""
+        by = (access, self.service.route.rule.access)
+        if by == self._judged:
+            return 0
+        self._judged = by
+        control, ended = AccessControl(*by), 0
+        for session in tuple(self._sessions.values()):
+            if control.decide(self.batch.explain(session.key).address[0]) is not Verdict.ALLOWED:
+                session.end(Ending.REVOKED)
+                ended += 1
+        return ended
 
     def refresh(self) -> None:
         """The destination has other addresses: sessions ask for them when they begin."""
@@ -170,5 +184,7 @@ class DatagramListener:
             self._told.popitem(last=False)
         self._told[record.client] = None
         record.ending, record.errno = ending, code
+        if not ending.refused:  # it was let in and failed: events come in pairs
+            self.service.watcher.opened(record)
         self.service.account.turned_away(session.live)
         self.service.watcher.closed(record)

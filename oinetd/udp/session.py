@@ -48,6 +48,7 @@ class DatagramSession:
     __slots__ = (
         "_held",
         "_held_bytes",
+        "_opened",
         "_task",
         "ended",
         "home",
@@ -76,6 +77,7 @@ class DatagramSession:
         self._task: asyncio.Task[None] | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self._opened = False
         host, port = client_address(sender.address)
         record = SessionRecord(service.account.gate.next_id(), service.route, host, port, time.time())
         self.live = Live(record, service.rule, self.kill, datagrams=True)
@@ -119,7 +121,7 @@ class DatagramSession:
                 return
             if self.ended:
                 return
-            self.service.watcher.opened(self.live.record)
+            self.tell_opened()
             dialed = await self.connect()
         except asyncio.CancelledError:  # `end` has done everything; or the loop itself goes down
             self.end(Ending.ABORTED)
@@ -137,6 +139,11 @@ class DatagramSession:
     async def _admitted(self) -> bool:
         admit = self.service.admit
         return admit is None or await ask(admit, self.live.record)
+
+    def tell_opened(self) -> None:
+        """The client was let in."""
+        self._opened = True
+        self.service.watcher.opened(self.live.record)
 
     def drop(self, dialed: Dialed) -> None:
         """The session ended before it had its upstream leg."""
@@ -224,6 +231,8 @@ class DatagramSession:
                 self.sock.close()  # silence is how a UDP client says that it is done
             else:
                 close_with_reset(self.sock)
+        if not self._opened and not ending.refused:  # killed while the program thought about it: events come in pairs
+            self.tell_opened()
         meter.datagrams_lost += len(self.release_held())
         self.home.plane.table.leave(self)
         record.ending, record.errno = ending, code

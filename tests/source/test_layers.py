@@ -26,7 +26,7 @@ LAYERS = (
     "listener udp reactors",
     "retired",
     "lanes",
-    "unresolved",
+    "unresolved datagrams",
     "forwarder",
     "",  # the package itself: the public names
     "demo daemon",

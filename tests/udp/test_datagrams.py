@@ -333,6 +333,50 @@ async def test_no_descriptor_is_left(engine: str) -> None:
             assert [record.ending for record in served.closed] == [Ending.DISPLACED]
 
 
+async def test_events_come_in_pairs(engine: str) -> None:
+    """A client that is let in and whose destination fails has both, one that is refused has its end alone."""
+    with Party("127.0.0.1") as client, Party("127.0.0.2") as denied:
+        async with serving(f"{engine}127.0.0.1 0/udp ::1 9/udp [src=127.0.0.1]\ndeny 127.0.0.2\n") as served:
+            client.send(b"x", served.address)
+            await served.has_told(opened=1, closed=1)
+            assert served.opened[0].id == served.closed[0].id
+            assert served.closed[0].ending is Ending.BIND_FAILED
+            denied.send(b"x", served.address)
+            await served.has_told(closed=2)
+            assert (len(served.opened), served.closed[1].ending) == (1, Ending.DENIED)
+            stats = served.forwarder.stats()
+            assert (stats.live, stats.accepted, stats.failed, stats.refused) == (0, 2, 1, 1)
+
+
+async def test_events_come_in_pairs_without_a_descriptor(engine: str) -> None:
+    with echo() as upstream, Party() as client:
+        async with serving(f"{engine}127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp\n") as served:
+            with no_descriptor_left():
+                client.send(b"x", served.address)
+                await served.has_told(opened=1, closed=1)
+            assert served.opened[0].id == served.closed[0].id
+            assert (served.closed[0].ending, served.closed[0].errno) == (Ending.SOCKET_FAILED, errno.EMFILE)
+
+
+async def test_events_come_in_pairs_for_those_killed_early() -> None:
+    """A program that thinks about a client, and kills it meanwhile."""
+    thinking = asyncio.Event()
+
+    async def admit(_: SessionRecord) -> bool:
+        thinking.set()
+        await asyncio.get_running_loop().create_future()
+        return True
+
+    with Party() as client:
+        served = Served("127.0.0.1 0/udp 127.0.0.1 9/udp\n", admit=admit)
+        async with served.forwarder:
+            client.send(b"x", served.address)
+            await thinking.wait()
+            served.forwarder.kill(served.forwarder.sessions()[0].id)
+            await served.has_told(closed=1)
+            assert [record.id for record in served.opened] == [record.id for record in served.closed]
+
+
 async def test_the_next_address_after_a_refusal(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from oinetd import resolver
     from oinetd.sockets import Address

@@ -97,7 +97,7 @@ async def test_the_lane_is_chosen_as_for_tcp(caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.INFO, "oinetd")
     rule = "127.0.0.1 0/udp 127.0.0.1 9/udp"
     async with serving(f"{rule}\n{rule} [engine=native]\n{rule} [engine=python]\n127.0.0.1 0/udp 127.0.0.1 9/tcp\n"):
-        chosen = [message.rpartition("(")[2] for message in caplog.messages]
+        chosen = [message.rpartition("(")[2] for message in caplog.messages if message.startswith("listening")]
     assert chosen == [
         "native lane: nothing needs Python)",
         "native lane: asked for)",
@@ -106,7 +106,9 @@ async def test_the_lane_is_chosen_as_for_tcp(caplog: pytest.LogCaptureFixture) -
     ]
     caplog.clear()
     async with Served(rule + "\n", admit=admit).forwarder:
-        assert caplog.messages[0].endswith("(Python lane, python engine: the admit hook is Python)")
+        assert any(
+            message.endswith("(Python lane, python engine: the admit hook is Python)") for message in caplog.messages
+        )
 
 
 @native

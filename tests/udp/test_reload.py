@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from oinetd import Ending, parse_config
 from tests.daemon.process import own_address
 from tests.peers import until
@@ -41,17 +43,53 @@ async def test_a_session_keeps_its_destination(engine: str) -> None:
             assert (before.pending(), after.pending()) == ([], [])
 
 
-async def test_access_holds_for_new_clients(engine: str) -> None:
+@pytest.mark.parametrize("denied", ["127.0.0.2", "127.0.0.0/30"])
+@pytest.mark.parametrize("only_this_rule", [False, True])
+async def test_a_deny_reaches_sessions_that_live(engine: str, denied: str, only_this_rule: bool) -> None:
+    """Those that the new rules refuse end, the others keep their port."""
     front = own_address()
-    with echo() as upstream, Party() as old, Party("127.0.0.2") as new:
-        text = f"{engine}{front} 8000/udp 127.0.0.1 {upstream.address[1]}/udp\n"
-        async with serving(text) as served:
-            await old.ask(b"x", (front, 8000))
-            await served.forwarder.reload(parse_config(text + "deny *\n"))
-            new.send(b"x", (front, 8000))
-            await until(lambda: served.closed)
-            assert served.closed[0].ending is Ending.DENIED
-            assert await old.ask(b"y", (front, 8000)) == b"y"
+    with Party() as upstream, Party("127.0.0.2") as bad, Party("127.0.0.9") as good:
+        rule = f"{front} 8000/udp 127.0.0.1 {upstream.address[1]}/udp\n"
+        async with serving(engine + rule) as served:
+            port = await source_port(good, upstream, (front, 8000))
+            await source_port(bad, upstream, (front, 8000))
+            deny = f"deny {denied}\n"
+            await served.forwarder.reload(parse_config(engine + (rule + deny if only_this_rule else deny + rule)))
+            await served.has_told(closed=1)
+            assert [(record.client, record.ending) for record in served.closed] == [("127.0.0.2", Ending.REVOKED)]
+            bad.send(b"again", (front, 8000))
+            await served.has_told(closed=2)
+            assert served.closed[1].ending is Ending.DENIED
+            assert await source_port(good, upstream, (front, 8000)) == port
+            assert upstream.pending() == []
+
+
+async def test_a_deny_reaches_sessions_of_rules_that_go(engine: str) -> None:
+    front = own_address()
+    with Party() as upstream, Party("127.0.0.2") as bad, Party("127.0.0.9") as good:
+        rule = f"{front} 8000/udp 127.0.0.1 {upstream.address[1]}/udp\n"
+        async with serving(engine + rule) as served:
+            port = await source_port(good, upstream, (front, 8000))
+            await source_port(bad, upstream, (front, 8000))
+            for _ in range(2):
+                await served.forwarder.reload(parse_config(f"{engine}deny 127.0.0.2\n"))
+                assert await source_port(good, upstream, (front, 8000)) == port
+            await served.has_told(closed=1)
+            assert [(record.client, record.ending) for record in served.closed] == [("127.0.0.2", Ending.REVOKED)]
+            await served.forwarder.reload(parse_config(f"{engine}deny *\n"))
+            await served.has_told(closed=2)
+            Party(front, 8000).close()  # the port is free with its last session
+
+
+async def test_a_deny_reaches_ipv4_clients_of_an_ipv6_socket(engine: str) -> None:
+    front = own_address()
+    with Party("127.0.0.2") as bad, echo() as upstream:
+        rule = f"{engine}:: 8000/udp 127.0.0.1 {upstream.address[1]}/udp\n"
+        async with serving(rule) as served:
+            await bad.ask(b"x", (front, 8000))
+            await served.forwarder.reload(parse_config(rule + "deny 127.0.0.2\n"))
+            await served.has_told(closed=1)
+            assert [record.ending for record in served.closed] == [Ending.REVOKED]
 
 
 async def test_a_rule_that_is_taken_away_and_comes_back(engine: str) -> None:

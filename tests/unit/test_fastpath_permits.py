@@ -191,7 +191,7 @@ def test_endings_are_numbered_as_the_data_plane_does() -> None:
     assert [ENDINGS.index(ending) for ending in (Ending.CLIENT_CLOSED, Ending.ABORTED, Ending.DENIED)] == [0, 7, 9]
     assert ENDINGS[16] is Ending.RESOLVE_FAILED
     # What only the Python lane knows comes behind.
-    assert ENDINGS[17:] == (Ending.DISPLACED,)
+    assert ENDINGS[17:] == (Ending.DISPLACED, Ending.REVOKED)
 
 
 def test_cores(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ from oinetd.errors import ConfigError
 from oinetd.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_TEMPFAIL, EX_USAGE, Options
 from oinetd.model import Config, EngineChoice, RelayMode
 from oinetd.privileges import Identity
+from oinetd.process_context import HELD_SIGNALS, prepare
 
 __all__ = ["main"]
 
@@ -41,6 +42,8 @@ manual:          oinetd(8), oinetd.conf(5)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run oinetd with `argv`, the words after its name; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # a process of our own
+        prepare(() if words[:1] == ["demo"] else HELD_SIGNALS)
     try:
         if words[:1] == ["demo"]:
             return _demo(words[1:])
@@ -95,13 +98,13 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("-c", "--conf-file", metavar="FILE", help=f"the configuration (default: {' or '.join(CONF_FILES)})")
+    add("-c", "--conf-file", metavar="FILE", type=_file, help=f"the configuration (default: {' or '.join(CONF_FILES)})")
     add("-f", "--foreground", action="store_true", help="stay in the foreground, with messages on standard error")
     add("-t", "--test", action="store_true", help="check the configuration, print its errors or OK, and end")
     add("--strict", action="store_true", help="with -t: warnings are errors, too")
     add("--resolve", action="store_true", help="with -t: look the names up, too")
     add("-T", dest="show", action="store_true", help="print the configuration in force, and end")
-    add("-p", "--pidfile", metavar="FILE", help="where to write the process id")
+    add("-p", "--pidfile", metavar="FILE", type=_file, help="where to write the process id")
     add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user when everything is open")
     add("--engine", metavar="ENGINE", type=_engine, help="what serves all rules: auto, native or python")
     add("--relay", metavar="MODE", type=_relay, help="how the native engine moves bytes: auto, copy or splice")
@@ -116,6 +119,12 @@ def _parser() -> _Parser:
     )
     add("-v", "--version", action="store_true", help="print the version, and end")
     return parser
+
+
+def _file(word: str) -> str:
+    if not word:
+        raise argparse.ArgumentTypeError("the name of the file is empty")
+    return word
 
 
 def _engine(word: str) -> EngineChoice:
@@ -168,10 +177,12 @@ def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
     from oinetd.config import load_config, render_config
     from oinetd.hosts import names_of
     from oinetd.journal import Journal
+    from oinetd.pidfile import PidFile
 
     try:
         config = options.over(load_config(options.conf_file))
         Journal.check(config.log)
+        PidFile.check(config.pid_file)
         unanswered = _unanswered(config) if resolve else []
     except ConfigError as error:
         print(error, file=sys.stderr)

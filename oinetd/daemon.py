@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import signal
-import stat
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -17,34 +15,35 @@ from typing import Any, Final
 
 from oinetd.background import Handover, split
 from oinetd.config import load_config
-from oinetd.errors import ConfigError, OinetdError
+from oinetd.errors import ConfigError, OinetdError, Problem
 from oinetd.eventloop import loop_factory
 from oinetd.forwarder import Forwarder
 from oinetd.inherited import inherited_sockets
 from oinetd.invocation import EX_OK, Options, exit_code
+from oinetd.journal import Journal
 from oinetd.messages import Messages
 from oinetd.model import Config
 from oinetd.notify import ServiceManager
 from oinetd.pidfile import PidFile
 from oinetd.privileges import Identity
+from oinetd.process_context import HELD_SIGNALS, close_inherited, raise_descriptor_limit, working_directory
+from oinetd.safe_open import give_empty_file
 from oinetd.summary import summary
 
 __all__ = ["Daemon", "run"]
 
-DESCRIPTORS_MAX: Final = 1_048_576
-"""The soft limit of descriptors is raised to the hard one, but not beyond this, the kernel's usual `fs.nr_open`."""
-
-HELD_SIGNALS: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Held back until there are handlers: at their default they would end the process."""
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+"""A start that is stopped before it has opened anything ends at once, with exit code 0."""
 
 logger = logging.getLogger("oinetd")
 
 
 def run(options: Options) -> int:
     """Serve until a signal ends it; returns the exit code. Without `foreground` it returns when the daemon serves."""
-    pid, base = os.getpid(), os.getcwd()
+    pid, base = os.getpid(), working_directory()
     handover = None
     if not options.foreground:
+        close_inherited(os.environ, pid)
         answer = split()
         if isinstance(answer, int):
             return answer
@@ -55,9 +54,13 @@ def run(options: Options) -> int:
     messages = Messages(options.log_level, os.environ)
     sockets = inherited_sockets(os.environ, pid)
     daemon = Daemon(options, base, messages, ServiceManager.of(os.environ, pid), handover)
-    # Not closed: see the last lines.
-    runner = asyncio.Runner(loop_factory=loop_factory())
-    code = runner.run(daemon.run(sockets))
+    factory = loop_factory()  # before `prepare`, after which the interpreter's files may be closed to the process
+    code = daemon.prepare(sockets)
+    if code is None:
+        messages.write_in_background()
+        # Not closed: see the last lines.
+        runner = asyncio.Runner(loop_factory=factory)
+        code = runner.run(daemon.run())
     messages.close()
     if daemon.failure:
         print(daemon.failure, file=sys.stderr)
@@ -70,10 +73,18 @@ def run(options: Options) -> int:
     os._exit(code)
 
 
-class Daemon:
-    """One process that serves one configuration file.
+class _Stopped(Exception):
+    """A signal to stop came while the configuration was read."""
 
-    `failure` is, after `run`, what is to be said of a start that failed.
+
+def _stop(*_: object) -> None:
+    raise _Stopped
+
+
+class Daemon:
+    """One process that serves one configuration file: `prepare`, then `run`.
+
+    `failure` is what is to be said of a start that failed.
     """
 
     def __init__(
@@ -93,63 +104,98 @@ class Daemon:
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
 
-    async def run(self, sockets: tuple[socket, ...]) -> int:
+    def prepare(self, sockets: tuple[socket, ...]) -> int | None:
+        """Read the configuration, open the files, and give up root; the exit code if the start ends here.
+
+        All of it while the process has one thread: capabilities belong to threads, and those that are started later
+        take over what is left. Sockets are bound after it, with the one capability that is kept, and names are looked
+        up by the user that serves.
+        """
+        try:
+            for number in STOP_SIGNALS:
+                signal.signal(number, _stop)
+            config = self._resolve(load_config(self._options.conf_file))
+            # From here on there is something to clean up: a signal to stop waits for its handler in the loop.
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            self._open(config, sockets)
+        except _Stopped:
+            return EX_OK
+        except (OinetdError, OSError) as error:
+            if self._pid_file is not None:
+                self._pid_file.release()
+            return self._failed(error)
+        return None
+
+    def _open(self, config: Config, sockets: tuple[socket, ...]) -> None:
+        raise_descriptor_limit()
+        if config.pid_file:
+            pid_file = PidFile(config.pid_file)
+            pid_file.acquire()
+            self._pid_file = pid_file
+        self._forwarder = Forwarder(config, inherited=sockets)
+        self._forwarder.open_log()
+        if self._options.identity is not None:
+            self._become(self._options.identity, config)
+
+    async def run(self) -> int:
         """The life of the process; returns the exit code."""
         self._handle_signals()
         code = EX_OK
+        assert self._forwarder is not None
         try:
-            if await self._unless(self._stop, self._start(sockets)):
+            if await self._unless(self._stop, self._start()):
                 await self._serve()
         except (OinetdError, OSError) as error:
-            code = exit_code(error)
-            self.failure = str(error) if isinstance(error, ConfigError) else f"oinetd: {error}"
+            code = self._failed(error)
         finally:
-            if self._forwarder is not None:
-                await self._forwarder.stop()
+            await self._forwarder.stop()
             if self._pid_file is not None:
                 self._pid_file.release()
         return code
 
+    def _failed(self, error: OinetdError | OSError) -> int:
+        self.failure = str(error) if isinstance(error, ConfigError) else f"oinetd: {error}"
+        return exit_code(error)
+
     # Start
 
-    async def _start(self, sockets: tuple[socket, ...]) -> None:
-        config = await self._load()
-        _raise_descriptor_limit()
-        if config.pid_file:
-            self._pid_file = PidFile(config.pid_file)
-            self._pid_file.acquire()
-        self._forwarder = Forwarder(config, inherited=sockets)
+    async def _start(self) -> None:
+        assert self._forwarder is not None
         await self._forwarder.start()
         if self._pid_file is not None:
             self._pid_file.write()
-        if self._options.identity is not None:
-            self._become(self._options.identity, config)
         if self._handover is not None:
             self._messages.to_syslog()
             if not self._handover.ready():
                 logger.info("whoever started oinetd has gone: ending")
                 self._stop.set()
 
-    async def _load(self) -> Config:
-        """The configuration as it is now, under the command line's words, with no name relative to a directory.
-
-        Read in a thread: a network disk may be slow.
-        """
-        config = self._options.over(await asyncio.to_thread(load_config, self._options.conf_file))
+    def _resolve(self, config: Config) -> Config:
+        """`config` under the command line's words, with no name relative to a directory. Raises `ConfigError`."""
+        config = self._options.over(config)
         if config.pid_file:
-            config = replace(config, pid_file=os.path.join(self._base, config.pid_file))
-        if config.log.file and config.log.file != "-":
-            config = replace(config, log=replace(config.log, file=os.path.join(self._base, config.log.file)))
+            config = replace(config, pid_file=self._absolute("pid file", config.pid_file))
+        if Journal.is_standard_stream(config.log):
+            if not self._options.foreground:
+                hint = "name a file, or stay in the foreground (-f)"
+                raise ConfigError(Problem(f"logfile {config.log.file}: a daemon has no standard output", hint=hint))
+        elif config.log.file:
+            config = replace(config, log=replace(config.log, file=self._absolute("logfile", config.log.file)))
         return config
 
-    def _become(self, identity: Identity, config: Config) -> None:
-        """Give up root; what has to be written later is given to the new user before."""
-        if self._pid_file is not None:
-            self._pid_file.give_to(identity.uid, identity.gid)
+    def _absolute(self, what: str, path: str) -> str:
+        if not self._base and not os.path.isabs(path):
+            hint = "start oinetd in another directory, or give the name from / on"
+            raise ConfigError(Problem(f"{what} {path}: the working directory has been removed", hint=hint))
+        return os.path.join(self._base, path)
+
+    @staticmethod
+    def _become(identity: Identity, config: Config) -> None:
+        """Give up root. A log that was just made is given to the new user, who has to open it again; nothing else."""
         log = config.log.file
-        with contextlib.suppress(FileNotFoundError):
-            if log and stat.S_ISREG(os.lstat(log).st_mode):
-                os.chown(log, identity.uid, identity.gid, follow_symlinks=False)
+        if log and not Journal.is_standard_stream(config.log):
+            with contextlib.suppress(FileNotFoundError):
+                give_empty_file(log, identity.uid, identity.gid)
         identity.assume()
 
     # Serve
@@ -209,7 +255,7 @@ class Daemon:
         }
         for number, answer in answers.items():
             loop.add_signal_handler(number, answer)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*HELD_SIGNALS, *STOP_SIGNALS))
 
     def _on_stop(self) -> None:
         (self._hurry if self._stop.is_set() else self._stop).set()
@@ -249,7 +295,9 @@ class Daemon:
     async def _reload_once(self) -> str:
         """Put the file as it is now in force, or leave everything as it was; returns the new status."""
         try:
-            await self._put_in_force(await self._load())
+            # Read in a thread: a network disk may be slow.
+            config = await asyncio.to_thread(load_config, self._options.conf_file)
+            await self._put_in_force(self._resolve(config))
         except (OinetdError, OSError) as error:
             logger.error("reload failed, everything stays as it was: %s", error)
             return f"{self._status()}; the last reload failed: {error}"
@@ -279,13 +327,3 @@ class Daemon:
         self._pid_file = new
         if old is not None:
             old.release()
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError) as error:  # a filter of system calls, a kernel that allows fewer
-            logger.warning("the limit of descriptors stays at %d: %s", soft, error)

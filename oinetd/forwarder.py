@@ -25,7 +25,7 @@ from oinetd.journal import Journal
 from oinetd.lanes import Choice, Lanes, Listening
 from oinetd.limits import Limits
 from oinetd.loops import Loops
-from oinetd.model import Config, Protocol, Route
+from oinetd.model import Config, LogSettings, Protocol, Route
 from oinetd.ports import BoundAddress, Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.session import Service
@@ -72,7 +72,7 @@ class Forwarder:
         self._stopping = asyncio.Lock()
         self._accepting = True
         self._stopped: asyncio.Event | None = None
-        self._journal: Journal | None = None
+        self._journal = Journal(LogSettings(), log.warning, lambda *when: asyncio.get_running_loop().call_later(*when))
 
     # Start and stop
 
@@ -84,6 +84,14 @@ class Forwarder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    def open_log(self) -> None:
+        """Open the connection log now, for a program that gives up its privileges before `start`.
+
+        Raises `ConfigError` for a log that cannot be.
+        """
+        self._journal.check_change(self.config.log)
+        self._journal.reconfigure(self.config.log)
 
     async def start(self) -> None:
         """Open every listener and begin to accept; all of them or none.
@@ -111,6 +119,7 @@ class Forwarder:
         A start or a reload that is under way gives up.
         """
         if self._stopped is None:
+            self._journal.close()  # after `open_log`; it has no line, so this takes no time
             return
         self._accepting = False
         async with self._stopping:
@@ -125,10 +134,9 @@ class Forwarder:
             await self._lanes.close()
             self._limits.close()
             await self._hooks.close()
-            if self._journal is not None:
-                self._journal.end_gaps()
-                # On a disk that is dead it takes two seconds.
-                await self._loop.run_in_executor(None, self._journal.close)
+            self._journal.end_gaps()
+            # On a disk that is dead it takes two seconds.
+            await self._loop.run_in_executor(None, self._journal.close)
             for sock in self._inherited:
                 sock.close()
             self._stopped.set()
@@ -193,7 +201,7 @@ class Forwarder:
 
     async def _apply(self, config: Config) -> None:
         """Everything that can fail comes first; the change itself is one step of the loop."""
-        Journal.check(config.log)
+        self._journal.check_change(config.log)
         choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
         access = {id(rule): access_control(config, rule) for rule in config.rules}
         destinations = Destinations(config, self._destinations)
@@ -254,10 +262,7 @@ class Forwarder:
 
     def _reconfigure_log(self, config: Config) -> None:
         self._lanes.tell(bool(config.log.file or self._hooks))
-        if self._journal is None:
-            self._journal = Journal(config.log, log.warning, self._loop.call_later)
-        else:
-            self._journal.reconfigure(config.log)
+        self._journal.reconfigure(config.log)
 
     def _put_in_service(
         self, listener: Listening | None, port: Port, sock: socket.socket, service: Service, choice: Choice
@@ -319,8 +324,7 @@ class Forwarder:
 
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""
-        if self._journal is not None:
-            self._journal.reopen()
+        self._journal.reopen()
 
     def _native_sessions(self) -> list[SessionRecord]:
         return self._lanes.sessions() if self._stopped is not None else []
@@ -329,8 +333,7 @@ class Forwarder:
 
     def opened(self, record: SessionRecord) -> None:
         """A session was admitted."""
-        if self._journal is not None:
-            self._journal.opened(record)
+        self._journal.opened(record)
         self._hooks.opened(record)
 
     def left(self) -> None:
@@ -342,6 +345,5 @@ class Forwarder:
         self._ended.set()
         if self._unresolved:
             self._loop.call_soon(self._unresolved.move, self._listeners)
-        if self._journal is not None:
-            self._journal.closed(record)
+        self._journal.closed(record)
         self._hooks.closed(record)

@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Final
 
-__all__ = ["inherited_sockets"]
+__all__ = ["inherited_sockets", "passed_descriptors"]
 
 FIRST_FD: Final = 3
 """SD_LISTEN_FDS_START: behind standard input, output and error."""
 
+DESCRIPTORS_MAX: Final = 1_048_576
+"""The kernel's usual `fs.nr_open`."""
+
+DIGITS_MAX: Final = 9
+"""Of a number of descriptors: more are never open."""
+
+WARNINGS_MAX: Final = 16
+"""A count that is far from the truth is not told for each descriptor."""
+
 logger = logging.getLogger("oinetd")
+
+
+def passed_descriptors(environ: Mapping[str, str], pid: int) -> range:
+    """The descriptors that `environ` says were passed to the process `pid`, whatever they are; none if they were not.
+
+    No more than this process may have open: a number that makes no sense is not counted through.
+    """
+    count = environ.get("LISTEN_FDS", "")
+    if environ.get("LISTEN_PID", "") != str(pid) or not count.isdecimal():
+        return range(FIRST_FD, FIRST_FD)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS_MAX if most == resource.RLIM_INFINITY else most
+    return range(FIRST_FD, FIRST_FD + min(int(count[:DIGITS_MAX]), most))
 
 
 def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[socket.socket, ...]:
@@ -22,17 +45,21 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[sock
     The variables are removed from `environ`. What is neither is closed, with a warning: a relay could do nothing with
     it.
     """
-    meant_for, count, names = (environ.pop(f"LISTEN_{part}", "") for part in ("PID", "FDS", "FDNAMES"))
-    if meant_for != str(pid) or not count.isdecimal():
-        return ()
+    passed = passed_descriptors(environ, pid)
+    names = environ.get("LISTEN_FDNAMES", "") if passed else ""
+    for part in ("PID", "FDS", "FDNAMES"):
+        environ.pop(f"LISTEN_{part}", None)
     labels = names.split(":") if names else []
     found = []
-    for position, fd in enumerate(range(FIRST_FD, FIRST_FD + int(count))):
+    for position, fd in enumerate(passed):
         label = labels[position] if position < len(labels) else "unknown"
         try:
             os.set_inheritable(fd, False)
         except OSError as error:
             logger.warning("inherited descriptor %d (%s): %s", fd, label, error.strerror)
+            if position >= WARNINGS_MAX:
+                logger.warning("inherited descriptors up to %d: not looked at", passed[-1])
+                break
             continue
         if (listener := _listener(fd)) is not None:
             found.append(listener)

@@ -6,7 +6,7 @@ import errno
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from oinetd.errors import BindError, ConfigError, EngineUnavailable
+from oinetd.errors import ConfigError, EngineUnavailable
 from oinetd.model import Config, EngineChoice, RelayMode
 from oinetd.privileges import Identity
 
@@ -80,7 +80,7 @@ def exit_code(error: Exception) -> int:
     """The exit code for an error that ends the start."""
     if isinstance(error, (ConfigError, EngineUnavailable)):
         return EX_CONFIG
-    if isinstance(error, (BindError, OSError)) and error.errno in (errno.EACCES, errno.EPERM):
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
         return EX_NOPERM
     if isinstance(error, (BindError, OSError)) and error.errno in _PASSING:
         return EX_TEMPFAIL

@@ -15,6 +15,7 @@ from oinetd.logline import line_format
 from oinetd.model import LogSettings
 from oinetd.record import SessionRecord
 from oinetd.refusals import GAP_S, RefusedLines
+from oinetd.safe_open import Location, UnsafePath, own_descriptor
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -27,7 +28,8 @@ STDOUT_FD = 1
 class Journal:
     """The log that `settings` ask for; with no file it costs nothing and writes nothing.
 
-    The file `-` is the standard output. Lines reach the file within a tenth of a second, in the order of the
+    The file `-` is the standard output, and so is one that leads to it, such as /dev/stdout; the same for standard
+    error. Lines reach the file within a tenth of a second, in the order of the
     calls, through a thread of their own (see `linewriter`): no method waits for the file but `close`. A file that
     cannot be written never stops the service. `on_trouble` then gets a sentence, once when the trouble begins and
     once when it ends, mostly on that other thread, so it has to be thread-safe; without it the sentences are
@@ -59,8 +61,22 @@ class Journal:
         That is a directory or a socket in its place, a missing directory above it, no permission. A full disk or
         a FIFO without a reader are troubles of the day and pass. Nothing is made or opened.
         """
-        if _target(settings.file) == settings.file and (fault := _fault(settings.file)):
+        if settings.file and _target(settings.file) == settings.file and (fault := _fault(settings.file)):
             raise ConfigError(Problem(f"logfile {settings.file}: {fault}"))
+
+    @staticmethod
+    def is_standard_stream(settings: LogSettings) -> bool:
+        """Whether the log is this process's standard output or standard error, by whatever name."""
+        return isinstance(_target(settings.file), int)
+
+    def check_change(self, settings: LogSettings) -> None:
+        """`check` for a change to `settings`.
+
+        A file that is in use already is not looked at again: a process that has given up its privileges writes to a
+        file which it could not open any more.
+        """
+        if settings.file != self._settings.file:
+            self.check(settings)
 
     def opened(self, record: SessionRecord) -> None:
         """Log that the connection was admitted."""
@@ -141,11 +157,22 @@ class Journal:
 
 
 def _target(file: str) -> str | int:
-    return STDOUT_FD if file == "-" else file
+    """The path, or the descriptor that it names: that one is used as it is, and never opened anew."""
+    if file == "-":
+        return STDOUT_FD
+    own = own_descriptor(file) if file else None
+    return file if own is None else own
 
 
 def _fault(path: str) -> str:
     """What is wrong with `path` as a log file; empty where nothing is."""
+    try:
+        with Location.of(path):
+            pass
+    except UnsafePath as error:
+        return error.strerror or str(error)
+    except OSError:
+        pass  # The next look says what it is.
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:

@@ -16,6 +16,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from oinetd.safe_open import open_to_append
+
 __all__ = ["LogFile"]
 
 NEW_FILE_MODE: Final = 0o640
@@ -149,9 +151,8 @@ def _open(target: str | int) -> int:
     if isinstance(target, int):
         return target
     # Not blocking, for a FIFO that nobody reads: opening it would wait for ever.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        return os.open(target, flags, NEW_FILE_MODE)
+        return open_to_append(target, NEW_FILE_MODE)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise OSError(errno.ENXIO, "nobody reads this FIFO") from error

@@ -1,11 +1,13 @@
 """What the operator gets to read: the logger `oinetd` on standard error, or in the system log.
 
-Nothing here waits: standard error has a thread of its own (a terminal can be stopped), and so has the system log where
-it does not take a message at once.
+Nothing here waits once the process serves: standard error has a thread of its own then (a terminal can be stopped), and
+so has the system log if it does not take a message at once. Before, the messages of the start are written at once: a
+thread would not give up its privileges together with the process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -31,12 +33,17 @@ class Messages:
     """Where the messages of the loggers `oinetd` and `asyncio` go; one object for the life of the process."""
 
     def __init__(self, level: str, environ: Mapping[str, str]) -> None:
-        self._handler: logging.Handler = StderrHandler(environ)
+        self._stderr = StderrHandler(environ)
+        self._handler: logging.Handler = self._stderr
         for name in _NAMES:
             logger = logging.getLogger(name)
             logger.setLevel(level.upper())
             logger.propagate = False
             logger.addHandler(self._handler)
+
+    def write_in_background(self) -> None:
+        """From here on standard error has a thread, and nobody waits for it."""
+        self._stderr.write_in_background()
 
     def to_syslog(self) -> None:
         """From here on the messages go to the system log; for a process without a terminal."""
@@ -66,8 +73,7 @@ class StderrHandler(logging.Handler):
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__()
-        # Its own troubles are told here, too: when it takes lines again, and how many were lost.
-        self._writer = LineWriter(STDERR_FD, lambda text: self._write(logging.WARNING, f"warning: {text}"))
+        self._writer: LineWriter | None = None
         self._prefixed = _is_journal(environ.get("JOURNAL_STREAM", ""))
         # A service manager puts the time before every line itself.
         managed = self._prefixed or bool(environ.get("NOTIFY_SOCKET") or environ.get("INVOCATION_ID"))
@@ -80,10 +86,22 @@ class StderrHandler(logging.Handler):
         if self._prefixed:
             prefix = f"<{_priority(level)}>"
             text = "\n".join(prefix + line for line in text.split("\n"))
-        self._writer.write(f"{text}\n".encode(errors="backslashreplace"))
+        line = f"{text}\n".encode(errors="backslashreplace")
+        if self._writer is not None:
+            self._writer.write(line)
+            return
+        with contextlib.suppress(OSError):  # There is nobody left to tell.
+            while line:
+                line = line[os.write(STDERR_FD, line) :]
+
+    def write_in_background(self) -> None:
+        if self._writer is None:
+            # Its own troubles are told here, too: when it takes lines again, and how many were lost.
+            self._writer = LineWriter(STDERR_FD, lambda text: self._write(logging.WARNING, f"warning: {text}"))
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         super().close()
 
 

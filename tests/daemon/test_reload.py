@@ -110,7 +110,7 @@ MISTAKES = {
     "address of another machine": ("192.0.2.1 7003 127.0.0.1 80\n", r"oinetd\.conf:1: cannot listen on 192\.0\.2\.1"),
     "directory as log": ("logfile FOLDER\n", r"logfile .*: is a directory"),
     "log in no directory": ("logfile FOLDER/none/log\n", r"logfile .*: there is no directory"),
-    "pid file in no directory": ("pidlogfile FOLDER/none/pid\n", r"No such file or directory: '.*none/pid'"),
+    "pid file in no directory": ("pidlogfile FOLDER/none/pid\n", r"pid file .*none/pid: No such file or directory"),
 }
 
 

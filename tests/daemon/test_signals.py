@@ -103,7 +103,7 @@ def starting(oinetd: Start, tmp_path: Path) -> tuple[Oinetd, Callable[[], None]]
 
     def handles() -> bool:
         caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{daemon.pid}/status").read_text())
-        return caught is not None and bool(int(caught[1], 16) >> (signal.SIGUSR2 - 1) & 1)
+        return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
     def go_on() -> None:
         with fifo.open("w") as file:

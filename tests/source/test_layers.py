@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[2] / "oinetd"
 
 LAYERS = (
-    "bounds errors logfile systemlog",
-    "model _fastpath descriptors",
+    "bounds errors safe_open systemlog",
+    "model _fastpath descriptors logfile",
     "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
     "engine.datagrams",
-    "config access hooks sockets logline refusals pidfile messages engine.buffers engine.running",
+    "config access hooks sockets logline refusals pidfile messages process_context engine.buffers engine.running",
     "engine resolver journal invocation hosts capacity",
     "destination ports namecheck",
     "loops",

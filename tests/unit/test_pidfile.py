@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from oinetd.errors import ConfigError
 from oinetd.pidfile import PidFile, PidFileHeld
 
 
@@ -30,7 +31,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
 
 def test_a_longer_number_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "pid"
-    path.write_text("4194303999999\nand more\n")
+    path.write_text("4194303999999\n")
     file = PidFile(str(path))
     file.acquire()
     file.write()
@@ -43,12 +44,13 @@ def test_a_file_that_its_holder_removes_meanwhile(tmp_path: Path, monkeypatch: p
     file = PidFile(str(path))
     real, turns = os.open, 0
 
-    def open_and_lose(*args: object, **more: object) -> int:
+    def open_and_lose(name: str, flags: int, mode: int = 0o777, **more: int | None) -> int:
         nonlocal turns
-        turns += 1
-        fd = real(*args, **more)  # type: ignore[arg-type]
-        if turns <= 3:
-            path.unlink()
+        fd = real(name, flags, mode, **more)
+        if flags & os.O_RDWR:
+            turns += 1
+            if turns <= 3:
+                path.unlink()
         return fd
 
     monkeypatch.setattr(os, "open", open_and_lose)
@@ -63,6 +65,6 @@ def test_no_symbolic_link_is_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious\n")
     (tmp_path / "pid").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(ConfigError, match="is a symbolic link"):
         PidFile(str(tmp_path / "pid")).acquire()
     assert victim.read_text() == "precious\n"

@@ -79,7 +79,10 @@ class Location:
                             raise _refuse(path, f"{name} is a symbolic link that another user made")
                         if last and _is_proc(folder):
                             return cls(path, folder, name, os.stat(name, dir_fd=folder), magic=True)
-                        folder, entry = _step_over(folder, name, entry, parts)
+                        above = _follow(folder, name, entry, parts)
+                        if above is not None:
+                            folder, above = above, folder
+                            os.close(above)
                     else:
                         folder, entry = entry, folder
                 finally:
@@ -175,17 +178,13 @@ def _look(folder: int, name: str, *, may_be_missing: bool) -> int | None:
         raise
 
 
-def _step_over(folder: int, name: str, link: int, parts: deque[str]) -> tuple[int, int]:
-    """Follow a link within a path: the directory to go on from, and a descriptor to close."""
+def _follow(folder: int, name: str, link: int, parts: deque[str]) -> int | None:
+    """Put what a link says before `parts`; another directory to go on from, if it is not this one."""
     if _is_proc(folder):
-        return _open_folder(name, folder), folder
+        return _open_folder(name, folder)
     target = os.readlink("", dir_fd=link)
     parts.extendleft(reversed(target.split("/")))
-    if not target.startswith("/"):
-        return folder, link
-    root = _open_folder("/")
-    os.close(link)
-    return root, folder
+    return _open_folder("/") if target.startswith("/") else None
 
 
 def _open_folder(name: str, folder: int | None = None) -> int:

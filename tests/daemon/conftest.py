@@ -38,7 +38,7 @@ def background(tmp_path: Path, echo: EchoServer) -> Iterator[Callable[..., Backg
     with ExitStack() as stack:
         stack.enter_context(subreaper())
 
-        def start(text: str, *words: str, **more: str) -> Background:
+        def start(text: str, *words: str, **more: Any) -> Background:
             daemon = Background(tmp_path, text.replace("UPSTREAM", f"{echo.host} {echo.port}"), *words, **more)
             stack.callback(daemon.close)
             return daemon

@@ -24,6 +24,8 @@ PATIENCE_S: Final = 30.0
 
 PR_SET_CHILD_SUBREAPER: Final = 36
 
+COMMAND: Final = (sys.executable, "-m", "oinetd")
+
 T = TypeVar("T")
 
 _numbers = itertools.count(1)
@@ -85,7 +87,7 @@ class Oinetd:
         environ: Mapping[str, str] | None = None,
         before: Callable[[], None] | None = None,
         pass_fds: tuple[int, ...] = (),
-        command: tuple[str, ...] = (sys.executable, "-m", "oinetd"),
+        command: tuple[str, ...] = COMMAND,
     ) -> None:
         self.folder = folder
         self.conf = folder / "oinetd.conf"
@@ -192,10 +194,18 @@ def surroundings(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **more}
 
 
-def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+def through(code: str) -> tuple[str, ...]:
+    """oinetd as a command, started by a program that does `code` first."""
+    prelude = "import os, resource, signal, sys\n"
+    return (sys.executable, "-c", f"{prelude}{code}\nos.execv(sys.argv[1], sys.argv[1:])", *COMMAND)
+
+
+def call(
+    folder: Path, *words: str, command: tuple[str, ...] = COMMAND, **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run oinetd to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "oinetd", *words],
+        [*command, *words],
         cwd=folder,
         env=surroundings(**more),
         stdin=subprocess.DEVNULL,
@@ -298,10 +308,10 @@ class Client:
 class Background:
     """oinetd as a daemon; its parent's end is in `answer`. Needs `subreaper`, so that it can be waited for."""
 
-    def __init__(self, folder: Path, text: str, *words: str, **more: str) -> None:
+    def __init__(self, folder: Path, text: str, *words: str, command: tuple[str, ...] = COMMAND, **more: str) -> None:
         self.conf, self.pid_file = folder / "oinetd.conf", folder / "pid"
         self.conf.write_text(f"pidlogfile {self.pid_file}\n{text}")
-        self.answer = call(folder, "-c", self.conf.name, *words, **more)
+        self.answer = call(folder, "-c", self.conf.name, *words, command=command, **more)
         self._pid = int(self.pid_file.read_text()) if self.pid_file.exists() else 0
 
     @property

@@ -86,10 +86,7 @@ class Forwarder:
         await self.stop()
 
     def open_log(self) -> None:
-        """Open the connection log now, for a program that gives up its privileges before `start`.
-
-        Raises `ConfigError` for a log that cannot be.
-        """
+        """Open the connection log before `start`, to give up privileges in between. Raises `ConfigError`."""
         self._journal.check_change(self.config.log)
         self._journal.reconfigure(self.config.log)
 

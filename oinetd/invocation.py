@@ -80,8 +80,7 @@ def exit_code(error: Exception) -> int:
     """The exit code for an error that ends the start."""
     if isinstance(error, (ConfigError, EngineUnavailable)):
         return EX_CONFIG
-    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
+    number = getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM):
         return EX_NOPERM
-    if isinstance(error, (BindError, OSError)) and error.errno in _PASSING:
-        return EX_TEMPFAIL
-    return EX_OSERR
+    return EX_TEMPFAIL if number in _PASSING else EX_OSERR

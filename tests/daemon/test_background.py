@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.daemon.process import ROOT, Background, Client, text_of, until
 
 RULE = "127.0.0.1 0 UPSTREAM\n"
@@ -83,3 +85,28 @@ def test_one_that_is_killed_during_the_start(background: Start, tmp_path: Path) 
     daemon = background(RULE, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert daemon.answer.returncode == 71
     assert daemon.answer.stderr == "oinetd: ended before it was ready\n"
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/stderr", "/proc/self/fd/1", "link"])
+def test_a_connection_log_on_standard_output_is_refused(background: Start, tmp_path: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    daemon = background(f"logfile {name}\n" + RULE)
+    assert daemon.answer.returncode == 78
+    assert "a daemon has no standard output\n    hint: " in daemon.answer.stderr
+    assert not daemon.pid_file.exists()
+
+
+def test_a_reload_cannot_bring_a_log_on_standard_output(background: Start, tmp_path: Path) -> None:
+    daemon = background(f"logfile {tmp_path}/log\n" + RULE)
+    address = daemon.addresses[0]
+    pid, text = daemon.pid_file.read_text(), daemon.conf.read_text()
+    daemon.conf.write_text(text.replace(f"{tmp_path}/log", "-").replace(str(daemon.pid_file), f"{tmp_path}/new"))
+    os.kill(daemon.pid, signal.SIGHUP)
+    # A second reload ends after the first, and can be seen.
+    daemon.conf.write_text(text.replace(f"{tmp_path}/log", f"{tmp_path}/other"))
+    os.kill(daemon.pid, signal.SIGHUP)
+    until((tmp_path / "other").exists, "the second reload")
+    assert (daemon.pid_file.read_text(), (tmp_path / "new").exists()) == (pid, False)
+    with Client(address) as client:
+        assert client.echo(b"hello") == b"hello"
+    assert daemon.stop() == 0

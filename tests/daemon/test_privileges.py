@@ -14,7 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.process import Background, Client, EchoServer, Oinetd, own_address, until
+from tests.daemon.process import (
+    ROOT,
+    Background,
+    Client,
+    EchoServer,
+    Oinetd,
+    call,
+    own_address,
+    text_of,
+    through,
+    until,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give it up")
 
@@ -36,27 +47,35 @@ def folder() -> Iterator[Path]:
 
 def status(pid: int) -> dict[str, str]:
     """What the kernel says of a process."""
-    return dict(re.findall(r"(?m)^(\w+):\s*(.*)$", Path(f"/proc/{pid}/status").read_text()))
+    return status_of(Path(f"/proc/{pid}/status"))
+
+
+def status_of(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"(?m)^(\w+):\s*(.*)$", path.read_text()))
 
 
 def test_it_becomes_the_user_after_it_has_bound(oinetd: Start, folder: Path) -> None:
     host, log, pid_file = own_address(), folder / "log", folder / "pid"
     text = f"logfile {log}\npidlogfile {pid_file}\n{host} 80 UPSTREAM\n"
     daemon = oinetd(text, "-u", "nobody").ready()
-    facts = status(daemon.pid)
-    assert facts["Uid"].split() == [str(NOBODY.pw_uid)] * 4
-    assert facts["Gid"].split() == [str(NOBODY.pw_gid)] * 4
-    assert facts["Groups"].split() == [str(NOBODY.pw_gid)]
-    # Of all that root may do, only the ports below 1024 are left.
-    assert {int(facts[name], 16) for name in ("CapEff", "CapPrm")} == {1 << CAP_NET_BIND_SERVICE}
-    assert {int(facts[name], 16) for name in ("CapInh", "CapAmb")} == {0}
+    with Client((host, 80)) as client:  # the threads of log and reactors are there
+        client.echo(b"hello")
+    for task in Path(f"/proc/{daemon.pid}/task").iterdir():
+        facts = status_of(task / "status")
+        assert facts["Uid"].split() == [str(NOBODY.pw_uid)] * 4
+        assert facts["Gid"].split() == [str(NOBODY.pw_gid)] * 4
+        assert facts["Groups"].split() == [str(NOBODY.pw_gid)]
+        # Of all that root may do, only the ports below 1024 are left, and no other program gets even that.
+        assert {int(facts[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {1 << CAP_NET_BIND_SERVICE}
+        assert {int(facts[name], 16) for name in ("CapInh", "CapAmb")} == {0}
+        assert facts["NoNewPrivs"] == "1"
     with Client((host, 80)) as client:
         assert client.echo(b"hello") == b"hello"
     # Whom root's scripts send a signal is not for the user to say.
     assert (log.stat().st_uid, pid_file.stat().st_uid) == (NOBODY.pw_uid, 0)
     assert daemon.stop() == 0
     assert not pid_file.exists()  # the folder is nobody's
-    assert log.read_text().count("\n") == 2
+    assert log.read_text().count("\n") == 4
 
 
 def test_every_thread_becomes_the_user(oinetd: Start, folder: Path) -> None:
@@ -126,3 +145,161 @@ def test_a_pid_file_that_cannot_be_removed_any_more_is_empty(oinetd: Start, tmp_
     assert pid_file.read_text() == f"{daemon.pid}\n"
     assert daemon.stop() == 0
     assert pid_file.read_text() == ""
+
+
+WATCH = """
+import os, sys
+import oinetd.privileges
+
+def assume(self, real=oinetd.privileges.Identity.assume):
+    entries = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
+    sockets = sum("socket:" in os.readlink(each) for each in entries if os.path.lexists(each))
+    print("threads", len(os.listdir("/proc/self/task")), "sockets", sockets, file=sys.stderr)
+    real(self)
+    sys.meta_path.insert(0, Late())
+
+class Late:
+    def find_spec(self, name, path=None, target=None):
+        print("late import of", name, file=sys.stderr)
+
+oinetd.privileges.Identity.assume = assume
+"""
+
+
+def test_rights_go_before_there_is_a_thread_or_a_socket(oinetd: Start, folder: Path, tmp_path: Path) -> None:
+    """And all that may be imported later is there: the user may not be able to read the interpreter's files."""
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    host, conf = own_address(), folder / "oinetd.conf"
+    text = (
+        f"logfile {folder}/log\nlogformat json\n{host} 80 UPSTREAM\n{host} 81 UPSTREAM [engine=python]\n"
+        f"{host} 80/udp UPSTREAM/udp\n{host} 81/udp UPSTREAM\n"
+    )
+    daemon = oinetd(text, "-u", "nobody", environ={"PYTHONPATH": f"{tmp_path}:{ROOT}"}).ready()
+    conf.write_text(daemon.conf.read_text())
+    daemon.wait_said("threads 1 sockets 0")
+    for port in (80, 81):
+        with Client((host, port)) as client:
+            assert client.echo(b"hello") == b"hello"
+    daemon.reload()
+    daemon.signal(signal.SIGUSR1)
+    daemon.signal(signal.SIGUSR2)
+    daemon.wait_said("rules, ")
+    assert daemon.stop() == 0
+    assert "late import" not in daemon.said
+
+
+def test_a_log_of_another_kind_than_a_new_file_keeps_its_owner(oinetd: Start, folder: Path) -> None:
+    log = folder / "log"
+    log.write_text("of before\n")
+    daemon = oinetd(f"logfile {log}\n127.0.0.1 0 UPSTREAM\n", "-u", "nobody").ready()
+    with Client(daemon.address) as client:
+        client.echo(b"hello")
+    assert daemon.stop() == 0
+    assert log.stat().st_uid == 0
+    assert log.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("words", [("-f",), ()])
+def test_root_follows_no_link_that_the_user_has_made(folder: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    (folder / "log").symlink_to(victim)
+    os.chown(folder / "log", NOBODY.pw_uid, NOBODY.pw_gid, follow_symlinks=False)
+    (tmp_path / "x.conf").write_text(f"logfile {folder}/log\n127.0.0.1 0 127.0.0.1 9\n")
+    answer = call(tmp_path, "-c", "x.conf", "-u", "nobody", *words)
+    assert answer.returncode == 78
+    assert f"logfile {folder}/log: log is a symbolic link that another user made" in answer.stderr
+    assert (victim.read_text(), victim.stat().st_uid) == ("precious\n", 0)
+
+
+def opened_lines(log: Path) -> int:
+    return text_of(log).count("opened")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_link_to_a_log_that_only_root_may_open(
+    oinetd: Start, echo: EchoServer, folder: Path, tmp_path: Path, number: int
+) -> None:
+    host, conf, real = own_address(), folder / "oinetd.conf", tmp_path / "real"
+    real.write_text("of before\n")
+    (folder / "log").symlink_to(real)
+    conf.write_text(f"logfile {folder}/log\n{host} 80 {echo.host} {echo.port}\n")
+    daemon = oinetd("", "-c", str(conf), "-u", "nobody").ready()
+    for count in (1, 2, 3):
+        with Client((host, 80)) as client:
+            client.echo(b"hello")
+        until(lambda count=count: opened_lines(real) == count, "the line")
+        daemon.signal(number)
+        if number == signal.SIGHUP:
+            until(lambda count=count: daemon.said.count("reloaded") == count, "the reload")
+    assert daemon.stop() == 0
+    assert "failed" not in daemon.said
+    assert real.read_text().count("\n") == 7
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "file"])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/stderr", "-", "link"])
+def test_a_log_on_standard_output(oinetd: Start, echo: EchoServer, folder: Path, name: str, kind: str) -> None:
+    """It belongs to root, and a socket could not be opened at all: the descriptor is used as it is."""
+    host, conf = own_address(), folder / "oinetd.conf"
+    if name == "link":
+        (folder / "link").symlink_to("/dev/stdout")
+        name = f"{folder}/link"
+    conf.write_text(f"logfile {name}\n{host} 80 {echo.host} {echo.port}\n")
+    # A reader in between, for a descriptor that is no file.
+    make = {
+        "pipe": "pair = os.pipe()",
+        "socket": "import socket; pair = [each.detach() for each in socket.socketpair()]",
+        "file": "pair = None",
+    }[kind]
+    number = 2 if "stderr" in name else 1
+    code = f"""{make}
+if pair and os.fork() == 0:
+    os.setsid()  # it ends with the last writer, and is nobody's concern until then
+    os.close(pair[1])
+    while piece := os.read(pair[0], 65536):
+        os.write({number}, piece)
+    os._exit(0)
+if pair:
+    os.dup2(pair[1], {number})
+    os.closerange(3, 16)"""
+    daemon = oinetd("", "-c", str(conf), "-u", "nobody", command=through(code)).ready()
+    out = (lambda: daemon.said) if number == 2 else (lambda: daemon.out)
+    for count in (1, 2, 3):
+        with Client((host, 80)) as client:
+            client.echo(b"hello")
+        until(lambda count=count: out().count("\topened") == count, "the line")
+        daemon.signal(signal.SIGUSR1)
+        daemon.signal(signal.SIGHUP)
+        until(lambda count=count: daemon.said.count("reloaded") == count, "the reload")
+    assert daemon.stop() == 0
+    until(lambda: out().count("\tdone-remote-closed") == 3, "the last lines")
+    assert "failed" not in daemon.said
+
+
+def test_no_log_and_a_working_directory_that_the_user_may_not_write(oinetd: Start, folder: Path) -> None:
+    conf = folder / "oinetd.conf"
+    conf.write_text("127.0.0.1 0 127.0.0.1 9\n")
+    daemon = oinetd("", "-c", str(conf), "-u", "nobody", command=through("os.chdir('/')")).ready()
+    assert "reloaded" in daemon.reload()
+    assert daemon.stop() == 0
+
+
+# Root without the capability to go where the modes of files do not let it: an ordinary user in this respect.
+ORDINARY = "import ctypes\nfor number in (1, 2): ctypes.CDLL(None).prctl(24, number, 0, 0, 0)"
+
+
+def test_no_log_in_a_directory_that_may_not_be_written(
+    oinetd: Start, background: Callable[..., Background], tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir(mode=0o555)
+    code = f"{ORDINARY}\nos.chdir({str(place)!r})"
+    (tmp_path / "x.conf").write_text("127.0.0.1 0 127.0.0.1 9\n")
+    assert call(tmp_path, "-t", "-c", f"{tmp_path}/x.conf", command=through(code)).stdout == "OK\n"
+    first = oinetd("127.0.0.1 0 UPSTREAM\n", command=through(code)).ready()
+    assert "reloaded" in first.reload()
+    assert first.stop() == 0
+    second = background("127.0.0.1 0 UPSTREAM\n", "-c", f"{tmp_path}/oinetd.conf", command=through(code))
+    assert second.answer.returncode == 0
+    assert second.stop() == 0

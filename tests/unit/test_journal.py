@@ -517,6 +517,15 @@ class TestCheck:
     def test_good(self, file: str) -> None:
         Journal.check(LogSettings(file))
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="takes the privileges away from itself")
+    def test_no_file_is_good_wherever_the_process_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        os.seteuid(65534)
+        try:
+            Journal.check(LogSettings())
+        finally:
+            os.seteuid(0)
+
     def test_a_new_file_is_good_and_not_made(self, tmp_path: Path) -> None:
         Journal.check(LogSettings(str(tmp_path / "new")))
         assert not (tmp_path / "new").exists()

@@ -178,6 +178,8 @@ def test_standard_error_that_was_behind_says_what_it_lost(tmp_path: Path, monkey
     sink = Messages("info", {"INVOCATION_ID": "x"})
     handler = sink._handler
     assert isinstance(handler, messages.StderrHandler)
+    sink.write_in_background()
+    assert handler._writer is not None
     handler._writer._held_bytes_max = handler._writer._crowded_bytes = 1000
     os.write(writer, b"x" * (size - 1) + b"\n")
     for number in range(size):

@@ -105,7 +105,7 @@ def _parser() -> _Parser:
     add("--resolve", action="store_true", help="with -t: look the names up, too")
     add("-T", dest="show", action="store_true", help="print the configuration in force, and end")
     add("-p", "--pidfile", metavar="FILE", type=_file, help="where to write the process id")
-    add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user when everything is open")
+    add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user when the files are open")
     add("--engine", metavar="ENGINE", type=_engine, help="what serves all rules: auto, native or python")
     add("--relay", metavar="MODE", type=_relay, help="how the native engine moves bytes: auto, copy or splice")
     add("--threads", metavar="N", type=_threads, help="threads of the native engine: a number or auto")

@@ -90,7 +90,21 @@ class Guest:
         self._console = folder / "console"
         with self._console.open("wb") as console:
             self.process = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh", *map(str, places), name],
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    "unshare",
+                    "--mount",
+                    "--propagation",
+                    "private",
+                    "sh",
+                    "-euc",
+                    BOOT,
+                    "sh",
+                    *map(str, places),
+                    name,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,

@@ -42,7 +42,7 @@ def test_the_installed_command_is_isolated(make: str, tmp_path: Path) -> None:
     assert answer.stdout.startswith("oinetd ") or "No module named 'oinetd'" in answer.stderr
     assert "not isolated" not in answer.stderr
     unit = (tmp_path / "opt/x/lib/systemd/system/oinetd.service").read_text()
-    assert "ExecStart=/opt/x/bin/oinetd -f\n" in unit
+    assert "ExecStart=/opt/x/bin/oinetd -f -p /run/oinetd/oinetd.pid\n" in unit
     assert "/usr/bin/oinetd" not in unit
 
 

@@ -85,6 +85,7 @@ async def test_all_that_fails_is_told_at_once() -> None:
     assert failure.value.errno == errno.EADDRINUSE
     assert "taken" in str(failure.value)
     assert "no such address" in str(failure.value)
+    assert "net.ipv4.ip_nonlocal_bind=1 or start after network-online.target" in str(failure.value)
 
 
 async def test_options_of_the_rule_are_on_its_socket() -> None:

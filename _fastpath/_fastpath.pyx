@@ -29,7 +29,8 @@ from gate cimport (
     gate_new, source_count, source_enter, source_leave,
 )
 from inbox cimport (
-    LETTER_ABORT_ALL, LETTER_KILL, LETTER_PAIR, LETTER_PIPES, LETTER_RETRY, LETTER_STOP, Letter,
+    LETTER_ABORT_ALL, LETTER_JUDGE, LETTER_KILL, LETTER_PAIR, LETTER_PIPES, LETTER_RETRY, LETTER_SNAPSHOT,
+    LETTER_STOP, Letter,
 )
 from linux cimport (
     AF_INET, AF_INET6, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
@@ -647,7 +648,7 @@ cdef class Core:
             if snapshot.records == NULL:
                 raise MemoryError
             with nogil:
-                snapshot_take(self.hub, &snapshot)
+                snapshot_take(self.hub, &snapshot, LETTER_SNAPSHOT)
             if snapshot.count <= snapshot.capacity:
                 break
             free(snapshot.records)
@@ -655,6 +656,27 @@ cdef class Core:
         rows = [self._row(&snapshot.records[i]) for i in range(snapshot.count)]
         free(snapshot.records)
         return rows
+
+    def judge(self, cases):
+        cdef Snapshot snapshot
+        cdef Permits permits
+        cdef Rules rules
+        if not self.running:
+            return [0] * len(cases)
+        memset(&snapshot, 0, sizeof(snapshot))
+        pthread_mutex_init(&snapshot.lock, NULL)
+        pthread_cond_init(&snapshot.done, NULL)
+        for permits, rules, ends in cases:
+            permits.gate.judge = rules.policy
+            permits.gate.judge_ends = ends
+            oi_put(&permits.gate.judged, 0)
+        with nogil:
+            snapshot_take(self.hub, &snapshot, LETTER_JUDGE)
+        found = []
+        for permits, rules, _ in cases:
+            permits.gate.judge = NULL
+            found.append(oi_get(&permits.gate.judged))
+        return found
 
     def stats(self):
         """Counters of all reactors together, and `live` of each."""

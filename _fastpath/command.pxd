@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from atomic cimport oi_get, oi_put, oi_see, oi_show, oi_swap, oi_take
-from inbox cimport LETTER_RETRY, LETTER_SNAPSHOT, LETTER_STOP, Letter, inbox_post
+from inbox cimport LETTER_RETRY, LETTER_STOP, Letter, inbox_post
 from linux cimport (
     EMFILE, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
     c_epoll_ctl, epoll_event, errno, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock, usleep,
@@ -124,12 +124,12 @@ cdef inline void listener_remove(Hub *hub, int index) noexcept nogil:
     pthread_mutex_unlock(&hub.lock)
 
 
-cdef inline void snapshot_take(Hub *hub, Snapshot *snapshot) noexcept nogil:
-    """Have every reactor write its live connections down."""
+cdef inline void snapshot_take(Hub *hub, Snapshot *snapshot, int kind) noexcept nogil:
+    """Have every reactor write its live connections down, or put them to the judges of their gates."""
     cdef Letter letter
     cdef int i
     memset(&letter, 0, sizeof(letter))
-    letter.kind = LETTER_SNAPSHOT
+    letter.kind = kind
     letter.answer = snapshot
     snapshot.count = 0
     snapshot.missing = hub.reactor_count

@@ -36,6 +36,9 @@ cdef struct Gate:
     uint64_t next_id            # atomic: the process gate numbers all sessions of both lanes
     Budget *budget              # NULL for the gate of a rule
     uint64_t cost               # descriptors of one session
+    void *judge                 # the Policy whose access is put to live connections, as long as that is done
+    bint judge_ends             # whether those that it refuses end
+    uint64_t judged             # atomic: how many it refuses
     Sources sources
 
 

@@ -25,6 +25,7 @@ cdef enum:
     LETTER_UDP = 8              # an order for the UDP listeners
     LETTER_UDP_ROOM = 9         # another reactor has no UDP session to end for a new one: end one here
     LETTER_PIPES = 10           # descriptors are short: give pipes back
+    LETTER_JUDGE = 11           # access rules have changed: whom do they refuse now?
 
 cdef struct Letter:
     int kind

@@ -28,19 +28,21 @@ The facts it stands on:
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from access cimport VERDICT_ALLOWED, access_decide
 from address cimport Address
-from atomic cimport oi_get, oi_give, oi_put, oi_swap
+from atomic cimport oi_add, oi_get, oi_give, oi_put, oi_swap
 from backoff cimport accept_calm
 from deadline cimport relay_due
 from dial cimport dial_due, dial_event, relay_begin, watch
 from ending cimport (
-    ENDING_ABORTED, ENDING_SOCKET_FAILED, FLUSH_MS, abort, close_with_reset, finish, finish_failed, flush_look,
+    ENDING_ABORTED, ENDING_REVOKED, ENDING_SOCKET_FAILED, FLUSH_MS, abort, close_with_reset, finish, finish_failed, flush_look,
     listeners_wake, record_fill, record_slot, report_rest, settle, socket_error,
 )
 from flow cimport AGAIN, TURNED, flow_pump, side_fail
+from gate cimport Gate
 from inbox cimport (
     LETTERS_MAX, LETTER_ABORT_ALL, LETTER_ACCEPTED, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_SNAPSHOT,
-    LETTER_PIPES, LETTER_STOP, LETTER_UDP, LETTER_UDP_ROOM, Letter, inbox_return, inbox_take,
+    LETTER_JUDGE, LETTER_PIPES, LETTER_STOP, LETTER_UDP, LETTER_UDP_ROOM, Letter, inbox_return, inbox_take,
 )
 from linux cimport (
     ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
@@ -49,7 +51,7 @@ from linux cimport (
 )
 from listener cimport conn_begin, listener_serve, listeners_serve, unix_time
 from patience cimport monotonic_us, wait_for_events
-from policy cimport policy_drop
+from policy cimport Policy, policy_drop
 from pool cimport pool_due
 from queue cimport ready_add, ready_remove
 from reclaim cimport pipes_reclaim
@@ -222,6 +224,23 @@ cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snaps
     udp_each(self, kind == LETTER_ABORT_ALL, id, snapshot)
 
 
+cdef inline void conns_judge(Reactor *self) noexcept nogil:
+    """Put the connections of rules whose access has changed to it: count those that it refuses, end them if asked."""
+    cdef uint32_t i
+    cdef Conn *conn
+    cdef Gate *gate
+    for i in range(self.slab.chunk_count * CHUNK_SLOTS):
+        conn = slab_at(&self.slab, i)
+        if conn.state == CONN_FREE or conn.state == CONN_CLOSED or conn.handed_over:
+            continue
+        gate = conn.policy.gate
+        if gate.judge == NULL or access_decide(&(<Policy *> gate.judge).access, &conn.client) == VERDICT_ALLOWED:
+            continue
+        oi_add(&gate.judged, 1)
+        if gate.judge_ends:
+            abort(self, conn, ENDING_REVOKED, 0)
+
+
 cdef inline bint letter_read(Reactor *self, const Letter *letter) noexcept nogil:
     """Do what it says; false where there is neither memory for that nor room in the ring to say so."""
     cdef Snapshot *snapshot = <Snapshot *> letter.answer
@@ -234,6 +253,12 @@ cdef inline bint letter_read(Reactor *self, const Letter *letter) noexcept nogil
     elif letter.kind == LETTER_SNAPSHOT:
         pthread_mutex_lock(&snapshot.lock)
         each_conn(self, LETTER_SNAPSHOT, 0, snapshot)
+        snapshot.missing -= 1
+        pthread_cond_broadcast(&snapshot.done)
+        pthread_mutex_unlock(&snapshot.lock)
+    elif letter.kind == LETTER_JUDGE:
+        conns_judge(self)
+        pthread_mutex_lock(&snapshot.lock)
         snapshot.missing -= 1
         pthread_cond_broadcast(&snapshot.done)
         pthread_mutex_unlock(&snapshot.lock)

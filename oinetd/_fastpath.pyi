@@ -188,6 +188,11 @@ class Core:
         """
     def snapshot(self) -> list[_Row]:
         """Live connections as they are now."""
+    def judge(self, cases: Sequence[tuple[Permits, Rules, bool]]) -> list[int]:
+        """For each gate of a rule: how many of its live connections the access lists of the rules refuse.
+
+        Where the third of a case is true, these end with a reset.
+        """
     def stats(self) -> dict[str, Any]:
         """Counters of all reactors together; `live` is a list with the connections of each.
 

@@ -88,7 +88,7 @@ class Live:
 
     `gates` are those in which its source is counted, with the prefix `source_prefix`; `since` is when it began, in
     seconds of the monotonic clock. A UDP session (`datagrams`) has a place among those of its rule, and none among the
-    connections of the process.
+    connections of the process. `revoke` ends a connection that the access rules refuse now.
     """
 
     record: SessionRecord
@@ -99,6 +99,7 @@ class Live:
     source_prefix: SourcePrefix = SOURCE_PREFIX
     since: float = field(default_factory=time.monotonic)
     datagrams: bool = False
+    revoke: Callable[[], object] | None = None
 
     def snapshot(self) -> SessionRecord:
         """The record as it would read if the session ended now, but for the ending."""
@@ -156,6 +157,10 @@ class Account:
         account.rule = rule
         account.gate.set_limits(rule.options.max_connections or 0, rule.options.max_connections_per_source or 0)
         return account
+
+    def rules(self) -> list[Rule]:
+        """Every rule that was ever served, as it was said last."""
+        return [account.rule for account in self._rules.values()]
 
     def take_place(self, rule: RuleAccount) -> bool:
         """A place for one more connection of `rule`, to be taken before it is accepted; False where there is none."""

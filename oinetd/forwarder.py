@@ -28,6 +28,7 @@ from oinetd.loops import Loops
 from oinetd.model import Config, LogSettings, Protocol, Route
 from oinetd.ports import BoundAddress, Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
+from oinetd.revocation import Revocation
 from oinetd.session import Service
 from oinetd.sockets import Address, bound_address, start_listening
 from oinetd.unresolved import Unresolved
@@ -65,6 +66,7 @@ class Forwarder:
         self._inherited = list(inherited)
         self._limits = Limits()
         self._account = self._limits.account
+        self._revocation = Revocation(self._account)
         self._loops = Loops()
         self._listeners: dict[PortKey, Listening] = {}
         self._destinations: Destinations | None = None
@@ -253,6 +255,7 @@ class Forwarder:
         for key, listener in before.items():
             self._retire(key, listener, replaced=bound_address(listener.sock).port in taken)
         settle_datagrams(config, self._lanes, self._listeners)
+        self._revocation.apply(config, self._lanes.judge)
         self._destinations = destinations
         destinations.start(on_change=self._refresh)
         self.config = config

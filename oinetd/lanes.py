@@ -25,7 +25,7 @@ from oinetd.engine.portable import PortableEngine
 from oinetd.errors import EngineUnavailable
 from oinetd.listener import Listener
 from oinetd.loops import Bound, Loops
-from oinetd.model import Config, Endpoint, EngineChoice, Route, Rule
+from oinetd.model import AccessRule, Config, Endpoint, EngineChoice, Route, Rule
 from oinetd.model import Protocol as Transport
 from oinetd.poller import Poller
 from oinetd.ports import PortKey
@@ -206,6 +206,10 @@ class Lanes:
     def reactors(self) -> int:
         """How many reactors there are."""
         return self._plane.core.threads if self._plane is not None else 0
+
+    def judge(self, rules: Mapping[Rule, tuple[tuple[AccessRule, ...], bool]]) -> dict[Rule, int]:
+        """As `NativeLane.judge`; nothing where there are no reactors."""
+        return self._lane.judge(rules) if self._lane is not None else {}
 
     def limit_datagrams(self, sessions_max: int) -> None:
         """Bound the UDP sessions of both lanes; those above the bound end."""

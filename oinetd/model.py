@@ -23,6 +23,7 @@ __all__ = [
     "KeepAlive",
     "LogFormat",
     "LogSettings",
+    "OnDeny",
     "Origin",
     "Protocol",
     "RelayMode",
@@ -56,6 +57,13 @@ class RelayMode(enum.Enum):
     AUTO = "auto"
     COPY = "copy"
     SPLICE = "splice"
+
+
+class OnDeny(enum.Enum):
+    """What a reload does with live connections that its access rules refuse."""
+
+    KEEP = "keep"
+    RESET = "reset"
 
 
 class LogFormat(enum.Enum):
@@ -186,6 +194,7 @@ class Settings:
     write_stall_timeout_s: float = 3600.0
     dns_refresh_s: float = 60.0
     keepalive: KeepAlive = KeepAlive()
+    on_deny: OnDeny = OnDeny.KEEP
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -220,6 +229,7 @@ class RuleOptions:
     write_stall_timeout_s: float | None = None
     dns_refresh_s: float | None = None
     keepalive: KeepAlive | None = None
+    on_deny: OnDeny | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -55,7 +55,7 @@ class Ending(enum.Enum):
     DISPLACED = "displaced"
     """A UDP session that had been silent for longest when another one needed its place."""
     REVOKED = "revoked"
-    """A UDP session whose client the access rules of a reload refuse."""
+    """The access rules of a reload refuse its client: a UDP session, or a connection with `on-deny=reset`."""
 
     # By identity: `Enum` hashes the name, in Python, several times for each session.
     __hash__ = object.__hash__

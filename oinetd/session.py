@@ -101,7 +101,7 @@ async def ask(admit: Admit, record: SessionRecord) -> bool:
 class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
-    __slots__ = ("_client", "_killed", "_live", "_peer", "_service", "_task")
+    __slots__ = ("_client", "_killed", "_live", "_peer", "_revoked", "_service", "_task")
 
     def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
         self._service = service
@@ -109,9 +109,10 @@ class Session:
         self._peer = peer[0]
         self._task: asyncio.Task[None] | None = None
         self._killed = False
+        self._revoked = False
         host, port = client_address(peer)
         record = SessionRecord(session_id, service.route, host, port, time.time())
-        self._live = Live(record, service.rule, self.kill)
+        self._live = Live(record, service.rule, self.kill, revoke=self.revoke)
         service.account.enter(self._live)
 
     def start(self, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
@@ -126,6 +127,11 @@ class Session:
         self._killed = True
         if self._task is not None:
             self._task.cancel()
+
+    def revoke(self) -> None:
+        """End it because the access rules refuse the client now; the record says `revoked`."""
+        self._revoked = True
+        self.kill()
 
     async def run(self) -> None:
         """Live. The session ends with its record complete, whatever happens."""
@@ -191,6 +197,8 @@ class Session:
 
     def _end(self, ending: Ending, code: int) -> None:
         record, meter = self._live.record, self._live.meter
+        if self._revoked and ending is Ending.ABORTED:
+            ending = Ending.REVOKED
         record.ending, record.errno = ending, code
         record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
         record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down

@@ -22,7 +22,7 @@ from oinetd.config.values import (
     Time,
     Value,
 )
-from oinetd.model import UDP_TIMEOUT_S, EngineChoice, LogFormat, RelayMode, Verb
+from oinetd.model import UDP_TIMEOUT_S, EngineChoice, LogFormat, OnDeny, RelayMode, Verb
 
 __all__ = ["DIRECTIVES", "OPTIONS", "VOCABULARY", "Duty", "Entry"]
 
@@ -101,6 +101,7 @@ VOCABULARY = (
     _both("write-stall-timeout", Time(), "write_stall_timeout_s"),
     _both("dns-refresh", Time(), "dns_refresh_s"),
     _both("keepalive", KeepAliveForm(), "keepalive"),
+    _both("on-deny", Choice(OnDeny), "on_deny"),
     Entry("src", SourceAddress(), option="source"),
     Entry("timeout", Time(zero_s=UDP_TIMEOUT_S), option="udp_timeout_s"),
     Entry("allow", AccessPattern(), duty=Duty.ACCESS, constant=Verb.ALLOW),

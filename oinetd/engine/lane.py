@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,7 @@ from oinetd.model import (
     Protocol,
     Route,
     Rule,
+    Settings,
 )
 from oinetd.record import Ending, SessionRecord, Sums
 from oinetd.sockets import host_and_port, is_numeric
@@ -199,6 +200,16 @@ class NativeLane:
         served = self._listeners[key]
         rules = compile_rules(0, None, served.serving.settings, access=(access, served.serving.route.rule.access))
         return self._plane.core.revoke_udp_sessions(served.index, rules)
+
+    def judge(self, rules: Mapping[Rule, tuple[tuple[AccessRule, ...], bool]]) -> dict[Rule, int]:
+        """How many live connections of rules are refused by global access rules and their own; True ends them."""
+        cases = [
+            (rule, gate, compile_rules(0, None, Settings(), access=(access, rule.access)), ends)
+            for rule, (access, ends) in rules.items()
+            if (gate := self._gates.get(rule.identity)) is not None
+        ]
+        found = self._plane.core.judge([case[1:] for case in cases])
+        return {case[0]: count for case, count in zip(cases, found, strict=True)}
 
     def trim(self) -> None:
         """The bound of UDP sessions has changed: end those above it."""

@@ -21,7 +21,7 @@ LAYERS = (
     "loops",
     "dialer account destinations announcement engine.flow engine.native",
     "engine.serving",
-    "engine.portable engine.lane summary limits",
+    "engine.portable engine.lane summary limits revocation",
     "session",
     "listener udp reactors",
     "retired",

@@ -101,7 +101,7 @@ async def ask(admit: Admit, record: SessionRecord) -> bool:
 class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
-    __slots__ = ("_client", "_killed", "_live", "_peer", "_revoked", "_service", "_task")
+    __slots__ = ("_client", "_killed", "_live", "_opened", "_peer", "_revoked", "_service", "_task")
 
     def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
         self._service = service
@@ -109,6 +109,7 @@ class Session:
         self._peer = peer[0]
         self._task: asyncio.Task[None] | None = None
         self._killed = False
+        self._opened = False
         self._revoked = False
         host, port = client_address(peer)
         record = SessionRecord(session_id, service.route, host, port, time.time())
@@ -145,6 +146,7 @@ class Session:
                 return
             if self._killed:  # and the hook overlooked that it was cancelled
                 return
+            self._opened = True
             service.watcher.opened(record)
             dialing_since = time.monotonic()  # what `admit` took is not the destination's
             dialed = await service.dialer.dial(
@@ -198,7 +200,7 @@ class Session:
     def _end(self, ending: Ending, code: int) -> None:
         record, meter = self._live.record, self._live.meter
         if self._revoked and ending is Ending.ABORTED:
-            ending = Ending.REVOKED
+            ending = Ending.REVOKED if self._opened else Ending.DENIED
         record.ending, record.errno = ending, code
         record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
         record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down

@@ -26,7 +26,6 @@ import dataclasses
 import itertools
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from oinetd.engine.native import (
@@ -42,7 +41,7 @@ from oinetd.engine.native import (
     SocketAddress,
     compile_rules,
 )
-from oinetd.engine.serving import Serving
+from oinetd.engine.serving import Served, Serving
 from oinetd.gate import Gate
 from oinetd.loops import Bound
 from oinetd.model import (
@@ -63,21 +62,6 @@ if TYPE_CHECKING:
 __all__ = ["NativeLane", "Serving"]
 
 _MOVED_BY = ("", "copy", "splice", "auto")
-
-
-@dataclass(slots=True)
-class _Served:
-    """A listener of the lane: its number in the data plane, its socket, kept open, and what is in force for it."""
-
-    index: int
-    sock: socket.socket
-    serving: Serving
-    tag: int
-
-    @property
-    def datagrams(self) -> bool:
-        """Whether it is a UDP socket."""
-        return self.serving.route.bind.protocol is Protocol.UDP
 
 
 class NativeLane:
@@ -113,7 +97,7 @@ class NativeLane:
         self._on_emptied = on_emptied
         self._on_looped = on_looped
         self._on_full = on_full
-        self._listeners: dict[int, _Served] = {}
+        self._listeners: dict[int, Served] = {}
         self._keys = itertools.count(1)
         self._tags = itertools.count(1)
         self._in_force: dict[int, tuple[int, Serving, Rules]] = {}
@@ -137,7 +121,7 @@ class NativeLane:
         """
         key = next(self._keys)
         tag, rules = self._compile(key, serving)
-        served = _Served(0, sock, serving, tag)
+        served = Served(0, sock, serving, tag)
         core, rule = self._plane.core, serving.route.rule
         try:
             if served.datagrams:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 
 from oinetd.engine.native import SocketAddress
-from oinetd.model import SOURCE_PREFIX, AccessRule, Route, Settings, SourcePrefix
+from oinetd.model import SOURCE_PREFIX, AccessRule, Protocol, Route, Settings, SourcePrefix
 
-__all__ = ["Serving"]
+__all__ = ["Served", "Serving"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,3 +26,18 @@ class Serving:
     access: tuple[AccessRule, ...] = ()
     source_prefix: SourcePrefix = SOURCE_PREFIX
     looping: tuple[bool, ...] = ()
+
+
+@dataclass(slots=True)
+class Served:
+    """A listener of the lane: its number in the data plane, its socket, kept open, and what is in force for it."""
+
+    index: int
+    sock: socket.socket
+    serving: Serving
+    tag: int
+
+    @property
+    def datagrams(self) -> bool:
+        """Whether it is a UDP socket."""
+        return self.serving.route.bind.protocol is Protocol.UDP

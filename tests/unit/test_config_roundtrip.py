@@ -30,6 +30,7 @@ from oinetd.model import (
     KeepAlive,
     LogFormat,
     LogSettings,
+    OnDeny,
     Protocol,
     RelayMode,
     Rule,
@@ -90,6 +91,7 @@ shared = {
     "write_stall_timeout_s": times,
     "dns_refresh_s": times,
     "keepalive": keepalives,
+    "on_deny": st.sampled_from(OnDeny),
 }
 rule_options = st.fixed_dictionaries(
     {},

@@ -673,7 +673,7 @@ cdef class Core:
         with nogil:
             snapshot_take(self.hub, &snapshot, LETTER_JUDGE)
         found = []
-        for permits, rules, _ in cases:
+        for permits, _rules, _ends in cases:
             permits.gate.judge = NULL
             found.append(oi_get(&permits.gate.judged))
         return found

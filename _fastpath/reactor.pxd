@@ -35,8 +35,8 @@ from backoff cimport accept_calm
 from deadline cimport relay_due
 from dial cimport dial_due, dial_event, relay_begin, watch
 from ending cimport (
-    ENDING_ABORTED, ENDING_REVOKED, ENDING_SOCKET_FAILED, FLUSH_MS, abort, close_with_reset, finish, finish_failed, flush_look,
-    listeners_wake, record_fill, record_slot, report_rest, settle, socket_error,
+    ENDING_ABORTED, ENDING_REVOKED, ENDING_SOCKET_FAILED, FLUSH_MS, abort, close_with_reset, finish, finish_failed,
+    flush_look, listeners_wake, record_fill, record_slot, report_rest, settle, socket_error,
 )
 from flow cimport AGAIN, TURNED, flow_pump, side_fail
 from gate cimport Gate

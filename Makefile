@@ -51,6 +51,12 @@ sanitize: $(VENV)/test-ready
 package-test: $(VENV)/test-ready
 	@OINETD_MAKE_GUEST=1 $(BIN)/python -m pytest tests/systemd
 
+# Long runs of the load drivers: keyed streams, denials that race, calls that fail at random. SOAK_SEED repeats one.
+soak: export SOAK_SECONDS ?= 300
+soak: $(VENV)/test-ready
+	@$(BIN)/python -m pytest -s tests/soak
+	sh tests/sanitize.sh faults -s
+
 build: $(VENV)/built
 
 # A wheel to publish: built with the very files that constraints-build.txt names, whatever the index offers.

@@ -304,6 +304,8 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
             source.rd = 0
             source.odd = 0
             source.urgent = 0
+            if source.error:        # seen on a write: what came before it has been read, and no event may follow
+                self.eof = 1
         elif moved != -EINTR:
             side_fail(source, <int> -moved)
             self.eof = 1

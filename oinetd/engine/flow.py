@@ -167,7 +167,10 @@ class Flow:
                     count = self.recv_into(buffer)
                 except BlockingIOError:
                     source.readable = source.alarmed = False
-                    return
+                    if not source.errno:
+                        return
+                    # It failed on a write: what came before that has been read, and no event may follow.
+                    count = 0
                 except OSError as error:
                     source.fail(error.errno or 0)
                     count = 0

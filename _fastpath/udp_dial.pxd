@@ -42,7 +42,7 @@ cdef inline int udp_socket(Reactor *reactor, int family) noexcept nogil:
     """A socket, or -errno. Where no descriptor is left, the session that was silent for longest gives its own."""
     cdef int bytes = QUEUE_BYTES
     cdef int fd = c_socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
-    if fd < 0 and (errno == EMFILE or errno == ENFILE) and displace(reactor):
+    if fd < 0 and (errno == EMFILE or errno == ENFILE) and displace(reactor, NULL):
         fd = c_socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
         return -errno

@@ -13,8 +13,9 @@ from policy cimport Policy, policy_drop
 from reclaim cimport descriptors_make_room
 from ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, Record, ring_push
 from state cimport Hub, Reactor
-from udp_state cimport BY_AGE, BY_QUEUE, QUEUE_BUCKETS, SESSION_CLOSED, SESSION_LIVE, Datagrams, Session, SessionQueue
-from udp_table cimport line_cut, oldest_of, queue_drop, session_give, session_not_ready, table_cut
+from udp_shares cimport share_leave, share_victim, share_victim_of
+from udp_state cimport BY_QUEUE, QUEUE_BUCKETS, SESSION_CLOSED, SESSION_LIVE, Datagrams, Session, SessionQueue
+from udp_table cimport line_cut, queue_drop, session_give, session_not_ready, table_cut
 
 cdef enum:
     GRAIN_MS = 50               # sessions that are due so soon after each other end in one wake
@@ -104,7 +105,7 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
     cdef Policy *policy = session.policy
     c_assert(session.state == SESSION_LIVE)
     session_not_ready(udp, session)
-    line_cut(&udp.by_age, BY_AGE, session)
+    share_leave(udp, session)
     line_cut(&session.queue.line, BY_QUEUE, session)
     queue_drop(udp, session.queue)
     table_cut(udp, session)
@@ -138,11 +139,15 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
 
 # For the sake of others
 
-cdef inline bint displace(Reactor *reactor) noexcept nogil:
-    """End the session here that has been silent for longest; False where there is none."""
-    if reactor.udp == NULL or reactor.udp.by_age.first == NULL:
+cdef inline bint displace(Reactor *reactor, const Gate *newcomer) noexcept nogil:
+    """End a session here for one of the rule of `newcomer`, or NULL; False where there is none. See `udp_shares`."""
+    cdef Session *session
+    if reactor.udp == NULL:
         return False
-    session_end(reactor, reactor.udp.by_age.first, ENDING_DISPLACED, 0)
+    session = share_victim(reactor.udp, newcomer)
+    if session == NULL:
+        return False
+    session_end(reactor, session, ENDING_DISPLACED, 0)
     return True
 
 
@@ -172,7 +177,7 @@ cdef inline void give_room(Reactor *reactor) noexcept nogil:
     """Another reactor asked for a place."""
     oi_swap(&reactor.hub.udp_room_wanted, 0)
     if is_full(reactor.hub.udp_gate):
-        displace(reactor)
+        displace(reactor, NULL)
 
 
 cdef inline bint rule_place_take(Reactor *reactor, Gate *gate) noexcept nogil:
@@ -182,7 +187,7 @@ cdef inline bint rule_place_take(Reactor *reactor, Gate *gate) noexcept nogil:
     for _turn in range(DISPLACED_MAX):
         if gate_enter(gate):
             return True
-        oldest = oldest_of(reactor.udp, gate)
+        oldest = share_victim_of(reactor.udp, gate)
         if oldest == NULL:
             return False
         session_end(reactor, oldest, ENDING_DISPLACED, 0)
@@ -200,7 +205,7 @@ cdef inline bint place_take(Reactor *reactor, Policy *policy) noexcept nogil:
             return True
         if budget_is_short(udp_gate.budget, udp_gate.cost) and descriptors_make_room(reactor, udp_gate.cost):
             continue
-        if not displace(reactor):
+        if not displace(reactor, policy.gate):
             ask_for_room(reactor)
             break
     if gate_enter(reactor.hub.udp_gate):
@@ -210,10 +215,10 @@ cdef inline bint place_take(Reactor *reactor, Policy *policy) noexcept nogil:
 
 
 cdef inline void sessions_trim(Reactor *reactor) noexcept nogil:
-    """The bound was lowered: end those that are too many and have been silent for longest."""
+    """The bound was lowered: end those that are too many."""
     cdef Gate *gate = reactor.hub.udp_gate
     cdef uint64_t live_max = oi_get(&gate.live_max)
-    while live_max and oi_see(&gate.live) > live_max and displace(reactor):
+    while live_max and oi_see(&gate.live) > live_max and displace(reactor, NULL):
         pass
 
 
@@ -222,7 +227,7 @@ cdef inline void rule_trim(Reactor *reactor, const Gate *gate) noexcept nogil:
     cdef uint64_t live_max = oi_get(&gate.live_max)
     cdef Session *oldest
     while live_max and oi_see(&gate.live) > live_max:   # each turn ends one, or is the last
-        oldest = oldest_of(reactor.udp, gate)
+        oldest = share_victim_of(reactor.udp, gate)
         if oldest == NULL:
             return
         session_end(reactor, oldest, ENDING_DISPLACED, 0)

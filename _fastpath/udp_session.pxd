@@ -26,7 +26,8 @@ from ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, Record, ring_push,
 from state cimport Reactor
 from udp_dial cimport udp_dial, unreachable
 from udp_end cimport due_by, place_take, report_opened, session_end, sources_leave
-from udp_state cimport BY_AGE, BY_QUEUE, SESSION_LIVE, Datagrams, Session, UdpListener
+from udp_shares cimport share_answered, share_enter
+from udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Session, UdpListener
 from udp_table cimport (
     line_append, queue_hold, session_give, session_heard, session_ready, session_take, table_put, table_room,
 )
@@ -123,7 +124,7 @@ cdef inline Session *session_open(
     session.id = oi_add(&reactor.hub.gate.next_id, 1)
     session.state = SESSION_LIVE
     table_put(udp, session)
-    line_append(&udp.by_age, BY_AGE, session)
+    share_enter(udp, session)
     line_append(&session.queue.line, BY_QUEUE, session)
     listener.sessions += 1
     oi_put(&reactor.udp_sessions, udp.count)
@@ -201,6 +202,8 @@ cdef inline int answer(Reactor *reactor, Session *session) noexcept nogil:
     batch_send(reactor.udp.batch, session.listener.fd, group.first, group.count, &session.key, False, &sent)
     if session.datagrams_down == 0 and oi_get(&session.policy.failures):
         oi_put(&session.policy.failures, 0)
+    if not session.answered:
+        share_answered(reactor.udp, session)
     session.bytes_down += sent.bytes
     session.datagrams_down += <uint64_t> sent.count
     session.datagrams_lost += <uint64_t> (group.count - sent.count)

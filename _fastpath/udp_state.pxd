@@ -17,7 +17,7 @@ cdef enum:
     SESSION_LIVE = 1
     SESSION_CLOSED = 2          # over, and waiting for room in the ring
 
-    BY_AGE = 0                  # lines: all sessions, the one that was silent for longest first
+    BY_AGE = 0                  # lines: those of one rule with or without an answer, the longest silent first
     BY_QUEUE = 1                # the same for those of one rule and one timeout
     BY_TURN = 2                 # sessions whose upstream may have more
     LINES = 3
@@ -34,6 +34,7 @@ cdef struct Session:
     uint8_t state
     uint8_t counted             # per-source tables that hold the client, bits: 1 process, 2 rule
     uint8_t address             # which address of the policy the socket is connected to
+    uint8_t answered            # an answer came for it
     uint8_t odd                 # ERR was seen: a short read proves nothing
     uint8_t queued              # in the line BY_TURN
     uint8_t ending
@@ -61,10 +62,24 @@ cdef struct Line:
     Session *first
     Session *last
 
+cdef struct RuleSessions:       # the sessions of one rule
+    Gate *gate                  # of the rule, as in its queues
+    uint64_t users              # queues
+    Line lines[2]               # unanswered, answered
+    uint64_t counts[2]          # how many those are
+    RuleSessions *next[2]       # in their rank
+    RuleSessions *prev[2]
+
+cdef struct Ranking:            # rules by the number of binary digits of a count
+    uint64_t filled             # a bit for each rank that has a rule
+    RuleSessions *first[64]
+    RuleSessions *last[64]
+
 cdef struct SessionQueue:       # sessions of one rule with one timeout, so that the first is the next to end
     Gate *gate                  # of the rule; never looked into here, and as long there as a policy of it is
     uint64_t timeout_ms         # 0 is never
     uint64_t users              # listeners and sessions
+    RuleSessions *rule
     Line line
     SessionQueue *chain         # in its bucket
 
@@ -89,7 +104,7 @@ cdef struct Datagrams:
     Session **buckets
     uint64_t bucket_count       # a power of two
     uint64_t count              # sessions that live
-    Line by_age
+    Ranking rankings[2]         # of unanswered and answered sessions
     Line by_turn
     SessionQueue *queues[QUEUE_BUCKETS]
     UdpListener **listeners

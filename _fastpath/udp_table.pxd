@@ -14,7 +14,7 @@ from policy cimport Policy
 from return_address cimport ReturnAddress, return_address_same
 from udp_state cimport (
     BY_AGE, BY_QUEUE, BY_TURN, QUEUE_BUCKETS, SESSION_CHUNK, SESSION_CHUNKS_MAX, SESSION_FREE, Datagrams, Line,
-    Session, SessionQueue, UdpListener,
+    RuleSessions, Session, SessionQueue, UdpListener,
 )
 
 cdef enum:
@@ -160,10 +160,11 @@ cdef inline void line_cut(Line *self, int which, Session *session) noexcept nogi
 
 cdef inline void session_heard(Datagrams *self, Session *session, uint64_t now_ms) noexcept nogil:
     """It is not silent: the last in line."""
+    cdef Line *line = &session.queue.rule.lines[session.answered]
     session.last_ms = now_ms
-    if self.by_age.last != session:
-        line_cut(&self.by_age, BY_AGE, session)
-        line_append(&self.by_age, BY_AGE, session)
+    if line.last != session:
+        line_cut(line, BY_AGE, session)
+        line_append(line, BY_AGE, session)
     if session.queue.line.last != session:
         line_cut(&session.queue.line, BY_QUEUE, session)
         line_append(&session.queue.line, BY_QUEUE, session)
@@ -188,6 +189,32 @@ cdef inline uint32_t queue_bucket(const Gate *gate) noexcept nogil:
     return <uint32_t> ((<size_t> gate >> 4) * <size_t> 0x9e3779b97f4a7c15 >> 40) & (QUEUE_BUCKETS - 1)
 
 
+cdef inline RuleSessions *rule_find(Datagrams *self, const Gate *gate) noexcept nogil:
+    """The sessions of a rule; NULL where there is no queue of it."""
+    cdef SessionQueue *queue = self.queues[queue_bucket(gate)]
+    while queue != NULL and queue.gate != gate:
+        queue = queue.chain
+    return queue.rule if queue != NULL else NULL
+
+
+cdef inline SessionQueue *queue_new(Datagrams *self, const Policy *policy) noexcept nogil:
+    """A queue without users, in no bucket yet; NULL where there is no memory."""
+    cdef SessionQueue *queue = <SessionQueue *> calloc(1, sizeof(SessionQueue))
+    if queue == NULL:
+        return NULL
+    queue.gate = policy.gate
+    queue.timeout_ms = policy.idle_ms
+    queue.rule = rule_find(self, policy.gate)
+    if queue.rule == NULL:
+        queue.rule = <RuleSessions *> calloc(1, sizeof(RuleSessions))
+        if queue.rule == NULL:
+            free(queue)
+            return NULL
+        queue.rule.gate = policy.gate
+    queue.rule.users += 1
+    return queue
+
+
 cdef inline SessionQueue *queue_hold(Datagrams *self, const Policy *policy) noexcept nogil:
     """The queue for a policy's sessions, with one user more; NULL where there is no memory."""
     cdef uint32_t bucket = queue_bucket(policy.gate)
@@ -195,11 +222,9 @@ cdef inline SessionQueue *queue_hold(Datagrams *self, const Policy *policy) noex
     while queue != NULL and (queue.gate != policy.gate or queue.timeout_ms != policy.idle_ms):
         queue = queue.chain
     if queue == NULL:
-        queue = <SessionQueue *> calloc(1, sizeof(SessionQueue))
+        queue = queue_new(self, policy)
         if queue == NULL:
             return NULL
-        queue.gate = policy.gate
-        queue.timeout_ms = policy.idle_ms
         queue.chain = self.queues[bucket]
         self.queues[bucket] = queue
     queue.users += 1
@@ -217,16 +242,8 @@ cdef inline void queue_drop(Datagrams *self, SessionQueue *queue) noexcept nogil
     while link[0] != queue:         # bounded: it is there
         link = &link[0].chain
     link[0] = queue.chain
+    queue.rule.users -= 1
+    if queue.rule.users == 0:
+        c_assert(queue.rule.counts[0] == 0 and queue.rule.counts[1] == 0)
+        free(queue.rule)
     free(queue)
-
-
-cdef inline Session *oldest_of(Datagrams *self, const Gate *gate) noexcept nogil:
-    """The session of a rule that has been silent for longest; NULL where this reactor has none of it."""
-    cdef SessionQueue *queue = self.queues[queue_bucket(gate)]
-    cdef Session *oldest = NULL
-    while queue != NULL:
-        if queue.gate == gate and queue.line.first != NULL:
-            if oldest == NULL or queue.line.first.last_ms < oldest.last_ms:
-                oldest = queue.line.first
-        queue = queue.chain
-    return oldest

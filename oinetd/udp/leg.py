@@ -95,7 +95,7 @@ class DatagramLeg(DatagramSession):
             if not self.live.meter.datagrams_down:
                 self.service.destination.connected()
             self.send_down(group)
-            self.heard()
+            self.heard_answer()
         return code
 
     def _told(self, code: int) -> None:
@@ -196,4 +196,4 @@ class StreamLeg(DatagramSession):
         else:
             meter.bytes_down += len(piece)
             meter.datagrams_down += 1
-        self.heard()
+        self.heard_answer()

@@ -50,6 +50,7 @@ class DatagramSession:
         "_held_bytes",
         "_opened",
         "_task",
+        "answered",
         "ended",
         "home",
         "key",
@@ -71,6 +72,7 @@ class DatagramSession:
         self.rule = service.rule
         self.sock: socket.socket | None = None
         self.ended = False
+        self.answered = False
         self.last = 0.0
         said = service.route.rule.options.udp_timeout_s
         self.timeout_s = UDP_TIMEOUT_S if said is None else said
@@ -173,6 +175,13 @@ class DatagramSession:
     def heard(self) -> None:
         """Something moved: the session is not silent."""
         if not self.ended:
+            self.home.plane.table.touch(self)
+
+    def heard_answer(self) -> None:
+        """The same, and it was the destination."""
+        if not self.ended:
+            if not self.answered:
+                self.home.plane.table.answer(self)
             self.home.plane.table.touch(self)
 
     def take_up(self, group: Group) -> None:

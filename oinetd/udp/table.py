@@ -1,9 +1,9 @@
-"""All UDP sessions of a forwarder, by how long ago they were heard of: who is silent for too long ends, and who was
-silent for longest makes room for a new one.
+"""All UDP sessions of a forwarder, by how long ago they were heard of: who is silent for too long ends, and who makes
+room for a new one.
 
-One order serves each question. `_order` has everybody; a `Queue` has the sessions of one rule that have one timeout,
-so that the first in it is the next to end, and one timer a queue is enough. Nothing here ticks: with no session there
-is no timer, and with silent ones it fires when the first of them is due.
+One order serves each question. `shares` say who makes room; a `Queue` has the sessions of one rule that have one
+timeout, so that the first in it is the next to end, and one timer a queue is enough. Nothing here ticks: with no
+session there is no timer, and with silent ones it fires when the first of them is due.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Protocol
 from oinetd.account import RuleAccount
 from oinetd.gate import Gate
 from oinetd.record import Ending
+from oinetd.udp.shares import Shares
 
 __all__ = ["Queue", "SessionTable", "Timed"]
 
@@ -26,8 +27,10 @@ GRAIN_S = 0.05
 
 
 class Timed(Protocol):
-    """A session, as the table knows it; `last` is when it was heard of, in the loop's time."""
+    """A session, as the table knows it; `last` is when it was heard of, in the loop's time, and `answered` whether an
+    answer ever came."""
 
+    answered: bool
     rule: RuleAccount
     queue: Queue
     last: float
@@ -55,11 +58,12 @@ class SessionTable:
         self.held_bytes = 0
         self.gate = gate
         self._loop = loop
-        self._order: OrderedDict[Timed, None] = OrderedDict()
+        self._count = 0
+        self._shares: Shares[Timed] = Shares()
         self._queues: dict[RuleAccount, dict[float, Queue]] = {}
 
     def __len__(self) -> int:
-        return len(self._order)
+        return self._count
 
     def make_room(self, rule: RuleAccount) -> bool:
         """Take a place for one more session of `rule`, ending others where need be.
@@ -67,22 +71,22 @@ class SessionTable:
         False where the reactors have all places; then none is taken.
         """
         while not self.gate.enter():  # each turn ends one
-            if not self.displace():
+            if not self.displace(rule):
                 return False
-        while not rule.gate.enter():  # who is inside is in a queue, so that each turn ends one
-            heads = [next(iter(queue.order)) for queue in self._queues[rule].values()]
-            min(heads, key=lambda session: session.last).end(Ending.DISPLACED)
+        while not rule.gate.enter():  # who is inside is in the table, so that each turn ends one
+            self._shares.victim_of(rule).end(Ending.DISPLACED)
         return True
 
-    def displace(self) -> bool:
-        """End the session that has been silent for longest; False where there is none."""
-        for session in self._order:
-            session.end(Ending.DISPLACED)
-            return True
-        return False
+    def displace(self, newcomer: RuleAccount | None = None) -> bool:
+        """End a session for one of the rule `newcomer`; False where there is none. `shares` says which."""
+        session = self._shares.victim(newcomer)
+        if session is None:
+            return False
+        session.end(Ending.DISPLACED)
+        return True
 
     def shrink(self, sessions_max: int) -> None:
-        """Change the bound, 0 for none; where there are more, those that have been silent for longest end."""
+        """Change the bound, 0 for none; where there are more, some end as for newcomers."""
         self.gate.set_limits(sessions_max, 0)
         while sessions_max and self.gate.live > sessions_max and self.displace():
             pass
@@ -92,20 +96,29 @@ class SessionTable:
         queue = self._queues.setdefault(session.rule, {}).setdefault(session.timeout_s, Queue())
         session.queue = queue
         session.last = self._loop.time()
-        self._order[session] = queue.order[session] = None
+        queue.order[session] = None
+        self._shares.enter(session)
+        self._count += 1
         if queue.timer is None and session.timeout_s:
             queue.timer = self._loop.call_at(session.last + session.timeout_s, self._on_timer, queue)
 
     def touch(self, session: Timed) -> None:
         """It was heard of."""
         session.last = self._loop.time()
-        self._order.move_to_end(session)
+        self._shares.touch(session)
         session.queue.order.move_to_end(session)
+
+    def answer(self, session: Timed) -> None:
+        """The first answer came for it."""
+        self._shares.leave(session)
+        session.answered = True
+        self._shares.enter(session)
 
     def leave(self, session: Timed) -> None:
         """It has ended."""
         queue = session.queue
-        del self._order[session]
+        self._shares.leave(session)
+        self._count -= 1
         del queue.order[session]
         if not queue.order:
             if queue.timer is not None:

@@ -132,6 +132,28 @@ async def test_the_least_recently_heard_of_makes_room(engine: str) -> None:
             assert len(served.forwarder.sessions()) == 2
 
 
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_flood_of_one_rule_takes_no_session_of_another(engine: str, answers: bool) -> None:
+    """Of clients that never get an answer, nor of those that do."""
+    with echo() as upstream, echo() as open_echo, Party() as silent, Party() as known:
+        flooded = open_echo if answers else silent
+        rules = "".join(f"127.0.0.1 0/udp 127.0.0.1 {party.address[1]}/udp\n" for party in (upstream, flooded))
+        async with serving(f"{engine}max-udp-sessions 10\n{rules}") as served:
+            quiet, flood = [(address.host, address.port) for address in served.forwarder.addresses]
+            await known.ask(b"1", quiet)
+            for number in range(100):
+                with Party() as stranger:
+                    if answers:
+                        await stranger.ask(b"%d" % number, flood)
+                    else:
+                        stranger.send(b"%d" % number, flood)
+                        await silent.receive()
+            await known.ask(b"2", quiet)
+            await served.has_told(closed=91)
+            assert known.address[1] not in [record.client_port for record in served.closed]
+            assert len(served.opened) == 101
+
+
 async def test_a_rule_displaces_its_own(engine: str) -> None:
     with echo() as upstream, Party() as one, Party() as two, Party() as three:
         port = upstream.address[1]

@@ -55,6 +55,7 @@ class Client:
     def __init__(self, table: SessionTable, rule: RuleAccount, timeout_s: float) -> None:
         self.table, self.rule, self.timeout_s = table, rule, timeout_s
         self.last = 0.0
+        self.answered = False
         self.ending: Ending | None = None
         assert table.make_room(rule)
         table.enter(self)
@@ -107,7 +108,8 @@ def test_no_timeout_and_no_timer() -> None:
 
 def test_a_smaller_bound_ends_the_oldest() -> None:
     _, table = table_of()
-    clients = [Client(table, rule_of(), 10) for _ in range(5)]
+    rule = rule_of()
+    clients = [Client(table, rule, 10) for _ in range(5)]
     table.touch(clients[0])
     table.shrink(2)
     assert [client.ending is None for client in clients] == [True, False, False, False, True]
@@ -127,6 +129,47 @@ def test_a_rule_that_is_to_have_fewer() -> None:
     assert last.ending is elsewhere.ending is None
 
 
+def test_those_without_an_answer_make_room_first() -> None:
+    _, table = table_of(10)
+    established, flooded = rule_of(), rule_of()
+    known = [Client(table, established, 10) for _ in range(9)]
+    for client in known:
+        table.answer(client)
+    strangers = [Client(table, flooded, 10) for _ in range(1000)]
+    assert {client.ending for client in known} == {None}
+    assert [client.ending is None for client in strangers] == [False] * 999 + [True]
+
+
+def test_an_answered_flood_makes_room_for_itself() -> None:
+    """Each rule keeps at least half of an equal share."""
+    _, table = table_of(100)
+    rules = [rule_of() for _ in range(4)]
+    known = [Client(table, rule, 10) for rule in rules[1:] for _ in range(100 // 4 // 2)]
+    for client in known:
+        table.answer(client)
+    for _ in range(1000):
+        table.answer(Client(table, rules[0], 10))
+    assert {client.ending for client in known} == {None}
+
+
+def test_a_rule_with_a_share_gets_it() -> None:
+    """One rule holds every place; another's clients come."""
+    _, table = table_of(64)
+    first, second = rule_of(), rule_of()
+    for _ in range(64):
+        table.answer(Client(table, first, 10))
+    late = [Client(table, second, 10) for _ in range(64)]
+    for client in late:
+        if client.ending is None:
+            table.answer(client)
+    assert sum(client.ending is None for client in late) == 1  # while no answer came they make room for each other
+    more = []
+    for _ in range(64):
+        more.append(Client(table, second, 10))
+        table.answer(more[-1])
+    assert 32 <= sum(client.ending is None for client in more) <= 64
+
+
 def test_what_is_held_has_a_bound() -> None:
     _, table = table_of()
     assert table.hold(HELD_BYTES_MAX)
@@ -139,12 +182,14 @@ def test_what_is_held_has_a_bound() -> None:
 @given(
     st.integers(1, 6),
     st.lists(
-        st.tuples(st.sampled_from(["new", "touch", "wait"]), st.integers(0, 30), st.sampled_from([0.0, 3.0, 10.0])),
+        st.tuples(
+            st.sampled_from(["new", "touch", "answer", "wait"]), st.integers(0, 30), st.sampled_from([0.0, 3.0, 10.0])
+        ),
         max_size=60,
     ),
 )
 def test_against_a_list(sessions_max: int, steps: list[tuple[str, int, float]]) -> None:
-    """The same with a plain list in the order of the last traffic."""
+    """Against a plain list in the order of the last traffic."""
     clock, table = table_of(sessions_max)
     rules = [rule_of(), rule_of(2)]
     alive: list[Client] = []
@@ -152,15 +197,32 @@ def test_against_a_list(sessions_max: int, steps: list[tuple[str, int, float]]) 
         clock.now += 1e-6  # two that were heard of at the same moment are as good as each other
         if step == "new":
             rule = rules[number % 2]
-            wanted = alive[1:] if len(alive) == sessions_max else alive
-            own = [client for client in wanted if client.rule is rule]
-            if rule is rules[1] and len(own) == 2:
-                wanted = [client for client in wanted if client is not own[0]]
-            alive = [*wanted, Client(table, rule, timeout_s)]
+            newcomer = Client(table, rule, timeout_s)
+            gone = [client for client in alive if client.ending is not None]
+            left = [client for client in alive if client.ending is None]
+            assert len(gone) <= 1 + (rule is rules[1])
+            assert bool(gone) or len(left) == len(alive) < sessions_max
+            for victim in gone:
+                assert victim.ending is Ending.DISPLACED
+                same = [each for each in left if each.rule is victim.rule and each.answered is victim.answered]
+                assert all(alive.index(victim) < alive.index(each) for each in same)
+                if victim.rule is not rule:
+                    assert not victim.answered or all(each.answered for each in left)
+                    counts = [
+                        sum(each.rule is one and each.answered is victim.answered for each in alive) for one in rules
+                    ]
+                    mine, other = (counts[rules.index(each)] for each in (rule, victim.rule))
+                    assert mine.bit_length() < other.bit_length()
+            alive = [*left, newcomer]
         elif step == "touch" and alive:
             client = alive[number % len(alive)]
             table.touch(client)
             alive = [*(each for each in alive if each is not client), client]
+        elif step == "answer" and alive:
+            client = alive[number % len(alive)]
+            if not client.answered:
+                table.answer(client)
+                alive = [*(each for each in alive if each is not client), client]
         elif step == "wait":
             clock.go(number / 3)
             for client in alive:

@@ -8,6 +8,7 @@ import errno
 import socket
 from dataclasses import dataclass
 
+from oinetd.connect_result import connect_result
 from oinetd.destination import Destination
 from oinetd.loops import LOOP_ERRNO, LoopGuard
 from oinetd.model import Settings
@@ -27,7 +28,10 @@ _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY)
 
 @dataclass(frozen=True, slots=True)
 class Dialed:
-    """What came of it: the connected `upstream` and the address that took it, or how it `failed` and the errno."""
+    """What came of it: the connected `upstream` and the address that took it, or how it `failed` and the errno.
+
+    `Ending.UPSTREAM_RESET` is an upstream that took the connection and reset it without a word.
+    """
 
     upstream: socket.socket | None
     address: Address | None
@@ -105,7 +109,7 @@ class Dialer:
                 last = Dialed(None, address, Ending.CONNECT_FAILED, LOOP_ERRNO)
                 continue
             last = await self._try(address, settings, local, client)
-            if last.upstream is not None:
+            if last.upstream is not None or last.failed is Ending.UPSTREAM_RESET:
                 destination.connected()
                 return last
             if last.failed is Ending.CLIENT_RESET:
@@ -129,11 +133,11 @@ class Dialer:
                     return Dialed(None, address, Ending.BIND_FAILED, error.errno or 0)
             code = sock.connect_ex(address.sockaddr)
             if code in _IN_PROGRESS:
-                attempt = _Attempt(self._loop, self._poller, sock, address, client)
+                attempt = _Attempt(self._loop, self._poller, sock, client)
                 code = await attempt.finish(settings.connect_timeout_s)
             if code == 0 and is_connected_to_itself(sock, address):
                 code = errno.ECONNREFUSED
-        except OSError as error:  # the descriptor could not be watched, or the peer has reset it already
+        except OSError as error:  # the descriptor could not be watched
             code = error.errno or errno.EIO
         except BaseException:
             sock.close()
@@ -143,6 +147,8 @@ class Dialer:
         close_with_reset(sock)
         if code == errno.ETIMEDOUT:
             return Dialed(None, address, Ending.CONNECT_TIMEOUT, code)
+        if code == errno.ECONNRESET:  # it took the connection, and had nothing to say
+            return Dialed(None, address, Ending.UPSTREAM_RESET, code)
         if code == _CLIENT_GONE:
             return Dialed(None, address, Ending.CLIENT_RESET, errno.ECONNRESET)
         return Dialed(None, address, Ending.CONNECT_FAILED, code)
@@ -165,20 +171,18 @@ _CLIENT_GONE = -1
 class _Attempt:
     """One connect under way. It ends by the kernel's answer, the deadline, or a client that has gone."""
 
-    __slots__ = ("_address", "_client", "_done", "_loop", "_poller", "_sock", "_timer", "_watching_client")
+    __slots__ = ("_client", "_done", "_loop", "_poller", "_sock", "_timer", "_watching_client")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         poller: Poller,
         sock: socket.socket,
-        address: Address,
         client: socket.socket | None,
     ) -> None:
         self._loop = loop
         self._poller = poller
         self._sock = sock
-        self._address = address
         self._client = client
         self._done: asyncio.Future[int] = loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
@@ -201,10 +205,9 @@ class _Attempt:
         return code
 
     def _on_upstream(self, events: int) -> None:
-        # A second connect answers exactly: 0 or EISCONN is connected, EALREADY not yet (the event was stale).
-        code = self._sock.connect_ex(self._address.sockaddr)
-        if code not in _IN_PROGRESS:
-            self._settle(0 if code == errno.EISCONN else code)
+        code = connect_result(self._sock)
+        if code not in _IN_PROGRESS:  # else the event was stale
+            self._settle(code)
 
     def _on_client(self, events: int) -> None:
         # A FIN or bytes are legal before there is an upstream; they wait in the kernel.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
 import socket
 from typing import Protocol
 
@@ -79,9 +80,12 @@ class Side:
             self.writable = True
 
     def fail(self, code: int) -> None:
-        """Latch the first error: later ones are its consequences."""
+        """Latch the first error: later ones are its consequences.
+
+        EPIPE is the kernel's word for a reset that came after the peer's FIN: a reset all the same.
+        """
         if not self.errno:
-            self.errno = code
+            self.errno = errno.ECONNRESET if code == errno.EPIPE else code
 
 
 class FlowOwner(Protocol):

@@ -89,6 +89,38 @@ async def test_connects(rig: Rig, listener: socket.socket) -> None:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
+@pytest.mark.parametrize("finish", [False, True])
+async def test_reset_before_anybody_looked(rig: Rig, listener: socket.socket, finish: bool) -> None:
+    """What the upstream said first is there, and the reset behind it; a FIN does not hide it."""
+    dialing = rig.dial(listener.getsockname())
+    await asyncio.sleep(0)  # it connects
+    upstream, _ = listener.accept()
+    upstream.sendall(b"busy")
+    if finish:
+        upstream.shutdown(socket.SHUT_WR)
+    Peer(upstream).reset()
+    dialed = await dialing
+    assert dialed.upstream is not None
+    assert dialed.upstream.recv(100) == b"busy"
+    if finish:
+        assert dialed.upstream.recv(100) == b""
+        assert dialed.upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
+    else:
+        with pytest.raises(ConnectionResetError):
+            dialed.upstream.recv(100)
+    dialed.upstream.close()
+
+
+async def test_reset_without_a_word(rig: Rig, listener: socket.socket) -> None:
+    dialing = rig.dial(listener.getsockname(), ("127.0.0.9", 0))
+    await asyncio.sleep(0)
+    upstream, _ = listener.accept()
+    Peer(upstream).reset()
+    dialed = await dialing
+    assert (dialed.upstream, dialed.failed, dialed.errno) == (None, Ending.UPSTREAM_RESET, errno.ECONNRESET)
+    assert rig.destination._failures == 0, "it took the connection"
+
+
 async def test_the_first_address_is_dead_the_second_alive(rig: Rig, listener: socket.socket) -> None:
     dialed = await rig.dial(("127.0.0.9", 0), ("::1", 0), listener.getsockname())
     assert dialed.address == address_of(*listener.getsockname())

@@ -77,7 +77,7 @@ class Dialer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller) -> None:
         self._loop = loop
-        self._poller = poller
+        self.poller = poller
 
     async def dial(
         self,
@@ -93,7 +93,7 @@ class Dialer:
         A client that gives up meanwhile ends it; its half-close does not. One without a connection is None. A name that
         is still to be resolved is waited for. What `guard` refuses is not connected to.
         """
-        if not await wait_for_names(self._poller, (destination, source), settings, client):
+        if not await wait_for_names(self.poller, (destination, source), settings, client):
             return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
         sources = source.at(0) if source is not None else ()
         last = Dialed(None, None, Ending.RESOLVE_FAILED)
@@ -133,7 +133,7 @@ class Dialer:
                     return Dialed(None, address, Ending.BIND_FAILED, error.errno or 0)
             code = sock.connect_ex(address.sockaddr)
             if code in _IN_PROGRESS:
-                attempt = _Attempt(self._loop, self._poller, sock, client)
+                attempt = _Attempt(self._loop, self.poller, sock, client)
                 code = await attempt.finish(settings.connect_timeout_s)
             if code == 0 and is_connected_to_itself(sock, address):
                 code = errno.ECONNREFUSED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import time
@@ -11,12 +12,14 @@ from typing import Protocol
 
 from oinetd.access import AccessControl, Verdict
 from oinetd.account import Account, Live, RuleAccount
+from oinetd.client_watch import ClientWatch
 from oinetd.destination import Destination
 from oinetd.dialer import Dialed
 from oinetd.engine import Engine
 from oinetd.hooks import Admit
 from oinetd.loops import LoopGuard
 from oinetd.model import SOURCE_PREFIX, AccessRule, Route, Settings, SourcePrefix
+from oinetd.poller import Poller
 from oinetd.record import Ending, SessionRecord
 from oinetd.sockets import Address, client_address, close_with_reset
 
@@ -39,6 +42,11 @@ class Watcher(Protocol):
 
 class Dials(Protocol):
     """Makes the upstream leg of a connection."""
+
+    @property
+    def poller(self) -> Poller:
+        """Watches sockets for it."""
+        ...
 
     async def dial(
         self,
@@ -101,7 +109,7 @@ async def ask(admit: Admit, record: SessionRecord) -> bool:
 class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
-    __slots__ = ("_client", "_killed", "_live", "_opened", "_peer", "_revoked", "_service", "_task")
+    __slots__ = ("_client", "_gone", "_killed", "_live", "_opened", "_peer", "_revoked", "_service", "_task")
 
     def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
         self._service = service
@@ -109,6 +117,7 @@ class Session:
         self._peer = peer[0]
         self._task: asyncio.Task[None] | None = None
         self._killed = False
+        self._gone = False
         self._opened = False
         self._revoked = False
         host, port = client_address(peer)
@@ -140,11 +149,12 @@ class Session:
         ending, code = Ending.ABORTED, 0
         try:
             refusal = await self._admit()
-            if refusal is not None:
+            if refusal is not None and not self._killed:
                 ending = refusal
                 self._client.close()
                 return
             if self._killed:  # and the hook overlooked that it was cancelled
+                ending, code = self._cut()
                 return
             self._opened = True
             service.watcher.opened(record)
@@ -173,11 +183,16 @@ class Session:
             ending, code = result.ending, result.errno
         except asyncio.CancelledError:
             # Killed, or the program ends. The engine has waited for the exact counts.
+            ending, code = self._cut()
             if self._live.meter.result is not None:
                 ending, code = self._live.meter.result.ending, self._live.meter.result.errno
         finally:
             close_with_reset(self._client)  # does nothing where it is closed already
             self._end(ending, code)
+
+    def _cut(self) -> tuple[Ending, int]:
+        """How a session ends that was cancelled before it was relayed, and the errno."""
+        return (Ending.CLIENT_RESET, errno.ECONNRESET) if self._gone else (Ending.ABORTED, 0)
 
     async def _admit(self) -> Ending | None:
         """Why the client may not pass; None where it may."""
@@ -187,9 +202,18 @@ class Session:
             return _REFUSED[verdict]
         if not service.account.admit_source(self._live):
             return Ending.LIMITED
-        if service.admit is not None and not await ask(service.admit, self._live.record):
-            return Ending.NOT_ALLOWED
-        return None
+        if service.admit is None:
+            return None
+        watch = ClientWatch(asyncio.get_running_loop(), service.dialer.poller, self._client, self._client_gone)
+        try:
+            return None if await ask(service.admit, self._live.record) else Ending.NOT_ALLOWED
+        finally:
+            watch.close()
+
+    def _client_gone(self) -> None:
+        """The client has reset its connection while the program thinks about it: nobody needs the answer."""
+        self._gone = True
+        self.kill()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         # A task that is cancelled before its first step never comes to its `finally`.
@@ -201,6 +225,8 @@ class Session:
         record, meter = self._live.record, self._live.meter
         if self._revoked and ending is Ending.ABORTED:
             ending = Ending.REVOKED if self._opened else Ending.DENIED
+        if not self._opened and not ending.refused:  # events come in pairs
+            self._service.watcher.opened(record)
         record.ending, record.errno = ending, code
         record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
         record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down

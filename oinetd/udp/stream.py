@@ -17,7 +17,7 @@ from oinetd.engine import Meter
 from oinetd.engine.running import RunningRelays
 from oinetd.loops import LoopGuard
 from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
-from oinetd.poller import ERROR, LEVEL_READ, WRITABLE
+from oinetd.poller import ERROR, LEVEL_READ, WRITABLE, Poller
 from oinetd.record import Ending, RelayResult
 from oinetd.sockets import close_with_reset
 from oinetd.udp.batch import Batch
@@ -40,6 +40,10 @@ class DatagramDialer:
 
     def __init__(self, plane: DatagramPlane) -> None:
         self._plane = plane
+
+    @property
+    def poller(self) -> Poller:
+        return self._plane.poller
 
     async def dial(
         self,

@@ -15,7 +15,8 @@ LAYERS = (
     "model _fastpath descriptors logfile",
     "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
     "engine.datagrams connect_result",
-    "config access hooks sockets logline refusals pidfile messages process_context engine.buffers engine.running",
+    "config access client_watch hooks sockets logline refusals pidfile messages process_context engine.buffers "
+    "engine.running",
     "engine resolver journal invocation hosts capacity",
     "destination ports namecheck",
     "loops",

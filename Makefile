@@ -17,7 +17,7 @@ SHARE    := $(DESTDIR)$(PREFIX)/share
 
 .PHONY: run test check package-test sanitize build wheel install install-files clean
 
-# pip's answer without a network is a page; INSTALL's is a sentence, and pip's own words follow only where they say more.
+# Without a network pip prints a page of errors: one sentence replaces it. Other errors of pip are printed.
 define INSTALL
 $(PIP) install $(1) >$(VENV)/pip.log 2>&1 || { \
   if grep -qE '$(OFFLINE)' $(VENV)/pip.log; \
@@ -46,8 +46,8 @@ sanitize: $(VENV)/test-ready
 	sh tests/sanitize.sh address -n 2
 	sh tests/sanitize.sh thread
 
-# The tests that boot a Debian with systemd. The first run makes its folder by debootstrap (root, network, minutes,
-# 300 MB in /var/cache/oinetd-tests); with the folder there, `make test` runs them too.
+# The tests that boot a Debian with systemd in systemd-nspawn. The first run makes its folder with debootstrap (root,
+# network, four minutes, 300 MB in /var/cache/oinetd-tests). Once the folder is there, `make test` runs them, too (25 s).
 package-test: $(VENV)/test-ready
 	@OINETD_MAKE_GUEST=1 $(BIN)/python -m pytest tests/systemd
 

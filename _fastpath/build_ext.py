@@ -1,8 +1,8 @@
-"""The command that compiles the extension: with what compiler and linker have against exploits.
+"""The command that compiles the extension, with the hardening flags that the compiler and the linker have.
 
-Which flags exist depends on the processor and the compiler, and pyproject.toml cannot ask. A flag that is refused is
-left out, with a line that says so: a build without it is better than none, for the extension is optional and its
-absence is silent.
+Which flags exist depends on the processor and the compiler, and pyproject.toml cannot ask for them. So each is tried
+on a small file. A flag that is refused is left out with a warning: with it the build would fail, and since the
+extension is optional, the package would be installed without it.
 """
 
 from __future__ import annotations

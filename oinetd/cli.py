@@ -26,7 +26,7 @@ NAMES_SHOWN: Final = 5
 RINETD_NAME: Final = "rinetd"
 RINETD_PID_FILE: Final = "/run/rinetd.pid"
 """Called by rinetd's name (a link to oinetd in its place), oinetd looks for rinetd's file first and writes rinetd's pid
-file: its unit and its init script wait for that one."""
+file: its unit waits for that one."""
 
 EPILOGUE: Final = """\
 oinetd demo      forwards to a small embedded service and needs no configuration

@@ -45,7 +45,7 @@ async def _demo(port: int | None) -> None:
         forwarder = await _forwarder(port, greeter.port, out)
         greeter.front = f"{HOST}:{forwarder.addresses[0].port}"
         if port is None and forwarder.addresses[0].port != PORT:
-            _say(out, f"Port {PORT} is taken (`ss -lntp` shows by which program); this is another one, that is free.")
+            _say(out, f"Port {PORT} is taken (`ss -lntp` shows by which program); another free port is used.")
         for line in _welcome(greeter.front, f"{greeter.host}:{greeter.port}"):
             _say(out, line)
         await stop.wait()

@@ -175,7 +175,7 @@ def access_control(config: Config, rule: Rule) -> AccessControl:
     except PatternError as error:
         # The language refuses it with its place; a program may have made the rule itself.
         raise ConfigError(
-            Problem(f"allow or deny: {error}", file=rule.origin.file, line=rule.origin.line, hint=error.hint)
+            Problem(error.message, file=rule.origin.file, line=rule.origin.line, hint=error.hint)
         ) from error
 
 

@@ -14,14 +14,15 @@ __all__ = ["listening", "no_longer"]
 
 def listening(served: Iterable[tuple[Route, Address, str]]) -> Iterator[str]:
     """A line for each run of ports of one rule: where it listens, where its connections go, and how it is served."""
-    rules: dict[tuple[int, str, str], list[tuple[Address, Endpoint]]] = {}
+    rules: dict[tuple[int, str, str, str], list[tuple[Address, Endpoint]]] = {}
     for route, address, how in served:
-        rules.setdefault((id(route.rule), address.host, how), []).append((address, route.connect))
-    for (_, _, how), pairs in rules.items():
+        key = (id(route.rule), address.host, _suffix(route.bind.protocol), how)
+        rules.setdefault(key, []).append((address, route.connect))
+    for (_, _, suffix, how), pairs in rules.items():
         connects = dict(pairs)
         for run in _runs(connects):
             first, last = connects[run[0]], connects[run[-1]]
-            yield f"listening on {_span(run)}, forwarding to {replace(first, last_port=last.port)} ({how})"
+            yield f"listening on {_span(run)}{suffix}, forwarding to {replace(first, last_port=last.port)} ({how})"
 
 
 def no_longer(ports: Iterable[PortKey]) -> Iterator[str]:
@@ -31,7 +32,11 @@ def no_longer(ports: Iterable[PortKey]) -> Iterator[str]:
         hosts.setdefault((port.address.host, port.protocol), []).append(port.address)
     for (_, protocol), addresses in hosts.items():
         for run in _runs(addresses):
-            yield f"no longer listening on {_span(run)}{'/udp' if protocol is Protocol.UDP else ''}"
+            yield f"no longer listening on {_span(run)}{_suffix(protocol)}"
+
+
+def _suffix(protocol: Protocol) -> str:
+    return "/udp" if protocol is Protocol.UDP else ""
 
 
 def _runs(addresses: Iterable[Address]) -> Iterator[list[Address]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import Final, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn
 
 import oinetd
-from oinetd.bounds import THREADS_MAX
 from oinetd.errors import ConfigError
 from oinetd.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_TEMPFAIL, EX_USAGE, Options
-from oinetd.model import Config, EngineChoice, RelayMode
+from oinetd.model import Config
 from oinetd.privileges import Identity
 from oinetd.process_context import HELD_SIGNALS, prepare
 
@@ -48,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["demo"]:
             return _demo(words[1:])
         parser = _parser()
-        said = parser.parse_args(words)
+        said, extra = parser.parse_known_args(words)
+        if extra:
+            parser.error(_unexpected(extra[0]))
         if said.strict and not (said.test or said.show):
             parser.error("--strict goes with -t")
     except SystemExit as end:  # argparse has said what there is to say
@@ -92,7 +93,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="oinetd",
-        description="Forwards TCP connections as its configuration says.",
+        description="Forwards TCP connections and UDP datagrams as its configuration says.",
         epilog=EPILOGUE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -106,9 +107,9 @@ def _parser() -> _Parser:
     add("-T", dest="show", action="store_true", help="print the configuration in force, and end")
     add("-p", "--pidfile", metavar="FILE", type=_file, help="where to write the process id")
     add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user when the files are open")
-    add("--engine", metavar="ENGINE", type=_engine, help="what serves all rules: auto, native or python")
-    add("--relay", metavar="MODE", type=_relay, help="how the native engine moves bytes: auto, copy or splice")
-    add("--threads", metavar="N", type=_threads, help="threads of the native engine: a number or auto")
+    add("--engine", metavar="ENGINE", type=_value_of("engine"), help="what serves all rules: auto, native or python")
+    add("--relay", metavar="MODE", type=_value_of("relay"), help="how bytes are moved natively: auto, copy or splice")
+    add("--threads", metavar="N", type=_value_of("threads"), help="threads of the native engine: a number or auto")
     levels = ("debug", "info", "warning", "error")
     add(
         "--log-level",
@@ -127,26 +128,29 @@ def _file(word: str) -> str:
     return word
 
 
-def _engine(word: str) -> EngineChoice:
-    try:
-        return EngineChoice(word)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not auto, native or python") from None
+def _unexpected(word: str) -> str:
+    """What is wrong with a word that is neither an option nor the value of one."""
+    if word.startswith("-"):
+        return f"unknown option {word}"
+    return f"unexpected argument {word}; the configuration file is given with -c: oinetd -c {word}"
 
 
-def _relay(word: str) -> RelayMode:
-    try:
-        return RelayMode(word)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not auto, copy or splice") from None
+def _value_of(directive: str) -> Callable[[str], Any]:
+    """What reads an option's value: as the directive of that name reads its own."""
 
+    def parse(word: str) -> Any:
+        from oinetd.config.mistake import Mistake
+        from oinetd.config.vocabulary import DIRECTIVES
 
-def _threads(word: str) -> int:
-    if word == "auto":
-        return 0
-    if word.isascii() and word.isdecimal() and 1 <= int(word) <= THREADS_MAX:
-        return int(word)
-    raise argparse.ArgumentTypeError(f"{word!r} is neither a number from 1 to {THREADS_MAX} nor auto")
+        value = DIRECTIVES[directive].value
+        assert value is not None
+        try:
+            return value.parse(word)
+        except Mistake as mistake:
+            hint = f"; {mistake.hint}" if mistake.hint else ""
+            raise argparse.ArgumentTypeError(f"{mistake.message}{hint}") from None
+
+    return parse
 
 
 def _identity(word: str) -> Identity:
@@ -231,4 +235,4 @@ def _demo(words: Sequence[str]) -> int:
 def _port(word: str) -> int:
     if word.isascii() and word.isdecimal() and int(word) <= 65535:
         return int(word)
-    raise argparse.ArgumentTypeError(f"{word!r} is not a port")
+    raise argparse.ArgumentTypeError(f"{word!r} is not a valid port, which is a number from 0 to 65535")

@@ -62,7 +62,8 @@ class Journal:
         a FIFO without a reader are troubles of the day and pass. Nothing is made or opened.
         """
         if settings.file and _target(settings.file) == settings.file and (fault := _fault(settings.file)):
-            raise ConfigError(Problem(f"logfile {settings.file}: {fault}"))
+            place = settings.origin
+            raise ConfigError(Problem(f"logfile {settings.file}: {fault}", place.file, place.line))
 
     @staticmethod
     def is_standard_stream(settings: LogSettings) -> bool:

@@ -126,10 +126,8 @@ class Lanes:
             return Choice(False, self._portable, self.dialer, str(error))
         if self._hooked:
             udp = rule.bind.protocol is Transport.UDP
-            return Choice(False, self._portable if udp else engine, self.dialer, "the admit hook is Python")
-        return Choice(
-            True, engine, self.dialer, "asked for" if wanted is EngineChoice.NATIVE else "nothing needs Python"
-        )
+            return Choice(False, self._portable if udp else engine, self.dialer, "the program has an admit hook")
+        return Choice(True, engine, self.dialer, "asked for" if wanted is EngineChoice.NATIVE else "default")
 
     def _choose_mixed(self, config: Config, rule: Rule, wanted: EngineChoice) -> Choice:
         """For a rule that has UDP on one side and TCP on the other."""

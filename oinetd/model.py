@@ -300,10 +300,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """The connection log: `file` is empty where there is none."""
+    """The connection log: `file` is empty where there is none. Where it was written plays no part in equality."""
 
     file: str = ""
     format: LogFormat = LogFormat.RINETD
+    origin: Origin = field(default=NOWHERE, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

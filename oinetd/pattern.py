@@ -73,15 +73,21 @@ class PatternError(ValueError):
 
 def compile_access(rules: Iterable[AccessRule]) -> tuple[CompiledRule, ...]:
     """The compiled form of `rules`, in their order. Raises `PatternError` for a pattern that is none."""
-    return tuple(CompiledRule(rule.verb, *compile_pattern(rule.pattern)) for rule in rules)
+    compiled = []
+    for rule in rules:
+        try:
+            compiled.append(CompiledRule(rule.verb, *compile_pattern(rule.pattern)))
+        except PatternError as error:
+            raise PatternError(f"{str(rule)!r} is not valid: {error.message}", error.hint) from None
+    return tuple(compiled)
 
 
 def compile_pattern(text: str) -> Pattern:
     """A pattern's compiled form. Raises `PatternError`."""
     if not text:
-        raise PatternError("the pattern is empty")
+        raise PatternError("it is empty")
     if len(text) > PATTERN_CHARS_MAX:
-        raise PatternError(f"a pattern of {len(text)} characters; the limit is {PATTERN_CHARS_MAX}")
+        raise PatternError(f"it has {len(text)} characters; the limit is {PATTERN_CHARS_MAX}")
     if "/" in text:
         return _network(text)
     address, percent, scope = text.partition("%")
@@ -91,8 +97,8 @@ def compile_pattern(text: str) -> Pattern:
         address, scope = address[1:], scope[:-1]
     if not _PLAIN.fullmatch(address) or not (text.isascii() and text.isprintable()):
         raise PatternError(
-            "not a pattern of numeric addresses",
-            "an address, a pattern such as 192.0.2.*, or a network such as 192.0.2.0/24; names are not looked up",
+            "clients are matched by their numeric addresses",
+            "write an address, a pattern such as 192.0.2.*, or a network such as 192.0.2.0/24; names are not looked up",
         )
     address = address.lower()
     packed = _packed(address)
@@ -109,12 +115,17 @@ def _network(text: str) -> Pattern:
         address = address[1:-1]
     packed = _packed(address)
     if packed is None:
-        raise PatternError("not a network", _network_hint(text, address))
+        raise PatternError("what stands before the / is not an address", _network_hint(text, address))
     bits = len(packed) * 8
     if not (length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= bits):
+        netmask = _packed(length)
+        if netmask is not None and len(netmask) == len(packed) == 4:
+            ones, _, rest = f"{int.from_bytes(netmask, 'big'):032b}".partition("0")
+            if "1" not in rest:
+                raise PatternError("a network takes a prefix length and not a mask", f"write {address}/{len(ones)}")
         raise PatternError(
             f"the prefix length of an IPv{4 if bits == 32 else 6} network is a number from 0 to {bits}",
-            f"{address}/{24 if bits == 32 else 64}, for instance",
+            f"such as {address}/{24 if bits == 32 else 64}",
         )
     keep = int(length)
     mask = ((1 << bits) - 1) ^ ((1 << (bits - keep)) - 1)

@@ -51,6 +51,6 @@ def parse_rule(text: str) -> Rule:
     if statement.words and statement.words[0].text in DIRECTIVES:
         word = statement.words[0]
         raise ConfigError(
-            statement.line.problem(f"'{word.text}' is a directive, no rule", word.column, word.width, usage)
+            statement.line.problem(f"'{word.text}' is a directive and not a rule", word.column, word.width, usage)
         )
     return compile_config(statements, "<rule>").rules[0]

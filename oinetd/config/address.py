@@ -25,6 +25,8 @@ _LABEL = re.compile(r"[-0-9A-Za-z_]+")
 _NUMBERS = re.compile(r"[0-9.]+")
 _HEXADECIMAL = re.compile(r"0[xX][0-9a-fA-F]*")
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*):([0-9]+(?:-[0-9]+)?(?:/[a-z]+)?)")
+_URL = re.compile(r"([A-Za-z][-+.0-9A-Za-z]*)://(?:[^/@]*@)?(\[[^]/]*\]|[^/:?#]*)(?::([0-9]*))?(?:[/?#].*)?")
+_PORT_OF_SCHEME = {"http": "80", "https": "443", "ws": "80", "wss": "443", "ftp": "21", "ssh": "22"}
 _SERVICE = re.compile(r"[0-9A-Za-z][-0-9A-Za-z_.+*]*")
 _RANGE = re.compile(r"([0-9]+)-([0-9]+)")
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
@@ -77,9 +79,9 @@ def _bracketed(text: str) -> Host:
         raise Mistake("the ']' of the address is missing", f"[{_bracket_example(inside)}]")
     if rest:
         _refuse_host_and_port(text)
-        raise Mistake(f"{shown(rest)} after the ']' of the address", start=len(inside) + 2)
+        raise Mistake(f"unexpected {shown(rest)} after the ']' of the address", start=len(inside) + 2)
     if ":" not in inside:
-        raise Mistake(f"{shown(inside)} in brackets is no IPv6 address", "brackets are for IPv6: [::1]")
+        raise Mistake(f"{shown(inside)} in brackets is not a valid IPv6 address", "brackets are for IPv6: [::1]")
     return _ipv6(inside)
 
 
@@ -99,13 +101,13 @@ def _ipv6(text: str) -> Host:
     except (OSError, ValueError):
         _refuse_host_and_port(text)
         raise Mistake(
-            f"{shown(text)} is no IPv6 address",
+            f"{shown(text)} is not a valid IPv6 address",
             "such as 2001:db8::1, ::1 or fe80::1%eth0; brackets are allowed",
         ) from None
     if percent and not scope:
         raise Mistake("the scope after '%' is missing", "the interface's name or number: fe80::1%eth0")
     if not scope.isprintable() or any(char in scope for char in "[]%/,"):
-        raise Mistake(f"{shown(scope)} is no scope", "the interface's name or number: fe80::1%eth0")
+        raise Mistake(f"{shown(scope)} is not a valid scope", "the interface's name or number: fe80::1%eth0")
     return Host(packed, scope)
 
 
@@ -119,30 +121,34 @@ def _ipv4(text: str) -> Host:
         for octet in octets:
             if int(octet[:5]) > 255:
                 raise Mistake(
-                    f"{shown(text)} is no IPv4 address: {octet[:20]} is more than 255",
+                    f"{shown(text)} is not a valid IPv4 address: {octet[:20]} is more than 255",
                     start=text.index(octet),
                     width=len(octet),
                 )
         raise Mistake(
-            f"{shown(text)} has a number with a leading zero, which some read as octal",
+            f"{shown(text)} has a number with a leading zero, which some programs read as octal",
             f"write {'.'.join(str(int(octet[-3:])) for octet in octets)}",
         )
     raise Mistake(
-        f"{shown(text)} is no IPv4 address: it takes four numbers from 0 to 255",
-        "0 alone is every IPv4 address, and a name needs a letter in its last part",
+        f"{shown(text)} is not a valid IPv4 address: it needs four numbers from 0 to 255",
+        "0 alone stands for every IPv4 address; the last part of a name needs a letter",
     )
 
 
 def _name(text: str) -> Host:
     if text == "*":
-        raise Mistake("'*' is no address", "0.0.0.0 stands for every IPv4 address, :: for every address")
+        raise Mistake("'*' is not a valid address", "0.0.0.0 stands for every IPv4 address, :: for every address")
     if "/" in text:
-        raise Mistake(f"{shown(text)} is no host", "networks are for allow and deny; a rule takes one address or name")
+        _refuse_host_and_port(text)
+        raise Mistake(
+            f"{shown(text)} is not a valid address or host name",
+            "networks are for allow and deny; a rule takes one address or name",
+        )
     if not text.isascii():
         raise Mistake(f"{shown(text)} has characters that a host name cannot have", _ascii_hint(text))
     name = text.removesuffix(".")
     if len(name) > NAME_CHARS_MAX:
-        raise Mistake(f"a host name of {len(name)} characters; the limit is {NAME_CHARS_MAX}")
+        raise Mistake(f"the host name has {len(name)} characters; the limit is {NAME_CHARS_MAX}")
     start = 0
     labels = name.split(".")
     for label in labels:
@@ -150,7 +156,7 @@ def _name(text: str) -> Host:
             raise Mistake(f"{shown(text)} has an empty part between its dots", start=max(0, start - 1), width=1)
         if len(label) > LABEL_CHARS_MAX:
             raise Mistake(
-                f"a part of {len(label)} characters in a host name; the limit is {LABEL_CHARS_MAX}",
+                f"a part of the host name has {len(label)} characters; the limit is {LABEL_CHARS_MAX}",
                 start=start,
                 width=len(label),
             )
@@ -169,13 +175,17 @@ def _name(text: str) -> Host:
 
 
 def host_and_port(text: str) -> Mistake | None:
-    """The mistake that `text` is where an address and a port were written as one word, else None."""
+    """The mistake that `text` is where an address and a port were written as one word or as a URL, else None."""
+    url = _URL.fullmatch(text)
+    if url is not None:
+        port = url[3] or _PORT_OF_SCHEME.get(url[1].lower(), "PORT")
+        return Mistake(f"{shown(text)} is a URL; a rule takes a host and a port", f"write {url[2]} {port}")
     joined = _HOST_AND_PORT.fullmatch(text)
     if joined is None:
         return None
     return Mistake(
         f"{shown(text)} is an address and a port in one word",
-        f"the port is a word of its own: {joined[1] or '0'} {joined[2]}",
+        f"write the port as a word of its own: {joined[1] or '0'} {joined[2]}",
     )
 
 
@@ -201,7 +211,7 @@ def parse_ports(text: str) -> Ports:
     word, slash, name = text.partition("/")
     protocol = _PROTOCOLS.get(name) if slash else Protocol.TCP
     if protocol is None:
-        hint = did_you_mean(name, _PROTOCOLS) or "/tcp or /udp"
+        hint = did_you_mean(name, _PROTOCOLS, "protocols") or "/tcp or /udp"
         raise Mistake(f"unknown protocol {shown(name)}", hint, start=len(word) + 1)
     if not word:
         raise Mistake("the port before the '/' is missing", f"such as 80{text}", width=1)

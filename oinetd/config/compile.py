@@ -67,9 +67,9 @@ def argument_problem(statement: Statement, entry: Entry) -> Problem | None:
         return None
     extra = arguments[wanted]
     if entry.duty is Duty.ACCESS:
-        hint = f"one pattern a line: {entry.name} {extra.text}"
+        hint = f"write one pattern on a line: {entry.name} {extra.text}"
     elif isinstance(entry.value, FileName):
-        hint = "a name with blanks goes in double quotes"
+        hint = "put a name with blanks in double quotes"
     else:
         hint = entry.usage if wanted else ""
     takes = "no value" if wanted == 0 else "one value"
@@ -127,6 +127,8 @@ class _Compiler:
             self._access_lines.append(AccessLine(index, statement.line, statement.words[1], rule))
         else:
             self._said[entry.setting] = value
+            if entry.setting == "log.file":
+                self._said["log.origin"] = Origin(statement.line.file, statement.line.number)
 
     def _rule(self, index: int, statement: Statement) -> None:
         problems: list[Problem] = []

@@ -109,7 +109,7 @@ def _read(path: str, main: str, *, regular: bool = False) -> _Content:
     """What is in a file. `main` is the configuration's main file. `regular` refuses pipes, which might never end."""
     try:
         if regular and not stat.S_ISREG(os.stat(path).st_mode):
-            raise _Unreadable("it is no regular file")
+            raise _Unreadable("it is not a regular file")
         with open(path, "rb") as file:
             found = os.fstat(file.fileno())
             hidden = not everyone_may_read(file.fileno(), path, main)

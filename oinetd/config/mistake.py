@@ -65,11 +65,11 @@ def _nearest(word: str, known: tuple[str, ...], cutoff: float) -> str:
     return found[0] if found else ""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The hint that names the nearest known word, empty where there is none."""
+def did_you_mean(word: str, known: Iterable[str], kind: str = "words") -> str:
+    """The hint that names the nearest known word, empty where there is none. `kind` is what the known words are."""
     match = nearest(word, known)
     if not match:
         return ""
     if match == word.lower():
-        return f"upper and lower case count: {match}"
+        return f"{kind} are case-sensitive: write {match}"
     return f"did you mean '{match}'?"

@@ -46,7 +46,7 @@ def without_words_of(text: str, message: str) -> str:
     def hidden(match: re.Match[str]) -> str:
         token = match[0]
         core = token.strip(_PUNCTUATION)
-        if core and (core in text or any(word in token for word in words)):
+        if len(core) > 1 and (core in text or any(word in token for word in words)):
             return "…"
         return token
 

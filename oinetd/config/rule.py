@@ -88,15 +88,22 @@ def _unfit_ports(line: Line, words: tuple[Word, ...], bind: Ports, connect: Port
     """What is wrong with two sides that are each right for themselves."""
     if not connect.first:
         yield line.problem(
-            "port 0 is nothing to connect to", words[3].column, words[3].width, "0 is for the bind side only"
+            "port 0 cannot be a destination",
+            words[3].column,
+            words[3].width,
+            "0 is for the bind side: it takes any free port",
         )
     if len(bind) != len(connect):
         yield line.problem(
-            f"{len(bind)} ports to listen on, {len(connect)} to connect to",
+            f"{_ports(len(bind))} to listen on, {_ports(len(connect))} to connect to",
             words[3].column,
             words[3].width,
-            "the two ranges of a rule are of equal length",
+            "the two ranges of a rule have the same length",
         )
+
+
+def _ports(count: int) -> str:
+    return "1 port" if count == 1 else f"{count} ports"
 
 
 # Lines that do not have the four words of a rule
@@ -121,9 +128,9 @@ def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
             space = next((index for index, char in enumerate(word.text) if char.isspace()), -1)
             if space >= 0:
                 return line.problem(
-                    f"a space of another kind, U+{ord(word.text[space]):04X}",
+                    f"the character U+{ord(word.text[space]):04X} is not a blank or a tab",
                     word.column + space,
-                    hint="blanks and tabs are what separates words",
+                    hint="only blanks and tabs separate words",
                 )
     first = words[0]
     name, equals, value = first.text.partition("=")
@@ -136,7 +143,7 @@ def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
         )
     if name in OPTIONS and len(words) < len(ROLES):
         return line.problem(
-            f"'{name}' is an option of a rule, no directive",
+            f"'{name}' is an option of a rule and not a directive",
             first.column,
             len(name),
             f"{OPTIONS[name].option_usage} goes in the brackets at the end of a rule",
@@ -151,11 +158,11 @@ def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
             f"unknown directive {shown(first.text)}",
             first.column,
             first.width,
-            did_you_mean(first.text, DIRECTIVES),
+            did_you_mean(first.text, DIRECTIVES, "directives"),
         )
     if len(words) < len(ROLES) and not any(_is_port(word) for word in words[1:]):
         return line.problem(
-            f"{shown(first.text)} begins neither a directive nor a rule",
+            f"{shown(first.text)} is neither a directive nor the beginning of a rule",
             first.column,
             first.width,
             f"a rule is: {RULE_USAGE}",
@@ -191,7 +198,7 @@ def _missing(line: Line, words: tuple[Word, ...]) -> Iterator[Problem]:
 def _too_many(line: Line, word: Word) -> Problem:
     name, equals, _ = word.text.partition("=")
     hint = f"options go in brackets: [{word.text}]" if equals and name in OPTIONS else f"a rule is: {RULE_USAGE}"
-    return line.problem(f"{shown(word.text)} after the four words of a rule", word.column, word.width, hint)
+    return line.problem(f"unexpected {shown(word.text)} after the four words of a rule", word.column, word.width, hint)
 
 
 # Options
@@ -218,12 +225,21 @@ def _read_options(line: Line, options: tuple[Option, ...], problems: list[Proble
 
 
 def _unknown_option(line: Line, name: Word) -> Problem:
+    first, *rest = name.text.split(None, 1)
+    if rest and (first in OPTIONS or nearest(first, OPTIONS, NEAR_ENOUGH)):
+        option = first if first in OPTIONS else nearest(first, OPTIONS)
+        return line.problem(
+            f"'=' is missing between {shown(first)} and its value",
+            name.column,
+            name.width,
+            f"write {option}={rest[0]}",
+        )
     if name.text in DIRECTIVES:
         return line.problem(
-            f"'{name.text}' is a directive for the whole configuration, no option of a rule",
+            f"'{name.text}' is a directive for the whole configuration and not an option of a rule",
             name.column,
             name.width,
             "write it on a line of its own",
         )
-    hint = did_you_mean(name.text, OPTIONS) or f"known are {', '.join(OPTIONS)}"
+    hint = did_you_mean(name.text, OPTIONS, "options") or f"the options are {', '.join(OPTIONS)}"
     return line.problem(f"unknown option {shown(name.text)}", name.column, name.width, hint)

@@ -139,7 +139,7 @@ def _damage(line: Line) -> Problem | None:
         return Problem(f"a line of {len(text)} characters; the limit is {LINE_CHARS_MAX}", line.file, line.number)
     nul = text.find("\0")
     if nul >= 0:
-        return line.problem("a NUL byte", nul + 1, hint="the file is damaged, or no text in UTF-8")
+        return line.problem("a NUL byte", nul + 1, hint="the file is damaged, or is not text in UTF-8")
     carriage_return = text.find("\r")
     if carriage_return >= 0:
         return line.problem(
@@ -181,7 +181,7 @@ def _file_directive(line: Line, keyword: re.Match[str]) -> Statement:
             end = close + 1
             if end < len(text) and text[end] not in " \t#":
                 problem = line.problem(
-                    "text right behind the closing quote", end + 1, hint="quotes go around the whole name"
+                    "text directly after the closing quote", end + 1, hint="quotes go around the whole name"
                 )
                 return Statement(line, tuple(words), problems=(problem,))
             words.append(Word(text[at + 1 : close], at + 1, end - at))
@@ -223,6 +223,9 @@ def _block(line: Line, start: int) -> tuple[list[Option], list[Problem]]:
     problems: list[Problem] = []
     if not text[start + 1 : end].strip(_BLANKS):
         problems.append(line.problem("no options between the brackets", start + 1, end + 1 - start))
+    elif (semicolon := text.find(";", start, end)) >= 0:
+        write = text[start : end + 1].replace(";", ",")
+        problems.append(line.problem("options are separated by commas", semicolon + 1, hint=f"write {write}"))
     elif text.count(",", start, end) >= OPTIONS_MAX:
         message = f"more than {OPTIONS_MAX} options"
         problems.append(line.problem(message, start + 1, end + 1 - start))
@@ -240,7 +243,7 @@ def _block(line: Line, start: int) -> tuple[list[Option], list[Problem]]:
         word = _UNGLUED.match(text, rest)
         assert word is not None  # not the end, and neither a blank nor '#'
         hint = "a rule has one block of options, with commas between them" if text[rest] == "[" else ""
-        problems.append(line.problem(f"{shown(word[0])} after the options", rest + 1, len(word[0]), hint))
+        problems.append(line.problem(f"unexpected {shown(word[0])} after the options", rest + 1, len(word[0]), hint))
     return options, problems
 
 
@@ -249,7 +252,7 @@ def _option(line: Line, part: str, at: int) -> Option | Problem:
     content = part.strip(_BLANKS)
     at += len(part) - len(part.lstrip(_BLANKS))
     if not content:
-        return line.problem("an option is missing beside the comma", at + 1)
+        return line.problem("an option is missing before or after the comma", at + 1)
     name, equals, value = content.partition("=")
     name = name.rstrip(_BLANKS)
     word = Word(name, at + 1, max(1, len(name)))
@@ -261,9 +264,9 @@ def _option(line: Line, part: str, at: int) -> Option | Problem:
     if gap >= 0:
         rest = _skip_blanks(stripped, gap)
         return line.problem(
-            f"{shown(stripped[rest:])} after the option's value",
+            f"unexpected {shown(stripped[rest:])} after the option's value",
             at + rest + 1,
             len(stripped) - rest,
-            "a comma goes between two options",
+            "options are separated by commas",
         )
     return Option(word, Word(stripped, at + 1, max(1, len(stripped))))

@@ -40,6 +40,7 @@ __all__ = [
 
 _TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,20})?)([smh]?)")
 _SIZE = re.compile(r"([0-9]{1,12})([KMGkmg]?)")
+_EVERYBODY = ("all", "any", "everybody", "everyone", "anywhere")
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 _UNIT_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -84,7 +85,8 @@ class Count:
             return self._words[text]
         if not (text.isascii() and text.isdigit()):
             words = "".join(f", or {word}" for word in self._words)
-            raise Mistake(f"{shown(text)} is no number", did_you_mean(text, self._words) or f"a whole number{words}")
+            hint = did_you_mean(text, self._words) or f"a whole number{words}"
+            raise Mistake(f"{shown(text)} is not a valid number", hint)
         digits = text.lstrip("0") or "0"
         if len(digits) > len(str(self._high)) or not self._low <= int(digits) <= self._high:
             raise Mistake(f"{shown(text)} is out of range", f"from {self._low} to {self._high}")
@@ -110,16 +112,16 @@ class Time:
             return 0.0
         match = _TIME.fullmatch(text)
         if match is None:
-            raise Mistake(f"{shown(text)} is no time", "a number with s, m or h, such as 90s or 1.5h, or off")
+            raise Mistake(f"{shown(text)} is not a valid time", "a number with s, m or h, such as 90s or 1.5h, or off")
         number, unit = float(match[1]), match[2]
         if not number:
             return self._zero_s
         # Rounding takes off what the multiplication adds: 1.1h is 3960 s and not 3960.0000000000005.
         seconds = number if _UNIT_S[unit] == 1 else round(number * _UNIT_S[unit], 6)
         if seconds > TIME_S_MAX:
-            raise Mistake(f"{shown(text)} is longer than a year", "off is without a limit")
+            raise Mistake(f"{shown(text)} is longer than a year", "write off for no limit")
         if seconds < TIME_S_MIN:
-            raise Mistake(f"{shown(text)} is shorter than a millisecond", "off is without a limit")
+            raise Mistake(f"{shown(text)} is shorter than a millisecond", "write off for no limit")
         return seconds
 
     def format(self, value: float) -> str:
@@ -139,7 +141,7 @@ class Size:
     def parse(self, text: str) -> int:
         match = _SIZE.fullmatch(text)
         if match is None:
-            raise Mistake(f"{shown(text)} is no size", "bytes, or a number with K, M or G, such as 64K")
+            raise Mistake(f"{shown(text)} is not a valid size", "bytes, or a number with K, M or G, such as 64K")
         size = int(match[1]) * _UNIT_BYTES[match[2].upper()]
         if not 1 <= size <= SIZE_BYTES_MAX:
             raise Mistake(f"{shown(text)} is out of range", "from 1 byte to 1G")
@@ -162,7 +164,7 @@ class KeepAliveForm:
             return KeepAlive(idle_s=0)
         parts = text.split(":")
         if len(parts) != 3:
-            raise Mistake(f"{shown(text)} is no keep-alive", f"{self.form}, such as 60:10:6")
+            raise Mistake(f"{shown(text)} is not a valid keep-alive", f"{self.form}, such as 60:10:6")
         start, numbers = 0, []
         for part, name, low, high in (
             (parts[0], "IDLE", 0, KEEPALIVE_S_MAX),
@@ -247,10 +249,12 @@ class AccessPattern:
     form = "PATTERN"
 
     def parse(self, text: str) -> str:
+        if text.lower() in _EVERYBODY:
+            raise Mistake(f"{shown(text)} is not a valid pattern", "write *, which matches every address")
         try:
             compile_pattern(text)
         except PatternError as error:
-            raise Mistake(f"{shown(text)}: {error.message}", error.hint) from None
+            raise Mistake(f"{shown(text)} is not a valid pattern: {error.message}", error.hint) from None
         return text
 
     def format(self, value: str) -> str:

@@ -149,7 +149,7 @@ class Oinetd:
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Where it said it listens, in order."""
-        found = re.findall(r"listening on \[?([0-9a-f.:]+?)\]?:(\d+),", self.said)
+        found = re.findall(r"listening on \[?([0-9a-f.:]+?)\]?:(\d+)(?:/udp)?,", self.said)
         return [(host, int(port)) for host, port in found]
 
     def reload(self, text: str | None = None) -> str:

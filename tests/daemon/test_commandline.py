@@ -62,7 +62,9 @@ def test_help_names_the_demo_and_the_exit_codes(tmp_path: Path) -> None:
         ("--bogus",),
         ("-c",),
         ("--threads", "none"),
-        ("--threads", "0"),
+        ("--threads", "-1"),
+        ("-c", ""),
+        ("-t", "-p", ""),
         ("--engine", "steam"),
         ("--relay", "race"),
         ("--log-level", "loud"),
@@ -117,10 +119,48 @@ def test_strict_is_fine_with_what_needs_no_warning(tmp_path: Path, conf: Path) -
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "OK\n", "")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("my.conf",),
+            "oinetd: unexpected argument my.conf; the configuration file is given with -c: oinetd -c my.conf",
+        ),
+        (("--bogus",), "oinetd: unknown option --bogus"),
+        (("-c", ""), "oinetd: argument -c/--conf-file: the name of the file is empty"),
+        (("--threads", "few"), "oinetd: argument --threads: 'few' is not a valid number; a whole number, or auto"),
+        (("--threads", "2000"), "oinetd: argument --threads: '2000' is out of range; from 0 to 1024"),
+        (
+            ("--engine", "Native"),
+            "oinetd: argument --engine: 'Native' is not one of auto, native, python; "
+            "words are case-sensitive: write native",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_command_line(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    answer = call(tmp_path, *words)
+    assert (answer.returncode, answer.stderr.partition("\n")[0]) == (64, message)
+
+
+def test_threads_mean_the_same_in_the_file_and_on_the_command_line(tmp_path: Path, conf: Path) -> None:
+    shown = call(tmp_path, "-T", "-c", str(conf), "--threads", "0").stdout
+    conf.write_text(f"threads 0\n{conf.read_text()}")
+    assert "threads auto" in shown.splitlines()
+    assert call(tmp_path, "-T", "-c", str(conf)).stdout == shown
+
+
+def test_a_log_file_that_cannot_be_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "x.conf").write_text("127.0.0.1 0 127.0.0.1 9\nlogfile /nope/x\n")
+    for words in (("-t",), ("-f",)):
+        answer = call(tmp_path, *words, "-c", "x.conf")
+        assert answer.returncode == 78
+        assert answer.stderr.endswith("x.conf:2: logfile /nope/x: there is no directory /nope\n")
+
+
 def test_the_log_file_is_part_of_the_check(tmp_path: Path) -> None:
     (tmp_path / "bad.conf").write_text(f"logfile {tmp_path}\n")
     answer = call(tmp_path, "-t", "-c", "bad.conf")
-    assert (answer.returncode, answer.stderr) == (78, f"logfile {tmp_path}: is a directory\n")
+    assert (answer.returncode, answer.stderr) == (78, f"bad.conf:1: logfile {tmp_path}: is a directory\n")
 
 
 def test_the_configuration_in_force_reads_back(tmp_path: Path, conf: Path) -> None:

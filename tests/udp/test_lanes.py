@@ -97,9 +97,11 @@ async def test_the_lane_is_chosen_as_for_tcp(caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.INFO, "oinetd")
     rule = "127.0.0.1 0/udp 127.0.0.1 9/udp"
     async with serving(f"{rule}\n{rule} [engine=native]\n{rule} [engine=python]\n127.0.0.1 0/udp 127.0.0.1 9/tcp\n"):
-        chosen = [message.rpartition("(")[2] for message in caplog.messages if message.startswith("listening")]
+        said = [message for message in caplog.messages if message.startswith("listening on ")]
+        assert all("/udp, forwarding to " in message for message in said)
+        chosen = [message.rpartition("(")[2] for message in said]
     assert chosen == [
-        "native lane: nothing needs Python)",
+        "native lane: default)",
         "native lane: asked for)",
         "Python lane, python engine: asked for)",
         "Python lane, python engine: it serves rules between UDP and TCP)",
@@ -107,7 +109,8 @@ async def test_the_lane_is_chosen_as_for_tcp(caplog: pytest.LogCaptureFixture) -
     caplog.clear()
     async with Served(rule + "\n", admit=admit).forwarder:
         assert any(
-            message.endswith("(Python lane, python engine: the admit hook is Python)") for message in caplog.messages
+            message.endswith("(Python lane, python engine: the program has an admit hook)")
+            for message in caplog.messages
         )
 
 

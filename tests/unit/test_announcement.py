@@ -58,6 +58,12 @@ def test_what_does_not_follow_is_told_apart() -> None:
     ]
 
 
+def test_udp_listeners_say_so() -> None:
+    rule = Rule.parse("127.0.0.1 53-54/udp h.example 53-54")
+    served = [(route, at(route.bind.port), "so") for route in rule.routes()]
+    assert list(listening(served)) == ["listening on 127.0.0.1:53-54/udp, forwarding to h.example 53-54 (so)"]
+
+
 def test_those_that_go() -> None:
     ports = [PortKey(address, v6only=False) for address in (at(1), at(2), at(7), at(3, "::1"))]
     datagrams = PortKey(at(8), v6only=False, protocol=Protocol.UDP)
@@ -70,5 +76,5 @@ async def test_a_forwarder_says_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "oinetd")
     async with server(echo) as upstream, forwarding(rule(upstream), rule(upstream, "127.0.0.7 0")) as forwarder:
         one, two = (f"{address.host}:{address.port}" for address in forwarder.addresses)
-        said = [message.partition(",")[0] for message in caplog.messages]
+        said = [message.partition(",")[0] for message in caplog.messages if message.startswith("listening on ")]
         assert said == [f"listening on {one}", f"listening on {two}"]

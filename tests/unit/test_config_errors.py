@@ -44,7 +44,7 @@ oinetd.conf:1:1: the bind address is missing
     "too-many-words": (
         "0.0.0.0 80 example.org 80 timeout=3",
         """\
-oinetd.conf:1:27: 'timeout=3' after the four words of a rule
+oinetd.conf:1:27: unexpected 'timeout=3' after the four words of a rule
     0.0.0.0 80 example.org 80 timeout=3
                               ^^^^^^^^^
     hint: options go in brackets: [timeout=3]""",
@@ -55,16 +55,16 @@ oinetd.conf:1:27: 'timeout=3' after the four words of a rule
 oinetd.conf:1:1: '0.0.0.0:80' is an address and a port in one word
     0.0.0.0:80 [::1]:80
     ^^^^^^^^^^
-    hint: the port is a word of its own: 0.0.0.0 80
+    hint: write the port as a word of its own: 0.0.0.0 80
 oinetd.conf:1:12: '[::1]:80' is an address and a port in one word
     0.0.0.0:80 [::1]:80
                ^^^^^^^^
-    hint: the port is a word of its own: [::1] 80""",
+    hint: write the port as a word of its own: [::1] 80""",
     ),
     "star-for-address": (
         "* 80 example.org 80",
         """\
-oinetd.conf:1:1: '*' is no address
+oinetd.conf:1:1: '*' is not a valid address
     * 80 example.org 80
     ^
     hint: 0.0.0.0 stands for every IPv4 address, :: for every address""",
@@ -72,17 +72,17 @@ oinetd.conf:1:1: '*' is no address
     "256": (
         "0 80 10.0.256.1 80",
         """\
-oinetd.conf:1:11: '10.0.256.1' is no IPv4 address: 256 is more than 255
+oinetd.conf:1:11: '10.0.256.1' is not a valid IPv4 address: 256 is more than 255
     0 80 10.0.256.1 80
               ^^^""",
     ),
     "three-numbers": (
         "0 80 1.2.3 80",
         """\
-oinetd.conf:1:6: '1.2.3' is no IPv4 address: it takes four numbers from 0 to 255
+oinetd.conf:1:6: '1.2.3' is not a valid IPv4 address: it needs four numbers from 0 to 255
     0 80 1.2.3 80
          ^^^^^
-    hint: 0 alone is every IPv4 address, and a name needs a letter in its last part""",
+    hint: 0 alone stands for every IPv4 address; the last part of a name needs a letter""",
     ),
     "port-out-of-range": (
         "0 8000-70000 h 80",
@@ -95,10 +95,10 @@ oinetd.conf:1:8: port 70000 is out of range
     "unequal-ranges": (
         "0 8000-8010 h 8000-8009",
         """\
-oinetd.conf:1:15: 11 ports to listen on, 10 to connect to
+oinetd.conf:1:15: 11 ports to listen on, 10 ports to connect to
     0 8000-8010 h 8000-8009
                   ^^^^^^^^^
-    hint: the two ranges of a rule are of equal length""",
+    hint: the two ranges of a rule have the same length""",
     ),
     "unknown-service": (
         "0 htpp h 80",
@@ -122,12 +122,12 @@ oinetd.conf:1:1: unknown directive 'conect-timeout'
 oinetd.conf:1:1: unknown directive 'LogFile'
     LogFile /var/log/x
     ^^^^^^^
-    hint: upper and lower case count: logfile""",
+    hint: directives are case-sensitive: write logfile""",
     ),
     "neither-directive-nor-rule": (
         "hello world",
         """\
-oinetd.conf:1:1: 'hello' begins neither a directive nor a rule
+oinetd.conf:1:1: 'hello' is neither a directive nor the beginning of a rule
     hello world
     ^^^^^
     hint: a rule is: bindaddress bindport connectaddress connectport [options]""",
@@ -143,7 +143,7 @@ oinetd.conf:1:1: a directive and its value are two words
     "option-as-directive": (
         "timeout 3",
         """\
-oinetd.conf:1:1: 'timeout' is an option of a rule, no directive
+oinetd.conf:1:1: 'timeout' is an option of a rule and not a directive
     timeout 3
     ^^^^^^^
     hint: timeout=TIME|off goes in the brackets at the end of a rule""",
@@ -162,7 +162,7 @@ oinetd.conf:1:10: logfile needs a value
 oinetd.conf:1:20: 'pid': pidlogfile takes one value
     pidlogfile /run/my pid
                        ^^^
-    hint: a name with blanks goes in double quotes""",
+    hint: put a name with blanks in double quotes""",
     ),
     "misspelt-value": (
         "engine nativ",
@@ -179,7 +179,7 @@ oinetd.conf:1:12: unknown option 'relai'
     0 80 h 80 [relai=splice, max-connections=many]
                ^^^^^
     hint: did you mean 'relay'?
-oinetd.conf:1:42: 'many' is no number
+oinetd.conf:1:42: 'many' is not a valid number
     0 80 h 80 [relai=splice, max-connections=many]
                                              ^^^^
     hint: a whole number, or off""",
@@ -187,7 +187,7 @@ oinetd.conf:1:42: 'many' is no number
     "directive-as-option": (
         "0 80 h 80 [logfile=/x]",
         """\
-oinetd.conf:1:12: 'logfile' is a directive for the whole configuration, no option of a rule
+oinetd.conf:1:12: 'logfile' is a directive for the whole configuration and not an option of a rule
     0 80 h 80 [logfile=/x]
                ^^^^^^^
     hint: write it on a line of its own""",
@@ -210,15 +210,15 @@ oinetd.conf:1:17: COUNT: '200' is out of range
     "host-name-in-allow": (
         "allow example.org",
         """\
-oinetd.conf:1:7: 'example.org': not a pattern of numeric addresses
+oinetd.conf:1:7: 'example.org' is not a valid pattern: clients are matched by their numeric addresses
     allow example.org
           ^^^^^^^^^^^
-    hint: an address, a pattern such as 192.0.2.*, or a network such as 192.0.2.0/24; names are not looked up""",
+    hint: write an address, a pattern such as 192.0.2.*, or a network such as 192.0.2.0/24; names are not looked up""",
     ),
     "short-network": (
         "allow 10.1/16",
         """\
-oinetd.conf:1:7: '10.1/16': not a network
+oinetd.conf:1:7: '10.1/16' is not a valid pattern: what stands before the / is not an address
     allow 10.1/16
           ^^^^^^^
     hint: write all four numbers: 10.1.0.0/16""",
@@ -250,10 +250,142 @@ oinetd.conf:1:6: 'bücher.example' has characters that a host name cannot have
     "another-space": (
         "0 80\u00a0h 80",
         """\
-oinetd.conf:1:5: a space of another kind, U+00A0
+oinetd.conf:1:5: the character U+00A0 is not a blank or a tab
     0 80\ufffdh 80
         ^
-    hint: blanks and tabs are what separates words""",
+    hint: only blanks and tabs separate words""",
+    ),
+    "equals-missing": (
+        "0 80 h 80 [idle-timeout 10m]",
+        """\
+oinetd.conf:1:12: '=' is missing between 'idle-timeout' and its value
+    0 80 h 80 [idle-timeout 10m]
+               ^^^^^^^^^^^^^^^^
+    hint: write idle-timeout=10m""",
+    ),
+    "equals-missing-twice": (
+        "0 80 h 80 [relay splice, idle-timout 3m]",
+        """\
+oinetd.conf:1:12: '=' is missing between 'relay' and its value
+    0 80 h 80 [relay splice, idle-timout 3m]
+               ^^^^^^^^^^^^
+    hint: write relay=splice
+oinetd.conf:1:26: '=' is missing between 'idle-timout' and its value
+    0 80 h 80 [relay splice, idle-timout 3m]
+                             ^^^^^^^^^^^^^^
+    hint: write idle-timeout=3m""",
+    ),
+    "semicolon": (
+        "0 80 h 80 [timeout=3; src=127.0.0.1]",
+        """\
+oinetd.conf:1:21: options are separated by commas
+    0 80 h 80 [timeout=3; src=127.0.0.1]
+                        ^
+    hint: write [timeout=3, src=127.0.0.1]""",
+    ),
+    "blank-between-options": (
+        "0 80 h 80 [timeout=3 src=127.0.0.1]",
+        """\
+oinetd.conf:1:22: unexpected 'src=127.0.0.1' after the option's value
+    0 80 h 80 [timeout=3 src=127.0.0.1]
+                         ^^^^^^^^^^^^^
+    hint: options are separated by commas""",
+    ),
+    "url": (
+        "0 80 https://example.org/x?y",
+        """\
+oinetd.conf:1:6: 'https://example.org/x?y' is a URL; a rule takes a host and a port
+    0 80 https://example.org/x?y
+         ^^^^^^^^^^^^^^^^^^^^^^^
+    hint: write example.org 443""",
+    ),
+    "url-with-port": (
+        "0 80 tcp://user@example.org:8080 80",
+        """\
+oinetd.conf:1:6: 'tcp://user@example.org:8080' is a URL; a rule takes a host and a port
+    0 80 tcp://user@example.org:8080 80
+         ^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    hint: write example.org 8080""",
+    ),
+    "deny-all": (
+        "deny all",
+        """\
+oinetd.conf:1:6: 'all' is not a valid pattern
+    deny all
+         ^^^
+    hint: write *, which matches every address""",
+    ),
+    "netmask": (
+        "allow 10.0.0.0/255.0.0.0",
+        """\
+oinetd.conf:1:7: '10.0.0.0/255.0.0.0' is not a valid pattern: a network takes a prefix length and not a mask
+    allow 10.0.0.0/255.0.0.0
+          ^^^^^^^^^^^^^^^^^^
+    hint: write 10.0.0.0/8""",
+    ),
+    "number": (
+        "threads few",
+        """\
+oinetd.conf:1:9: 'few' is not a valid number
+    threads few
+            ^^^
+    hint: a whole number, or auto""",
+    ),
+    "time": (
+        "drain-timeout 10min",
+        """\
+oinetd.conf:1:15: '10min' is not a valid time
+    drain-timeout 10min
+                  ^^^^^
+    hint: a number with s, m or h, such as 90s or 1.5h, or off""",
+    ),
+    "size": (
+        "buffersize 64KB",
+        """\
+oinetd.conf:1:12: '64KB' is not a valid size
+    buffersize 64KB
+               ^^^^
+    hint: bytes, or a number with K, M or G, such as 64K""",
+    ),
+    "address": (
+        "1:2 80 h 80",
+        """\
+oinetd.conf:1:1: '1:2' is an address and a port in one word
+    1:2 80 h 80
+    ^^^
+    hint: write the port as a word of its own: 1 2""",
+    ),
+    "ipv6-address": (
+        "::g 80 h 80",
+        """\
+oinetd.conf:1:1: '::g' is not a valid IPv6 address
+    ::g 80 h 80
+    ^^^
+    hint: such as 2001:db8::1, ::1 or fe80::1%eth0; brackets are allowed""",
+    ),
+    "destination-port-0": (
+        "0 80 h 0",
+        """\
+oinetd.conf:1:8: port 0 cannot be a destination
+    0 80 h 0
+           ^
+    hint: 0 is for the bind side: it takes any free port""",
+    ),
+    "option-in-capitals": (
+        "0 80 h 80 [Relay=copy]",
+        """\
+oinetd.conf:1:12: unknown option 'Relay'
+    0 80 h 80 [Relay=copy]
+               ^^^^^
+    hint: options are case-sensitive: write relay""",
+    ),
+    "protocol-in-capitals": (
+        "0 80/UDP h 80",
+        """\
+oinetd.conf:1:6: unknown protocol 'UDP'
+    0 80/UDP h 80
+         ^^^
+    hint: protocols are case-sensitive: write udp""",
     ),
 }
 

@@ -146,7 +146,7 @@ def test_pipes_and_folders_are_not_included(tmp_path: Path) -> None:
     path = write(tmp_path, main="include pipe\ninclude folder\n")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    assert ["no regular file" in problem.message for problem in problems_of(path)] == [True, True]
+    assert ["not a regular file" in problem.message for problem in problems_of(path)] == [True, True]
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

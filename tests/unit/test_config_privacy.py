@@ -40,7 +40,7 @@ def test_a_line_of_a_file_that_only_root_may_read_is_not_shown(tmp_path: Path, s
     error = error_of(tmp_path)
     place = tmp_path / "conf" / "x.conf"
     first, *_, last = error.problems
-    assert str(first) == f"{place}:1:1: '…' is no IPv6 address\n    hint: {HIDDEN_HINT}"
+    assert str(first) == f"{place}:1:1: '…' is not a valid IPv6 address\n    hint: {HIDDEN_HINT}"
     assert {problem.line for problem in error.problems if problem.file == str(place)} == {1, 2, 3, 4, 5}
     for word in ("salt", "19000", "s3cret"):
         assert word not in str(error)

@@ -436,7 +436,7 @@ cdef class Core:
             record.kind, record.id, record.tag, record.token, record.started_s, self._known_text(&record.client),
             record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
             record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
-            record.datagrams_up, record.datagrams_down, record.datagrams_lost,
+            record.datagrams_up, record.datagrams_down, record.datagrams_lost, record.idle_us * 1e-6,
         )
 
     cdef _reclaim(self):

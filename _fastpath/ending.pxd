@@ -65,6 +65,7 @@ cdef inline void record_fill(Record *record, const Conn *conn, uint64_t now_us) 
     record.started_s = conn.started_s
     record.duration_us = (conn.ended_us if conn.ended_us else now_us) - conn.started_us
     record.connect_us = conn.connected_us - conn.started_us if conn.connected_us else 0
+    record.idle_us = 0
     record.up = conn.dir[UP].moved_out
     record.down = conn.dir[DOWN].moved_out
     record.datagrams_up = 0

@@ -207,6 +207,16 @@ cdef inline bint pair_begin(Reactor *self, const Letter *letter) noexcept nogil:
     return True
 
 
+cdef inline uint64_t idle_us(const Reactor *self, const Conn *conn) noexcept nogil:
+    """How long ago a byte moved; before the first one it is the connection's age."""
+    cdef uint64_t moved_us = 1000 * (
+        conn.dir[UP].progress_ms if conn.dir[UP].progress_ms > conn.dir[DOWN].progress_ms else conn.dir[DOWN].progress_ms
+    )
+    if moved_us < conn.started_us:
+        moved_us = conn.started_us
+    return self.now_us - moved_us if self.now_us > moved_us else 0
+
+
 cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snapshot) noexcept nogil:
     """Abort all, kill one, or write all down: the three things that look at every slot."""
     cdef uint32_t i
@@ -218,6 +228,7 @@ cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snaps
         if kind == LETTER_SNAPSHOT:
             if snapshot.count < snapshot.capacity:
                 record_fill(&snapshot.records[snapshot.count], conn, self.now_us)
+                snapshot.records[snapshot.count].idle_us = idle_us(self, conn)
             snapshot.count += 1
         elif kind == LETTER_ABORT_ALL or conn.id == id:
             abort(self, conn, ENDING_ABORTED, 0)

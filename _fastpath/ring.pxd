@@ -33,6 +33,7 @@ cdef struct Record:
     double started_s            # Unix time
     uint64_t duration_us
     uint64_t connect_us
+    uint64_t idle_us            # of one that lives: since something moved; 0 in other records
     uint64_t up
     uint64_t down
     uint64_t datagrams_up

@@ -134,6 +134,8 @@ cdef inline void udp_each(Reactor *self, bint every, uint64_t id, Snapshot *snap
         if snapshot != NULL:
             if snapshot.count < snapshot.capacity:
                 session_record(&snapshot.records[snapshot.count], session, self.now_us)
+                if self.now_ms > session.last_ms:
+                    snapshot.records[snapshot.count].idle_us = 1000 * (self.now_ms - session.last_ms)
             snapshot.count += 1
         elif every or session.id == id:
             session_end(self, session, ENDING_ABORTED, 0)

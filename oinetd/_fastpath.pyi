@@ -7,7 +7,7 @@ an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row
 from collections.abc import Sequence
 from typing import Any, final
 
-_Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int]
+_Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int, float]
 _Place = tuple[str, int] | tuple[str, int, int, int]
 _Patterns = Sequence[tuple[int, bytes]]
 

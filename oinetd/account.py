@@ -103,6 +103,7 @@ class Live:
 
     def snapshot(self) -> SessionRecord:
         """The record as it would read if the session ended now, but for the ending."""
+        now = time.monotonic()
         return replace(
             self.record,
             bytes_up=self.meter.bytes_up,
@@ -110,7 +111,8 @@ class Live:
             datagrams_up=self.meter.datagrams_up,
             datagrams_down=self.meter.datagrams_down,
             datagrams_lost=self.meter.datagrams_lost,
-            duration_s=time.monotonic() - self.since,
+            duration_s=now - self.since,
+            idle_s=max(0.0, now - max(self.since, self.meter.moved_at)),
         )
 
 

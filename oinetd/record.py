@@ -114,6 +114,8 @@ class SessionRecord:
 
     The datagrams are those of sides that are UDP: up is from the client, down to it; where both are, what the kernel
     took for the other side. Lost are those that oinetd had and could not deliver.
+
+    `idle_s` is of live sessions: how long ago something moved; its age where nothing did. It is 0 in other records.
     """
 
     id: int
@@ -134,3 +136,4 @@ class SessionRecord:
     datagrams_up: int = 0
     datagrams_down: int = 0
     datagrams_lost: int = 0
+    idle_s: float = 0.0

@@ -23,10 +23,11 @@ __all__ = ["Engine", "Meter"]
 class Meter:
     """The counters of one running relay, for whoever wants to look while it runs.
 
-    An engine writes, everybody else reads. `result` is set when the relay has ended, also when it was cancelled.
+    An engine writes, everybody else reads. `moved_at` is when something last moved, in seconds of the monotonic clock,
+    0 before that. `result` is set when the relay has ended, also when it was cancelled.
     """
 
-    __slots__ = ("bytes_down", "bytes_up", "datagrams_down", "datagrams_lost", "datagrams_up", "result")
+    __slots__ = ("bytes_down", "bytes_up", "datagrams_down", "datagrams_lost", "datagrams_up", "moved_at", "result")
 
     def __init__(self) -> None:
         self.bytes_up = 0
@@ -34,6 +35,7 @@ class Meter:
         self.datagrams_up = 0
         self.datagrams_down = 0
         self.datagrams_lost = 0
+        self.moved_at = 0.0
         self.result: RelayResult | None = None
 
 

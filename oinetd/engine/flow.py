@@ -235,7 +235,7 @@ class Flow:
             self.relay.on_sink_failed(self)
             return False
         if count:
-            self.last_moved = self.now()
+            self.last_moved = self.meter.moved_at = self.now()
             if self.upward:
                 self.meter.bytes_up += count
             else:

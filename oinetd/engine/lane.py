@@ -297,7 +297,7 @@ class NativeLane:
             record.relay = _MOVED_BY[row[15]] or serving.settings.relay.value
         record.connect_s, record.duration_s = row[9], row[10]
         record.bytes_up, record.bytes_down = row[11], row[12]
-        record.datagrams_up, record.datagrams_down, record.datagrams_lost = row[16:19]
+        record.datagrams_up, record.datagrams_down, record.datagrams_lost, record.idle_s = row[16:20]
         return record
 
     def _opened(self, row: Row) -> None:

@@ -18,6 +18,7 @@ import itertools
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -53,7 +54,7 @@ log = logging.getLogger("oinetd")
 
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 Row: TypeAlias = tuple[
-    int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int
+    int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int, float
 ]
 
 OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL = range(1, 11)
@@ -309,10 +310,11 @@ class NativeEngine:
 
     def refresh(self) -> None:
         """Bring the meters of all running relays up to date; it happens some times a second without being asked."""
+        now = time.monotonic()
         for row in self._plane.core.snapshot():
             running = self._running.get(row[3])
             if running is not None:
-                running[1].bytes_up, running[1].bytes_down = row[11], row[12]
+                running[1].bytes_up, running[1].bytes_down, running[1].moved_at = row[11], row[12], now - row[19]
 
     def _refresh(self) -> None:
         self._timer = None

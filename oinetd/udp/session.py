@@ -176,6 +176,7 @@ class DatagramSession:
         """Something moved: the session is not silent."""
         if not self.ended:
             self.home.plane.table.touch(self)
+            self.live.meter.moved_at = self.last
 
     def heard_answer(self) -> None:
         """The same, and it was the destination."""

@@ -171,7 +171,7 @@ class _Relay:
             self._retry = self._loop.call_later(RETRY_S, self._on_retry)
             return
         size, self._up = len(self._up), b""
-        self._moved = self._loop.time()
+        self._moved = self._meter.moved_at = self._loop.time()
         if code in NOBODY:
             self._meter.datagrams_lost += 1
             self._end(Ending.UPSTREAM_RESET, code)
@@ -199,7 +199,7 @@ class _Relay:
             self._down += b"".join(self._batch.take(group))
         code = code or self._batch.late_errno
         if groups:
-            self._moved = self._taken = self._loop.time()
+            self._moved = self._taken = self._meter.moved_at = self._loop.time()
             self._flush()
         if code in NOBODY and not self._over:
             self._end(Ending.UPSTREAM_RESET, code)
@@ -217,7 +217,7 @@ class _Relay:
         self._down = self._down[sent:]
         self._meter.bytes_down += sent
         if sent:
-            self._moved = self._taken = self._loop.time()
+            self._moved = self._taken = self._meter.moved_at = self._loop.time()
         if self._down:
             self._poller.forget(self._upstream.fileno())
             self._arm()

@@ -183,7 +183,7 @@ def test_rights_go_before_there_is_a_thread_or_a_socket(oinetd: Start, folder: P
     daemon.reload()
     daemon.signal(signal.SIGUSR1)
     daemon.signal(signal.SIGUSR2)
-    daemon.wait_said("rules, ")
+    daemon.wait_said("rules?, ")
     assert daemon.stop() == 0
     assert "late import" not in daemon.said
 

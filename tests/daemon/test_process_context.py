@@ -94,7 +94,7 @@ def test_signals_in_the_foreground(oinetd: Start, code: str) -> None:
     assert int(status(daemon.pid)["SigBlk"], 16) == 0
     assert "reloaded" in daemon.reload()
     daemon.signal(signal.SIGUSR2)
-    daemon.wait_said("1 rules")
+    daemon.wait_said("1 rule, ")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         assert has(daemon.pid, "SigCgt", number)
     assert not has(daemon.pid, "SigIgn", signal.SIGCHLD)

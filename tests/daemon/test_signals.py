@@ -88,9 +88,11 @@ def test_usr2_says_what_is_going_on(oinetd: Start) -> None:
     with Client(daemon.address) as client:
         client.echo(b"seven b")
         daemon.signal(signal.SIGUSR2)
-        daemon.wait_said(r"1 rules, 1 sessions live, 1 accepted, 0 refused, 0 failed, 7 bytes up, 7 down")
+        daemon.wait_said(r"1 rule, 1 session live, 1 accepted, 0 refused, 0 failed, 7 bytes up, 7 down")
         port = client.sock.getsockname()[1]
-        daemon.wait_said(rf"session 1: 127.0.0.1 port {port}, 127.0.0.1 0 -> .*, \d+ s, 7 bytes up, 7 down")
+        daemon.wait_said(
+            rf"session 1: 127.0.0.1 port {port}, 127.0.0.1 0 -> .*, \d+ s old, idle for \d+ s, 7 bytes up, 7 down"
+        )
     assert daemon.stop() == 0
 
 

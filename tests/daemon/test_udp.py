@@ -90,7 +90,7 @@ def test_sessions_outlive_reloads(oinetd: Start, upstream: socket.socket, client
         daemon.signal(signal.SIGHUP)
     assert ask(client, upstream, daemon.address) == port
     daemon.signal(signal.SIGUSR2)
-    daemon.wait_said("1 sessions live, 1 accepted")
+    daemon.wait_said("1 session live, 1 accepted")
     assert daemon.stop() == 0
 
 

@@ -59,8 +59,10 @@ static int fails(int kind, void *from)
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;      /* splitmix64 */
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
     x ^= x >> 31;
-    if (kind <= REALLOC || kind == PIPE2)       /* reactors keep what they have, so that these calls are rare */
+    if (kind <= REALLOC)        /* reactors keep what they have, so that these calls are rare */
         rate *= 25;
+    if (kind == PIPE2 || kind == SPLICE)
+        rate *= 5;
     if (x % 1000000 >= rate)
         return 0;
     atomic_fetch_add(&failed[kind], 1);

@@ -1,22 +1,26 @@
 """The answer to SIGUSR2."""
 
+from collections import Counter
+
 from oinetd.account import RuleStats, Stats
 from oinetd.model import Endpoint, Rule
-from oinetd.record import SessionRecord
+from oinetd.record import Ending, SessionRecord
 from oinetd.summary import SESSIONS_MAX, summary
 
 RULE = Rule(Endpoint("0.0.0.0", 8080), Endpoint("example.org", 80))
 
 
 def test_rules_and_sessions() -> None:
-    counts = RuleStats(live=1, accepted=7, refused=2, failed=1, bytes_up=10, bytes_down=20)
+    endings = Counter({Ending.DENIED: 2, Ending.CLIENT_CLOSED: 3, Ending.CONNECT_FAILED: 1})
+    counts = RuleStats(live=1, accepted=7, refused=2, failed=1, bytes_up=10, bytes_down=20, endings=endings)
     stats = Stats(1, 7, 2, 1, 10, 20, {RULE: counts})
-    record = SessionRecord(7, next(RULE.routes()), "192.0.2.7", 51234, 0.0, duration_s=2.4, bytes_up=3, bytes_down=4)
-    words = "1 sessions live, 7 accepted, 2 refused, 1 failed, 10 bytes up, 20 down"
+    record = SessionRecord(7, next(RULE.routes()), "192.0.2.7", 51234, 0.0, bytes_up=3, bytes_down=4)
+    record.duration_s, record.idle_s = 2.4, 1.4
+    words = "1 session live, 7 accepted, 2 refused, 1 failed, 10 bytes up, 20 down"
     assert list(summary(stats, [record])) == [
-        f"1 rules, {words}",
-        f"0.0.0.0 8080 -> example.org 80: {words}",
-        "session 7: 192.0.2.7 port 51234, 0.0.0.0 8080 -> example.org 80, 2 s, 3 bytes up, 4 down",
+        f"1 rule, {words}",
+        f"0.0.0.0 8080 -> example.org 80: {words}; endings: client-closed 3, denied 2, connect-failed 1",
+        "session 7: 192.0.2.7 port 51234, 0.0.0.0 8080 -> example.org 80, 2 s old, idle for 1 s, 3 bytes up, 4 down",
     ]
 
 
@@ -30,7 +34,21 @@ def test_limits() -> None:
 
 
 def test_not_all_of_very_many_sessions() -> None:
-    record = SessionRecord(7, next(RULE.routes()), "192.0.2.7", 51234, 0.0)
-    lines = list(summary(Stats(0, 0, 0, 0, 0, 0, {}), [record] * (SESSIONS_MAX + 5)))
-    assert len(lines) == 1 + SESSIONS_MAX + 1
-    assert lines[-1] == "and 5 sessions more"
+    """The most active ones, in the order of how long they have been idle."""
+    records = [
+        SessionRecord(number, next(RULE.routes()), "192.0.2.7", 51234, 0.0, idle_s=1000.0 - number)
+        for number in range(SESSIONS_MAX + 5)
+    ]
+    lines = list(summary(Stats(0, 0, 0, 0, 0, 0, {}), records))
+    assert lines[0].startswith("0 rules, 0 sessions live")
+    assert [int(line.split()[1][:-1]) for line in lines[1:-1]] == list(range(SESSIONS_MAX + 4, 4, -1))
+    assert lines[-1] == "and 5 sessions more, idle for longer"
+
+
+def test_of_those_that_moved_in_the_same_second_the_busiest_first() -> None:
+    records = [
+        SessionRecord(number, next(RULE.routes()), "192.0.2.7", 51234, 0.0, idle_s=0.1 * number, bytes_up=number)
+        for number in range(5)
+    ]
+    lines = list(summary(Stats(0, 0, 0, 0, 0, 0, {}), records))
+    assert [int(line.split()[1][:-1]) for line in lines[1:]] == [4, 3, 2, 1, 0]

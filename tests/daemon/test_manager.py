@@ -183,6 +183,12 @@ def test_an_inherited_socket_that_holds_the_address_of_a_rule_is_named(oinetd: S
             said = held(both, f"{host} {port}", oinetd)
             assert f"cannot listen on {host}:{port}: the inherited socket [::]:{port} holds the port" in said
             assert "write the rule with :: or set BindIPv6Only=ipv6-only in the socket unit" in said
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("::", 0))
+        port = datagrams.getsockname()[1]
+        daemon = oinetd(f"0.0.0.0 {port}/udp 127.0.0.1 9/udp\n", **handed(datagrams))
+        assert daemon.wait() == 71
+        assert f"the inherited socket [::]:{port} holds the port (write the rule with ::" in daemon.said
     with socket.create_server(("0.0.0.0", 0)) as v4:
         port = v4.getsockname()[1]
         said = held(v4, f"127.0.0.1 {port}", oinetd)

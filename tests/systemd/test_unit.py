@@ -38,6 +38,18 @@ with socket.create_connection(("{host}", {port}), 20) as sock:
     print(sock.recv(5).decode())
 """
 
+CALLS_OVER_A_RESTART = """\
+import socket, subprocess
+restart = subprocess.Popen(["systemctl", "restart", "oinetd.service"])
+calls = 0
+while restart.poll() is None or calls < 10:
+    with socket.create_connection(("127.0.0.1", 80), 20) as sock:
+        sock.sendall(b"hello")
+        assert sock.recv(5) == b"hello", calls
+    calls += 1
+print(restart.returncode)
+"""
+
 SERVER = {
     "srv/echo.py": ECHO,
     "etc/systemd/system/echo.service": ECHO_UNIT,
@@ -165,6 +177,9 @@ def test_sockets_of_the_service_manager_bridge_a_restart(guest: Boot) -> None:
     one.run("systemctl", "stop", "oinetd.service")
     # The connection waits in the queue of the socket, and starts the service.
     assert call(one) == "hello"
+    before = one.show("oinetd", "MainPID")
+    assert one.python(CALLS_OVER_A_RESTART) == "0"
+    assert one.show("oinetd", "MainPID") not in (before, "0")
     states = json.loads(one.run("systemctl", "list-units", "--output=json", "oinetd.*"))
     assert {(unit["unit"], unit["active"]) for unit in states} == {
         ("oinetd.service", "active"),

@@ -209,9 +209,9 @@ cdef inline bint pair_begin(Reactor *self, const Letter *letter) noexcept nogil:
 
 cdef inline uint64_t idle_us(const Reactor *self, const Conn *conn) noexcept nogil:
     """How long ago a byte moved; before the first one it is the connection's age."""
-    cdef uint64_t moved_us = 1000 * (
-        conn.dir[UP].progress_ms if conn.dir[UP].progress_ms > conn.dir[DOWN].progress_ms else conn.dir[DOWN].progress_ms
-    )
+    cdef uint64_t moved_us = 1000 * conn.dir[UP].progress_ms
+    if conn.dir[DOWN].progress_ms > conn.dir[UP].progress_ms:
+        moved_us = 1000 * conn.dir[DOWN].progress_ms
     if moved_us < conn.started_us:
         moved_us = conn.started_us
     return self.now_us - moved_us if self.now_us > moved_us else 0

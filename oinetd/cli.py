@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 import oinetd
 from oinetd.errors import ConfigError
-from oinetd.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_TEMPFAIL, EX_USAGE, Options
+from oinetd.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_OSERR, EX_TEMPFAIL, EX_USAGE, Options
 from oinetd.model import Config
 from oinetd.privileges import Identity
 from oinetd.process_context import HELD_SIGNALS, prepare
@@ -200,13 +200,24 @@ def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
         print("oinetd: the rest of the configuration is right; try again when the name server answers", file=sys.stderr)
         return EX_TEMPFAIL
     if show:
-        print(render_config(config), end="")
-        return EX_OK
-    print("OK")
+        return _print(render_config(config))
+    text = "OK\n"
     if not resolve and (names := names_of(config)):
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         listed = ", ".join(list(names)[:NAMES_SHOWN]) + more
-        print(f"names were not looked up (-t --resolve does that): {listed}")
+        text += f"names were not looked up (-t --resolve does that): {listed}\n"
+    return _print(text)
+
+
+def _print(text: str) -> int:
+    """Write to standard output, which may be a full disk or a pipe that nobody reads any more."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        print(f"oinetd: standard output: {error.strerror}", file=sys.stderr)
+        # The interpreter flushes it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+        return EX_OSERR
     return EX_OK
 
 

@@ -134,8 +134,9 @@ class Forwarder:
             self._limits.close()
             await self._hooks.close()
             self._journal.end_gaps()
-            # On a disk that is dead it takes two seconds.
-            await self._loop.run_in_executor(None, self._journal.close)
+            with contextlib.suppress(RuntimeError):  # A thread, if there can be one: a dead disk takes two seconds.
+                await self._loop.run_in_executor(None, self._journal.close)
+            self._journal.close()
             for sock in self._inherited:
                 sock.close()
             self._stopped.set()

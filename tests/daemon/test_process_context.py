@@ -206,6 +206,28 @@ def test_a_configuration_is_printed_as_it_was_read(tmp_path: Path, encoding: str
     assert line in answer.stdout.splitlines()
 
 
+@pytest.mark.parametrize("words", ["-t", "-T"])
+def test_a_standard_output_that_takes_nothing(tmp_path: Path, words: str) -> None:
+    (tmp_path / "x.conf").write_text("127.0.0.1 0 127.0.0.1 9\n")
+    full = call(tmp_path, words, "-c", "x.conf", command=through("os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"))
+    assert (full.returncode, full.stderr) == (71, "oinetd: standard output: No space left on device\n")
+    code = "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)"
+    broken = call(tmp_path, words, "-c", "x.conf", command=through(code))
+    assert (broken.returncode, broken.stderr) == (71, "oinetd: standard output: Broken pipe\n")
+
+
+def test_a_user_that_may_have_no_threads(oinetd: Start) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give it up: root has as many threads as it wants")
+    code = "resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))"
+    daemon = oinetd(RULE, "-u", "54321:54321", command=through(code))
+    until(lambda: daemon.manager.count("READY=1") or daemon.process.poll() is not None, "its start")
+    if daemon.process.poll() is None:
+        daemon.signal(signal.SIGTERM)
+    daemon.wait()
+    assert "Traceback" not in daemon.said
+
+
 def test_a_daemon_holds_nothing_of_what_its_starter_had_open(
     background: StartBackground, oinetd: Start, tmp_path: Path
 ) -> None:

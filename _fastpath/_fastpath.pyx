@@ -19,7 +19,7 @@ from access cimport Access, Pattern, access_decide
 from address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_text
 from atomic cimport oi_add, oi_get, oi_put, oi_show, oi_swap
 from command cimport (
-    all_exited, emptiest, listener_add, listener_remove, listener_replace, post, post_all, snapshot_take,
+    all_exited, emptiest, reactor_joins, reactor_leaves, listener_add, listener_remove, listener_replace, post, post_all, snapshot_take,
     tell_of_room,
 )
 from datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
@@ -47,7 +47,7 @@ from slot cimport CHUNK_SLOTS, Conn
 from source cimport Prefix
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
 from tally cimport TALLIES, Tally, tally_add
-from thread cimport hub_free, hub_new, hub_shut, reactor_new, reactor_start
+from thread cimport hub_free, hub_new, hub_shut, reactor_free, reactor_new, reactor_start
 from udp_order cimport (
     ORDER_ADD, ORDER_COUNT, ORDER_LINGER, ORDER_REMOVE, ORDER_RENEW, ORDER_REPLACE, ORDER_REVOKE, ORDER_TRIM,
     least_listening, order_give,
@@ -403,7 +403,8 @@ cdef class Core:
             if slots_max:
                 reactor.slab.chunk_max = (slots_max + CHUNK_SLOTS - 1) // CHUNK_SLOTS
             self.hub.reactors[index] = reactor
-            self.hub.reactor_count = index + 1
+            oi_show(&self.hub.reactor_count, index + 1)
+            oi_show(&self.hub.serving, index + 1)
         self.running = True
         for index in range(self.hub.reactor_count):
             error = reactor_start(self.hub.reactors[index])
@@ -459,7 +460,46 @@ cdef class Core:
 
     @property
     def threads(self):
+        return self.hub.serving
+
+    @property
+    def reactors(self):
         return self.hub.reactor_count
+
+    @property
+    def spin_us(self):
+        return oi_get(&self.hub.spin_us)
+
+    @spin_us.setter
+    def spin_us(self, uint64_t value):
+        oi_put(&self.hub.spin_us, value)
+
+    cdef _start_reactor(self):
+        cdef uint64_t index = self.hub.reactor_count
+        cdef Reactor *reactor = reactor_new(self.hub, <int> index)
+        cdef int error
+        if reactor == NULL:
+            raise OSError(errno, "a reactor has no descriptor or no memory")
+        error = reactor_start(reactor)
+        if error:
+            reactor_free(reactor)
+            raise OSError(error, "a reactor's thread cannot be started")
+        self.hub.reactors[index] = reactor
+        oi_show(&self.hub.reactor_count, index + 1)
+
+    def set_threads(self, int threads):
+        cdef int error
+        self._must_run()
+        wanted = max(1, min(threads, REACTORS_MAX))
+        while self.hub.serving > wanted:
+            with nogil:
+                reactor_leaves(self.hub)
+        while self.hub.serving < wanted:
+            if self.hub.serving == self.hub.reactor_count:
+                self._start_reactor()
+            error = reactor_joins(self.hub)
+            if error:
+                raise OSError(error, "a reactor cannot watch the listening sockets")
 
     def add_listener(self, int fd, Rules rules not None):
         cdef int index

@@ -37,27 +37,66 @@ cdef inline void post_all(Hub *hub, int kind, uint64_t id) noexcept nogil:
 cdef inline Reactor *emptiest(Hub *hub) noexcept nogil:
     """The reactor with the fewest connections."""
     cdef Reactor *best = hub.reactors[0]
-    cdef int i
-    for i in range(1, hub.reactor_count):
+    cdef uint64_t i
+    for i in range(1, hub.serving):
         if oi_get(&hub.reactors[i].live) < oi_get(&best.live):
             best = hub.reactors[i]
     return best
 
 
-cdef inline int listener_watch(Hub *hub, Listener *listener) noexcept nogil:
-    """Register with every reactor; 0 or an errno, and then with none."""
+cdef inline int listener_register(Reactor *reactor, const Listener *listener) noexcept nogil:
+    """Have a reactor accept from a listener; 0 or an errno."""
     cdef epoll_event event
-    cdef int i, error
     event.events = EPOLLIN | <unsigned int> EPOLLET | <unsigned int> EPOLLEXCLUSIVE
     event.data.u64 = event_data(KIND_LISTENER, listener.index, listener.generation)
-    for i in range(hub.reactor_count):
-        if c_epoll_ctl(hub.reactors[i].epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) != 0:
-            error = errno
+    return errno if c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_ADD, listener.fd, &event) != 0 else 0
+
+
+cdef inline int listener_watch(Hub *hub, Listener *listener) noexcept nogil:
+    """Register with every reactor that serves; 0 or an errno, and then with none."""
+    cdef int error
+    cdef uint64_t i
+    for i in range(hub.serving):
+        error = listener_register(hub.reactors[i], listener)
+        if error:
             while i > 0:
                 i -= 1
                 c_epoll_ctl(hub.reactors[i].epoll_fd, EPOLL_CTL_DEL, listener.fd, NULL)
             return error
     return 0
+
+
+cdef inline int reactor_joins(Hub *hub) noexcept nogil:
+    """The next reactor accepts from every listener; 0 or an errno, and then it does from none."""
+    cdef Reactor *reactor = hub.reactors[hub.serving]
+    cdef Listener *listener
+    cdef uint64_t i
+    cdef int error
+    for i in range(oi_get(&hub.listener_count)):
+        listener = hub.listeners[i]
+        if listener.fd < 0:
+            continue
+        error = listener_register(reactor, listener)
+        if error:
+            reactor_ignores(hub, reactor)
+            return error
+    oi_show(&hub.serving, hub.serving + 1)
+    return 0
+
+
+cdef inline void reactor_ignores(Hub *hub, Reactor *reactor) noexcept nogil:
+    """It accepts from no listener; its connections and UDP listeners stay."""
+    cdef uint64_t i
+    for i in range(oi_get(&hub.listener_count)):
+        if hub.listeners[i].fd >= 0:
+            c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_DEL, hub.listeners[i].fd, NULL)
+
+
+cdef inline void reactor_leaves(Hub *hub) noexcept nogil:
+    """The last reactor that serves gets no new connections; who waits in a queue is for the others."""
+    oi_show(&hub.serving, hub.serving - 1)
+    reactor_ignores(hub, hub.reactors[hub.serving])
+    post_all(hub, LETTER_RETRY, 0)
 
 
 cdef inline int listener_add(Hub *hub, int fd, Policy *policy) noexcept nogil:

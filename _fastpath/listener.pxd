@@ -19,7 +19,7 @@ from ending cimport (
     ENDING_SOCKET_FAILED, close_with_reset, finish, listeners_wake, record_slot, report,
 )
 from gate cimport Gate, gate_enter_or_wait, gate_leave, source_enter, source_leave
-from inbox cimport LETTER_ACCEPTED, Letter, inbox_post
+from inbox cimport LETTER_ACCEPTED, LETTER_RETRY, Letter, inbox_post
 from linux cimport (
     CLOCK_REALTIME, EAGAIN, EINVAL, ENOMEM, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, clock_gettime,
     errno, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_storage, socklen_t,
@@ -115,12 +115,12 @@ cdef inline Reactor *least_busy(Reactor *self) noexcept nogil:
     cdef Hub *hub = self.hub
     cdef Reactor *best = self
     cdef uint64_t least = oi_get(&self.live)
-    cdef uint64_t live
-    cdef int i
-    if hub.reactor_count == 1 or least < HAND_OFF:
+    cdef uint64_t serving = oi_see(&hub.serving)
+    cdef uint64_t live, i
+    if serving == 1 or least < HAND_OFF:
         return self
     least -= HAND_OFF - 1
-    for i in range(hub.reactor_count):
+    for i in range(serving):
         live = oi_get(&hub.reactors[i].live)
         if live < least:
             best = hub.reactors[i]
@@ -251,8 +251,15 @@ cdef inline void listener_serve(Reactor *reactor, Listener *listener, uint32_t g
 cdef inline void listeners_serve(Reactor *reactor) noexcept nogil:
     """Go on where accepting stopped: a batch was full, a place became free, a pause is over."""
     cdef Hub *hub = reactor.hub
+    cdef Letter letter
     cdef uint64_t i
     reactor.accept_again = False
+    if <uint64_t> reactor.index >= oi_see(&hub.serving):
+        # It gets no new connections: the room that it made is for the others.
+        memset(&letter, 0, sizeof(letter))
+        letter.kind = LETTER_RETRY
+        reactor.accept_again = not inbox_post(&hub.reactors[0].inbox, &letter)
+        return
     for i in range(oi_see(&hub.listener_count)):
         if oi_get(&hub.listeners[i].ready[reactor.index]):
             listener_serve(reactor, hub.listeners[i], 0)

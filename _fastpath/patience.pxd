@@ -54,7 +54,7 @@ cdef inline int poll_a_while(Reactor *self, uint64_t spin_us, uint64_t begin_us)
 
 cdef inline int wait_for_events(Reactor *self, int sleep_ms) noexcept nogil:
     """epoll_wait, with or without polling before; the number of events or -1."""
-    cdef uint64_t spin_us = self.hub.spin_us
+    cdef uint64_t spin_us = oi_get(&self.hub.spin_us)
     cdef uint64_t begin_us, gap_us
     cdef int count = 0
     if sleep_ms == 0 or spin_us == 0:

@@ -7,7 +7,7 @@ the budget can become a session's, however many clients do not read.
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
-from atomic cimport oi_get, oi_replace
+from atomic cimport oi_get, oi_replace, oi_see
 from flow cimport flow_unpipe
 from gate cimport Budget, budget_is_short
 from inbox cimport LETTER_PIPES, Letter, inbox_post
@@ -43,12 +43,12 @@ cdef inline void pipes_ask(Reactor *reactor) noexcept nogil:
     cdef Hub *hub = reactor.hub
     cdef uint64_t asked_ms = oi_get(&hub.pipes_asked_ms)
     cdef Letter letter
-    cdef int i
+    cdef uint64_t i
     if reactor.now_ms < asked_ms + ASK_MS or not oi_replace(&hub.pipes_asked_ms, asked_ms, reactor.now_ms):
         return
     memset(&letter, 0, sizeof(letter))
     letter.kind = LETTER_PIPES
-    for i in range(hub.reactor_count):
+    for i in range(oi_see(&hub.reactor_count)):
         if hub.reactors[i] != reactor:
             inbox_post(&hub.reactors[i].inbox, &letter)
 

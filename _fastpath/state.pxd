@@ -98,14 +98,15 @@ cdef struct Hub:
     uint64_t pipes_asked_ms     # atomic: when reactors were last asked to give pipes back
     uint64_t udp_room_wanted    # atomic: a reactor was asked to end a UDP session for another one's sake
     Bell bell
-    int reactor_count
+    uint64_t reactor_count      # atomic: reactors that run; it only grows
+    uint64_t serving            # atomic: how many of them, the first, get new connections; at least 1
     Reactor *reactors[REACTORS_MAX]
     uint64_t starved            # atomic: a reactor waits for room in its ring
     uint64_t troubled           # atomic: that accepting pauses was said
     uint64_t brief              # atomic: nobody wants to hear of each session
     uint64_t trouble_ms         # atomic: when a descriptor or memory was last missing
     uint64_t splice_refused     # atomic: errno with which splice was refused for good
-    uint64_t spin_us            # 0 is off
+    uint64_t spin_us            # atomic: 0 is off
 
 cdef struct Reactor:
     Hub *hub

@@ -161,8 +161,8 @@ cdef inline void ask_for_room(Reactor *reactor) noexcept nogil:
     cdef Hub *hub = reactor.hub
     cdef Reactor *most = reactor
     cdef Letter letter
-    cdef int i
-    for i in range(hub.reactor_count):
+    cdef uint64_t i
+    for i in range(oi_see(&hub.reactor_count)):
         if oi_get(&hub.reactors[i].udp_sessions) > oi_get(&most.udp_sessions):
             most = hub.reactors[i]
     if most == reactor or oi_swap(&hub.udp_room_wanted, 1):

@@ -1,6 +1,6 @@
 """Orders for the UDP listeners of a reactor: written by the control plane, which waits until they were carried out."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from atomic cimport oi_get
@@ -95,8 +95,8 @@ cdef inline Reactor *least_listening(Hub *hub) noexcept nogil:
     """The reactor for one more UDP listener: that with the fewest of them, then with the fewest sockets."""
     cdef Reactor *best = hub.reactors[0]
     cdef Reactor *other
-    cdef int i
-    for i in range(1, hub.reactor_count):
+    cdef uint64_t i
+    for i in range(1, hub.serving):
         other = hub.reactors[i]
         if oi_get(&other.udp_listeners) > oi_get(&best.udp_listeners):
             continue

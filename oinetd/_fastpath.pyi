@@ -137,7 +137,17 @@ class Core:
         udp_permits: Permits | None = None,
     ) -> Core: ...
     @property
-    def threads(self) -> int: ...
+    def threads(self) -> int:
+        """The reactors that get new connections."""
+    @property
+    def reactors(self) -> int:
+        """The reactors that there are: also those that only serve what they have."""
+    def set_threads(self, threads: int) -> None:
+        """Have so many reactors get new connections. Those above finish what they have, and then sleep.
+
+        Raises `OSError` where one more cannot be had; then there are as many as could be.
+        """
+    spin_us: int
     def fileno(self) -> int:
         """The bell: readable when there are records and the last `drain` was empty."""
     def hush(self) -> None:

@@ -214,6 +214,7 @@ class Forwarder:
             kept = {key: listener.sock for key, listener in standing.items()}
             sockets = open_ports(config, ports, kept, self._inherited)
 
+        self._lanes.reconfigure(config)
         self._limits.apply(config, len(sockets) + len(self._lanes.lingering), self._lanes.reactors)
         guards = self._loops.renew(
             (sock, port.route, destinations.of(port.route.rule)) for port, sock in sockets.items()

@@ -203,7 +203,12 @@ class Lanes:
     @property
     def reactors(self) -> int:
         """How many reactors there are."""
-        return self._plane.core.threads if self._plane is not None else 0
+        return self._plane.core.reactors if self._plane is not None else 0
+
+    def reconfigure(self, config: Config) -> None:
+        """Have as many reactors as `config` says, and let them poll as long."""
+        if self._plane is not None:
+            self._plane.reconfigure(config.threads, config.busy_poll_us)
 
     def judge(self, rules: Mapping[Rule, tuple[tuple[AccessRule, ...], bool]]) -> dict[Rule, int]:
         """As `NativeLane.judge`; nothing where there are no reactors."""

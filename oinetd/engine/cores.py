@@ -5,8 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-__all__ = ["usable_cores"]
+from oinetd.descriptors import reactors_affordable
+
+__all__ = ["polling_us", "reactors_for", "usable_cores"]
+
+SPIN_US: Final = 50
+"""Longest polling before sleep; see `_fastpath/reactor.pxd`."""
+
+
+def reactors_for(threads: int) -> int:
+    """How many reactors `threads` means; 0 is one for each core, if there are descriptors for them."""
+    return threads or reactors_affordable(int(usable_cores()))
+
+
+def polling_us(busy_poll_us: int) -> int:
+    """How long a reactor may poll before it sleeps; below 0 it depends on the cores."""
+    return busy_poll_us if busy_poll_us >= 0 else SPIN_US if usable_cores() >= 1 else 0
 
 
 def usable_cores(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:

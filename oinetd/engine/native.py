@@ -22,9 +22,9 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
-from oinetd.descriptors import Budget, reactors_affordable
+from oinetd.descriptors import Budget
 from oinetd.engine import Meter
-from oinetd.engine.cores import usable_cores
+from oinetd.engine.cores import polling_us, reactors_for
 from oinetd.errors import EngineUnavailable
 from oinetd.gate import Gate
 from oinetd.model import SOURCE_PREFIX, AccessRule, KeepAlive, RelayMode, Settings, SourcePrefix, Verb
@@ -69,8 +69,6 @@ PACE_BRIEF_S = 0.05
 REFRESH_S = 0.1
 REFRESH_SHARE = 0.02
 """Meters of running relays are brought up to date ten times a second, or as often as takes this share of the loop."""
-SPIN_US = 50
-"""Longest polling before sleep; see `_fastpath/reactor.pxd`."""
 
 ENDINGS = tuple(Ending)
 """By the numbers of `_fastpath/ending.pxd`."""
@@ -114,9 +112,6 @@ class DataPlane:
     ) -> None:
         if _missing:
             raise EngineUnavailable(_missing)
-        cores = usable_cores()
-        if busy_poll_us < 0:
-            busy_poll_us = SPIN_US if cores >= 1 else 0
         self.flip_bytes = flip_bytes
         self.permits = new_permits() if permits is None else permits
         udp_permits = new_permits() if udp_permits is None else udp_permits
@@ -124,7 +119,7 @@ class DataPlane:
         assert isinstance(udp_permits, _fastpath.Permits)
         try:
             self.core = _fastpath.Core(
-                self.permits, threads or reactors_affordable(int(cores)), busy_poll_us, udp_permits=udp_permits
+                self.permits, reactors_for(threads), polling_us(busy_poll_us), udp_permits=udp_permits
             )
         except OSError as error:
             raise EngineUnavailable(f"the native engine cannot start: {error}") from error
@@ -135,6 +130,19 @@ class DataPlane:
         self.on_trouble: Callable[[str], object] = log.warning
         self.on_empty: Callable[[], object] | None = None
         loop.add_reader(self.core.fileno(), self._on_bell)
+
+    def reconfigure(self, threads: int, busy_poll_us: int) -> None:
+        """Have another number of threads, and another longest polling, from now on; what lives stays where it is."""
+        self.core.spin_us = polling_us(busy_poll_us)
+        before, wanted = self.core.threads, reactors_for(threads)
+        if wanted == before:
+            return
+        try:
+            self.core.set_threads(wanted)
+        except OSError as error:
+            log.warning("threads: %d instead of %d: %s", self.core.threads, wanted, error.strerror)
+        if self.core.threads != before:
+            log.info("threads: %d get new connections, before it were %d", self.core.threads, before)
 
     def new_gate(self) -> _fastpath.Permits:
         """A gate for the sessions of one rule, without bounds yet."""

@@ -19,8 +19,8 @@ from access cimport Access, Pattern, access_decide
 from address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_text
 from atomic cimport oi_add, oi_get, oi_put, oi_show, oi_swap
 from command cimport (
-    all_exited, emptiest, reactor_joins, reactor_leaves, listener_add, listener_remove, listener_replace, post, post_all, snapshot_take,
-    tell_of_room,
+    all_exited, emptiest, listener_add, listener_remove, listener_replace, post, post_all, reactor_joins,
+    reactor_leaves, snapshot_take, tell_of_room,
 )
 from datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
 from datagram_send cimport Sent, batch_send

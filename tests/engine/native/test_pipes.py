@@ -48,6 +48,19 @@ def count_after_end(sock: socket.socket) -> int:
     return got
 
 
+def stall(plane: Plane, senders: list[socket.socket], descriptors: int) -> list[int]:
+    """Send through each pair, whose other end does not read, until pipes have `descriptors`; how much each sent."""
+    sent = [0] * len(senders)
+
+    def enough() -> bool:
+        for number, sender in enumerate(senders):
+            sent[number] += fill(sender)
+        return plane.budget.pipes >= descriptors
+
+    until(enough, plane)
+    return sent
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_descriptor_can_become_a_sessions(
     make_plane: Callable[..., Plane], server: socket.socket, threads: int
@@ -61,8 +74,8 @@ def test_every_descriptor_can_become_a_sessions(
         client = plane.connect(listening)
         upstream = plane.own(server.accept()[0])
         upstream.settimeout(PATIENCE_S)
-        stuck.append((client, upstream, fill(upstream)))
-    until(lambda: plane.budget.pipes > 0, plane)
+        stuck.append((client, upstream))
+    amounts = stall(plane, [upstream for _, upstream in stuck], 12)
     assert plane.budget.used <= 32
     more = [plane.connect(listening) for _ in range(10)]
     for client in more:
@@ -74,7 +87,7 @@ def test_every_descriptor_can_become_a_sessions(
         assert upstream.recv(5) == b"hello"
     assert plane.permits.live == 16
     assert (plane.budget.used, plane.budget.pipes) == (32, 0)
-    for client, upstream, sent in stuck:
+    for (client, upstream), sent in zip(stuck, amounts, strict=True):
         upstream.shutdown(socket.SHUT_WR)
         assert count_after_end(client) == sent
 
@@ -85,16 +98,14 @@ def test_pipes_leave_an_eighth_to_sessions(make_plane: Callable[..., Plane], ser
     listening = plane.listen(server.getsockname())
     for _ in range(4):
         plane.connect(listening)
-        fill(plane.own(server.accept()[0]))
-    until(lambda: plane.budget.pipes == 6, plane)
+    stall(plane, [plane.own(server.accept()[0]) for _ in range(4)], 6)
     assert plane.budget.used == 14
 
 
 def test_idle_pipes_are_closed_after_a_while(make_plane: Callable[..., Plane]) -> None:
     plane = make_plane(relay=SPLICE)
     pairs = [plane.wire() for _ in range(8)]
-    stuck = [fill(client) for client, _, _ in pairs]
-    until(lambda: plane.budget.pipes >= 16, plane)
+    stuck = stall(plane, [client for client, _, _ in pairs], 16)
     for (client, upstream, _), sent in zip(pairs, stuck, strict=True):
         client.shutdown(socket.SHUT_WR)
         assert count_after_end(upstream) == sent

@@ -11,7 +11,7 @@ import pytest
 from oinetd import EngineChoice, Forwarder, Rule, Settings
 from oinetd.engine.native import available
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
-from tests.peers import dial, until
+from tests.peers import Peer, dial, until
 from tests.udp.rig import Party
 from tests.udp.rig import echo as udp_echo
 
@@ -22,6 +22,15 @@ NATIVE = Settings(engine=EngineChoice.NATIVE)
 
 async def change(forwarder: Forwarder, **said: int) -> None:
     await forwarder.reload(dataclasses.replace(forwarder.config, **said))
+
+
+async def come(forwarder: Forwarder, count: int) -> list[Peer]:
+    """Connections, one after the other, so that each goes to the reactor that has the fewest."""
+    peers = []
+    for _ in range(count):
+        peers.append(await dial(bound(forwarder)))
+        assert await exchange(peers[-1])
+    return peers
 
 
 def live(forwarder: Forwarder) -> list[int]:
@@ -35,22 +44,22 @@ async def test_connections_live_on_and_new_ones_go_where_they_should(
 ) -> None:
     caplog.set_level(logging.INFO, "oinetd")
     async with forwarding(rule(upstream), settings=NATIVE, threads=1) as forwarder:
-        peers = [await dial(bound(forwarder)) for _ in range(6)]
+        peers = await come(forwarder, 6)
         assert [await exchange(peer) for peer in peers] == [True] * 6
         assert live(forwarder) == [6]
         await change(forwarder, threads=3)
         assert "threads: 3 get new connections, before it were 1" in caplog.messages
-        peers += [await dial(bound(forwarder)) for _ in range(12)]
+        peers += await come(forwarder, 12)
         assert [await exchange(peer) for peer in peers] == [True] * 18
         spread = live(forwarder)
         assert len(spread) == 3
         assert all(spread)
         await change(forwarder, threads=1)
-        peers += [await dial(bound(forwarder)) for _ in range(6)]
+        peers += await come(forwarder, 6)
         assert [await exchange(peer) for peer in peers] == [True] * 24
         assert live(forwarder)[1:] == spread[1:]  # those that are retired got none
         await change(forwarder, threads=2)
-        peers += [await dial(bound(forwarder)) for _ in range(30)]
+        peers += await come(forwarder, 30)
         assert [await exchange(peer) for peer in peers] == [True] * 54
         assert live(forwarder)[1] > spread[1]
         assert live(forwarder)[2] == spread[2]
@@ -62,7 +71,7 @@ async def test_connections_live_on_and_new_ones_go_where_they_should(
 
 async def test_room_that_a_retired_reactor_makes_is_for_the_others(upstream: tuple[str, int]) -> None:
     async with forwarding(rule(upstream), settings=NATIVE, threads=2, max_connections=8) as forwarder:
-        peers = [await dial(bound(forwarder)) for _ in range(8)]
+        peers = await come(forwarder, 8)
         assert [await exchange(peer) for peer in peers] == [True] * 8
         await change(forwarder, threads=1)
         for _ in range(8):  # in the course of it each connection of the retired one ends, and one that waits comes in

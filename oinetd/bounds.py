@@ -1,9 +1,12 @@
-"""What numbers a configuration may hold: the language and the values that a program makes keep to the same."""
+"""What numbers a configuration may hold: the language and the values that a program makes keep to the same.
+
+A program may also give a value of another type, such as the text of a rule for the rule; that is told at once, too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 __all__ = [
     "BACKLOG_MAX",
@@ -18,6 +21,8 @@ __all__ = [
     "TIME_S_MAX",
     "TIME_S_MIN",
     "check_numbers",
+    "check_type",
+    "check_types",
 ]
 
 TIME_S_MAX: Final = 365 * 86400
@@ -78,3 +83,27 @@ def check_numbers(values: Any) -> None:
             raise ValueError(
                 f"{name} is {value!r}, and has to be seconds from {TIME_S_MIN} to {TIME_S_MAX}, or 0, which is off"
             )
+
+
+_T = TypeVar("_T")
+
+_REMEDIES: Final = {
+    "AccessRule": 'such as AccessRule(Verb.DENY, "192.0.2.*")',
+    "Config": "parse_config makes one of a text, load_config of a file",
+    "Rule": "Rule.parse makes one of a text",
+}
+
+
+def check_type(value: object, kind: type[_T]) -> _T:
+    """`value` itself. Raises `TypeError`, which names the remedy, where it is not of type `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is not of type {kind.__name__}; {_REMEDIES[kind.__name__]}")
+    return value
+
+
+def check_types(values: object, kind: type) -> None:
+    """Raise `TypeError` unless `values` is a tuple of `kind`; a list will do."""
+    if not isinstance(values, tuple | list):
+        raise TypeError(f"{values!r} is not a tuple of {kind.__name__}")
+    for value in values:
+        check_type(value, kind)

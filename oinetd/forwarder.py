@@ -17,6 +17,7 @@ from types import TracebackType
 from oinetd.access import access_control
 from oinetd.account import Stats
 from oinetd.announcement import listening, no_longer
+from oinetd.bounds import check_type
 from oinetd.datagrams import settle_datagrams
 from oinetd.destination import Destination, DestinationState
 from oinetd.destinations import Destinations
@@ -29,7 +30,7 @@ from oinetd.model import Config, LogSettings, Protocol, Route
 from oinetd.ports import BoundAddress, Port, PortKey, open_ports, plan_ports
 from oinetd.record import SessionRecord
 from oinetd.revocation import Revocation
-from oinetd.session import Service
+from oinetd.session import Callbacks, Service
 from oinetd.sockets import Address, bound_address, start_listening
 from oinetd.unresolved import Unresolved
 
@@ -60,7 +61,7 @@ class Forwarder:
         on_close: Hook | None = None,
         inherited: Iterable[socket.socket] = (),
     ) -> None:
-        self.config = config
+        self.config = check_type(config, Config)
         self._admit = admit
         self._hooks = Hooks(on_open, on_close)
         self._inherited = list(inherited)
@@ -68,6 +69,7 @@ class Forwarder:
         self._account = self._limits.account
         self._revocation = Revocation(self._account)
         self._loops = Loops()
+        self._watcher = Callbacks(self._opened, self._closed, self._left)
         self._listeners: dict[PortKey, Listening] = {}
         self._destinations: Destinations | None = None
         self._reloading = asyncio.Lock()
@@ -102,7 +104,7 @@ class Forwarder:
         if self._stopped is not None:
             raise RuntimeError("a Forwarder starts once; make another one")
         self._loop = asyncio.get_running_loop()
-        self._lanes = Lanes(self._loop, self._account, self, self._loops, hooked=self._admit is not None)
+        self._lanes = Lanes(self._loop, self._account, self._watcher, self._loops, hooked=self._admit is not None)
         self._unresolved = Unresolved(self._lanes)
         self._stopped = asyncio.Event()
         self._ended = asyncio.Event()
@@ -188,7 +190,7 @@ class Forwarder:
         self._running()
         async with self._reloading:
             self._check_accepting()
-            await self._apply(config)
+            await self._apply(check_type(config, Config))
 
     def _running(self) -> asyncio.Event:
         if self._stopped is None:
@@ -236,7 +238,7 @@ class Forwarder:
                 account=self._account,
                 dialer=choice.dialer,
                 engine=choice.engine,
-                watcher=self,
+                watcher=self._watcher,
                 admit=self._admit,
                 source_prefix=config.source_prefix,
                 guard=guard,
@@ -333,16 +335,15 @@ class Forwarder:
 
     # What sessions tell
 
-    def opened(self, record: SessionRecord) -> None:
+    def _opened(self, record: SessionRecord) -> None:
         """A session was admitted."""
         self._journal.opened(record)
         self._hooks.opened(record)
 
-    def left(self) -> None:
-        """Sessions ended of which there is nothing to tell."""
+    def _left(self) -> None:
         self._ended.set()
 
-    def closed(self, record: SessionRecord) -> None:
+    def _closed(self, record: SessionRecord) -> None:
         """A session ended, or was refused."""
         self._ended.set()
         if self._unresolved:

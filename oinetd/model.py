@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
-from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers
-from oinetd.errors import Problem
+from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_types
+from oinetd.errors import ConfigError, Problem
 
 __all__ = [
     "SOURCE_PREFIX",
@@ -253,11 +253,12 @@ class Rule:
     origin: Origin = field(default=NOWHERE, compare=False)
 
     def __post_init__(self) -> None:
-        if len(self.bind.ports) != len(self.connect.ports):
-            raise ValueError(
-                f"{len(self.bind.ports)} ports to listen on, {len(self.connect.ports)} to connect to: "
-                "the two ranges of a rule have to be of equal length"
-            )
+        bind, connect = len(self.bind.ports), len(self.connect.ports)
+        if bind != connect:
+            raise ValueError(f"{bind} ports to listen on, {connect} to connect to: the two ranges have one length")
+        check_types(self.access, AccessRule)
+        if not self.connect.port:
+            raise ConfigError(Problem("port 0 cannot be a destination", self.origin.file, self.origin.line))
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -317,9 +318,7 @@ class Config:
     `max_udp_sessions` 0 is none but that of the descriptors.
     `busy_poll_us` is for how many microseconds a reactor may poll before it sleeps: -1 leaves that to the reactor
     (`auto`), 0 is never.
-
-    `warnings` holds what is allowed and probably wrong; `load_config` and `parse_config` set it. It plays no part in
-    equality.
+    `warnings` holds what is allowed and probably wrong, for `load_config` and `parse_config`; equality ignores it.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -337,6 +336,8 @@ class Config:
     warnings: tuple[Problem, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_types(self.rules, Rule)
+        check_types(self.access, AccessRule)
         check_numbers(self)
         ipv4, ipv6 = self.source_prefix
         if not (0 <= ipv4 <= PREFIX_IPV4_MAX and 0 <= ipv6 <= PREFIX_IPV6_MAX):

@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +39,15 @@ class Watcher(Protocol):
     def left(self) -> None:
         """Sessions have ended that are not told one by one, because `Lanes.tell` said so."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """A `Watcher` of three functions."""
+
+    opened: Callable[[SessionRecord], None]
+    closed: Callable[[SessionRecord], None]
+    left: Callable[[], None]
 
 
 class Dials(Protocol):

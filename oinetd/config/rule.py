@@ -225,6 +225,8 @@ def _read_options(line: Line, options: tuple[Option, ...], problems: list[Proble
 
 
 def _unknown_option(line: Line, name: Word) -> Problem:
+    if not name.text:
+        return line.problem("the name of the option is missing", name.column, name.width, "an option is NAME=VALUE")
     first, *rest = name.text.split(None, 1)
     if rest and (first in OPTIONS or nearest(first, OPTIONS, NEAR_ENOUGH)):
         option = first if first in OPTIONS else nearest(first, OPTIONS)

@@ -255,6 +255,14 @@ oinetd.conf:1:5: the character U+00A0 is not a blank or a tab
         ^
     hint: only blanks and tabs separate words""",
     ),
+    "option-without-name": (
+        "0 80 h 80 [=3]",
+        """\
+oinetd.conf:1:12: the name of the option is missing
+    0 80 h 80 [=3]
+               ^
+    hint: an option is NAME=VALUE""",
+    ),
     "equals-missing": (
         "0 80 h 80 [idle-timeout 10m]",
         """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -30,7 +31,53 @@ def test_every_ending_and_status_is_named() -> None:
     for ending in Ending:
         assert re.search(rf"[ \n]{ending.value}[ ,\n]", log), ending
     for status in STATUS.values():
-        assert f".It Li {status} Ta" in log or f'.It Li "{status}" Ta' in log, status
+        assert f".It Li {status}\n" in log or f'.It Li "{status}"\n' in log, status
+
+
+def rendered(command: list[str]) -> str:
+    """oinetd(8) as a reader sees it, without what only a terminal understands."""
+    environ = {**os.environ, "MANWIDTH": "80", "LC_ALL": "C.UTF-8", "MAN_KEEP_FORMATTING": ""}
+    done = subprocess.run([*command, str(ROOT / "man" / "oinetd.8")], capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, done.stderr
+    return re.sub(r".\x08|\x1b\[[0-9;]*m", "", done.stdout)
+
+
+def table_of_log_words(page: str) -> dict[str, str]:
+    """Each word of the connection log, and what the page says of it on one line."""
+    rows = page[page.index("\n     opened ") : page.index("The format json")].strip("\n").split("\n")
+    table: dict[str, str] = {}
+    word = ""
+    for row in filter(str.strip, rows):
+        match = re.fullmatch(r" {5}(\S+(?: -)?) {2,}(\S.*)", row)
+        if match is not None:
+            word = match[1]
+            table[word] = match[2]
+        else:
+            assert row.startswith(" " * 20), row
+            table[word] += " " + row.strip()
+    return {word: re.sub(r"\s+", " ", re.sub("\u2010 ", "", text)) for word, text in table.items()}
+
+
+RENDERERS = {"man-db": ["man", "-l"], "mandoc": ["mandoc", "-T", "utf8", "-O", "width=80"]}
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_the_table_of_log_words_is_one_in_every_renderer(name: str) -> None:
+    if shutil.which(RENDERERS[name][0]) is None:
+        pytest.skip(f"{name} is not installed")
+    table = table_of_log_words(rendered(RENDERERS[name]))
+    assert set(table) == {"opened", *STATUS.values()}
+    for word, text in table.items():
+        source = PAGE[re.search(rf'\.It Li "?{re.escape(word)}"?\n', PAGE).end() :]  # type: ignore[union-attr]
+        lines = re.split(r"\n\.(?:It|El)", source)[0].split("\n")
+        assert text == " ".join(line.removeprefix(".Cm ") for line in lines)
+
+
+def test_the_table_is_the_same_in_both_renderers() -> None:
+    if not all(shutil.which(command[0]) for command in RENDERERS.values()):
+        pytest.skip("it takes both man-db and mandoc")
+    first, second = (table_of_log_words(rendered(command)) for command in RENDERERS.values())
+    assert first == second
 
 
 def test_the_bound_of_held_lines() -> None:

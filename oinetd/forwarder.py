@@ -336,7 +336,6 @@ class Forwarder:
     # What sessions tell
 
     def _opened(self, record: SessionRecord) -> None:
-        """A session was admitted."""
         self._journal.opened(record)
         self._hooks.opened(record)
 
@@ -344,7 +343,6 @@ class Forwarder:
         self._ended.set()
 
     def _closed(self, record: SessionRecord) -> None:
-        """A session ended, or was refused."""
         self._ended.set()
         if self._unresolved:
             self._loop.call_soon(self._unresolved.move, self._listeners)

@@ -38,7 +38,7 @@ from linux cimport (
     pthread_mutex_lock, pthread_mutex_unlock, sockaddr_in, sockaddr_in6, usleep,
 )
 from listener cimport unix_time
-from policy cimport ADDRESSES_MAX, Policy, policy_drop, policy_hold
+from policy cimport Policy, policy_drop, policy_hold
 from flow cimport SCRATCH_BYTES
 from own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
 from return_address cimport ReturnAddress
@@ -46,6 +46,10 @@ from ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm,
 from slot cimport CHUNK_SLOTS, Conn
 from source cimport Prefix
 from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
+from target cimport (
+    ADDRESSES_MAX, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold, targets_pick,
+    targets_rank, targets_remember,
+)
 from tally cimport TALLIES, Tally, tally_add
 from thread cimport hub_free, hub_new, hub_shut, reactor_free, reactor_new, reactor_start
 from udp_order cimport (
@@ -299,6 +303,32 @@ cdef int _compile(Access *access, list lists) except -1:
     return 0
 
 
+cdef Targets *_targets(addresses, Rules before) except NULL:
+    """The addresses of a destination; those of `before` where they are the same, else with what it knows of them."""
+    cdef Targets *targets
+    if len(addresses) > ADDRESSES_MAX:
+        raise ValueError(f"a destination has at most {ADDRESSES_MAX} addresses")
+    targets = <Targets *> calloc(1, sizeof(Targets))
+    if targets == NULL:
+        raise MemoryError
+    try:
+        for place in addresses:
+            _parse_target(place, &targets.items[targets.count].place)
+            targets.count += 1
+    except BaseException:
+        free(targets)
+        raise
+    targets.references = 1
+    targets_rank(targets)
+    if before is not None:
+        if targets_equal(targets, before.policy.targets):
+            free(targets)
+            targets_hold(before.policy.targets)
+            return before.policy.targets
+        targets_remember(targets, before.policy.targets)
+    return targets
+
+
 @cython.final
 cdef class Rules:
     cdef Policy *policy
@@ -309,7 +339,7 @@ cdef class Rules:
         sources=(), access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), uint32_t flip_bytes=0,
-        source_prefix=(32, 64),
+        source_prefix=(32, 64), Rules before=None,
     ):
         self.policy = <Policy *> calloc(1, sizeof(Policy))
         if self.policy == NULL:
@@ -320,9 +350,7 @@ cdef class Rules:
             gate_hold(gate.gate)
             self.policy.gate = gate.gate
         self.policy.source_prefix = _prefix(source_prefix)
-        for place in addresses[:ADDRESSES_MAX]:
-            _parse_target(place, &self.policy.addresses[self.policy.address_count])
-            self.policy.address_count += 1
+        self.policy.targets = _targets(addresses, before)
         for at, loops in enumerate(looping[:ADDRESSES_MAX]):
             self.policy.looping[at] = loops
         self.policy.may_meet_itself = may_meet_itself
@@ -351,6 +379,22 @@ cdef class Rules:
     def in_use(self):
         """Whether a listener or a connection still goes by it."""
         return oi_get(&self.policy.references) > 1
+
+    def pick_address(self, uint64_t tried, uint64_t turn, uint64_t now_ms):
+        """The number of the address to try next, of those without a bit in `tried`; -1 where there is none."""
+        return targets_pick(self.policy.targets, tried, turn, now_ms)
+
+    def begin_search(self):
+        """The number of a search's turn."""
+        return targets_begin(self.policy.targets)
+
+    def note_failed(self, int at, uint64_t now_ms):
+        """Address number `at` did not take a connection."""
+        target_failed(&self.policy.targets.items[at], now_ms)
+
+    def note_worked(self, int at):
+        """Address number `at` took a connection."""
+        target_worked(&self.policy.targets.items[at])
 
     def decide(self, str host):
         """The verdict on a client's numeric address: 0 allowed, 1 not allowed, 2 denied."""

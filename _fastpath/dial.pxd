@@ -3,7 +3,7 @@
 The client is registered but not read: its bytes and its FIN wait in the kernel, its reset cancels the connect.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from address cimport Address, SocketAddress, address_read
@@ -30,6 +30,8 @@ from slot cimport (
     CLIENT, CONN_CONNECTING, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, event_data,
 )
 from state cimport Reactor
+from target cimport targets_pick
+from target_report cimport note_failed, note_worked
 from wheel cimport wheel_arm
 
 cdef enum:
@@ -106,7 +108,7 @@ cdef inline bint dial_wait(Reactor *reactor, Conn *conn) noexcept nogil:
         conn.short_ms = reactor.now_ms
     if reactor.now_ms - conn.short_ms >= longest_ms:
         return False
-    conn.address_next -= 1
+    conn.tried &= ~(<uint32_t> 1 << conn.address)
     wheel_arm(&reactor.wheel, conn, reactor.now_ms, SHORT_WAIT_MS)
     return True
 
@@ -115,17 +117,21 @@ cdef inline void dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
     """Try the next address, or end. `conn` may be gone afterwards."""
     cdef Policy *policy = conn.policy
     cdef SocketAddress *target
-    cdef int fd
-    while conn.address_next < policy.address_count:
-        target = &policy.addresses[conn.address_next]
-        conn.address_next += 1
+    cdef int fd, at
+    while True:     # bounded: each address is picked once
+        at = targets_pick(policy.targets, conn.tried, conn.turn, reactor.now_ms)
+        if at < 0:
+            break
+        target = &policy.targets.items[at].place
+        conn.address = <uint8_t> at
+        conn.tried |= <uint32_t> 1 << at
         if policy.has_source and source_for(policy, target).size == 0:
             if conn.ending == ENDING_RESOLVE_FAILED:    # no other address has anything to tell
                 conn.ending = ENDING_BIND_FAILED
                 conn.error = EAFNOSUPPORT
             continue
         address_read(&conn.upstream, &target.place)
-        if leads_back(reactor, policy, conn.address_next - 1, &conn.upstream):
+        if leads_back(reactor, policy, at, &conn.upstream):
             conn.ending = ENDING_CONNECT_FAILED
             conn.error = ELOOP
             continue
@@ -133,8 +139,10 @@ cdef inline void dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
         if fd < 0:
             if dial_wait(reactor, conn):
                 return
+            if conn.ending == ENDING_CONNECT_FAILED:
+                note_failed(reactor, policy, at, conn.error)
             continue
-        if came_back(reactor, policy, conn.address_next - 1, fd, &conn.upstream):
+        if came_back(reactor, policy, at, fd, &conn.upstream):
             conn.ending = ENDING_CONNECT_FAILED
             conn.error = ELOOP
             close_with_reset(fd)
@@ -156,6 +164,7 @@ cdef inline void dial_failed(Reactor *reactor, Conn *conn, int ending, int error
     """This address did not take it."""
     conn.ending = ending
     conn.error = error
+    note_failed(reactor, conn.policy, conn.address, error)
     close_with_reset(conn.side[UPSTREAM].fd)    # one that met itself would keep the port in TIME_WAIT
     conn.side[UPSTREAM].fd = -1
     conn.side[UPSTREAM].rd = 0
@@ -174,8 +183,10 @@ cdef inline void relay_begin(Reactor *reactor, Conn *conn) noexcept nogil:
     conn.side[UPSTREAM].wr = 1
     conn.dir[UP].progress_ms = reactor.now_ms
     conn.dir[DOWN].progress_ms = reactor.now_ms
-    if oi_get(&conn.policy.failures):
-        oi_put(&conn.policy.failures, 0)
+    if not conn.handed_over:
+        note_worked(reactor, conn.policy, conn.address)
+        if oi_get(&conn.policy.failures):
+            oi_put(&conn.policy.failures, 0)
     oi_put(&reactor.stats.opened, oi_get(&reactor.stats.opened) + 1)
     relay_arm(reactor, conn)
     if conn.side[CLIENT].rd:

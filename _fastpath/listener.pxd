@@ -30,6 +30,7 @@ from reclaim cimport descriptors_make_room
 from ring cimport RECORD_CLOSED, RECORD_FULL, RING_RESERVE, Record, ring_push, ring_room
 from slot cimport CLIENT, CONN_CONNECTING, Conn, slab_take
 from state cimport Hub, Listener, Reactor
+from target cimport targets_begin
 
 cdef enum:
     ACCEPT_BATCH = 16           # then the events of those already here
@@ -99,6 +100,7 @@ cdef inline bint conn_begin(Reactor *reactor, const Letter *letter) noexcept nog
     oi_add(&conn.policy.gate.admitted, 1)
     conn.state = CONN_CONNECTING
     conn.ending = ENDING_RESOLVE_FAILED     # should the policy have no address at all
+    conn.turn = <uint32_t> targets_begin(conn.policy.targets)
     oi_put(&reactor.live, oi_get(&reactor.live) + 1)
     if oi_get(&reactor.hub.brief) == 0:
         conn.opened_due = 1

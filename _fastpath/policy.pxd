@@ -11,10 +11,10 @@ from access cimport Access, access_free
 from address cimport SocketAddress
 from atomic cimport oi_add, oi_raise_by
 from gate cimport Gate, gate_drop
+from target cimport ADDRESSES_MAX, Targets, targets_drop
 from source cimport Prefix
 
 cdef enum:
-    ADDRESSES_MAX = 16          # of one destination; a name with more is cut off by whoever makes the policy
     RELAY_AUTO = 0
     RELAY_COPY = 1
     RELAY_SPLICE = 2
@@ -22,13 +22,11 @@ cdef enum:
 cdef struct Policy:
     uint64_t references         # atomic
     uint64_t failures           # atomic: connects that failed in a row
-    uint64_t refusals           # atomic: UDP sessions whose datagrams were refused; the next begins an address further
     uint64_t tag                # the control plane's name for it
     Gate *gate                  # of the rule
     Prefix source_prefix        # for what is counted of each source
     Access access
-    SocketAddress addresses[ADDRESSES_MAX]
-    int address_count
+    Targets *targets            # the addresses of the destination
     bint looping[ADDRESSES_MAX]         # leads back to us, where it is an address of this machine
     uint64_t looked[ADDRESSES_MAX]      # atomic: see `loop.pxd`
     uint64_t loops_said[2]              # atomic: of a destination, of a source
@@ -58,4 +56,6 @@ cdef inline void policy_drop(Policy *self) noexcept nogil:
         access_free(&self.access)
         if self.gate != NULL:
             gate_drop(self.gate)
+        if self.targets != NULL:
+            targets_drop(self.targets)
         free(self)

@@ -89,7 +89,7 @@ cdef struct Conn:
     uint8_t opened_due          # the opened record is to be written
     uint8_t unreported          # in the list of those that wait for room in the ring
     uint8_t kept_alive          # keep-alive is set on the upstream leg
-    uint8_t address_next        # the next address of the destination to try
+    uint8_t address             # number of the address that is tried, or that took the connection
     uint8_t ending
     int32_t error               # errno of the ending
     uint8_t first_eof           # 1 + the side that said FIN first; 0 is none
@@ -99,6 +99,8 @@ cdef struct Conn:
     uint64_t dial_ms            # when the present connect began
     uint64_t short_ms           # when it began to wait for a descriptor; 0 where it does not
     Policy *policy
+    uint32_t tried              # addresses that are not to be tried any more, a bit for each
+    uint32_t turn               # of this search, in the order of addresses
     uint64_t id
     uint64_t token
     double started_s            # Unix time

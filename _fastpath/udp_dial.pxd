@@ -1,7 +1,9 @@
 """The upstream socket of a UDP session: connected to an address of the destination, with a port of its own."""
 
+from libc.stdint cimport uint64_t
+
 from address cimport Address, SocketAddress, address_read
-from atomic cimport oi_add, oi_get, oi_put
+from atomic cimport oi_add, oi_put
 from ending cimport (
     ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED, record_slot,
 )
@@ -17,6 +19,8 @@ from policy cimport Policy
 from ring cimport RECORD_UNREACHABLE, Record, ring_push
 from slot cimport KIND_UDP_SESSION, event_data
 from state cimport Reactor
+from target cimport targets_begin, targets_pick
+from target_report cimport note_failed
 from udp_end cimport displace
 from udp_state cimport Session
 
@@ -72,16 +76,20 @@ cdef inline int udp_connect(const Policy *policy, int fd, const SocketAddress *t
 
 cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
     """Connect `session.fd`, which sends nothing, so that any address with a route will do; the one that refused
-    datagrams goes to the end. False: `ending` and `error` say why not."""
+    datagrams is tried last. False: `ending` and `error` say why not."""
     cdef Policy *policy = session.policy
-    cdef int turn = <int> (oi_get(&policy.refusals) % policy.address_count) if policy.address_count else 0
+    cdef uint64_t turn = targets_begin(policy.targets)
+    cdef uint64_t tried = 0
     cdef Address address
-    cdef int i, at, fd
+    cdef int at, fd
     session.ending = ENDING_RESOLVE_FAILED
     session.error = 0
-    for i in range(policy.address_count):
-        at = (turn + i) % policy.address_count
-        target = &policy.addresses[at]
+    while True:     # bounded: each address is picked once
+        at = targets_pick(policy.targets, tried, turn, reactor.now_ms)
+        if at < 0:
+            break
+        tried |= <uint64_t> 1 << at
+        target = &policy.targets.items[at].place
         source = source_for(policy, target)
         if policy.has_source and source.size == 0:
             if session.error == 0:
@@ -116,6 +124,8 @@ cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
             session.error = 0
             return True
         session.error = errno
+        if session.ending == ENDING_CONNECT_FAILED:
+            note_failed(reactor, policy, at, session.error)
         c_close(fd)
     unreachable(reactor, policy, session.error)
     return False

@@ -37,7 +37,7 @@ cdef inline void session_record(Record *record, const Session *session, uint64_t
     record.datagrams_down = session.datagrams_down
     record.datagrams_lost = session.datagrams_lost
     address_read(&record.client, &session.key.place)
-    address_read(&record.upstream, &session.policy.addresses[session.address].place)
+    address_read(&record.upstream, &session.policy.targets.items[session.address].place.place)
     record.error = session.error
     record.ending = session.ending
     record.moved_by = 1         # copy

@@ -24,6 +24,7 @@ from own cimport is_own
 from policy cimport Policy, policy_hold
 from ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, Record, ring_push, ring_room
 from state cimport Reactor
+from target_report cimport note_failed, note_worked
 from udp_dial cimport udp_dial, unreachable
 from udp_end cimport due_by, place_take, report_opened, session_end, sources_leave
 from udp_shares cimport share_answered, share_enter
@@ -200,8 +201,10 @@ cdef inline int answer(Reactor *reactor, Session *session) noexcept nogil:
     c_assert(reactor.udp.batch.group_count == 1)
     memset(&sent, 0, sizeof(sent))
     batch_send(reactor.udp.batch, session.listener.fd, group.first, group.count, &session.key, False, &sent)
-    if session.datagrams_down == 0 and oi_get(&session.policy.failures):
-        oi_put(&session.policy.failures, 0)
+    if session.datagrams_down == 0:
+        note_worked(reactor, session.policy, session.address)
+        if oi_get(&session.policy.failures):
+            oi_put(&session.policy.failures, 0)
     if not session.answered:
         share_answered(reactor.udp, session)
     session.bytes_down += sent.bytes
@@ -217,7 +220,7 @@ cdef inline void session_refused(Reactor *reactor, Session *session) noexcept no
     for _turn in range(LAST_READS_MAX):
         if answer(reactor, session) <= 0:
             break
-    oi_add(&session.policy.refusals, 1)
+    note_failed(reactor, session.policy, session.address, session.error)
     unreachable(reactor, session.policy, session.error)
     session_end(reactor, session, ENDING_UPSTREAM_RESET, session.error)
 

@@ -84,7 +84,8 @@ class Rules:
     """What is in force for a listener or a pair; immutable. `tag` comes back in every row that goes by it.
 
     `access` is global allow, global deny, own allow, own deny: pairs of kind and bytes as `oinetd.pattern` makes them.
-    `relay` is 0 auto, 1 copy, 2 splice. Of more than 16 addresses the first 16 are used.
+    `relay` is 0 auto, 1 copy, 2 splice. More than 16 addresses are a `ValueError`. What `before` knows of its addresses
+    is kept for those that are the same.
     Connections come from the first of `sources` that is of the destination's family, where there are any, and from
     a port of the kernel's choice. `may_meet_itself` says that this may be a destination's port: each connect is then
     looked at, and one that came back to its own socket counts as refused. `may_broadcast` lets UDP sessions write to a
@@ -113,7 +114,16 @@ class Rules:
         keepalive: tuple[int, int, int] = (0, 0, 0),
         flip_bytes: int = 0,
         source_prefix: tuple[int, int] = (32, 64),
+        before: Rules | None = None,
     ) -> Rules: ...
+    def begin_search(self) -> int:
+        """The number of a search's turn."""
+    def pick_address(self, tried: int, turn: int, now_ms: int) -> int:
+        """The number of the address to try next, of those without a bit in `tried`; -1 where there is none."""
+    def note_failed(self, at: int, now_ms: int) -> None:
+        """Address number `at` did not take a connection."""
+    def note_worked(self, at: int) -> None:
+        """Address number `at` took a connection."""
     @property
     def in_use(self) -> bool:
         """Whether a listener or a connection still goes by it."""

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any, Final, TypeVar
 
 __all__ = [
+    "ADDRESSES_MAX",
     "BACKLOG_MAX",
     "BUSY_POLL_US_MAX",
     "CONNECTIONS_MAX",
@@ -44,6 +45,9 @@ CONNECTIONS_MAX: Final = 1 << 20
 PREFIX_IPV4_MAX: Final = 32
 PREFIX_IPV6_MAX: Final = 128
 """The bits of an address."""
+
+ADDRESSES_MAX: Final = 16
+"""Addresses of one destination that are used, as many as the native lane has room for."""
 
 BACKLOG_MAX: Final = 1 << 20
 THREADS_MAX: Final = 1024

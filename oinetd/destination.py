@@ -12,6 +12,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from oinetd.address_health import AddressHealth, words_for
+from oinetd.address_order import AddressOrder, is_of_the_server, now_ms
+from oinetd.bounds import ADDRESSES_MAX
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import Origin
 from oinetd.resolver import is_temporary, resolve
@@ -40,9 +43,9 @@ class Destination:
         self.host = host
         self.refresh_s = refresh_s
         self._addresses = addresses
-        self._at: dict[int, tuple[Address, ...]] = {}
+        self._orders: dict[int, AddressOrder] = {}
+        self.health = AddressHealth(host, lambda: len(self._addresses))
         self.on_change: Callable[[], object] | None = None
-        self.refusals = 0
         self.error: OSError | None = None
         """Why the last lookup failed; None where it did not."""
         self._failures = 0
@@ -63,7 +66,8 @@ class Destination:
     def state(self) -> DestinationState:
         """What is known of it."""
         error = _reason(self.error) if self.error is not None else ""
-        return DestinationState(self.host, tuple(address.host for address in self._addresses), error)
+        failing = tuple((*place, code) for place, code in self.health.failing.items())
+        return DestinationState(self.host, tuple(address.host for address in self._addresses), error, failing)
 
     async def resolve(self, origin: Origin, what: str = "destination", patience_s: float = START_PATIENCE_S) -> None:
         """Look the name up for the first time. Raises `ConfigError` where it has no address.
@@ -109,11 +113,16 @@ class Destination:
         return self.resolved
 
     def at(self, port: int) -> tuple[Address, ...]:
-        """The addresses of the moment, with `port`, in the order in which they are to be tried."""
-        found = self._at.get(port)
-        if found is None:
-            found = self._at[port] = tuple(address.at(port) for address in self._addresses)
-        return found
+        """The addresses of the moment, with `port`, in the resolver's order."""
+        return self.order(port).addresses
+
+    def order(self, port: int) -> AddressOrder:
+        """The addresses of the moment, with `port`, and in which order to try them."""
+        order = self._orders.get(port)
+        if order is None or len(order.addresses) != len(self._addresses):
+            found = tuple(address.at(port) for address in self._addresses)
+            order = self._orders[port] = AddressOrder(found, order)
+        return order
 
     def start(self) -> None:
         """Keep the addresses fresh from now on; nothing to do for a number."""
@@ -134,6 +143,7 @@ class Destination:
             self._lookup.cancel()
             self._lookup = None
         self.on_change = None
+        self.health.stop()
 
     def connected(self) -> None:
         """To be called when an address took a connection."""
@@ -146,10 +156,24 @@ class Destination:
             self._failures = 0
             self.look_up_again()
 
-    def refused(self) -> None:
-        """To be called when datagrams were refused: the next UDP session begins with the next address."""
-        self.refusals += 1
-        self.failed()
+    def note_failed(self, address: Address, code: int) -> None:
+        """To be called when an address did not take a connection, or refused datagrams; it is tried last for a while.
+
+        A failure that says nothing of the address is none.
+        """
+        if not is_of_the_server(code):
+            return
+        order = self.order(address.port)
+        if address in order.addresses:
+            order.failed(order.addresses.index(address), now_ms())
+            self.health.failed(address.host, address.port, code)
+
+    def note_worked(self, address: Address) -> None:
+        """To be called when an address took a connection, or answered to datagrams."""
+        order = self.order(address.port)
+        if address in order.addresses:
+            order.worked(order.addresses.index(address))
+            self.health.worked(address.host, address.port)
 
     def look_up_again(self) -> None:
         """The addresses do not serve: ask for others, but not more often than `LOOKUP_PAUSE_S`."""
@@ -198,21 +222,43 @@ class Destination:
 
     def _take(self, found: tuple[Address, ...]) -> None:
         before = self._addresses
+        found = self._cut(found)
         # The resolver rotates its answers; only another set of addresses is a change.
-        if set(found) != set(before):
-            self._addresses = found
-            self._at.clear()
+        changed = set(found) != set(before)
         if before and self._in_trouble:
             log.info("DNS: %s is resolved again", self.host)
-        if set(found) != set(before) and (before or self._in_trouble):
-            log.info("DNS: %s now resolves to %s", self.host, ", ".join(address.host for address in found))
+        if changed:
+            self._addresses = found
+            self._orders = {
+                port: AddressOrder(tuple(address.at(port) for address in found), order)
+                for port, order in self._orders.items()
+            }
+            self.health.forget({address.host for address in found})
+            if before or self._in_trouble:
+                log.info("DNS: %s now resolves to %s", self.host, ", ".join(address.host for address in found))
         self._in_trouble = False
         self._retry_s = RETRY_S
-        if found and not before:
+        if not before:
             self._resolved.set()
             self._resume()
-        if set(found) != set(before) and self.on_change is not None:
+        if changed and self.on_change is not None:
             self.on_change()
+
+    def _cut(self, found: tuple[Address, ...]) -> tuple[Address, ...]:
+        """At most `ADDRESSES_MAX` of the addresses: those in use first, then as many as there is room for."""
+        if len(found) <= ADDRESSES_MAX:
+            return found
+        kept = [address for address in found if address in self._addresses]
+        order = AddressOrder(tuple(address for address in found if address not in self._addresses))
+        tried = 0
+        while len(kept) < ADDRESSES_MAX:  # from both families in turn
+            at = order.pick(tried, 0, 0)
+            tried |= 1 << at
+            kept.append(order.addresses[at])
+        kept.sort(key=found.index)
+        if set(kept) != set(self._addresses):
+            log.warning("DNS: %s has %d addresses; %d of them are used", self.host, len(found), ADDRESSES_MAX)
+        return tuple(kept)
 
     def _resume(self) -> None:
         """The first address is there: from retries back to the usual refreshing."""
@@ -231,12 +277,15 @@ class DestinationState:
     host: str
     addresses: tuple[str, ...]
     error: str
+    failing: tuple[tuple[str, int, int], ...] = ()
+    """Addresses that do not take connections: each with its port and the errno."""
 
     def __str__(self) -> str:
         if not self.addresses:
             return f"{self.host}: not resolved yet ({self.error or 'no answer from the name server'}), clients wait"
         stale = f", not resolved now ({self.error})" if self.error else ""
-        return f"{self.host}: {', '.join(self.addresses)}{stale}"
+        down = "".join(f"; {host} port {port} {words_for(code)}" for host, port, code in self.failing)
+        return f"{self.host}: {', '.join(self.addresses)}{stale}{down}"
 
 
 def _reason(error: OSError) -> str:

@@ -102,8 +102,9 @@ class Destinations:
         self._known = {}
 
     def states(self) -> list[DestinationState]:
-        """What is known of names, each once."""
-        return list({each.host: each.state for each in self if not is_numeric(each.host)}.values())
+        """What is known of each name, and of the addresses that fail."""
+        states = {each.host: each.state for each in self}
+        return [state for host, state in states.items() if not is_numeric(host) or state.failing]
 
     @contextlib.contextmanager
     def unless_it_fails(self) -> Iterator[None]:

@@ -1,27 +1,34 @@
-"""The upstream leg: all addresses of the destination in turn, the source address, and the deadline of each."""
+"""The upstream leg: the addresses of the destination, staggered (RFC 8305), the source address, and one deadline.
+
+A second address is tried when the first has failed or has said nothing for `STAGGER_S`; then both are under way, and so
+on. The first that takes the connection is used, the others are closed without a trace. `connect-timeout` is for the
+whole of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
+import math
 import socket
 from dataclasses import dataclass
 
+from oinetd.address_order import now_ms
 from oinetd.connect_result import connect_result
 from oinetd.destination import Destination
 from oinetd.loops import LOOP_ERRNO, LoopGuard
 from oinetd.model import Settings
+from oinetd.name_wait import SHORT_MAX_S, wait_for_names
 from oinetd.poller import ERROR, Poller
-from oinetd.record import Ending
+from oinetd.record import Ending, Try
 from oinetd.sockets import SHORTAGE, Address, bind_source, close_with_reset, is_connected_to_itself, open_upstream
 
-__all__ = ["SHORT_MAX_S", "Dialed", "Dialer", "wait_for_names"]
+__all__ = ["Dialed", "Dialer"]
 
+STAGGER_S = 0.25
+"""How long an address may be silent before the next one is tried beside it: the delay that RFC 8305 recommends."""
 PATIENCE_S = 0.1
 """How long a connect may take before the client is watched too: the usual one is over by then and pays nothing."""
-SHORT_MAX_S = 10.0
-"""The longest wait for a descriptor where there is no connect timeout."""
 
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY)
 
@@ -31,45 +38,15 @@ class Dialed:
     """What came of it: the connected `upstream` and the address that took it, or how it `failed` and the errno.
 
     `Ending.UPSTREAM_RESET` is an upstream that took the connection and reset it without a word.
+    `tries` are all addresses that were tried, in order; the one that took the connection is the last. One that was
+    under way when another took it has EINPROGRESS.
     """
 
     upstream: socket.socket | None
     address: Address | None
     failed: Ending | None = None
     errno: int = 0
-
-
-async def wait_for_names(
-    poller: Poller, names: tuple[Destination | None, ...], settings: Settings, client: socket.socket | None
-) -> bool:
-    """Wait for the first addresses of names that have none yet, no longer than for a connect.
-
-    False where the client has gone meanwhile.
-    """
-    unresolved = [name for name in names if name is not None and not name.resolved]
-    if not unresolved:
-        return True
-    loop = asyncio.get_running_loop()
-    gone = loop.create_future()
-    timeout_s = settings.connect_timeout_s or SHORT_MAX_S
-    resolving = asyncio.gather(*(name.wait_resolved(timeout_s) for name in unresolved))
-    watched = False
-
-    def on_client(events: int) -> None:
-        if events & ERROR and not gone.done():
-            gone.set_result(None)
-
-    try:
-        if client is not None:
-            with contextlib.suppress(OSError):  # no room to watch it: it is waited for all the same
-                poller.watch(client.fileno(), on_client)
-                watched = True
-        await asyncio.wait({resolving, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        resolving.cancel()
-        if watched and client is not None:
-            poller.forget(client.fileno())
-    return not gone.done()
+    tries: tuple[Try, ...] = ()
 
 
 class Dialer:
@@ -95,137 +72,265 @@ class Dialer:
         """
         if not await wait_for_names(self.poller, (destination, source), settings, client):
             return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
-        sources = source.at(0) if source is not None else ()
-        last = Dialed(None, None, Ending.RESOLVE_FAILED)
-        if source is not None and not sources:
-            return last
-        for address in destination.at(port):
-            local = next((each for each in sources if each.family == address.family), None)
-            if source is not None and local is None:
-                if last.address is None:
-                    last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
-                continue
-            if guard is not None and guard.refuses(address):
-                last = Dialed(None, address, Ending.CONNECT_FAILED, LOOP_ERRNO)
-                continue
-            last = await self._try(address, settings, local, client)
-            if last.upstream is not None or last.failed is Ending.UPSTREAM_RESET:
-                destination.connected()
-                return last
-            if last.failed is Ending.CLIENT_RESET:
-                return last
-        destination.failed()
-        return last
-
-    async def _try(
-        self, address: Address, settings: Settings, source: Address | None, client: socket.socket | None
-    ) -> Dialed:
-        try:
-            sock = await self._open(address, settings)
-        except OSError as error:
-            return Dialed(None, address, Ending.SOCKET_FAILED, error.errno or 0)
-        try:
-            if source is not None:
-                try:
-                    bind_source(sock, source)
-                except OSError as error:
-                    sock.close()
-                    return Dialed(None, address, Ending.BIND_FAILED, error.errno or 0)
-            code = sock.connect_ex(address.sockaddr)
-            if code in _IN_PROGRESS:
-                attempt = _Attempt(self._loop, self.poller, sock, client)
-                code = await attempt.finish(settings.connect_timeout_s)
-            if code == 0 and is_connected_to_itself(sock, address):
-                code = errno.ECONNREFUSED
-        except OSError as error:  # the descriptor could not be watched
-            code = error.errno or errno.EIO
-        except BaseException:
-            sock.close()
-            raise
-        if code == 0:
-            return Dialed(sock, address)
-        close_with_reset(sock)
-        if code == errno.ETIMEDOUT:
-            return Dialed(None, address, Ending.CONNECT_TIMEOUT, code)
-        if code == errno.ECONNRESET:  # it took the connection, and had nothing to say
-            return Dialed(None, address, Ending.UPSTREAM_RESET, code)
-        if code == _CLIENT_GONE:
-            return Dialed(None, address, Ending.CLIENT_RESET, errno.ECONNRESET)
-        return Dialed(None, address, Ending.CONNECT_FAILED, code)
-
-    async def _open(self, address: Address, settings: Settings) -> socket.socket:
-        """A socket for `address`. Where no descriptor is left, the client waits for one as long as for a connect."""
-        give_up = self._loop.time() + (settings.connect_timeout_s or SHORT_MAX_S)
-        while True:
-            try:
-                return open_upstream(address.family, settings.keepalive)
-            except OSError as error:
-                if error.errno not in SHORTAGE or self._loop.time() >= give_up:
-                    raise
-            await asyncio.sleep(PATIENCE_S)
-
-
-_CLIENT_GONE = -1
+        if not destination.resolved or not (source is None or source.resolved):
+            return Dialed(None, None, Ending.RESOLVE_FAILED)
+        search = _Search(self._loop, self.poller, destination, port, settings, source, client, guard)
+        dialed = await search.run()
+        if dialed.upstream is not None or dialed.failed is Ending.UPSTREAM_RESET:
+            destination.connected()
+        elif dialed.failed is not Ending.CLIENT_RESET:
+            destination.failed()
+        return dialed
 
 
 class _Attempt:
-    """One connect under way. It ends by the kernel's answer, the deadline, or a client that has gone."""
+    """One connect under way."""
 
-    __slots__ = ("_client", "_done", "_loop", "_poller", "_sock", "_timer", "_watching_client")
+    __slots__ = ("address", "began", "sock")
+
+    def __init__(self, sock: socket.socket, address: Address, began: float) -> None:
+        self.sock = sock
+        self.address = address
+        self.began = began
+
+
+class _Search:
+    """Connects until one works. It ends by that, the last failure, the deadline, or a client that has gone."""
+
+    __slots__ = (
+        "_attempts", "_client", "_deadline", "_destination", "_done", "_guard", "_last", "_loop", "_next", "_order",
+        "_poller", "_port", "_settings", "_short", "_source", "_timer", "_tried", "_tries", "_turn", "_watch",
+        "_watching",
+    )  # fmt: skip
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         poller: Poller,
-        sock: socket.socket,
+        destination: Destination,
+        port: int,
+        settings: Settings,
+        source: Destination | None,
         client: socket.socket | None,
+        guard: LoopGuard | None,
     ) -> None:
         self._loop = loop
         self._poller = poller
-        self._sock = sock
+        self._guard = guard
+        self._destination = destination
+        self._port = port
+        self._settings = settings
+        self._source = source.at(0) if source is not None else None
         self._client = client
-        self._done: asyncio.Future[int] = loop.create_future()
+        self._order = destination.order(port)
+        self._turn = self._order.begin()
+        self._tried = 0
+        self._tries: list[Try] = []
+        self._attempts: dict[int, _Attempt] = {}
+        self._last = Dialed(None, None, Ending.RESOLVE_FAILED)
+        self._done: asyncio.Future[Dialed] = loop.create_future()
+        now = loop.time()
+        self._deadline = now + settings.connect_timeout_s if settings.connect_timeout_s else math.inf
+        self._short = now + (settings.connect_timeout_s or SHORT_MAX_S)
+        self._watch = now + PATIENCE_S if client is not None else math.inf
+        self._next = math.inf  # when the next address is tried beside those under way
         self._timer: asyncio.TimerHandle | None = None
-        self._watching_client = False
+        self._watching = False
 
-    async def finish(self, timeout_s: float) -> int:
-        """The errno of the connect, 0 for a connection. `timeout_s` 0 is none."""
-        code = errno.EIO
-        self._poller.watch(self._sock.fileno(), self._on_upstream)
-        patience_s = min(PATIENCE_S, timeout_s) if timeout_s else PATIENCE_S
-        self._timer = self._loop.call_later(patience_s, self._lose_patience, timeout_s - patience_s)
+    async def run(self) -> Dialed:
+        """The outcome. Whatever else was begun is closed."""
+        dialed = self._last
         try:
-            code = await self._done
+            self._try_next()
+            dialed = await self._done
+        except BaseException:
+            # It may have connected while this was on its way.
+            if self._done.done() and not self._done.cancelled() and (won := self._done.result().upstream) is not None:
+                won.close()
+            raise
         finally:
-            self._timer.cancel()
-            if self._watching_client and self._client is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._watching and self._client is not None:
                 self._poller.forget(self._client.fileno())
-            # Nobody's now: whoever relays may close it elsewhere, and the number be another's before we hear of it.
-            self._poller.forget(self._sock.fileno())
-        return code
+            for attempt in self._attempts.values():
+                self._poller.closing(attempt.sock.fileno())
+                close_with_reset(attempt.sock)
+            self._attempts.clear()
+        return dialed
 
-    def _on_upstream(self, events: int) -> None:
-        code = connect_result(self._sock)
-        if code not in _IN_PROGRESS:  # else the event was stale
-            self._settle(code)
+    def _try_next(self) -> None:
+        """Begin with addresses until one is under way; the end where none is left."""
+        self._next = math.inf
+        while not self._done.done() and (at := self._order.pick(self._tried, self._turn, now_ms())) >= 0:
+            self._tried |= 1 << at
+            address = self._order.addresses[at]
+            local = None
+            if self._source is not None:
+                local = next((each for each in self._source if each.family == address.family), None)
+                if local is None:
+                    if self._last.address is None:
+                        self._last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
+                    continue
+            if self._guard is not None and self._guard.refuses(address):
+                self._failed(address, Ending.CONNECT_FAILED, LOOP_ERRNO)
+                continue
+            try:
+                sock = open_upstream(address.family, self._settings.keepalive)
+            except OSError as error:
+                if error.errno in SHORTAGE and self._loop.time() < self._short:
+                    # The client waits for a descriptor as long as for a connect.
+                    self._tried &= ~(1 << at)
+                    self._next = self._loop.time() + PATIENCE_S
+                    self._arm()
+                    return
+                self._failed(address, Ending.SOCKET_FAILED, error.errno or 0)
+                continue
+            if self._begin(sock, address, local):
+                return
+        if not self._attempts and not self._done.done():
+            self._settle(self._last)
+
+    def _begin(self, sock: socket.socket, address: Address, local: Address | None) -> bool:
+        """Begin to connect; whether that is under way, or done."""
+        ending = Ending.BIND_FAILED
+        try:
+            if local is not None:
+                bind_source(sock, local)
+            ending = Ending.CONNECT_FAILED
+            code = sock.connect_ex(address.sockaddr)
+            attempt = _Attempt(sock, address, self._loop.time())
+            if code in _IN_PROGRESS:
+                self._poller.watch(sock.fileno(), lambda events: self._on_upstream(attempt))
+                self._attempts[sock.fileno()] = attempt
+                if self._untried:
+                    self._next = attempt.began + self._stagger_s()
+                self._arm()
+                return True
+            if code == 0:
+                self._connected(attempt)
+                return self._done.done()
+        except OSError as error:  # the descriptor could not be watched, or bound
+            code = error.errno or errno.EIO
+        except BaseException:
+            sock.close()
+            raise
+        close_with_reset(sock)
+        self._failed(address, ending, code)
+        return False
+
+    @property
+    def _untried(self) -> int:
+        return len(self._order.addresses) - self._tried.bit_count()
+
+    def _stagger_s(self) -> float:
+        """The time until the next address is tried: all of them get a chance before the deadline."""
+        return min(STAGGER_S, max(0.0, self._deadline - self._loop.time()) / (self._untried + 1))
+
+    def _on_upstream(self, attempt: _Attempt) -> None:
+        code = connect_result(attempt.sock)
+        if code in _IN_PROGRESS or self._done.done():  # the event was stale
+            return
+        if code:
+            self._drop(attempt, code)
+            return
+        del self._attempts[attempt.sock.fileno()]
+        # Nobody's now: whoever relays may close it elsewhere, and the number be another's before we hear of it.
+        self._poller.forget(attempt.sock.fileno())
+        self._connected(attempt)
+        if not self._done.done():
+            self._try_next()
+
+    def _drop(self, attempt: _Attempt, code: int) -> None:
+        """An attempt has failed: the next address is tried at once."""
+        del self._attempts[attempt.sock.fileno()]
+        self._poller.forget(attempt.sock.fileno())
+        close_with_reset(attempt.sock)
+        if code == errno.ECONNRESET:  # it took the connection, and had nothing to say
+            self._destination.note_worked(attempt.address)
+            self._tries.append(Try(attempt.address.host, attempt.address.port, code))
+            self._settle(Dialed(None, attempt.address, Ending.UPSTREAM_RESET, code))
+            return
+        ending = Ending.CONNECT_TIMEOUT if code == errno.ETIMEDOUT else Ending.CONNECT_FAILED
+        self._failed(attempt.address, ending, code)
+        self._try_next()
+
+    def _connected(self, attempt: _Attempt) -> None:
+        """The kernel says that it is connected: use it, unless it has met itself."""
+        try:
+            itself = is_connected_to_itself(attempt.sock, attempt.address)
+        except OSError as error:  # the peer has reset it already
+            close_with_reset(attempt.sock)
+            self._failed(attempt.address, Ending.CONNECT_FAILED, error.errno or errno.EIO)
+            return
+        if itself:
+            close_with_reset(attempt.sock)
+            self._failed(attempt.address, Ending.CONNECT_FAILED, errno.ECONNREFUSED)
+            return
+        now = self._loop.time()
+        for other in self._attempts.values():
+            self._tries.append(Try(other.address.host, other.address.port, errno.EINPROGRESS))
+            if now - other.began >= STAGGER_S:
+                self._destination.note_failed(other.address, errno.EINPROGRESS)
+        self._destination.note_worked(attempt.address)
+        self._tries.append(Try(attempt.address.host, attempt.address.port, 0))
+        self._settle(Dialed(attempt.sock, attempt.address))
+
+    def _failed(self, address: Address, ending: Ending, code: int) -> None:
+        self._tries.append(Try(address.host, address.port, code))
+        if ending in (Ending.CONNECT_FAILED, Ending.CONNECT_TIMEOUT):
+            self._destination.note_failed(address, code)
+        self._last = Dialed(None, address, ending, code)
+
+    # Time, and the client
+
+    def _arm(self) -> None:
+        """Let the timer fire when the next thing is due."""
+        due = min(self._deadline, self._next, self._watch)
+        if self._timer is not None:
+            if self._timer.when() <= due and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._on_timer) if due < math.inf else None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        if now >= self._watch:
+            self._watch = math.inf
+            self._watch_client()
+        # Where nothing is under way it waits for a descriptor, and this is the last try.
+        if now >= self._next or (now >= self._deadline and not self._attempts):
+            self._try_next()
+        if now >= self._deadline and not self._done.done():
+            self._time_out(now)
+        if not self._done.done():
+            self._arm()
+
+    def _watch_client(self) -> None:
+        assert self._client is not None
+        try:
+            self._poller.watch(self._client.fileno(), self._on_client)
+        except OSError:  # no room: it is then noticed when something is sent to it
+            return
+        self._watching = True
 
     def _on_client(self, events: int) -> None:
         # A FIN or bytes are legal before there is an upstream; they wait in the kernel.
-        if events & ERROR:
-            self._settle(_CLIENT_GONE)
+        if events & ERROR and not self._done.done():
+            address = next((each.address for each in self._attempts.values()), self._last.address)
+            self._settle(Dialed(None, address, Ending.CLIENT_RESET, errno.ECONNRESET))
 
-    def _lose_patience(self, left_s: float) -> None:
-        if left_s >= 0:
-            self._timer = self._loop.call_later(left_s, self._settle, errno.ETIMEDOUT)
-        if self._client is None:
-            return
-        try:
-            self._poller.watch(self._client.fileno(), self._on_client)
-        except OSError as error:
-            self._settle(error.errno or errno.EIO)
-        else:
-            self._watching_client = True
+    def _time_out(self, now: float) -> None:
+        """The deadline is over for all that is under way. One that had little time has not failed by that."""
+        enough_s = min(STAGGER_S, self._settings.connect_timeout_s / 2)
+        for attempt in self._attempts.values():
+            if now - attempt.began >= enough_s:
+                self._failed(attempt.address, Ending.CONNECT_TIMEOUT, errno.ETIMEDOUT)
+            else:
+                self._tries.append(Try(attempt.address.host, attempt.address.port, errno.ETIMEDOUT))
+                self._last = Dialed(None, attempt.address, Ending.CONNECT_TIMEOUT, errno.ETIMEDOUT)
+        self._settle(self._last)
 
-    def _settle(self, code: int) -> None:
-        if not self._done.done():
-            self._done.set_result(code)
+    def _settle(self, dialed: Dialed) -> None:
+        self._done.set_result(Dialed(dialed.upstream, dialed.address, dialed.failed, dialed.errno, tuple(self._tries)))

@@ -166,6 +166,7 @@ class Lanes:
                 on_closed=self._native_closed,
                 on_counted=self._native_counted,
                 on_unreachable=self._look_up_again,
+                on_address=self._address_changed,
                 on_emptied=self._emptied,
                 on_looped=self._looped,
                 on_full=self._account.on_full,
@@ -322,9 +323,12 @@ class Lanes:
         if listener is not None:
             listener.emptied()
 
+    def _address_changed(self, key: int, host: str, port: int, code: int) -> None:
+        if (listener := self._reactor_listeners.get(key)) is not None:
+            listener.service.destination.health.changed(host, port, code)
+
     def _look_up_again(self, key: int) -> None:
-        listener = self._reactor_listeners.get(key)
-        if listener is not None:
+        if (listener := self._reactor_listeners.get(key)) is not None:
             listener.service.destination.look_up_again()
             if listener.service.source_host is not None:
                 listener.service.source_host.look_up_again()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from oinetd.model import Route
 
-__all__ = ["Ending", "RelayResult", "SessionRecord", "Sums"]
+__all__ = ["Ending", "RelayResult", "SessionRecord", "Sums", "Try"]
 
 
 class Ending(enum.Enum):
@@ -104,6 +104,17 @@ class Sums(NamedTuple):
     datagrams_lost: int
 
 
+class Try(NamedTuple):
+    """An address of the destination that was tried, and the errno with which it failed; 0 took the connection.
+
+    EINPROGRESS was under way when another one took it.
+    """
+
+    address: str
+    port: int
+    errno: int
+
+
 @dataclass(slots=True)
 class SessionRecord:
     """One client's connection, from accept to end. Live sessions have `ending` None.
@@ -111,6 +122,8 @@ class SessionRecord:
     `started` is Unix time in seconds, durations are seconds of a monotonic clock. `upstream` is the address that
     took the connection, empty before that. `engine` is `python`, `native`, or empty where nothing was relayed, and
     `relay` the mode that moved the bytes (`copy`, `splice`, `auto`).
+
+    `tries` are the addresses that were tried over TCP, in order; the one that took the connection is the last.
 
     The datagrams are those of sides that are UDP: up is from the client, down to it; where both are, what the kernel
     took for the other side. Lost are those that oinetd had and could not deliver.
@@ -137,3 +150,4 @@ class SessionRecord:
     datagrams_down: int = 0
     datagrams_lost: int = 0
     idle_s: float = 0.0
+    tries: tuple[Try, ...] = ()

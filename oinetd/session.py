@@ -178,6 +178,7 @@ class Session:
                 service.guard,
             )
             record.connect_s = time.monotonic() - dialing_since
+            record.tries = dialed.tries
             if dialed.address is not None:
                 record.upstream, record.upstream_port = dialed.address.host, dialed.address.port
             if dialed.upstream is None:

@@ -35,12 +35,14 @@ from oinetd.engine.native import (
     FULL,
     LOOPED,
     OPENED,
+    TARGET,
     UNREACHABLE,
     DataPlane,
     Row,
     SocketAddress,
     compile_rules,
 )
+from oinetd.engine.rows import fill_record, new_record
 from oinetd.engine.serving import Served, Serving
 from oinetd.gate import Gate
 from oinetd.loops import Bound
@@ -61,8 +63,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NativeLane", "Serving"]
 
-_MOVED_BY = ("", "copy", "splice", "auto")
-
 
 class NativeLane:
     """Listening sockets served from accept to close by the reactors of `plane`.
@@ -71,6 +71,7 @@ class NativeLane:
     `on_closed(record)` once for each that ended, with the same object; a refused client has only `on_closed`, and so
     has one that cannot be served over UDP. All come on the loop's thread, within some milliseconds. With `tell(False)`
     neither is called any more: then ends are added up, and `on_counted(route, ending, sums)` gets the sums.
+    `on_address(key, host, port, errno)`: an address of the destination begins to fail, or works again (errno 0).
     `on_unreachable(key)` is called when three connects of a listener failed in a row; the moment to resolve again.
     `on_looped(route, address, source)` is called once for each route when an address of its destination, or a sender of
     datagrams, was found to be a listener of ours.
@@ -85,6 +86,7 @@ class NativeLane:
         on_closed: Callable[[SessionRecord], object],
         on_counted: Callable[[Route, Ending, Sums], object] | None = None,
         on_unreachable: Callable[[int], object] | None = None,
+        on_address: Callable[[int, str, int, int], object] | None = None,
         on_emptied: Callable[[int], object] | None = None,
         on_looped: Callable[[Route, str, bool], object] | None = None,
         on_full: Callable[[Rule | None, Gate], object] | None = None,
@@ -94,6 +96,7 @@ class NativeLane:
         self._on_closed = on_closed
         self._on_counted = on_counted
         self._on_unreachable = on_unreachable
+        self._on_address = on_address
         self._on_emptied = on_emptied
         self._on_looped = on_looped
         self._on_full = on_full
@@ -112,6 +115,7 @@ class NativeLane:
         plane.take(UNREACHABLE, self._unreachable)
         plane.take(LOOPED, self._looped)
         plane.take(FULL, self._full)
+        plane.take(TARGET, self._address_changed)
         plane.on_empty = self._sweep
 
     def add(self, sock: socket.socket, serving: Serving) -> int:
@@ -156,7 +160,7 @@ class NativeLane:
 
     def _put_in_force(self, key: int, serving: Serving, *, anew: bool) -> None:
         served = self._listeners[key]
-        tag, rules = self._compile(key, serving)
+        tag, rules = self._compile(key, serving, self._in_force[served.tag][2])
         if served.datagrams:
             self._plane.core.replace_udp_listener(served.index, rules, anew)
         else:
@@ -232,7 +236,7 @@ class NativeLane:
         for row in self._plane.core.snapshot():
             in_force = self._in_force.get(row[2])
             if in_force is not None:
-                records.append(self._fill(self._new(row, in_force[1]), row, in_force[1]))
+                records.append(fill_record(new_record(row, in_force[1]), row, in_force[1]))
         return sorted(records, key=lambda record: record.id)
 
     def kill(self, session_id: int) -> bool:
@@ -247,7 +251,7 @@ class NativeLane:
         """End every session, those of `NativeEngine` too."""
         self._plane.core.abort_all()
 
-    def _compile(self, key: int, serving: Serving) -> tuple[int, Rules]:
+    def _compile(self, key: int, serving: Serving, before: Rules | None = None) -> tuple[int, Rules]:
         tag = next(self._tags)
         options = serving.route.rule.options
         gate = self._gates.setdefault(serving.route.rule.identity, self._plane.new_gate())
@@ -269,6 +273,7 @@ class NativeLane:
             looping=serving.looping,
             access=(serving.access, rule.access),
             source_prefix=serving.source_prefix,
+            before=before,
         )
         self._in_force[tag] = (key, serving, rules)
         return tag, rules
@@ -286,30 +291,16 @@ class NativeLane:
             tag for tag, in_force in self._in_force.items() if tag not in current and not in_force[2].in_use
         ]
 
-    def _new(self, row: Row, serving: Serving) -> SessionRecord:
-        return SessionRecord(row[1], serving.route, row[5], row[6], row[4])
-
-    def _fill(self, record: SessionRecord, row: Row, serving: Serving) -> SessionRecord:
-        """Put the facts of a row into a record; nothing was relayed where no upstream took the connection."""
-        if row[7]:
-            record.upstream, record.upstream_port = row[7], row[8]
-            record.engine = "native"
-            record.relay = _MOVED_BY[row[15]] or serving.settings.relay.value
-        record.connect_s, record.duration_s = row[9], row[10]
-        record.bytes_up, record.bytes_down = row[11], row[12]
-        record.datagrams_up, record.datagrams_down, record.datagrams_lost, record.idle_s = row[16:20]
-        return record
-
     def _opened(self, row: Row) -> None:
         if self._plane.core.brief:  # it began while that came into force, and its end will be a sum
             return
-        record = self._live[row[1]] = self._new(row, self._in_force[row[2]][1])
+        record = self._live[row[1]] = new_record(row, self._in_force[row[2]][1])
         self._on_opened(record)
 
     def _closed(self, row: Row) -> None:
         key, serving, _ = self._in_force[row[2]]
         opened = self._live.pop(row[1], None)
-        record = self._fill(opened or self._new(row, serving), row, serving)
+        record = fill_record(opened or new_record(row, serving), row, serving)
         record.ending, record.errno = ENDINGS[row[13]], row[14]
         self._ended += not record.ending.refused
         if row[3] and self._on_emptied is not None and key in self._listeners:
@@ -331,6 +322,10 @@ class NativeLane:
             self._on_full(rule, self._gates[rule.identity])
         else:
             self._on_full(None, self._plane.permits)
+
+    def _address_changed(self, row: Row) -> None:
+        if self._on_address is not None and (in_force := self._in_force.get(row[2])) is not None:
+            self._on_address(in_force[0], row[7], row[8], row[14])
 
     def _unreachable(self, row: Row) -> None:
         in_force = self._in_force.get(row[2])

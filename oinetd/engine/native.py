@@ -58,6 +58,7 @@ Row: TypeAlias = tuple[
 ]
 
 OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL = range(1, 11)
+TARGET = 20
 """Kinds of rows, as `_fastpath/ring.pxd` numbers them."""
 
 BATCH_ROWS = 256
@@ -211,12 +212,14 @@ def compile_rules(
     may_broadcast: bool = False,
     sources: tuple[SocketAddress, ...] = (),
     looping: tuple[bool, ...] = (),
+    before: _fastpath.Rules | None = None,
     access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]] = ((), ()),
     source_prefix: SourcePrefix = SOURCE_PREFIX,
 ) -> _fastpath.Rules:
     """Settings in the form of the data plane; `access` are the global rules and the rule's own.
 
-    `local_ports` are those that the kernel chooses from for outgoing connections.
+    What `before` knows of the same addresses is kept. `local_ports` are those that the kernel chooses from for outgoing
+    connections.
     """
     keepalive: KeepAlive = settings.keepalive
     patterns: tuple[list[tuple[int, bytes]], ...] = ([], [], [], [])
@@ -227,6 +230,7 @@ def compile_rules(
         tag,
         gate,
         addresses=addresses,
+        before=before,
         may_meet_itself=any(address[1] in local_ports for address in addresses),
         may_broadcast=may_broadcast,
         sources=sources,

@@ -6,7 +6,8 @@ import errno
 import functools
 import socket
 
-from oinetd.dialer import Dialed, wait_for_names
+from oinetd.dialer import Dialed
+from oinetd.name_wait import wait_for_names
 from oinetd.poller import LEVEL_READ, WRITABLE
 from oinetd.record import Ending
 from oinetd.udp.batch import Group
@@ -94,6 +95,8 @@ class DatagramLeg(DatagramSession):
         for group in groups:
             if not self.live.meter.datagrams_down:
                 self.service.destination.connected()
+                if self.address is not None:
+                    self.service.destination.note_worked(self.address)
             self.send_down(group)
             self.heard_answer()
         return code
@@ -107,7 +110,9 @@ class DatagramLeg(DatagramSession):
             self._receive()
             if self.live.meter.datagrams_down == before:
                 break
-        self.service.destination.refused()
+        if self.address is not None:
+            self.service.destination.note_failed(self.address, code)
+        self.service.destination.failed()
         self.end(Ending.UPSTREAM_RESET, code)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import socket
 
+from oinetd.address_order import now_ms
 from oinetd.destination import Destination
 from oinetd.dialer import Dialed
 from oinetd.gate import Gate
@@ -54,16 +55,18 @@ def connect(
     """A UDP socket connected to the destination. Nothing is sent, so that any address with a route will do, but for
     those that `guard` refuses.
 
-    An address that refuses datagrams counts as one that failed, and the next session begins with the one after it.
+    Which address is tried first is as in `oinetd.address_order`; one that refused datagrams counts as one that failed.
     Where no descriptor is left, the session that has been silent for longest gives its own.
     """
-    addresses = destination.at(port)
-    turn = destination.refusals % len(addresses) if addresses else 0
+    order = destination.order(port)
+    turn, tried = order.begin(), 0
     sources = source.at(0) if source is not None else ()
     last = Dialed(None, None, Ending.RESOLVE_FAILED)
     if source is not None and not sources:
         return last
-    for address in (*addresses[turn:], *addresses[:turn]):
+    while (at := order.pick(tried, turn, now_ms())) >= 0:
+        tried |= 1 << at
+        address = order.addresses[at]
         local = next((each for each in sources if each.family == address.family), None)
         if source is not None and local is None:
             if last.address is None:
@@ -85,6 +88,8 @@ def connect(
         except OSError as error:
             sock.close()
             last = Dialed(None, address, failed, error.errno or 0)
+            if failed is Ending.CONNECT_FAILED:
+                destination.note_failed(address, last.errno)
             continue
         return Dialed(sock, address)
     destination.failed()

@@ -18,7 +18,7 @@ from oinetd.dialer import Dialed
 from oinetd.model import UDP_TIMEOUT_S
 from oinetd.record import Ending, SessionRecord
 from oinetd.session import Service, ask
-from oinetd.sockets import client_address, close_with_reset
+from oinetd.sockets import Address, client_address, close_with_reset
 from oinetd.udp.batch import Batch, Group, Sender
 from oinetd.udp.plane import DatagramPlane
 from oinetd.udp.table import Queue
@@ -50,6 +50,7 @@ class DatagramSession:
         "_held_bytes",
         "_opened",
         "_task",
+        "address",
         "answered",
         "ended",
         "home",
@@ -71,6 +72,7 @@ class DatagramSession:
         self.key = key
         self.rule = service.rule
         self.sock: socket.socket | None = None
+        self.address: Address | None = None
         self.ended = False
         self.answered = False
         self.last = 0.0
@@ -156,6 +158,8 @@ class DatagramSession:
     def connected(self, dialed: Dialed) -> None:
         """The upstream leg is made, or it failed and the session ends."""
         record = self.live.record
+        self.address = dialed.address
+        record.tries = dialed.tries
         record.connect_s = time.monotonic() - self.live.since
         if dialed.address is not None:
             record.upstream, record.upstream_port = dialed.address.host, dialed.address.port

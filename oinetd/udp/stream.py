@@ -12,11 +12,12 @@ import errno
 import socket
 
 from oinetd.destination import Destination
-from oinetd.dialer import Dialed, wait_for_names
+from oinetd.dialer import Dialed
 from oinetd.engine import Meter
 from oinetd.engine.running import RunningRelays
 from oinetd.loops import LoopGuard
 from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
+from oinetd.name_wait import wait_for_names
 from oinetd.poller import ERROR, LEVEL_READ, WRITABLE, Poller
 from oinetd.record import Ending, RelayResult
 from oinetd.sockets import close_with_reset

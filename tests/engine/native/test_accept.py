@@ -18,7 +18,7 @@ from oinetd.record import Ending
 from tests.engine.native.plane import PATIENCE_S, Listening, Plane, read_all, read_exactly, read_to_reset, reset
 
 ENDINGS = list(Ending)
-OPENED, CLOSED, UNREACHABLE, TROUBLE, RESUMED = 1, 2, 5, 6, 7
+OPENED, CLOSED, UNREACHABLE, TROUBLE, RESUMED, TARGET = 1, 2, 5, 6, 7, 20
 ADDRESSES_MAX = 16
 RING_RECORDS = 4096
 
@@ -131,7 +131,9 @@ def test_refused_destination_resets_the_client(lane: Plane) -> None:
         lane.connect(lane.listen(("127.0.0.1", free_port()))).recv(1)
     (row,) = closed(lane)
     assert (ENDINGS[row[13]], row[14], row[7]) == (Ending.CONNECT_FAILED, errno.ECONNREFUSED, "")
-    assert [row[0] for row in lane.rows] == [OPENED, CLOSED]
+    assert [row[0] for row in lane.rows] == [OPENED, TARGET, CLOSED]
+    told = lane.rows[1]
+    assert (told[7], told[14]) == ("127.0.0.1", errno.ECONNREFUSED)
 
 
 def test_first_address_dead_second_alive(lane: Plane, echo: Echo) -> None:

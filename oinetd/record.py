@@ -123,7 +123,8 @@ class SessionRecord:
     took the connection, empty before that. `engine` is `python`, `native`, or empty where nothing was relayed, and
     `relay` the mode that moved the bytes (`copy`, `splice`, `auto`).
 
-    `tries` are the addresses that were tried over TCP, in order; the one that took the connection is the last.
+    `tries` are the addresses that the Python lane tried over TCP, in order; the one that took the connection is the
+    last. The native lane leaves it empty.
 
     The datagrams are those of sides that are UDP: up is from the client, down to it; where both are, what the kernel
     took for the other side. Lost are those that oinetd had and could not deliver.

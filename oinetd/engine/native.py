@@ -57,8 +57,7 @@ Row: TypeAlias = tuple[
     int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int, float
 ]
 
-OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL = range(1, 11)
-TARGET = 20
+OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL, TARGET = *range(1, 11), 20
 """Kinds of rows, as `_fastpath/ring.pxd` numbers them."""
 
 BATCH_ROWS = 256

@@ -31,7 +31,7 @@ class Destinations:
         self._hosts: dict[tuple[str, float], tuple[Destination, Rule, str]] = {}
         for rule in config.rules:
             self._add(self._key(rule), rule, "destination")
-            if rule.options.source is not None:
+            if rule.options.source:
                 self._add((rule.options.source, self._key(rule)[1]), rule, "source address")
 
     def _add(self, key: tuple[str, float], rule: Rule, what: str) -> None:
@@ -84,7 +84,7 @@ class Destinations:
     def source_of(self, rule: Rule) -> Destination | None:
         """Where the outgoing connections of `rule` come from; None where the kernel chooses."""
         source = rule.options.source
-        return self._hosts[source, self._key(rule)[1]][0] if source is not None else None
+        return self._hosts[source, self._key(rule)[1]][0] if source else None
 
     def start(self, on_change: Callable[[Destination], object]) -> None:
         """Take the place of those before: keep the addresses fresh from now on, and ask again for those that are known.

@@ -14,7 +14,7 @@ def names_of(config: Config) -> dict[str, tuple[Rule, str]]:
     for rule in config.rules:
         source = rule.options.source
         hosts = ((rule.bind.address, "address to listen on"), (rule.connect.address, "destination"))
-        for host, what in (*hosts, *(((source, "source address"),) if source is not None else ())):
+        for host, what in (*hosts, *(((source, "source address"),) if source else ())):
             if not is_numeric(host):
                 names.setdefault(host, (rule, what))
     return names

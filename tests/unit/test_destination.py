@@ -15,7 +15,8 @@ import oinetd.resolver
 from oinetd import Config, ConfigError, Rule
 from oinetd.destination import FAILURES_BEFORE_LOOKUP, Destination
 from oinetd.destinations import Destinations
-from oinetd.model import NOWHERE, Origin
+from oinetd.hosts import names_of
+from oinetd.model import NOWHERE, Endpoint, Origin, RuleOptions
 from oinetd.sockets import Address, lookup
 from tests.peers import until
 
@@ -193,6 +194,14 @@ async def test_each_host_is_asked_for_once(resolver: Resolver) -> None:
     source = destinations.source_of(two)
     assert source is not None
     assert [address.host for address in source.at(0)] == ["127.0.0.5"]
+
+
+async def test_an_empty_source_address_is_none(resolver: Resolver) -> None:
+    rule = Rule(Endpoint("127.0.0.1", 80), Endpoint("127.0.0.1", 81), RuleOptions(source=""))
+    destinations = Destinations(Config(rules=(rule,)))
+    await destinations.resolve()
+    assert destinations.source_of(rule) is None
+    assert not names_of(Config(rules=(rule,)))
 
 
 async def test_all_mistakes_are_told_at_once(resolver: Resolver) -> None:

@@ -53,8 +53,8 @@ from target cimport (
 from tally cimport TALLIES, Tally, tally_add
 from thread cimport hub_free, hub_new, hub_shut, reactor_free, reactor_new, reactor_start
 from udp_order cimport (
-    ORDER_ADD, ORDER_COUNT, ORDER_LINGER, ORDER_REMOVE, ORDER_RENEW, ORDER_REPLACE, ORDER_REVOKE, ORDER_TRIM,
-    least_listening, order_give,
+    ORDER_ADD, ORDER_COUNT, ORDER_LINGER, ORDER_QUIET, ORDER_REMOVE, ORDER_RENEW, ORDER_REPLACE, ORDER_REVOKE,
+    ORDER_TRIM, least_listening, order_give,
 )
 from udp_state cimport Session
 
@@ -597,6 +597,10 @@ cdef class Core:
     def remove_udp_listener(self, uint64_t key):
         if self.running:
             self._order(ORDER_REMOVE, key, -1, None)
+
+    def end_quiet_udp_sessions(self):
+        for index in range(self.hub.reactor_count):
+            self._order(ORDER_QUIET, <uint64_t> index << 32, -1, None)
 
     def trim_udp_sessions(self):
         # One after the other: together they would end too many.

@@ -1,11 +1,11 @@
 """How UDP sessions end, how Python learns of it, and who ends for the sake of another."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from address cimport Address, address_read
 from atomic cimport oi_get, oi_put, oi_see, oi_swap
-from ending cimport ENDING_DISPLACED, ENDING_IDLE_TIMEOUT, record_slot
+from ending cimport ENDING_ABORTED, ENDING_DISPLACED, ENDING_IDLE_TIMEOUT, record_slot
 from gate cimport Gate, budget_is_short, gate_enter, gate_leave, source_leave
 from inbox cimport LETTER_UDP_ROOM, Letter, inbox_post
 from linux cimport c_assert, c_close
@@ -14,12 +14,15 @@ from reclaim cimport descriptors_make_room
 from ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, Record, ring_push
 from state cimport Hub, Reactor
 from udp_shares cimport share_leave, share_victim, share_victim_of
-from udp_state cimport BY_QUEUE, QUEUE_BUCKETS, SESSION_CLOSED, SESSION_LIVE, Datagrams, Session, SessionQueue
-from udp_table cimport line_cut, queue_drop, session_give, session_not_ready, table_cut
+from udp_state cimport (
+    BY_QUEUE, QUEUE_BUCKETS, SESSION_CHUNK, SESSION_CLOSED, SESSION_LIVE, Datagrams, Session, SessionQueue,
+)
+from udp_table cimport line_cut, queue_drop, session_at, session_give, session_not_ready, table_cut
 
 cdef enum:
     GRAIN_MS = 50               # sessions that are due so soon after each other end in one wake
     ENDS_MAX = 256              # in one turn, then the others have theirs
+    ANSWER_MS = 2000            # as ANSWER_S in `oinetd.udp.table`
     DISPLACED_MAX = 4           # for one newcomer, of the process and of its rule each; far below RING_RESERVE
 
 
@@ -231,6 +234,21 @@ cdef inline void rule_trim(Reactor *reactor, const Gate *gate) noexcept nogil:
         if oldest == NULL:
             return
         session_end(reactor, oldest, ENDING_DISPLACED, 0)
+
+
+cdef inline long sessions_end_quiet(Reactor *reactor) noexcept nogil:
+    """The process stops: end the sessions in which nothing is under way. How many are left."""
+    cdef Session *session
+    cdef uint32_t i
+    if reactor.udp == NULL:
+        return 0
+    for i in range(reactor.udp.chunk_count * SESSION_CHUNK):
+        session = session_at(reactor.udp, i)
+        if session.state != SESSION_LIVE:
+            continue
+        if session.asked_ms == 0 or reactor.now_ms >= session.asked_ms + ANSWER_MS:
+            session_end(reactor, session, ENDING_ABORTED, 0)
+    return <long> reactor.udp.count
 
 
 # By silence

@@ -12,7 +12,7 @@ from linux cimport (
 )
 from policy cimport Policy
 from state cimport Hub, Reactor
-from udp_end cimport sessions_trim
+from udp_end cimport sessions_end_quiet, sessions_trim
 from udp_listener cimport listener_at, sessions_revoke, udp_listener_add, udp_listener_remove, udp_listener_replace
 from udp_state cimport UdpListener
 
@@ -24,6 +24,7 @@ cdef enum:
     ORDER_COUNT = 5
     ORDER_REMOVE = 6            # abort its sessions and let go of its socket
     ORDER_TRIM = 7              # end the sessions above the bound
+    ORDER_QUIET = 9             # end the sessions in which nothing is under way
     ORDER_REVOKE = 8            # end the sessions of clients whom `policy` refuses
 
 cdef struct Order:
@@ -45,6 +46,8 @@ cdef inline long order_obey(Reactor *reactor, const Order *order) noexcept nogil
     if order.verb == ORDER_TRIM:
         sessions_trim(reactor)
         return 0
+    if order.verb == ORDER_QUIET:
+        return sessions_end_quiet(reactor)
     listener = listener_at(reactor, order.index)
     if order.verb == ORDER_REPLACE or order.verb == ORDER_RENEW:
         return udp_listener_replace(reactor, listener, order.policy, order.verb == ORDER_RENEW)

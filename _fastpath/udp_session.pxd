@@ -185,6 +185,8 @@ cdef inline void forward(Reactor *reactor, Session *session, int first, int coun
     session.bytes_up += sent.bytes
     session.datagrams_up += <uint64_t> sent.count
     session.datagrams_lost += <uint64_t> (count - sent.count)
+    if session.asked_ms == 0:
+        session.asked_ms = reactor.now_ms
     session_heard(reactor.udp, session, reactor.now_ms)
     if nobody_listens(sent.error):
         session.error = sent.error
@@ -207,6 +209,7 @@ cdef inline int answer(Reactor *reactor, Session *session) noexcept nogil:
             oi_put(&session.policy.failures, 0)
     if not session.answered:
         share_answered(reactor.udp, session)
+    session.asked_ms = 0
     session.bytes_down += sent.bytes
     session.datagrams_down += <uint64_t> sent.count
     session.datagrams_lost += <uint64_t> (group.count - sent.count)

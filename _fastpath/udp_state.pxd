@@ -48,6 +48,7 @@ cdef struct Session:
     double started_s            # Unix time
     uint64_t started_us         # monotonic
     uint64_t ended_us
+    uint64_t asked_ms           # when the client first wrote since the last answer; 0 is not since
     uint64_t last_ms            # when a datagram of either side last came
     uint64_t bytes_up
     uint64_t bytes_down

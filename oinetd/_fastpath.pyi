@@ -186,6 +186,8 @@ class Core:
         """End the sessions of clients whom the access lists of `rules` refuse; how many those were."""
     def remove_udp_listener(self, key: int) -> None:
         """Abort its sessions; on return no reactor touches the socket."""
+    def end_quiet_udp_sessions(self) -> None:
+        """End the UDP sessions that wait for no answer, or have done so for two seconds."""
     def trim_udp_sessions(self) -> None:
         """End the sessions above the bound of `udp_permits`, those that were silent for longest."""
     def set_own_listeners(self, listeners: Sequence[tuple[_Place, bool]]) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from oinetd.access import access_control
@@ -150,9 +150,9 @@ class Forwarder:
     async def drain(self, timeout_s: float) -> int:
         """Accept no more, and wait for the sessions to end by themselves, at most `timeout_s` seconds.
 
-        Those that are left are aborted; the answer is how many that were. Who is in a queue because a limit is reached
-        waits for a place, too. A start or a reload that is under way gives up; after a drain the forwarder only waits
-        to be stopped.
+        Those that are left are aborted; the answer is how many that were. A UDP session is waited for where an answer
+        is due, two seconds at most; who is in a queue because a limit is reached, until there is a place. A start or a
+        reload that is under way gives up; after a drain the forwarder only waits to be stopped.
         """
         self._running()
         self._accepting = False
@@ -161,7 +161,7 @@ class Forwarder:
             self._retire(key, listener)
         self._listeners.clear()
         deadline = self._loop.time() + timeout_s
-        await self._until_empty(timeout_s)
+        await self._until_empty(timeout_s, self._lanes.end_quiet_datagrams)
         cut = self._account.count
         self._lanes.close_retired()
         self._lanes.abort_all()
@@ -169,10 +169,11 @@ class Forwarder:
         await self._hooks.wait(deadline - self._loop.time())
         return cut
 
-    async def _until_empty(self, timeout_s: float) -> None:
+    async def _until_empty(self, timeout_s: float, look: Callable[[], object] = lambda: None) -> None:
         """Wait until nobody is connected, at most `timeout_s` seconds."""
         deadline = self._loop.time() + timeout_s
         while (self._account.anybody or self._lanes.anybody) and (left_s := deadline - self._loop.time()) > 0:
+            look()
             self._ended.clear()
             with contextlib.suppress(TimeoutError):
                 # A place that is taken for a connection which then is not there is given back without a word.

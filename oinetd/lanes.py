@@ -42,6 +42,10 @@ __all__ = ["Choice", "Lanes", "Listening"]
 log = logging.getLogger("oinetd")
 
 
+QUIET_LOOK_S = 0.02
+"""Time between two looks for UDP sessions that need not be waited for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """How a rule is served: in the native lane or not, by which engine, and why."""
@@ -109,6 +113,7 @@ class Lanes:
         self._reactor_listeners: dict[int, ReactorListener] = {}
         self._retired = Retired(loop)
         self._each = True
+        self._quiet_at = 0.0
 
     def choose(self, config: Config, rule: Rule) -> Choice:
         """How `rule` is to be served. Raises `EngineUnavailable` where it insists on what cannot be had."""
@@ -225,6 +230,15 @@ class Lanes:
         """These are the UDP listeners of both lanes: what comes from them is a loop."""
         if self._lane is not None:
             self._lane.know_own(datagrams)
+
+    def end_quiet_datagrams(self) -> None:
+        """End the UDP sessions in which nothing is under way; to be called as often as one likes."""
+        now = self._loop.time()
+        if self._account.datagrams.live and now >= self._quiet_at:
+            self._quiet_at = now + QUIET_LOOK_S
+            self.datagrams.table.end_quiet()
+            if self._lane is not None:
+                self._lane.end_quiet()
 
     def count_lost(self) -> None:
         """Bring the account of datagrams that the reactors dropped up to date."""

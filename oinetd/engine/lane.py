@@ -203,6 +203,10 @@ class NativeLane:
         """The bound of UDP sessions has changed: end those above it."""
         self._plane.core.trim_udp_sessions()
 
+    def end_quiet(self) -> None:
+        """End the UDP sessions in which nothing is under way."""
+        self._plane.core.end_quiet_udp_sessions()
+
     def lost(self) -> Iterator[tuple[Endpoint | Rule, int, int]]:
         """Datagrams of clients without a session dropped since the last call, and those of them that were forged."""
         for identity, gate in self._gates.items():

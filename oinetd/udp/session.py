@@ -52,6 +52,7 @@ class DatagramSession:
         "_task",
         "address",
         "answered",
+        "asked",
         "ended",
         "home",
         "key",
@@ -75,6 +76,7 @@ class DatagramSession:
         self.address: Address | None = None
         self.ended = False
         self.answered = False
+        self.asked = 0.0
         self.last = 0.0
         said = service.route.rule.options.udp_timeout_s
         self.timeout_s = UDP_TIMEOUT_S if said is None else said
@@ -185,12 +187,15 @@ class DatagramSession:
     def heard_answer(self) -> None:
         """The same, and it was the destination."""
         if not self.ended:
+            self.asked = 0.0
             if not self.answered:
                 self.home.plane.table.answer(self)
             self.home.plane.table.touch(self)
 
     def take_up(self, group: Group) -> None:
         """Datagrams of the client."""
+        if not self.asked:
+            self.asked = self.home.plane.loop.time()
         if self.sock is None:
             self.hold(self.home.batch.take(group))
         else:

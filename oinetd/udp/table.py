@@ -22,15 +22,22 @@ __all__ = ["Queue", "SessionTable", "Timed"]
 HELD_BYTES_MAX = 32 * 1024 * 1024
 """What all sessions together may keep of datagrams that wait for a TCP connection or for the program's `admit`."""
 
+ANSWER_S = 2.0
+"""How long a session that waits for an answer is waited for when the process stops."""
+
 GRAIN_S = 0.05
 """Sessions that are due so soon after each other end in one wake."""
 
 
 class Timed(Protocol):
-    """A session, as the table knows it; `last` is when it was heard of, in the loop's time, and `answered` whether an
-    answer ever came."""
+    """A session, as the table knows it, with times of the loop.
+
+    `last` is when it was heard of, `asked` when the client first wrote since the last answer, 0 where it did not, and
+    `answered` whether an answer ever came.
+    """
 
     answered: bool
+    asked: float
     rule: RuleAccount
     queue: Queue
     last: float
@@ -84,6 +91,14 @@ class SessionTable:
             return False
         session.end(Ending.DISPLACED)
         return True
+
+    def end_quiet(self) -> None:
+        """The process stops: end the sessions in which nothing is under way."""
+        late = self._loop.time() - ANSWER_S
+        for queues in tuple(self._queues.values()):
+            for session in [session for queue in queues.values() for session in queue.order]:
+                if session.asked <= late:
+                    session.end(Ending.ABORTED)
 
     def shrink(self, sessions_max: int) -> None:
         """Change the bound, 0 for none; where there are more, some end as for newcomers."""

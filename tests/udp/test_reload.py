@@ -157,24 +157,43 @@ async def test_tcp_and_udp_of_one_port(engine: str) -> None:
             assert len(served.opened) == 1
 
 
-async def test_a_drain_waits_for_silence(engine: str) -> None:
-    with echo() as upstream, Party() as client, Party() as late:
-        text = f"{engine}127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp [timeout=0.2]\n"
+async def test_a_drain_waits_for_answers_alone(engine: str) -> None:
+    """A session in which nothing is under way is not waited for."""
+    with Party() as upstream, Party() as idle, Party() as asking, Party() as late:
+        text = f"{engine}127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp [timeout=1h]\n"
         async with serving(text) as served:
             to = served.address
-            await client.ask(b"x", to)
+            idle.send(b"done", to)
+            upstream.send(b"answer", (await upstream.receive())[1])
+            assert (await idle.receive())[0] == b"answer"
+            asking.send(b"question", to)
+            session = (await upstream.receive())[1]
             draining = asyncio.ensure_future(served.forwarder.drain(3600))
-            await until(lambda: not served.forwarder.addresses)
+            await served.has_told(closed=1)
+            assert not draining.done()
             late.send(b"too late", to)
-            assert await client.ask(b"during", to) == b"during"
+            upstream.send(b"answer", session)
+            assert await asking.receive() == (b"answer", to)
             assert await draining == 0
-            assert [record.ending for record in served.closed] == [Ending.IDLE_TIMEOUT]
+            assert [(record.client_port, record.ending) for record in served.closed] == [
+                (idle.address[1], Ending.ABORTED),
+                (asking.address[1], Ending.ABORTED),
+            ]
+            assert upstream.pending() == []
+
+
+async def test_a_drain_does_not_wait_for_answers_for_ever(engine: str) -> None:
+    with Party() as upstream, Party() as client:
+        text = f"{engine}127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp\n"
+        async with serving(text) as served:
+            await source_port(client, upstream, served.address)
+            assert await served.forwarder.drain(3600) == 0
 
 
 async def test_a_drain_has_an_end(engine: str) -> None:
-    with echo() as upstream, Party() as client:
+    with Party() as upstream, Party() as client:
         text = f"{engine}127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp\n"
         async with serving(text) as served:
-            await client.ask(b"x", served.address)
+            await source_port(client, upstream, served.address)
             assert await served.forwarder.drain(0.01) == 1
             assert [record.ending for record in served.closed] == [Ending.ABORTED]

@@ -56,6 +56,7 @@ class Client:
         self.table, self.rule, self.timeout_s = table, rule, timeout_s
         self.last = 0.0
         self.answered = False
+        self.asked = 0.0
         self.ending: Ending | None = None
         assert table.make_room(rule)
         table.enter(self)

@@ -150,9 +150,8 @@ class Forwarder:
     async def drain(self, timeout_s: float) -> int:
         """Accept no more, and wait for the sessions to end by themselves, at most `timeout_s` seconds.
 
-        Those that are left are aborted; the answer is how many that were. A UDP session is waited for where an answer
-        is due, two seconds at most; who is in a queue because a limit is reached, until there is a place. A start or a
-        reload that is under way gives up; after a drain the forwarder only waits to be stopped.
+        Those left are aborted; the answer is how many. UDP sessions for which an answer is due have two seconds; clients
+        queued at a limit wait for a place. A start or reload under way gives up; afterwards there is only `stop`.
         """
         self._running()
         self._accepting = False
@@ -170,13 +169,12 @@ class Forwarder:
         return cut
 
     async def _until_empty(self, timeout_s: float, look: Callable[[], object] = lambda: None) -> None:
-        """Wait until nobody is connected, at most `timeout_s` seconds."""
+        """Wait until nobody is connected, at most `timeout_s` seconds. Some places are given back without a word."""
         deadline = self._loop.time() + timeout_s
         while (self._account.anybody or self._lanes.anybody) and (left_s := deadline - self._loop.time()) > 0:
             look()
             self._ended.clear()
             with contextlib.suppress(TimeoutError):
-                # A place that is taken for a connection which then is not there is given back without a word.
                 async with asyncio.timeout(min(left_s, DRAIN_LOOK_S)):
                     await self._ended.wait()
 

@@ -150,7 +150,7 @@ class Forwarder:
     async def drain(self, timeout_s: float) -> int:
         """Accept no more, and wait for the sessions to end by themselves, at most `timeout_s` seconds.
 
-        Those left are aborted; the answer is how many. UDP sessions for which an answer is due have two seconds; clients
+        Those left are aborted; the answer is how many. UDP sessions with an answer due have two seconds; clients
         queued at a limit wait for a place. A start or reload under way gives up; afterwards there is only `stop`.
         """
         self._running()

@@ -7,8 +7,7 @@ is an `Engine`: it relays pairs of sockets that the Python lane connected.
 Limits: `plane.permits` counts the sessions of the process, for both lanes. Reactors take a place before they accept
 and wait at the bound without polling; the Python lane does the same with `permits.enter()` (False: no room, ask again
 after a session ended) and `permits.leave()`, `permits.enter_source(host, prefix)` (False: refuse) and
-`leave_source`.
-`permits.next_id()` numbers sessions for both lanes. A pair handed to `NativeEngine` is counted by who accepted it.
+`leave_source`. `permits.next_id()` numbers sessions for both lanes; who accepted a pair for `NativeEngine` counts it.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ thread)
     libraries="$(gcc -print-file-name=libtsan.so)"
     # Reports come from the extension alone: the interpreter was not built with it.
     export TSAN_OPTIONS="halt_on_error=1:exitcode=66:ignore_noninstrumented_modules=1"
-    tests="tests/engine/native/test_accept.py tests/unit/test_fastpath_permits.py tests/udp/test_reactor.py"
+    tests="tests/engine/native/test_accept.py tests/engine/native/test_pipes.py tests/unit/test_fastpath_permits.py
+        tests/unit/test_forwarder_threads.py tests/udp/test_reactor.py"
     ;;
 *)
     echo "usage: $0 address|thread|faults [pytest options]" >&2

@@ -17,6 +17,9 @@ from tests.udp.rig import Party
 from tests.udp.rig import echo as datagram_echo
 
 GOOD, BAD = "127.0.0.1", "127.9.9.9"
+CALM = "127.0.0.3"
+"""Whose ports nobody else had, so that no late answer is for somebody before."""
+
 CALLERS = 8
 
 
@@ -100,7 +103,9 @@ async def test_a_denial_that_has_returned_holds_for_new_udp_clients(engine: str)
     effort = Effort()
     refused = served = 0
     with datagram_echo() as upstream:
-        allowing, denying = configs(f"engine {engine}\n127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp\n")
+        allowing, denying = configs(
+            f"engine {engine}\n127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp [timeout=1]\n"
+        )
         async with Forwarder(allowing) as forwarder:
             reloads = Reloads(forwarder, allowing, denying)
             address = forwarder.addresses[0][1:]
@@ -109,7 +114,7 @@ async def test_a_denial_that_has_returned_holds_for_new_udp_clients(engine: str)
                 await reloads.turn()
                 with contextlib.ExitStack() as stack:
                     # From an address without sessions: those that live are another matter.
-                    bad, good = (stack.enter_context(Party(host)) for host in (next(hosts), GOOD))
+                    bad, good = (stack.enter_context(Party(host)) for host in (next(hosts), CALM))
                     racing = [stack.enter_context(Party(host)) for host in (BAD, GOOD) * CALLERS]
                     bad.send(b"bad", address)
                     assert await good.ask(b"good", address) == b"good"

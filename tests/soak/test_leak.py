@@ -55,14 +55,14 @@ async def test_keyed_streams_stay_apart() -> None:
 async def test_keyed_datagrams_stay_apart(engine: str) -> None:
     effort = Effort()
     with echo() as upstream:
-        text = f"engine {engine}\n127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp\n"
+        text = f"engine {engine}\n127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp [timeout=1]\n"
         async with Forwarder(parse_config(text)) as forwarder:
             address = forwarder.addresses[0][1:]
             questions = 0
             while effort.left:
                 parties = [Party() for _ in range(50)]
                 try:
-                    for turn in range(3):
+                    for turn in range(30):  # each party is a session, and ports for them are finite
                         sent = [effort.random.randbytes(effort.random.randint(0, 1400)) for _ in parties]
                         for party, data in zip(parties, sent, strict=True):
                             party.send(data, address)

@@ -320,11 +320,10 @@ class NativeEngine:
 
     def refresh(self) -> None:
         """Bring the meters of all running relays up to date; it happens some times a second without being asked."""
-        now = time.monotonic()
         for row in self._plane.core.snapshot():
-            running = self._running.get(row[3])
-            if running is not None:
-                running[1].bytes_up, running[1].bytes_down, running[1].moved_at = row[11], row[12], now - row[19]
+            if (running := self._running.get(row[3])) is not None:
+                running[1].bytes_up, running[1].bytes_down = row[11], row[12]
+                running[1].moved_at = time.monotonic() - row[19]
 
     def _refresh(self) -> None:
         self._timer = None

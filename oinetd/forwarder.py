@@ -254,9 +254,8 @@ class Forwarder:
         # Behind the change: what this ends was let in by listeners that are all in their new place now.
         self._reconfigure_log(config)
         self._lanes.limit_datagrams(self._limits.udp_sessions(config))
-        taken = {bound_address(sock).port for sock in sockets.values()} if before else set()
         for key, listener in before.items():
-            self._retire(key, listener, replaced=bound_address(listener.sock).port in taken)
+            self._retire(key, listener, handshakes=True)
         settle_datagrams(config, self._lanes, self._listeners)
         self._revocation.apply(config, self._lanes.judge)
         self._destinations = destinations
@@ -280,10 +279,10 @@ class Forwarder:
             return listener
         return self._lanes.change_lane(listener, choice, service)
 
-    def _retire(self, key: PortKey, listener: Listening, *, replaced: bool = False) -> None:
+    def _retire(self, key: PortKey, listener: Listening, *, handshakes: bool = False) -> None:
         address = bound_address(listener.sock)
         ours = all(bound_address(sock) != address for sock in self._inherited)
-        self._lanes.retire(key, listener, ours=ours, replaced=replaced)
+        self._lanes.retire(key, listener, ours=ours, handshakes=handshakes)
 
     def _refresh(self, destination: Destination) -> None:
         looping = self._loops.refresh()

@@ -246,7 +246,7 @@ class Lanes:
             for rule, lost, forged in self._lane.lost():
                 self._account.native_lost(rule, lost, forged)
 
-    def retire(self, key: PortKey, listening: Listening, *, ours: bool = True, replaced: bool = False) -> None:
+    def retire(self, key: PortKey, listening: Listening, *, ours: bool = True, handshakes: bool = False) -> None:
         """Serve those who are in the queue, then close the socket; see `Retired.take`.
 
         (Those who wait for a place of the rule's own limit wait for its sessions of the Python lane: the reactors count
@@ -258,7 +258,7 @@ class Lanes:
             return
         listening.release()
         last = Listener(self._loop, listening.sock, listening.service, self.tasks)
-        self._retired.take(last, ours=ours, replaced=replaced)
+        self._retired.take(last, ours=ours, handshakes=handshakes)
 
     def close_retired(self) -> None:
         """Have done with listeners that still wait, for handshakes or for places; their addresses are free then."""

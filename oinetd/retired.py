@@ -14,8 +14,8 @@ from oinetd.sockets import queue_length, stop_queueing
 __all__ = ["Retired"]
 
 HANDSHAKE_S = 0.5
-"""How long a listener that was replaced waits for the last part of handshakes that began with it: a round trip of
-nearly every client, and short enough for somebody who wants the address for another program."""
+"""How long a listener waits for the last part of handshakes that began with it: a round trip of nearly every client,
+and short enough for somebody who wants the address for another program."""
 QUEUE_S = 10.0
 """How long those in the queue of a listener that has gone may wait for a place where a limit is reached."""
 QUEUE_LOOK_S = 0.05
@@ -31,19 +31,19 @@ class Retired:
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def take(self, listener: Listener, *, ours: bool, replaced: bool) -> None:
+    def take(self, listener: Listener, *, ours: bool, handshakes: bool) -> None:
         """Serve the queue of a listener that has not been started, and close its socket.
 
         Where a limit is reached clients wait for a place, at most `QUEUE_S`. `ours` is False for a descriptor of a
-        socket that somebody else holds too, and that stays as it is. Where it is `replaced`, another listener takes
-        its clients: handshakes that are under way may still end here.
+        socket that somebody else holds too, and that stays as it is. `handshakes` says to wait for those that are under
+        way, for `HANDSHAKE_S`: to their clients the connection is there already.
         """
         deaf = ours and stop_queueing(listener.sock)
         listener.empty_queue()
-        if deaf and (replaced or queue_length(listener.sock)):
+        if deaf and (handshakes or queue_length(listener.sock)):
             listener.start()
             now = self._loop.time()
-            until = now + HANDSHAKE_S if replaced else now
+            until = now + HANDSHAKE_S if handshakes else now
             self._waiting[listener] = self._loop.call_at(until, self._look, listener, now + QUEUE_S)
         else:
             listener.sock.close()

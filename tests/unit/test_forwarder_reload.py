@@ -320,6 +320,18 @@ async def test_a_rule_that_goes_lets_its_sessions_live(upstream: tuple[str, int]
         assert forwarder.stats().rules[one].accepted == 1
 
 
+async def test_a_rule_that_goes_lets_handshakes_end(upstream: tuple[str, int], settings: Settings) -> None:
+    """To the client the connection is there, while its last packet of the handshake is still under way."""
+    async with Forwarder(Config(rules=(rule(upstream),), settings=settings)) as forwarder:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)  # that packet waits for something to carry
+            sock.connect(bound(forwarder))
+            client = Peer(sock)
+            await forwarder.reload(Config(settings=settings))
+            assert not forwarder.addresses
+            assert await exchange(client)
+
+
 async def test_a_rule_that_goes_at_the_limit_serves_its_queue(upstream: tuple[str, int], settings: Settings) -> None:
     one, two = rule(upstream, f"127.0.0.1 {free_port()}"), rule(upstream)
     config = Config(rules=(one, two), settings=settings, max_connections=1)

@@ -18,7 +18,7 @@ from libc.string cimport memcpy
 
 from atomic cimport oi_add, oi_get, oi_put
 from linux cimport (
-    EAGAIN, ECONNRESET, EINTR, EINVAL, ENOMEM, ENOSYS, EPERM, EPIPE, IPPROTO_TCP, MSG_NOSIGNAL, SPLICE_F_MOVE,
+    EAGAIN, ECONNRESET, EINTR, EINVAL, EIO, ENOMEM, ENOSYS, EPERM, EPIPE, IPPROTO_TCP, MSG_NOSIGNAL, SPLICE_F_MOVE,
     SPLICE_F_NONBLOCK, TCP_MAXSEG, c_assert, c_getsockopt, c_read, c_recv, c_send, c_splice, errno, socklen_t,
 )
 from policy cimport RELAY_AUTO, Policy
@@ -266,8 +266,10 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
             if not target.wr:
                 return WAITS
             moved = flow_write(reactor, self, target)
-            c_assert(moved != 0)
             if moved > 0:
+                continue
+            if moved == 0:      # no kernel should say so of bytes that are there; asking again might never end
+                side_fail(target, EIO)
                 continue
             if moved == -EAGAIN:
                 target.wr = 0

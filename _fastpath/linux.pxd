@@ -7,7 +7,7 @@ cdef extern from "<errno.h>" nogil:
     enum:
         EACCES, EAGAIN, EINTR, EINPROGRESS, EINVAL, ENOSYS, EPERM, EPIPE, EMFILE, ENFILE, ENOBUFS, ENOMEM
         ECONNRESET, ECONNABORTED, EPROTO, ETIMEDOUT, ECANCELED, EAFNOSUPPORT, EADDRNOTAVAIL, ENETDOWN, EHOSTUNREACH
-        ENOENT, ECONNREFUSED, ENOTCONN, ENOPROTOOPT, ELOOP
+        ENOENT, ECONNREFUSED, ENOTCONN, ENOPROTOOPT, ELOOP, EIO
 
 cdef extern from "<assert.h>" nogil:
     # NDEBUG stays undefined: the invariants are checked in production too.

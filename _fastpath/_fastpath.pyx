@@ -607,6 +607,13 @@ cdef class Core:
         for index in range(self.hub.reactor_count):
             self._order(ORDER_TRIM, <uint64_t> index << 32, -1, None)
 
+    def epolls(self):
+        return [self.hub.reactors[i].epoll_fd for i in range(self.hub.reactor_count)] if self.running else []
+
+    def abandon(self):
+        self.running = False
+        self.permits.core = None
+
     def set_own_listeners(self, listeners):
         cdef Address address
         cdef OwnListener *table = <OwnListener *> calloc(len(listeners) + 1, sizeof(OwnListener))

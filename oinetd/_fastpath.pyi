@@ -190,6 +190,10 @@ class Core:
         """End the UDP sessions that wait for no answer, or have done so for two seconds."""
     def trim_udp_sessions(self) -> None:
         """End the sessions above the bound of `udp_permits`, those that were silent for longest."""
+    def epolls(self) -> list[int]:
+        """The descriptors of the reactors' epolls."""
+    def abandon(self) -> None:
+        """To be called in a child of the process, which has no reactor: nothing waits for one from here."""
     def set_own_listeners(self, listeners: Sequence[tuple[_Place, bool]]) -> None:
         """The UDP sockets of this process, in the order of their ports, and whether they take no IPv4.
 

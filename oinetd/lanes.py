@@ -23,6 +23,7 @@ from oinetd.engine.lane import NativeLane
 from oinetd.engine.native import DataPlane, NativeEngine, available
 from oinetd.engine.portable import PortableEngine
 from oinetd.errors import EngineUnavailable
+from oinetd.forking import Held
 from oinetd.listener import Listener
 from oinetd.loops import Bound, Loops
 from oinetd.model import AccessRule, Config, Endpoint, EngineChoice, Route, Rule
@@ -114,6 +115,7 @@ class Lanes:
         self._retired = Retired(loop)
         self._each = True
         self._quiet_at = 0.0
+        self._held = Held(self.poller)
 
     def choose(self, config: Config, rule: Rule) -> Choice:
         """How `rule` is to be served. Raises `EngineUnavailable` where it insists on what cannot be had."""
@@ -164,6 +166,7 @@ class Lanes:
                 threads=config.threads,
                 busy_poll_us=config.busy_poll_us,
             )
+            self._held.core = self._plane.core
             self._engine = NativeEngine(self._plane)
             self._lane = NativeLane(
                 self._plane,
@@ -181,6 +184,7 @@ class Lanes:
 
     def serve(self, choice: Choice, sock: socket.socket, service: Service) -> Listening:
         """Serve `sock` by `choice` from now on; where the reactors cannot take it, in the Python lane."""
+        self._held.listening.add(sock)
         if choice.native:
             assert self._lane is not None
             kind = ReactorDatagrams if service.route.bind.protocol is Transport.UDP else ReactorListener
@@ -290,7 +294,7 @@ class Lanes:
         return self._lane.sessions() if self._lane is not None else []
 
     def kill(self, session_id: int) -> bool:
-        """End one session of either lane; False where there is none of this number."""
+        """End one session; False where there is none of this number."""
         live = self._account.live.get(session_id)
         if live is not None:
             live.kill()

@@ -71,6 +71,10 @@ class Poller:
             self._loop.call_soon(self._take_turns)
         self._again.append(turn)
 
+    def epolls(self) -> list[int]:
+        """The descriptor of its epoll, as long as it is open."""
+        return [] if self._epoll.closed else [self._epoll.fileno()]
+
     def close(self) -> None:
         """Let go of the loop. Nothing is called afterwards."""
         if not self._epoll.closed:

@@ -15,7 +15,7 @@ LAYERS = (
     "model _fastpath descriptors logfile",
     "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
     "engine.datagrams connect_result",
-    "config access client_watch hooks sockets logline refusals pidfile messages process_context engine.buffers "
+    "config access client_watch forking hooks sockets logline refusals pidfile messages process_context engine.buffers "
     "engine.running",
     "engine resolver journal invocation hosts capacity address_order address_health",
     "destination ports namecheck",

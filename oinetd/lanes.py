@@ -251,10 +251,9 @@ class Lanes:
                 self._account.native_lost(rule, lost, forged)
 
     def retire(self, key: PortKey, listening: Listening, *, ours: bool = True, handshakes: bool = False) -> None:
-        """Serve those who are in the queue, then close the socket; see `Retired.take`.
+        """Serve those in the queue, then close the socket; see `Retired.take`. UDP closes with its last session.
 
-        (Those who wait for a place of the rule's own limit wait for its sessions of the Python lane: the reactors count
-        theirs apart.) A UDP socket closes with the last session that it is needed for.
+        (Who waits for a place of the rule's own limit waits for its sessions of the Python lane.)
         """
         if isinstance(listening, DatagramListener | ReactorDatagrams):
             self.lingering[key] = listening

@@ -251,10 +251,7 @@ class Lanes:
                 self._account.native_lost(rule, lost, forged)
 
     def retire(self, key: PortKey, listening: Listening, *, ours: bool = True, handshakes: bool = False) -> None:
-        """Serve those in the queue, then close the socket; see `Retired.take`. UDP closes with its last session.
-
-        (Who waits for a place of the rule's own limit waits for its sessions of the Python lane.)
-        """
+        """Serve those in the queue, then close the socket; see `Retired.take`. UDP closes with its last session."""
         if isinstance(listening, DatagramListener | ReactorDatagrams):
             self.lingering[key] = listening
             listening.linger(lambda: self.lingering.pop(key, None))

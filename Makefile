@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMMA  := ,
 NATIVE := $(wildcard _fastpath/*.pyx _fastpath/*.pxd _fastpath/*.py)
+BENCH  := bench/pyproject.toml $(wildcard bench/native/*)
 
 # Where `make install` installs; DESTDIR, for those who make packages, stands before all of it.
 PREFIX   ?= /usr/local
@@ -37,8 +38,8 @@ check: $(VENV)/check-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 _fastpath
-	$(BIN)/stubtest oinetd._fastpath oinetd._bench
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 _fastpath bench/native
+	$(BIN)/stubtest oinetd._fastpath bench._native
 
 # The engine tests under the address, undefined-behaviour and thread sanitizers, on a build of its own.
 sanitize: $(VENV)/test-ready
@@ -87,7 +88,7 @@ install-files:
 	@install -m 644 conf/oinetd.conf conf/oinetd.socket $(SHARE)/oinetd/
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info oinetd/_*.so _fastpath/*.c
+	rm -rf $(VENV) build dist *.egg-info oinetd/_*.so _fastpath/*.c bench/build bench/*.egg-info bench/_*.so bench/native/*.c
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -106,11 +107,11 @@ $(VENV)/built: $(BIN)/python pyproject.toml $(NATIVE)
 	@$(call INSTALL,--editable .,oinetd is not built)
 	@touch $@
 
-$(VENV)/test-ready: $(VENV)/built
+$(VENV)/test-ready: $(VENV)/built $(BENCH)
 	@echo 'installing what the tests need'
-	@$(call INSTALL,--editable '.[test]',the tests cannot run)
+	@$(call INSTALL,--editable '.[test]' --editable bench,the tests cannot run)
 	@touch $@
 
 $(VENV)/check-ready: $(VENV)/test-ready
-	@$(call INSTALL,--editable '.[test$(COMMA)check$(COMMA)bench]',the checks cannot run)
+	@$(call INSTALL,--editable '.[test$(COMMA)check]',the checks cannot run)
 	@touch $@

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from bench.fastpath import native
+from bench.extension import native
 
 CONNECT_PATIENCE_S = 30.0
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from bench.client import answer, ready
-from bench.fastpath import native
+from bench.extension import native
 
 __all__ = ["ECHO", "TELL", "ask_count", "exchange", "head", "settled", "verify"]
 

@@ -71,7 +71,9 @@ def _commit() -> str:
 
     try:
         commit = git("rev-parse", "--short=12", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "oinetd", "_fastpath", "bench/*.py")
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", "oinetd", "_fastpath", "bench/*.py", "bench/native"
+        )
     except FileNotFoundError:
         return "n/a"
     return f"{commit or 'n/a'}{'+' if changed else ''}"

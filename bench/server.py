@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 
-from bench.fastpath import native
+from bench.extension import native
 
 BACKLOG = 16384
 

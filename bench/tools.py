@@ -71,7 +71,7 @@ def need_libraries(*modules: str) -> None:
 
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise ToolMissing(f"{', '.join(missing)} not installed: pip install 'oinetd[bench]'")
+        raise ToolMissing(f"{', '.join(missing)} not installed: pip install -e bench")
 
 
 @functools.cache

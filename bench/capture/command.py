@@ -13,7 +13,7 @@ from bench.capture.output import TINY, print_rows, verdicts, write_csv, write_pl
 from bench.capture.trial import IPERF, MODES, PAYLOADS, Load, Row, Trial, TrialSettings
 from bench.capture.watch import Watched, routes_of_config, routes_of_rules, watch
 from bench.errors import BenchError
-from bench.fastpath import native
+from bench.extension import native
 from bench.machine import describe
 from bench.plan import Plan
 from bench.stand import Stand

@@ -16,7 +16,7 @@ from bench.capture.portfilter import NOTHING, PortFilter, attachable
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from oinetd._bench import Capture
+    from bench._native import Capture
 
 __all__ = ["KernelCount", "Ring"]
 

@@ -19,7 +19,7 @@ from bench.capture.portfilter import PortFilter
 from bench.capture.ring import Ring
 from bench.capture.streams import Stream
 from bench.errors import BenchError
-from bench.fastpath import native
+from bench.extension import native
 
 __all__ = ["BLOCK_BYTES", "SNAPLEN", "main", "sniffer_arguments"]
 

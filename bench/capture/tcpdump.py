@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.capture.ring import KernelCount
 from bench.capture.streams import Stream
 from bench.errors import BenchError
-from bench.fastpath import native
+from bench.extension import native
 from bench.tools import need
 
 __all__ = ["LISTENING", "parse_counts", "read_pcap", "tcpdump_command"]

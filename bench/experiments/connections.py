@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from bench.experiment import Case, Experiment
 from bench.experiments.latency import run_client
-from bench.fastpath import native
+from bench.extension import native
 from bench.results import Sample
 from bench.stand import Running, Stand
 

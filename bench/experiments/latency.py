@@ -12,7 +12,7 @@ from rich.console import Console
 from bench import netperf
 from bench.errors import BenchError
 from bench.experiment import Case, Experiment
-from bench.fastpath import native
+from bench.extension import native
 from bench.histogram import percentiles_us
 from bench.meter import Spent, metered
 from bench.programs import python_command

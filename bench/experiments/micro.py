@@ -21,7 +21,7 @@ from bench.allocations import AllocationCounter
 from bench.errors import BenchError
 from bench.experiment import Case, Experiment, Options
 from bench.experiments.latency import own_client, run_client
-from bench.fastpath import native
+from bench.extension import native
 from bench.pprof import encode
 from bench.profiling import sample_stacks
 from bench.results import Result, Sample

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from bench.errors import BenchError
 from bench.experiment import Case, Experiment
 from bench.experiments.latency import load_figures, run_client
-from bench.fastpath import native
+from bench.extension import native
 from bench.programs import descriptor_limit, python_command
 from bench.results import Sample
 from bench.stand import Running, Stand

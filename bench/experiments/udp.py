@@ -10,7 +10,7 @@ from typing import Any
 from bench.errors import BenchError
 from bench.experiment import Case, Experiment
 from bench.experiments.latency import run_client
-from bench.fastpath import native
+from bench.extension import native
 from bench.histogram import percentiles_us
 from bench.meter import Spent
 from bench.programs import python_command

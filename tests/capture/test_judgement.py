@@ -15,7 +15,7 @@ from bench.capture.traffic import Sent
 from bench.capture.trial import Row
 from bench.errors import BenchError
 
-pytest.importorskip("oinetd._bench")
+pytest.importorskip("bench._native")
 output = pytest.importorskip("bench.capture.output", reason="the bench extra is not installed")
 watch = pytest.importorskip("bench.capture.watch")
 rich = pytest.importorskip("rich.console")

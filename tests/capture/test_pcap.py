@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.capture.packets import ACK, FIN, SYN, Packet, block
 
-Capture = pytest.importorskip("oinetd._bench").Capture
+Capture = pytest.importorskip("bench._native").Capture
 
 TALK = [
     Packet(999, flags=SYN),

@@ -23,7 +23,7 @@ from bench.capture.tcpdump import read_pcap
 from bench.capture.traffic import RECEIVE_QUEUE, SEND_QUEUE, Sent, queue_seq
 from bench.programs import listening_ports, wait_until
 
-pytest.importorskip("oinetd._bench")
+pytest.importorskip("bench._native")
 output = pytest.importorskip("bench.capture.output", reason="the bench extra is not installed")
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a packet capture needs root")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bench.capture.streams import Stream, covered_within, missing_within
 from tests.capture.packets import ACK, FIN, RST, SYN, Packet, block
 
-Capture = pytest.importorskip("oinetd._bench").Capture
+Capture = pytest.importorskip("bench._native").Capture
 
 INITIAL = st.one_of(st.integers(0, 2**32 - 1), st.integers(2**32 - 3000, 2**32 - 1))
 SEGMENTS = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 400)), max_size=60)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.capture.packets import BLOCK_HEADER_BYTES, STATUS_LOSING, Packet, block
 
-Capture = pytest.importorskip("oinetd._bench").Capture
+Capture = pytest.importorskip("bench._native").Capture
 
 PACKETS = st.lists(
     st.builds(

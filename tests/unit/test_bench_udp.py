@@ -27,7 +27,7 @@ from bench.subjects.datagram import datagram_subjects
 from bench.topology import Loopback
 from oinetd.config import parse_config, render_config
 
-_bench = pytest.importorskip("oinetd._bench")
+_bench = pytest.importorskip("bench._native")
 
 ROUTE = Route("127.0.0.1", 5001, "127.0.0.1", 5002)
 

@@ -3,7 +3,7 @@
 """The measuring tools of the bench: its load client, and the reader of packet rings.
 
 What runs without Python is in the `.pxd` files: `load*` for the client, `capture`, `segment`, `interval`, `stream` and
-`pcap` for the ring. The data plane uses nothing of it. The stub `oinetd/_bench.pyi` says what everything is for.
+`pcap` for the ring. The data plane uses nothing of it. The stub `bench/_native.pyi` says what everything is for.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t

@@ -1,4 +1,4 @@
-"""The measuring tools of the bench: its load client, and the reader of packet rings (see `_fastpath/`).
+"""The measuring tools of the bench: its load client, and the reader of packet rings (see `native/`).
 
 Only the bench imports this. A refused system call is an `OSError`.
 """

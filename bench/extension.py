@@ -1,4 +1,4 @@
-"""The native part of the bench's load client, which lives in an extension of its own."""
+"""The native part of the bench: its load client and the reader of packet rings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["native"]
 def native() -> ModuleType:
     """The extension. Raises `ToolMissing` where it is not built: a load client in Python would measure itself."""
     try:
-        from oinetd import _bench
+        from bench import _native
     except ImportError as error:
         raise ToolMissing(
-            f"the extension with the load client is not built ({error}): pip install -e . with a C compiler"
+            f"the bench's extension is not built ({error}): pip install -e bench, with a C compiler and Python.h"
         ) from None
-    return _bench
+    return _native

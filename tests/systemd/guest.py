@@ -190,7 +190,7 @@ def install(files: Path) -> None:
     """Put oinetd into `files`, a root folder, as `make install` does, without building it anew."""
     packages = files / "usr/lib/python3/dist-packages"
     packages.mkdir(parents=True)
-    left_out = shutil.ignore_patterns("__pycache__", "_bench*")
+    left_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "oinetd", packages / "oinetd", ignore=left_out)
     found = importlib.util.find_spec("uvloop")
     if found is not None and found.origin is not None:

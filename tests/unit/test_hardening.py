@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 ENDBR64 = b"\xf3\x0f\x1e\xfa"
 
 
-@pytest.fixture(params=["oinetd._fastpath", "oinetd._bench"])
+@pytest.fixture(params=["oinetd._fastpath"])
 def extension(request: pytest.FixtureRequest) -> Path:
     found = importlib.util.find_spec(request.param)
     if found is None or found.origin is None:

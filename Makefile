@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMMA  := ,
-NATIVE := $(wildcard _fastpath/*.pyx _fastpath/*.pxd _fastpath/*.py)
+NATIVE := $(wildcard _fastpath/*.pyx _fastpath/*/*.pxd _fastpath/*.py)
 BENCH  := bench/pyproject.toml $(wildcard bench/native/*)
 
 # Where `make install` installs; DESTDIR, for those who make packages, stands before all of it.
@@ -77,7 +77,7 @@ install: $(BIN)/python install-files
 install-files:
 	@install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)/etc/logrotate.d
 	@install -d $(SHARE)/man/man8 $(SHARE)/man/man5 $(SHARE)/oinetd
-	@printf '#!%s -I\nimport sys\n\nfrom oinetd.cli import main\n\nsys.exit(main())\n' $(INSTALLED_PYTHON) \
+	@printf '#!%s -I\nimport sys\n\nfrom oinetd.process.cli import main\n\nsys.exit(main())\n' $(INSTALLED_PYTHON) \
 	  > $(DESTDIR)$(PREFIX)/bin/oinetd
 	@chmod 755 $(DESTDIR)$(PREFIX)/bin/oinetd
 	@sed 's|/usr/bin/oinetd|$(PREFIX)/bin/oinetd|' conf/oinetd.service \

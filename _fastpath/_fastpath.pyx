@@ -15,48 +15,48 @@ import socket
 
 cimport cython
 
-from access cimport Access, Pattern, access_decide
-from address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_text
-from atomic cimport oi_add, oi_get, oi_put, oi_show, oi_swap
-from command cimport (
+from shared.access cimport Access, Pattern, access_decide
+from base.address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_text
+from base.atomic cimport oi_add, oi_get, oi_put, oi_show, oi_swap
+from state.command cimport (
     all_exited, emptiest, listener_add, listener_remove, listener_replace, post, post_all, reactor_joins,
     reactor_leaves, snapshot_take, tell_of_room,
 )
-from datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
-from datagram_send cimport Sent, batch_send
-from gate cimport (
+from state.datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
+from state.datagram_send cimport Sent, batch_send
+from shared.gate cimport (
     Budget as BudgetState, Gate, budget_drop, budget_is_short, budget_new, gate_drop, gate_enter, gate_hold, gate_leave,
     gate_new, source_count, source_enter, source_leave,
 )
-from inbox cimport (
+from shared.inbox cimport (
     LETTER_ABORT_ALL, LETTER_JUDGE, LETTER_KILL, LETTER_PAIR, LETTER_PIPES, LETTER_RETRY, LETTER_SNAPSHOT,
     LETTER_STOP, Letter,
 )
-from linux cimport (
+from base.linux cimport (
     AF_INET, AF_INET6, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
     c_close, c_fcntl, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_join, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock, sockaddr_in, sockaddr_in6, usleep,
 )
-from listener cimport unix_time
-from policy cimport Policy, policy_drop, policy_hold
-from flow cimport SCRATCH_BYTES
-from own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
-from return_address cimport ReturnAddress
-from ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm, ring_peek, ring_pop
-from slot cimport CHUNK_SLOTS, Conn
-from source cimport Prefix
-from state cimport REACTORS_MAX, Hub, Reactor, Snapshot
-from target cimport (
+from tcp.listener cimport unix_time
+from shared.policy cimport Policy, policy_drop, policy_hold
+from tcp.flow cimport SCRATCH_BYTES
+from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
+from state.return_address cimport ReturnAddress
+from shared.ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm, ring_peek, ring_pop
+from state.connection_slab cimport CHUNK_SLOTS, Conn
+from shared.source cimport Prefix
+from state.reactor cimport REACTORS_MAX, Hub, Reactor, Snapshot
+from shared.target cimport (
     ADDRESSES_MAX, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold, targets_pick,
     targets_rank, targets_remember,
 )
-from tally cimport TALLIES, Tally, tally_add
-from thread cimport hub_free, hub_new, hub_shut, reactor_free, reactor_new, reactor_start
-from udp_order cimport (
+from shared.totals cimport TALLIES, Tally, tally_add
+from reactor.thread cimport hub_free, hub_new, hub_shut, reactor_free, reactor_new, reactor_start
+from udp.order cimport (
     ORDER_ADD, ORDER_COUNT, ORDER_LINGER, ORDER_QUIET, ORDER_REMOVE, ORDER_RENEW, ORDER_REPLACE, ORDER_REVOKE,
     ORDER_TRIM, least_listening, order_give,
 )
-from udp_state cimport Session
+from state.udp_state cimport Session
 
 
 def _number(path):
@@ -275,7 +275,7 @@ cdef class Permits:
 
 
 cdef int _compile(Access *access, list lists) except -1:
-    """Copy four lists of (kind, bytes); kinds are those of `oinetd.pattern.Kind`."""
+    """Copy four lists of (kind, bytes); kinds are those of `oinetd.core.pattern.Kind`."""
     cdef Pattern *pattern
     cdef bytes data
     access.empty = not any(lists)

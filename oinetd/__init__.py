@@ -4,8 +4,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from oinetd.account import RuleStats, Stats
     from oinetd.config import load_config, parse_config, parse_rule, render_config
+    from oinetd.core.record import Ending, RelayResult, SessionRecord
+    from oinetd.core.registry import RuleStats, Stats
     from oinetd.errors import BindError, ConfigError, EngineUnavailable, OinetdError, Problem
     from oinetd.forwarder import Forwarder
     from oinetd.model import (
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
         SourcePrefix,
         Verb,
     )
-    from oinetd.ports import BoundAddress
-    from oinetd.record import Ending, RelayResult, SessionRecord
+    from oinetd.net.ports import BoundAddress
 
 __all__ = [
     "AccessRule",
@@ -67,11 +67,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "oinetd.account": ("RuleStats", "Stats"),
+    "oinetd.core.registry": ("RuleStats", "Stats"),
     "oinetd.config": ("load_config", "parse_config", "parse_rule", "render_config"),
     "oinetd.errors": ("BindError", "ConfigError", "EngineUnavailable", "OinetdError", "Problem"),
     "oinetd.forwarder": ("Forwarder",),
-    "oinetd.ports": ("BoundAddress",),
+    "oinetd.net.ports": ("BoundAddress",),
     "oinetd.model": (
         "AccessRule",
         "Config",
@@ -90,7 +90,7 @@ _HOMES = {
         "SourcePrefix",
         "Verb",
     ),
-    "oinetd.record": ("Ending", "RelayResult", "SessionRecord"),
+    "oinetd.core.record": ("Ending", "RelayResult", "SessionRecord"),
 }
 """Where each name comes from. It is imported when it is asked for: who wants the version, a checked configuration or an
 error class does not wait for the event loop."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from oinetd.cli import main
+from oinetd.process.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,8 @@
-"""The native data plane (see `_fastpath/`). Imported by `oinetd.engine.native` and, for datagrams, `oinetd.udp`.
+"""The native data plane (see `_fastpath/`). Imported by `oinetd.lanes.native` and, for batches of
+datagrams, by `oinetd.net`.
 
 Addresses are numeric text. Durations are milliseconds where the name says so, 0 being "off"; a refused system call is
-an `OSError`. Rows are plain tuples, in the order that `oinetd.engine.native.Row` names.
+an `OSError`. Rows are plain tuples, in the order that `oinetd.lanes.native.plane.Row` names.
 """
 
 from collections.abc import Sequence
@@ -83,7 +84,8 @@ class Permits:
 class Rules:
     """What is in force for a listener or a pair; immutable. `tag` comes back in every row that goes by it.
 
-    `access` is global allow, global deny, own allow, own deny: pairs of kind and bytes as `oinetd.pattern` makes them.
+    `access` is global allow, global deny, own allow, own deny: pairs of kind and bytes as
+    `oinetd.core.pattern` makes them.
     `relay` is 0 auto, 1 copy, 2 splice. More than 16 addresses are a `ValueError`. What `before` knows of its addresses
     is kept for those that are the same.
     Connections come from the first of `sources` that is of the destination's family, where there are any, and from
@@ -231,7 +233,7 @@ class Core:
 
 @final
 class DatagramBatch:
-    """Datagrams of one `receive`, until the next one; see `_fastpath/datagram.pxd`. Of one thread.
+    """Datagrams of one `receive`, until the next one; see `_fastpath/state/datagram.pxd`. Of one thread.
 
     The bytes that name a sender are the same for the same client and the same address of ours that it wrote to, and
     for no other; they are what `send` takes.

@@ -94,7 +94,7 @@ _T = TypeVar("_T")
 _REMEDIES: Final = {
     "AccessRule": 'such as AccessRule(Verb.DENY, "192.0.2.*")',
     "Config": "parse_config makes one of a text, load_config of a file",
-    "Rule": "Rule.parse makes one of a text",
+    "Rule": "parse_rule makes one of a text",
 }
 
 

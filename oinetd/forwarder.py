@@ -14,25 +14,25 @@ import socket
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
-from oinetd.access import access_control
-from oinetd.account import Stats
-from oinetd.announcement import listening, no_longer
 from oinetd.bounds import check_type
-from oinetd.datagrams import settle_datagrams
-from oinetd.destination import Destination, DestinationState
-from oinetd.destinations import Destinations
-from oinetd.hooks import Admit, Hook, Hooks
-from oinetd.journal import Journal
-from oinetd.lanes import Choice, Lanes, Listening
-from oinetd.limits import Limits
-from oinetd.loops import Loops
+from oinetd.core.access import access_control
+from oinetd.core.hooks import Admit, Hook, Hooks
+from oinetd.core.record import SessionRecord
+from oinetd.core.registry import Stats
+from oinetd.core.revocation import Revocation
+from oinetd.core.service import Callbacks, Service
+from oinetd.lanes.choose import Choice, Lanes, Listening
+from oinetd.lanes.datagrams import settle_datagrams
+from oinetd.lanes.limits import Limits
+from oinetd.lanes.unresolved import Unresolved
 from oinetd.model import Config, LogSettings, Protocol, Route
-from oinetd.ports import BoundAddress, Port, PortKey, open_ports, plan_ports
-from oinetd.record import SessionRecord
-from oinetd.revocation import Revocation
-from oinetd.session import Callbacks, Service
-from oinetd.sockets import Address, bound_address, start_listening
-from oinetd.unresolved import Unresolved
+from oinetd.net.ports import BoundAddress, Port, PortKey, open_ports, plan_ports
+from oinetd.net.sockets import Address, bound_address, start_listening
+from oinetd.observe.announcement import listening, no_longer
+from oinetd.observe.connection_log import Journal
+from oinetd.upstream.destination import Destination, DestinationState
+from oinetd.upstream.destinations import Destinations
+from oinetd.upstream.loops import Loops
 
 __all__ = ["BoundAddress", "Forwarder"]
 
@@ -136,9 +136,10 @@ class Forwarder:
             self._limits.close()
             await self._hooks.close()
             self._journal.end_gaps()
-            with contextlib.suppress(RuntimeError):  # A thread, if there can be one: a dead disk takes two seconds.
+            try:  # A dead disk takes two seconds.
                 await self._loop.run_in_executor(None, self._journal.close)
-            self._journal.close()
+            except RuntimeError:  # no thread can be had
+                self._journal.close()
             for sock in self._inherited:
                 sock.close()
             self._stopped.set()

@@ -260,16 +260,6 @@ class Rule:
         if not self.connect.port:
             raise ConfigError(Problem("port 0 cannot be a destination", self.origin.file, self.origin.line))
 
-    @classmethod
-    def parse(cls, text: str) -> Rule:
-        """A rule from one line of the language, such as `"0.0.0.0 8080 example.org 80 [relay=splice]"`.
-
-        Raises `ConfigError` where the line is not exactly one rule.
-        """
-        from oinetd.config import parse_rule  # the one upward import: the language belongs to `config`
-
-        return parse_rule(text)
-
     @property
     def identity(self) -> Endpoint | Rule:
         """What makes it the same rule over a reload: where it listens, or all of it where the port is the kernel's."""

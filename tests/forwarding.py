@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oinetd import Config, Forwarder, Rule, SessionRecord
+from oinetd.config import parse_rule
 from tests.peers import Peer, dial
 
 
 def rule(upstream: tuple[str, int], bind: str = "127.0.0.1 0", options: str = "") -> Rule:
     """`bind` forwarded to `upstream`; `options` is what stands between the brackets."""
-    return Rule.parse(f"{bind} {upstream[0]} {upstream[1]}" + (f" [{options}]" if options else ""))
+    return parse_rule(f"{bind} {upstream[0]} {upstream[1]}" + (f" [{options}]" if options else ""))
 
 
 def bound(forwarder: Forwarder, nth: int = 0) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -98,6 +99,21 @@ def tcp_pair(receive_bytes: int = 0, family: int = socket.AF_INET) -> tuple[sock
     for sock in (first, second):
         sock.setblocking(False)
     return first, second
+
+
+def free_range(count: int) -> int:
+    """The first of `count` TCP ports in a row that nobody has, below those that the kernel chooses from."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    for first in range(11_000 + 1000 * worker, 12_000 + 1000 * worker, count):
+        with contextlib.ExitStack() as held:
+            try:
+                for port in range(first, first + count):
+                    sock = held.enter_context(socket.socket())
+                    sock.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+        return first
+    raise AssertionError("no range of free ports")
 
 
 async def until(condition: Callable[[], Any], what: str = "the condition", patience_s: float = 30.0) -> Any:

@@ -54,7 +54,7 @@ def _configuration(words: list[str], directory: Path) -> Path:
             return directory / value
         if option.startswith("--conf-file="):
             return directory / option.partition("=")[2]
-    from oinetd.cli import CONF_FILES
+    from oinetd.process.cli import CONF_FILES
 
     for name in CONF_FILES:
         if Path(name).exists():

@@ -16,7 +16,7 @@ __all__ = ["oinetd_subjects"]
 _DEFAULT_BUFFER = 65536
 
 # uvloop out of reach, oinetd takes asyncio's own loop.
-_WITHOUT_UVLOOP = "import sys; sys.modules['uvloop'] = None; from oinetd.cli import main; sys.exit(main())"
+_WITHOUT_UVLOOP = "import sys; sys.modules['uvloop'] = None; from oinetd.process.cli import main; sys.exit(main())"
 
 
 class Oinetd(Subject):
@@ -49,7 +49,7 @@ class Oinetd(Subject):
             self.name += f"×{threads}"
 
     def unavailable(self, topology: Topology) -> str | None:
-        if find_spec("oinetd") is None or find_spec("oinetd.cli") is None:
+        if find_spec("oinetd") is None or find_spec("oinetd.process.cli") is None:
             return "oinetd is not installed: pip install -e ."
         if self.engine == "native" and find_spec("oinetd._fastpath") is None:
             return "oinetd's extension is not built: pip install -e . with a C compiler"

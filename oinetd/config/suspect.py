@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from oinetd.config.mistake import Mistake
 from oinetd.config.printed import printed_example
-from oinetd.pattern import Kind, PatternError, compile_pattern
+from oinetd.core.pattern import Kind, PatternError, compile_pattern
 
 __all__ = ["suspect_pattern"]
 

@@ -22,8 +22,8 @@ from oinetd.bounds import (
 )
 from oinetd.config.address import parse_host
 from oinetd.config.mistake import Mistake, did_you_mean, shown
+from oinetd.core.pattern import PatternError, compile_pattern
 from oinetd.model import KeepAlive, SourcePrefix
-from oinetd.pattern import PatternError, compile_pattern
 
 __all__ = [
     "AccessPattern",

@@ -80,7 +80,7 @@ def test_it_writes_to_the_log_after_the_forks(background: Start, tmp_path: Path)
 
 
 def test_one_that_is_killed_during_the_start(background: Start, tmp_path: Path) -> None:
-    code = "import os, oinetd.daemon\noinetd.daemon.Daemon.prepare = lambda *_: os.kill(os.getpid(), 9)\n"
+    code = "from oinetd.process.daemon import Daemon as D; import os; D.prepare = lambda *_: os.kill(os.getpid(), 9)\n"
     (tmp_path / "sitecustomize.py").write_text(code)
     daemon = background(RULE, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert daemon.answer.returncode == 71

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from oinetd import cli
-from oinetd.invocation import Options
 from oinetd.model import Config
+from oinetd.process import cli
+from oinetd.process.invocation import Options
 from tests.daemon.process import (
     PATIENCE_S,
     ROOT,
@@ -216,7 +216,7 @@ def test_the_name_of_rinetd(
         Path(each).touch()
     called: list[Options] = []
     monkeypatch.setattr(cli, "CONF_FILES", files)
-    monkeypatch.setattr("oinetd.daemon.run", lambda options: called.append(options) or 0)
+    monkeypatch.setattr("oinetd.process.daemon.run", lambda options: called.append(options) or 0)
     monkeypatch.setattr(sys, "argv", [name, *words])
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert cli.main() == 0

@@ -149,9 +149,9 @@ def test_a_pid_file_that_cannot_be_removed_any_more_is_empty(oinetd: Start, tmp_
 
 WATCH = """
 import os, sys
-import oinetd.privileges
+import oinetd.process.privileges
 
-def assume(self, real=oinetd.privileges.Identity.assume):
+def assume(self, real=oinetd.process.privileges.Identity.assume):
     entries = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
     sockets = sum("socket:" in os.readlink(each) for each in entries if os.path.lexists(each))
     print("threads", len(os.listdir("/proc/self/task")), "sockets", sockets, file=sys.stderr)
@@ -162,7 +162,7 @@ class Late:
     def find_spec(self, name, path=None, target=None):
         print("late import of", name, file=sys.stderr)
 
-oinetd.privileges.Identity.assume = assume
+oinetd.process.privileges.Identity.assume = assume
 """
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from oinetd.engine import Engine, Meter
-from oinetd.engine.native import DataPlane, NativeEngine, available
-from oinetd.engine.portable import PortableEngine
+from oinetd.core.engine import Engine, Meter
+from oinetd.core.record import RelayResult
+from oinetd.lanes.native.plane import DataPlane, NativeEngine, available
+from oinetd.lanes.python.relay import PortableEngine
 from oinetd.model import RelayMode, Settings
-from oinetd.poller import Poller
-from oinetd.record import RelayResult
-from oinetd.sockets import tune
+from oinetd.net.poller import Poller
+from oinetd.net.sockets import tune
 from tests.peers import Peer, tcp_pair
 
 

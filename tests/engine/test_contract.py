@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from oinetd.record import Ending
+from oinetd.core.record import Ending
 from tests.engine.rig import Rig
 from tests.peers import Peer, pattern, until
 

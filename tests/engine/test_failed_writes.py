@@ -7,11 +7,11 @@ import errno
 import socket
 from typing import Any
 
-from oinetd.engine import Meter
-from oinetd.engine.portable import PortableEngine
+from oinetd.core.engine import Meter
+from oinetd.core.record import Ending
+from oinetd.lanes.python.relay import PortableEngine
 from oinetd.model import Settings
-from oinetd.poller import Poller
-from oinetd.record import Ending
+from oinetd.net.poller import Poller
 from tests.peers import Peer, tcp_pair
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from oinetd.record import Ending
+from oinetd.core.record import Ending
 from tests.engine.rig import ENGINES, Relaying
 from tests.peers import PIECE, Peer, pattern
 

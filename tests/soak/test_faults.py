@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from oinetd.engine.native import available
+from oinetd.lanes.native.plane import available
 from tests.soak.effort import SECONDS, TIMEOUT_S, Effort
 
 HERE = Path(__file__).parent

@@ -25,9 +25,9 @@ def loaded(program: str) -> set[str]:
     "program",
     [
         "import oinetd; oinetd.__version__, dir(oinetd)",
-        "from oinetd import Config, ConfigError, Ending, Rule, parse_config; Rule.parse('127.0.0.1 1 h.example 1')",
-        "from oinetd.cli import main; main(['-v'])",
-        f"from oinetd.cli import main; assert main(['-t', '-c', {str(CONF)!r}]) == 0",
+        "from oinetd import Config, ConfigError, parse_config, parse_rule; parse_rule('127.0.0.1 1 h.example 1')",
+        "from oinetd.process.cli import main; main(['-v'])",
+        f"from oinetd.process.cli import main; assert main(['-t', '-c', {str(CONF)!r}]) == 0",
     ],
 )
 def test_it_is_light(program: str) -> None:
@@ -57,4 +57,4 @@ def test_types_are_of_what_is_there(tmp_path: Path) -> None:
     errors = [line for line in done.stdout.splitlines() if "error:" in line]
     assert len(errors) == 1, done.stdout
     assert "nonsense" in errors[0]
-    assert "-> oinetd.account.Stats" in done.stdout
+    assert "-> oinetd.core.registry.Stats" in done.stdout

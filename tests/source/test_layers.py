@@ -1,61 +1,62 @@
-"""A module imports only from layers above its own: one table, and the one exception by name."""
+"""What the folders promise: a module imports only downwards, nothing goes in circles, the lanes do not know each other.
+
+Three trees are held to it: `oinetd/`, the Cython sources of `_fastpath/`, and `bench/`.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2] / "oinetd"
+ROOT = Path(__file__).parents[2]
 
-LAYERS = (
-    "bounds errors safe_open systemlog",
-    "model _fastpath descriptors logfile",
-    "record pattern gate poller linewriter notify background inherited eventloop greeter privileges engine.cores "
-    "engine.datagrams connect_result",
-    "config access client_watch forking hooks sockets logline refusals pidfile messages process_context engine.buffers "
-    "engine.running",
-    "engine resolver journal invocation hosts capacity address_order address_health",
-    "destination ports namecheck",
-    "loops name_wait",
-    "dialer account destinations announcement engine.flow engine.native",
-    "engine.serving",
-    "engine.rows",
-    "engine.portable engine.lane summary limits revocation",
-    "session",
-    "listener udp reactors",
-    "retired",
+FLOORS = (
+    "bounds errors _fastpath",
+    "model",
+    "net",
+    "upstream",
+    "core",
+    "config",
+    "observe",
+    "lanes.python lanes.native",
     "lanes",
-    "unresolved datagrams",
     "forwarder",
     "",  # the package itself: the public names
-    "demo daemon",
-    "cli",
+    "process",
     "__main__",
 )
-"""From the top down."""
+"""Folders and single modules of `oinetd/`, the lowest first. Those of one line do not import each other."""
 
-PACKAGES = ("config", "udp")
-"""Packages with an order of their own, which count as one."""
+NATIVE_FLOORS = ("base", "shared", "state", "tcp", "udp", "reactor")
+"""Folders of `_fastpath/`, the lowest first."""
 
-LAYER = {module: number for number, layer in enumerate(LAYERS) for module in layer.split() or [""]}
+EXTENSION_KNOWN_TO = ("lanes.native.", "net.offload", "net.datagrams", "net.forged")
+"""The only importers of the extension: the native lane, and the batches of datagrams."""
 
-EXCEPTIONS = {("model", "config")}
-"""`Rule.parse` is what a program looks for in the model; the language it takes belongs to `config`."""
-
-MODULES = sorted(ROOT.rglob("*.py"))
+FLOOR = {place: number for number, floor in enumerate(FLOORS) for place in floor.split() or [""]}
 
 
-def name_of(path: Path) -> str:
-    """The module's name within the package, as the table has it."""
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
-    return next((package for package in PACKAGES if name.startswith(f"{package}.")), name)
+def modules(package: str) -> dict[str, Path]:
+    """The modules of a package by their dotted names."""
+    root = ROOT / package
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        if ".venv" not in path.parts:
+            name = ".".join((package, *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
+            found[name] = path
+    return found
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """What is imported of the package when the program runs."""
+OINETD = modules("oinetd")
+BENCH = modules("bench")
+
+
+def imports(tree: ast.AST, known: Mapping[str, Path]) -> Iterator[str]:
+    """Modules of `known` that are imported when the program runs, also inside functions; not for type checkers only."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
@@ -65,34 +66,100 @@ def imports(tree: ast.AST) -> Iterator[str]:
             assert not node.level, "relative imports hide where a name comes from"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                yield whole if _is_module(whole) else str(node.module)
-        yield from imports(node)
+                yield whole if whole in known or whole.endswith("._fastpath") else str(node.module)
+        yield from imports(node, known)
 
 
-def _is_module(name: str) -> bool:
-    path = ROOT.parent.joinpath(*name.split("."))
-    return path.with_suffix(".py").exists() or path.is_dir() or name == "oinetd._fastpath"
+def graph(known: Mapping[str, Path]) -> dict[str, set[str]]:
+    """What each module of `known` imports of the others."""
+    return {
+        name: {found for found in imports(ast.parse(path.read_text()), known) if found in known} - {name}
+        for name, path in known.items()
+    }
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_it_imports_only_from_above(path: Path) -> None:
-    own = name_of(path)
-    assert own in LAYER, "the module has no place in the table"
-    for imported in imports(ast.parse(path.read_text())):
-        if imported != "oinetd" and not imported.startswith("oinetd."):
-            continue
-        name = imported.removeprefix("oinetd").removeprefix(".")
-        name = next((package for package in PACKAGES if name.startswith(f"{package}.")), name)
-        if (name == own and own in PACKAGES) or (own, name) in EXCEPTIONS:
-            continue
-        assert LAYER[name] < LAYER[own], f"{own} imports {name}, which is not above it"
+def native_graph() -> dict[str, set[str]]:
+    """What each file of `_fastpath/` cimports of the others."""
+    root = ROOT / "_fastpath"
+    found = {}
+    for path in sorted(root.rglob("*.pxd")):
+        if path.stem != "__init__" and path.parent != root:
+            name = ".".join(path.relative_to(root).with_suffix("").parts)
+            cimports = re.findall(r"^from ([\w.]+) cimport", path.read_text(), re.MULTILINE)
+            found[name] = {each for each in cimports if root.joinpath(*each.split(".")).with_suffix(".pxd").exists()}
+    return found
+
+
+def circle(edges: Mapping[str, set[str]]) -> list[str]:
+    """One circle of `edges`, or nothing."""
+    done: set[str] = set()
+    path: list[str] = []
+
+    def visit(name: str) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        path.append(name)
+        for other in sorted(edges.get(name, ())):
+            if found := visit(other):
+                return found
+        path.pop()
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(edges) if (found := visit(name))), [])
+
+
+def floor_of(name: str) -> tuple[int, str]:
+    """The floor of a module of `oinetd`, and the place in the table that it belongs to."""
+    parts = name.split(".")[1:]
+    for length in range(len(parts), -1, -1):
+        place = ".".join(parts[:length])
+        if place in FLOOR and (place or not parts):
+            return FLOOR[place], place
+    raise AssertionError(f"{name} has no place in the table")
+
+
+@pytest.mark.parametrize("name", sorted(OINETD))
+def test_a_module_imports_only_downwards(name: str) -> None:
+    floor, place = floor_of(name)
+    for imported in imports(ast.parse(OINETD[name].read_text()), OINETD):
+        if imported == "oinetd" or imported.startswith("oinetd."):
+            other, its_place = floor_of(imported)
+            assert other < floor or its_place == place, f"{name} imports {imported}, which is not below it"
 
 
 def test_the_table_has_no_more_than_there_is() -> None:
-    assert set(LAYER) - {"_fastpath"} == {name_of(path) for path in MODULES}
+    assert {floor_of(name)[1] for name in OINETD} | {"_fastpath"} == set(FLOOR)
 
 
-def test_only_its_engine_knows_the_extension() -> None:
-    for path in MODULES:
-        if "oinetd._fastpath" in imports(ast.parse(path.read_text())):
-            assert name_of(path).startswith("engine."), path
+@pytest.mark.parametrize("known", [OINETD, BENCH], ids=["oinetd", "bench"])
+def test_nothing_goes_in_circles(known: Mapping[str, Path]) -> None:
+    assert circle(graph(known)) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+
+
+def test_only_its_lane_knows_the_extension() -> None:
+    for name, path in OINETD.items():
+        if "oinetd._fastpath" in imports(ast.parse(path.read_text()), OINETD):
+            assert name.removeprefix("oinetd.").startswith(EXTENSION_KNOWN_TO), name
+
+
+def test_the_product_does_not_know_the_bench() -> None:
+    for name, path in OINETD.items():
+        assert not any(found.partition(".")[0] == "bench" for found in imports(ast.parse(path.read_text()), {})), name
+
+
+def test_native_files_cimport_only_downwards() -> None:
+    floors = {folder: number for number, folder in enumerate(NATIVE_FLOORS)}
+    edges = native_graph()
+    assert {name.partition(".")[0] for name in edges} == set(NATIVE_FLOORS)
+    for name, cimports in edges.items():
+        for other in cimports:
+            mine, its = floors[name.partition(".")[0]], floors[other.partition(".")[0]]
+            assert its <= mine, f"{name} cimports {other}, which is not below it"
+    assert circle(edges) == []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from oinetd.engine.native import available
 from oinetd.errors import EngineUnavailable
-from oinetd.lanes import Lanes
+from oinetd.lanes.choose import Lanes
+from oinetd.lanes.native.plane import available
 
 LANES = ["python", "batches", "native"]
 

@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
-from oinetd import Forwarder, SessionRecord, parse_config, resolver
-from oinetd.sockets import Address, is_numeric, lookup
+from oinetd import Forwarder, SessionRecord, parse_config
+from oinetd.net import resolver
+from oinetd.net.sockets import Address, is_numeric, lookup
 from tests.peers import until
 
 PATIENCE_S = 30.0

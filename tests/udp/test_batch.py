@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oinetd.engine.native import available
-from oinetd.sockets import Address, bind_datagrams
-from oinetd.udp.batch import MESSAGES_MAX, Batch, new_batch
+from oinetd.lanes.native.plane import available
+from oinetd.net.datagrams import MESSAGES_MAX, Batch, new_batch
+from oinetd.net.sockets import Address, bind_datagrams
 from tests.peers import pattern
 
 LARGEST = 65507

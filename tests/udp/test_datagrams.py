@@ -400,8 +400,8 @@ async def test_events_come_in_pairs_for_those_killed_early() -> None:
 
 
 async def test_the_next_address_after_a_refusal(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oinetd import resolver
-    from oinetd.sockets import Address
+    from oinetd.net import resolver
+    from oinetd.net.sockets import Address
 
     def both(host: str, port: int = 0) -> tuple[Address, ...]:
         return tuple(Address(socket.AF_INET, (each, port)) for each in ("127.0.0.4", "127.0.0.5"))

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from oinetd.udp.forged import is_forged
+from oinetd.net.forged import is_forged
 from tests.peers import until
 from tests.udp.network import FOUR, SIX, own_network
 from tests.udp.rig import Party, echo, serving

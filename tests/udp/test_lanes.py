@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oinetd import Ending, SessionRecord, parse_config
-from oinetd.engine.native import available
+from oinetd.lanes.native.plane import available
 from tests.daemon.process import own_address
 from tests.peers import pattern, until
 from tests.udp.rig import Party, Served, echo, serving

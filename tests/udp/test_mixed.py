@@ -8,11 +8,11 @@ import socket
 from typing import Any
 
 import pytest
+from oinetd.lanes.choose.python.udp import plane
 
 from oinetd import Ending
-from oinetd.udp import plane
-from oinetd.udp.leg import PIECE_BYTES
-from oinetd.udp.session import HELD_DATAGRAMS_MAX, HELD_SESSION_BYTES_MAX
+from oinetd.lanes.python.udp.leg import PIECE_BYTES
+from oinetd.lanes.python.udp.session import HELD_DATAGRAMS_MAX, HELD_SESSION_BYTES_MAX
 from tests.daemon.process import own_address
 from tests.peers import Peer, dial, echo, pattern, server, until
 from tests.udp import rig

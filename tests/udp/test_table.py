@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oinetd.account import RuleAccount
-from oinetd.gate import LocalGate
+from oinetd.core.admission import LocalGate
+from oinetd.core.record import Ending
+from oinetd.core.registry import RuleAccount
+from oinetd.lanes.python.udp.table import GRAIN_S, HELD_BYTES_MAX, Queue, SessionTable
 from oinetd.model import Endpoint, Rule, RuleOptions
-from oinetd.record import Ending
-from oinetd.udp.table import GRAIN_S, HELD_BYTES_MAX, Queue, SessionTable
 
 
 class Clock:

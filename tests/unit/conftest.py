@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from oinetd import EngineChoice, Settings
-from oinetd.engine.native import available
+from oinetd.lanes.native.plane import available
 from tests.peers import echo, server
 
 LANES = [EngineChoice.PYTHON] if available() else [EngineChoice.PYTHON, EngineChoice.NATIVE]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from oinetd.access import AccessControl, Verdict, glob_match
+from oinetd.core.access import AccessControl, Verdict, glob_match
+from oinetd.core.pattern import Kind, PatternError, compile_access, compile_pattern
 from oinetd.model import AccessRule, Verb
-from oinetd.pattern import Kind, PatternError, compile_access, compile_pattern
 
 ALLOWED, NOT_ALLOWED, DENIED = Verdict.ALLOWED, Verdict.NOT_ALLOWED, Verdict.DENIED
 

@@ -7,15 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from oinetd.account import Account, Live, RuleAccount
-from oinetd.engine.native import available, new_permits
-from oinetd.gate import Gate, LocalGate
+from oinetd.config import parse_rule
+from oinetd.core.admission import Gate, LocalGate
+from oinetd.core.record import Ending, SessionRecord
+from oinetd.core.registry import Account, Live, RuleAccount
+from oinetd.lanes.native.plane import available, new_permits
 from oinetd.model import Rule
-from oinetd.record import Ending, SessionRecord
 
 
 def rule(text: str = "127.0.0.1 8000 127.0.0.1 80") -> Rule:
-    return Rule.parse(text)
+    return parse_rule(text)
 
 
 @pytest.fixture(params=["local", "native"])

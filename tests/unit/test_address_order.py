@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oinetd.address_order import HOLD_MAX_MS, HOLD_MS, AddressOrder, is_of_the_server
 from oinetd.bounds import ADDRESSES_MAX
-from oinetd.engine.native import available, compile_rules
+from oinetd.lanes.native.plane import available, compile_rules
 from oinetd.model import Settings
-from oinetd.sockets import Address
+from oinetd.net.sockets import Address
+from oinetd.upstream.address_order import HOLD_MAX_MS, HOLD_MS, AddressOrder, is_of_the_server
 
 NOW = 1_000_000
 

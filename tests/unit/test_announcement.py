@@ -7,11 +7,11 @@ import socket
 
 import pytest
 
-from oinetd import Rule
-from oinetd.announcement import listening, no_longer
+from oinetd.config import parse_rule
 from oinetd.model import Protocol, Route
-from oinetd.ports import PortKey
-from oinetd.sockets import Address
+from oinetd.net.ports import PortKey
+from oinetd.net.sockets import Address
+from oinetd.observe.announcement import listening, no_longer
 from tests.forwarding import forwarding, rule
 from tests.peers import echo, server
 
@@ -23,7 +23,7 @@ def at(port: int, host: str = "127.0.0.1") -> Address:
 
 
 def routes(text: str) -> list[Route]:
-    return list(Rule.parse(text).routes())
+    return list(parse_rule(text).routes())
 
 
 def test_a_range_is_one_line() -> None:
@@ -59,7 +59,7 @@ def test_what_does_not_follow_is_told_apart() -> None:
 
 
 def test_udp_listeners_say_so() -> None:
-    rule = Rule.parse("127.0.0.1 53-54/udp h.example 53-54")
+    rule = parse_rule("127.0.0.1 53-54/udp h.example 53-54")
     served = [(route, at(route.bind.port), "so") for route in rule.routes()]
     assert list(listening(served)) == ["listening on 127.0.0.1:53-54/udp, forwarding to h.example 53-54 (so)"]
 

@@ -287,10 +287,10 @@ def test_ports_of_services_are_those_of_the_system() -> None:
 
 
 class TestParseRule:
-    """`Rule.parse` and `parse_rule`: exactly one rule."""
+    """`parse_rule`: exactly one rule."""
 
     def test_rule(self) -> None:
-        rule = Rule.parse("0.0.0.0 80 192.0.2.1 8080 [relay=splice, max-connections=100]  # x\n")
+        rule = parse_rule("0.0.0.0 80 192.0.2.1 8080 [relay=splice, max-connections=100]  # x\n")
         assert rule.bind == RULE.bind
         assert rule.options == RuleOptions(relay=RelayMode.SPLICE, max_connections=100)
 

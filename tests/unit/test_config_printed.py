@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from oinetd.access import glob_match
 from oinetd.config.printed import printed_example
+from oinetd.core.access import glob_match
 
 ALPHABET = "0123456789abcdef:.*?%[f01:.**"
 

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from oinetd import AccessRule, Config, ConfigError, Endpoint, Forwarder, Rule, Verb
+from oinetd.config import parse_rule
 
 RULE = "127.0.0.1 8080 127.0.0.1 80"
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a text as a rule": (
         {"rules": (RULE,)},
-        f"'{RULE}' is not of type Rule; Rule.parse makes one of a text",
+        f"'{RULE}' is not of type Rule; parse_rule makes one of a text",
     ),
     "a text as all rules": ({"rules": RULE}, f"'{RULE}' is not a tuple of Rule"),
     "a text as an access rule": (
@@ -37,7 +38,7 @@ def test_an_access_rule_of_a_rule() -> None:
 
 
 def test_a_list_will_do() -> None:
-    rules: Any = [Rule.parse(RULE)]
+    rules: Any = [parse_rule(RULE)]
     assert list(Config(rules=rules, access=(AccessRule(Verb.DENY, "10.*"),)).rules) == rules
 
 

@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-import oinetd.destination
-import oinetd.resolver
+import oinetd.net.resolver
+import oinetd.upstream.destination
 from oinetd import Config, ConfigError, Rule
-from oinetd.destination import FAILURES_BEFORE_LOOKUP, Destination
-from oinetd.destinations import Destinations
-from oinetd.hosts import names_of
+from oinetd.config import parse_rule
 from oinetd.model import NOWHERE, Endpoint, Origin, RuleOptions
-from oinetd.sockets import Address, lookup
+from oinetd.net.sockets import Address, lookup
+from oinetd.upstream.destination import FAILURES_BEFORE_LOOKUP, Destination
+from oinetd.upstream.destinations import Destinations
+from oinetd.upstream.hosts import names_of
 from tests.peers import until
 
 V4 = Address(socket.AF_INET, ("192.0.2.1", 0))
@@ -48,8 +49,8 @@ class Resolver:
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
     resolver = Resolver()
-    monkeypatch.setattr(oinetd.resolver, "lookup", resolver)
-    monkeypatch.setattr(oinetd.destination, "LOOKUP_PAUSE_S", 0.0)
+    monkeypatch.setattr(oinetd.net.resolver, "lookup", resolver)
+    monkeypatch.setattr(oinetd.upstream.destination, "LOOKUP_PAUSE_S", 0.0)
     return resolver
 
 
@@ -116,7 +117,7 @@ async def test_failures_in_a_row_ask_again(destination: Destination, resolver: R
 async def test_failures_do_not_flood_the_resolver(
     destination: Destination, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oinetd.destination, "LOOKUP_PAUSE_S", 3600.0)
+    monkeypatch.setattr(oinetd.upstream.destination, "LOOKUP_PAUSE_S", 3600.0)
     resolver.may_answer.clear()
     destination._looked_up_at = -3600.0
     for _ in range(100):
@@ -181,8 +182,8 @@ async def test_after_the_stop_nothing_is_asked(destination: Destination, resolve
 async def test_each_host_is_asked_for_once(resolver: Resolver) -> None:
     config = Config(
         rules=(
-            Rule.parse("127.0.0.1 1000-1999 name.example 2000-2999"),
-            Rule.parse("127.0.0.1 80 name.example 80 [src=127.0.0.5]"),
+            parse_rule("127.0.0.1 1000-1999 name.example 2000-2999"),
+            parse_rule("127.0.0.1 80 name.example 80 [src=127.0.0.5]"),
         )
     )
     destinations = Destinations(config)
@@ -207,7 +208,7 @@ async def test_an_empty_source_address_is_none(resolver: Resolver) -> None:
 async def test_all_mistakes_are_told_at_once(resolver: Resolver) -> None:
     rules = [f"127.0.0.1 {port} no-{port}.invalid 80 [src=neither-{port}.invalid]" for port in (1, 2)]
     with pytest.raises(ConfigError) as failure:
-        await Destinations(Config(rules=tuple(map(Rule.parse, rules)))).resolve()
+        await Destinations(Config(rules=tuple(map(parse_rule, rules)))).resolve()
     said = [problem.message for problem in failure.value.problems]
     assert len(said) == 4
     assert sum("source address" in message for message in said) == 2
@@ -215,7 +216,7 @@ async def test_all_mistakes_are_told_at_once(resolver: Resolver) -> None:
 
 async def test_cancelled_while_it_asks(resolver: Resolver) -> None:
     resolver.may_answer.clear()
-    destinations = Destinations(Config(rules=(Rule.parse("127.0.0.1 1 name.example 1"),)))
+    destinations = Destinations(Config(rules=(parse_rule("127.0.0.1 1 name.example 1"),)))
     resolving = asyncio.create_task(destinations.resolve())
     await until(lambda: resolver.asked)
     resolving.cancel()

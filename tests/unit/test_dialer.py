@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import pytest
 
-import oinetd.dialer
-from oinetd.destination import Destination
-from oinetd.dialer import Dialed, Dialer
+import oinetd.lanes.python.dialer
+from oinetd.core.record import Ending
+from oinetd.core.service import Dialed
+from oinetd.lanes.python.dialer import Dialer
 from oinetd.model import KeepAlive, Settings
-from oinetd.poller import Poller
-from oinetd.record import Ending
-from oinetd.sockets import Address, open_upstream
+from oinetd.net.poller import Poller
+from oinetd.net.sockets import Address, open_upstream
+from oinetd.upstream.destination import Destination
 from tests.peers import Peer, tcp_pair, until
 
 
@@ -246,7 +247,7 @@ def only_port(patch: pytest.MonkeyPatch, port: int) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", port << 16 | port))
         return sock
 
-    patch.setattr(oinetd.dialer, "open_upstream", narrow)
+    patch.setattr(oinetd.lanes.python.dialer, "open_upstream", narrow)
 
 
 def free_ports(host: str) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The native access rules give the verdicts of `oinetd.access`, whatever the rules and whoever the client."""
+"""The native access rules give the verdicts of `oinetd.core.access`, whatever the rules and whoever the client."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oinetd.access import AccessControl, Verdict
-from oinetd.engine.native import available, compile_rules
+from oinetd.core.access import AccessControl, Verdict
+from oinetd.lanes.native.plane import available, compile_rules
 from oinetd.model import AccessRule, Settings, Verb
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oinetd.engine.cores import usable_cores
-from oinetd.engine.native import ENDINGS, available
-from oinetd.gate import LocalGate
+from oinetd.core.admission import LocalGate
+from oinetd.core.record import Ending
+from oinetd.lanes.native.cores import usable_cores
+from oinetd.lanes.native.plane import ENDINGS, available
 from oinetd.model import SourcePrefix
-from oinetd.record import Ending
 
 WHOLE = SourcePrefix(32, 128)
 """Each address is a source."""

@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oinetd.engine import Meter
-from oinetd.engine.buffers import BufferPool
-from oinetd.engine.flow import FLOW_NEXT, Flow, FlowEvent, FlowState, Side
-from oinetd.poller import READABLE, WRITABLE
+from oinetd.core.engine import Meter
+from oinetd.lanes.python.buffers import BufferPool
+from oinetd.lanes.python.flow import FLOW_NEXT, Flow, FlowEvent, FlowState, Side
+from oinetd.net.poller import READABLE, WRITABLE
 
 FINAL = {FlowState.ENDED, FlowState.LOST}
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-import oinetd.destination
-import oinetd.resolver
+import oinetd.net.resolver
+import oinetd.upstream.destination
 from oinetd import Config, Ending, Forwarder, KeepAlive, Settings
-from oinetd.journal import Journal
-from oinetd.sockets import Address, lookup
+from oinetd.net.sockets import Address, lookup
+from oinetd.observe.connection_log import Journal
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
 from tests.peers import Peer, dial, pattern, server, until
 
@@ -143,8 +143,8 @@ async def test_a_name_as_source_address(settings: Settings, monkeypatch: pytest.
             while await source() != host:
                 pass
 
-    monkeypatch.setattr(oinetd.resolver, "lookup", resolve)
-    monkeypatch.setattr(oinetd.destination, "LOOKUP_PAUSE_S", 0.0)
+    monkeypatch.setattr(oinetd.net.resolver, "lookup", resolve)
+    monkeypatch.setattr(oinetd.upstream.destination, "LOOKUP_PAUSE_S", 0.0)
     async with server(tell_source) as upstream:
         by_time = rule(upstream, options="src=out.example, dns-refresh=0.01")
         async with forwarding(by_time, settings=settings) as forwarder:
@@ -388,7 +388,7 @@ def test_a_storm_of_signals_is_survived(settings: Settings, loop: str) -> None:
 PROGRAM = """
 import asyncio
 
-from oinetd import BindError, Config, ConfigError, Forwarder, Rule, SessionRecord, Stats
+from oinetd import BindError, Config, ConfigError, Forwarder, SessionRecord, Stats, parse_rule
 
 
 async def admit(record: SessionRecord) -> bool:
@@ -401,7 +401,7 @@ def closed(record: SessionRecord) -> None:
 
 
 async def main() -> int:
-    config = Config(rules=(Rule.parse("127.0.0.1 0 example.org 80"),), max_connections=10)
+    config = Config(rules=(parse_rule("127.0.0.1 0 example.org 80"),), max_connections=10)
     try:
         async with Forwarder(config, admit=admit, on_close=closed) as forwarder:
             for address in forwarder.addresses:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 
-import oinetd.retired
+import oinetd.lanes.python.retired
 from oinetd import (
     AccessRule,
     BindError,
@@ -28,7 +28,7 @@ from oinetd import (
     Settings,
     Verb,
 )
-from oinetd.destinations import Destinations
+from oinetd.upstream.destinations import Destinations
 from tests.forwarding import bound, echoes, exchange, rule
 from tests.peers import Peer, dial, server, until
 
@@ -357,7 +357,7 @@ async def test_a_rule_that_goes_at_the_limit_serves_its_queue(upstream: tuple[st
 async def test_who_waits_for_a_place_too_long_is_reset(
     upstream: tuple[str, int], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oinetd.retired, "QUEUE_S", 0.1)
+    monkeypatch.setattr(oinetd.lanes.python.retired, "QUEUE_S", 0.1)
     one = rule(upstream, f"127.0.0.1 {free_port()}")
     config = Config(rules=(one,), settings=settings, max_connections=1)
     async with Forwarder(config) as forwarder:

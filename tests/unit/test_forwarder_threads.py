@@ -8,8 +8,9 @@ import logging
 
 import pytest
 
-from oinetd import EngineChoice, Forwarder, Rule, Settings
-from oinetd.engine.native import available
+from oinetd import EngineChoice, Forwarder, Settings
+from oinetd.config import parse_rule
+from oinetd.lanes.native.plane import available
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
 from tests.peers import Peer, dial, until
 from tests.udp.rig import Party
@@ -108,8 +109,8 @@ async def test_nothing_is_lost_while_the_number_changes(upstream: tuple[str, int
 
 async def test_udp_sessions_stay_with_their_reactor() -> None:
     with udp_echo() as upstream, Party() as client, Party() as newcomer:
-        one = Rule.parse(f"127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp")
-        other = Rule.parse(f"127.0.0.2 0/udp 127.0.0.1 {upstream.address[1]}/udp")
+        one = parse_rule(f"127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp")
+        other = parse_rule(f"127.0.0.2 0/udp 127.0.0.1 {upstream.address[1]}/udp")
         seen = Seen()
         async with forwarding(one, other, seen=seen, settings=NATIVE, threads=2) as forwarder:
             for number in range(2):

@@ -8,8 +8,9 @@ import socket
 
 import pytest
 
-import oinetd.hooks
+import oinetd.core.hooks
 from oinetd import Config, Ending, Forwarder, SessionRecord, Settings
+from oinetd.config import parse_rule
 from tests.forwarding import bound, exchange, rule
 from tests.peers import Peer, dial, until
 from tests.udp.rig import Party, echo
@@ -91,7 +92,7 @@ async def test_an_admit_that_raises_anything_refuses_datagrams(caplog: pytest.Lo
     closed: list[SessionRecord] = []
     with echo() as upstream, Party() as client:
         there = rule(upstream.address, "127.0.0.1 0/udp", "")
-        there = type(there).parse(f"127.0.0.1 0/udp {upstream.address[0]} {upstream.address[1]}/udp")
+        there = parse_rule(f"127.0.0.1 0/udp {upstream.address[0]} {upstream.address[1]}/udp")
         async with Forwarder(Config(rules=(there,)), admit=admit, on_close=closed.append) as forwarder:
             client.send(b"let me in", bound(forwarder))
             await until(lambda: closed)
@@ -143,7 +144,7 @@ async def test_a_stop_waits_for_the_last_hooks(upstream: tuple[str, int], settin
 async def test_a_hook_that_never_ends_is_cancelled(
     upstream: tuple[str, int], settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(oinetd.hooks, "LAST_HOOKS_S", 0.05)
+    monkeypatch.setattr(oinetd.core.hooks, "LAST_HOOKS_S", 0.05)
     cancelled: list[int] = []
 
     async def closed(record: SessionRecord) -> None:

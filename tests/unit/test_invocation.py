@@ -7,8 +7,8 @@ import errno
 import pytest
 
 from oinetd.errors import BindError, ConfigError, EngineUnavailable, OinetdError, Problem
-from oinetd.invocation import Options, exit_code
 from oinetd.model import Config, Endpoint, EngineChoice, RelayMode, Rule, RuleOptions, Settings
+from oinetd.process.invocation import Options, exit_code
 
 RULE = Rule(
     Endpoint("0", 80),

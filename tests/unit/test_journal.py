@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from oinetd import linewriter
+from oinetd.core.record import Ending, SessionRecord
 from oinetd.errors import ConfigError
-from oinetd.journal import Journal
-from oinetd.linewriter import BATCH_BYTES_MAX, LineWriter
 from oinetd.model import Endpoint, LogFormat, LogSettings, Rule
-from oinetd.record import Ending, SessionRecord
+from oinetd.observe import writer as linewriter
+from oinetd.observe.connection_log import Journal
+from oinetd.observe.writer import BATCH_BYTES_MAX, LineWriter
 
 ROUTE = next(Rule(Endpoint("0.0.0.0", 8080), Endpoint("example.org", 80)).routes())
 WAIT_S = 30.0
@@ -122,7 +122,7 @@ def test_dash_is_standard_output(capfd: pytest.CaptureFixture[str], troubles: li
 def test_a_broken_pipe_does_not_end_a_program_with_sigpipe_at_its_default() -> None:
     program = """
 import os, signal
-from oinetd.linewriter import LineWriter
+from oinetd.observe.writer import LineWriter
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 read_end, write_end = os.pipe()
 os.close(read_end)

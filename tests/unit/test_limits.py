@@ -6,8 +6,9 @@ import logging
 
 import pytest
 
-import oinetd.capacity
-from oinetd import Config, Rule, Settings, SourcePrefix
+import oinetd.core.capacity
+from oinetd import Config, Settings, SourcePrefix
+from oinetd.config import parse_rule
 from tests.forwarding import Seen, bound, exchange, forwarding, rule
 from tests.peers import Peer, dial, until
 from tests.udp.rig import Party
@@ -66,7 +67,7 @@ async def test_who_was_counted_with_another_prefix_leaves_the_table_as_it_was(
 async def test_udp_sessions_of_a_network_are_those_of_one_source(settings: Settings) -> None:
     with udp_echo() as upstream:
         options = "[max-connections-per-source=2]"
-        one = Rule.parse(f"127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp {options}")
+        one = parse_rule(f"127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp {options}")
         seen = Seen()
         async with forwarding(one, seen=seen, settings=settings, source_prefix=SourcePrefix(24, 64)) as forwarder:
             parties = [Party(source) for source in SOURCES]
@@ -81,8 +82,8 @@ async def test_udp_sessions_of_a_network_are_those_of_one_source(settings: Setti
 async def test_a_full_rule_is_told_once_and_so_is_its_end(
     upstream: tuple[str, int], settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oinetd.capacity, "CALM_S", 0.2)
-    monkeypatch.setattr(oinetd.capacity, "LOOK_S", 0.02)
+    monkeypatch.setattr(oinetd.core.capacity, "CALM_S", 0.2)
+    monkeypatch.setattr(oinetd.core.capacity, "LOOK_S", 0.02)
     caplog.set_level(logging.INFO, "oinetd")
     one = rule(upstream, options="max-connections=2")
 
@@ -121,7 +122,7 @@ async def test_udp_sessions_and_connections_share_the_descriptors(
 ) -> None:
     """UDP has at most half of them, and then the one that was silent for longest goes."""
     with udp_echo() as datagrams:
-        rules = (rule(upstream), Rule.parse(f"127.0.0.1 0/udp 127.0.0.1 {datagrams.address[1]}/udp"))
+        rules = (rule(upstream), parse_rule(f"127.0.0.1 0/udp 127.0.0.1 {datagrams.address[1]}/udp"))
         async with forwarding(*rules, settings=settings) as forwarder:
             tcp, udp = bound(forwarder, 0), bound(forwarder, 1)
             budget = forwarder._limits.descriptors.budget

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-import oinetd.listener
+import oinetd.lanes.python.listener
 from oinetd import Ending, EngineChoice, SessionRecord, Settings
-from oinetd.engine.native import available
-from oinetd.listener import ACCEPT_BATCH, Listener
+from oinetd.lanes.native.plane import available
+from oinetd.lanes.python.listener import ACCEPT_BATCH, Listener
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
 from tests.peers import Peer, dial, until
 
@@ -106,9 +106,9 @@ def descriptors() -> Iterator[None]:
 async def test_no_descriptor_pauses_and_recovers(
     upstream: tuple[str, int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oinetd.listener, "PAUSE_S", 0.01)
-    monkeypatch.setattr(oinetd.listener, "PAUSE_MAX_S", 0.02)
-    monkeypatch.setattr(oinetd.listener, "CALM_S", 0.5)
+    monkeypatch.setattr(oinetd.lanes.python.listener, "PAUSE_S", 0.01)
+    monkeypatch.setattr(oinetd.lanes.python.listener, "PAUSE_MAX_S", 0.02)
+    monkeypatch.setattr(oinetd.lanes.python.listener, "CALM_S", 0.5)
     caplog.set_level(logging.INFO, "oinetd")
     async with forwarding(rule(upstream), settings=PYTHON) as forwarder:
         old = await dial(bound(forwarder))

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from oinetd.logline import ROUTES_MAX, STATUS, RinetdLines, line_format
+from oinetd.core.record import Ending, SessionRecord
 from oinetd.model import Endpoint, LogFormat, Origin, Route, Rule
-from oinetd.record import Ending, SessionRecord
+from oinetd.observe.formats import ROUTES_MAX, STATUS, RinetdLines, line_format
 
 RULE = Rule(Endpoint("0.0.0.0", 8080), Endpoint("example.org", 80), origin=Origin("/etc/oinetd.conf", 7))
 NOON = calendar.timegm((2026, 11, 21, 12, 0, 0)) + 0.25

@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-import oinetd.resolver
+import oinetd.net.resolver
 from oinetd import Forwarder, parse_config
-from oinetd.engine.native import available
-from oinetd.loops import Bound, Leg, find_loops, is_local
+from oinetd.core.record import Ending
+from oinetd.lanes.native.plane import available
 from oinetd.model import Protocol
-from oinetd.record import Ending
-from oinetd.sockets import lookup
+from oinetd.net.sockets import lookup
+from oinetd.upstream.loops import Bound, Leg, find_loops, is_local
 from tests.forwarding import Seen, bound, echoes
-from tests.peers import dial, echo, server, until
+from tests.peers import dial, echo, free_range, server, until
 from tests.udp.rig import Party, serving
 from tests.udp.rig import echo as datagram_echo
 
@@ -116,8 +116,8 @@ async def test_a_circle_of_rules_is_broken(engine: str, port: int, caplog: pytes
     assert len(warnings_of(caplog, "ELOOP")) == 1
 
 
-async def test_a_range_that_leads_into_itself_ends_at_the_last_port(engine: str, port: int) -> None:
-    port = min(port, 60000)
+async def test_a_range_that_leads_into_itself_ends_at_the_last_port(engine: str) -> None:
+    port = free_range(5)
     async with (
         server(echo) as upstream,
         running(f"{engine}127.0.0.1 {port}-{port + 3} 127.0.0.1 {port + 1}-{port + 4}\n") as (forwarder, seen),
@@ -154,7 +154,7 @@ async def test_a_name_that_comes_to_be_ourselves(
 ) -> None:
     answers = ["127.0.0.9"]  # where nobody listens
     monkeypatch.setattr(
-        oinetd.resolver, "lookup", lambda host, port=0: lookup(answers[0] if host == "name.example" else host, port)
+        oinetd.net.resolver, "lookup", lambda host, port=0: lookup(answers[0] if host == "name.example" else host, port)
     )
     async with running(f"dns-refresh 0.01s\n{engine}127.0.0.1 {port} name.example {port}\n") as (forwarder, seen):
         await turned_away(("127.0.0.1", port))
@@ -175,9 +175,9 @@ async def test_the_other_addresses_of_a_name_are_tried(
 ) -> None:
     async with server(echo) as upstream:
         both = (*lookup("127.0.0.2"), *lookup("127.0.0.1"))
-        real = oinetd.resolver.lookup
+        real = oinetd.net.resolver.lookup
         monkeypatch.setattr(
-            oinetd.resolver, "lookup", lambda host, port=0: both if host == "name.example" else real(host, port)
+            oinetd.net.resolver, "lookup", lambda host, port=0: both if host == "name.example" else real(host, port)
         )
         async with running(f"{engine}127.0.0.2 {upstream[1]} name.example {upstream[1]}\n") as (forwarder, _):
             assert await echoes(bound(forwarder))

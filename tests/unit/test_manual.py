@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from oinetd.cli import _parser
-from oinetd.linewriter import HELD_BYTES_MAX
-from oinetd.logline import STATUS
-from oinetd.record import Ending
+from oinetd.core.record import Ending
+from oinetd.observe.formats import STATUS
+from oinetd.observe.writer import HELD_BYTES_MAX
+from oinetd.process.cli import _parser
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "man" / "oinetd.8").read_text()

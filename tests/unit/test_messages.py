@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from oinetd import messages, systemlog
-from oinetd.messages import Messages
+from oinetd.observe import process_log as messages
+from oinetd.observe import systemlog
+from oinetd.observe.process_log import Messages
 
 LOGGER = logging.getLogger("oinetd")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from oinetd.notify import ServiceManager
+from oinetd.process.service_manager import ServiceManager
 
 
 @pytest.fixture

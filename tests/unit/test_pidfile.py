@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from oinetd.errors import ConfigError
-from oinetd.pidfile import PidFile, PidFileHeld
+from oinetd.process.pidfile import PidFile, PidFileHeld
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:

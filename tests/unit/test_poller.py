@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from oinetd.poller import READABLE, TURNS, Poller
+from oinetd.net.poller import READABLE, TURNS, Poller
 from tests.peers import tcp_pair, until
 
 

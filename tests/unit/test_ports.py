@@ -13,9 +13,10 @@ from dataclasses import replace
 
 import pytest
 
-from oinetd import BindError, Config, Forwarder, KeepAlive, Rule, RuleOptions, Settings
-from oinetd.ports import PortKey, open_ports, plan_ports
-from oinetd.sockets import bound_address
+from oinetd import BindError, Config, Forwarder, KeepAlive, RuleOptions, Settings
+from oinetd.config import parse_rule
+from oinetd.net.ports import PortKey, open_ports, plan_ports
+from oinetd.net.sockets import bound_address
 from tests.forwarding import bound, echoes, exchange, rule
 from tests.peers import dial, until
 
@@ -28,7 +29,7 @@ def port() -> int:
 
 
 def parse(*texts: str) -> Config:
-    return Config(rules=tuple(Rule.parse(text) for text in texts))
+    return Config(rules=tuple(parse_rule(text) for text in texts))
 
 
 async def keys(*texts: str, before: dict[PortKey, object] | None = None) -> list[PortKey]:
@@ -62,17 +63,17 @@ async def test_a_scope_that_is_no_interface() -> None:
 
 
 async def test_one_address_of_a_name_that_the_machine_has_not_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    import oinetd.resolver
-    from oinetd.sockets import Address
+    import oinetd.net.resolver
+    from oinetd.net.sockets import Address
 
     both = (Address(socket.AF_INET, ("192.0.2.1", 0)), Address(socket.AF_INET, ("127.0.0.1", 0)))
-    monkeypatch.setattr(oinetd.resolver, "lookup", lambda host, port=0: both)
+    monkeypatch.setattr(oinetd.net.resolver, "lookup", lambda host, port=0: both)
     config = parse("name.example 0 127.0.0.1 1")
     opened = open_ports(config, await plan_ports(config, {}), {})
     assert [bound_address(sock).host for sock in opened.values()] == ["127.0.0.1"]
     for sock in opened.values():
         sock.close()
-    monkeypatch.setattr(oinetd.resolver, "lookup", lambda host, port=0: (both[0], both[0]))
+    monkeypatch.setattr(oinetd.net.resolver, "lookup", lambda host, port=0: (both[0], both[0]))
     with pytest.raises(BindError):
         open_ports(config, await plan_ports(config, {}), {})
 
@@ -229,7 +230,7 @@ async def test_both_families_reach_a_listener_for_both(
 async def test_an_ipv4_client_of_an_ipv6_listener_is_held_to_ipv4_rules(
     upstream: tuple[str, int], settings: Settings, port: int
 ) -> None:
-    config = Config(rules=(Rule.parse(f":: {port} {upstream[0]} {upstream[1]}"),), settings=settings)
+    config = Config(rules=(parse_rule(f":: {port} {upstream[0]} {upstream[1]}"),), settings=settings)
     denying = replace(config.rules[0], access=(parse_access("127.0.0.0/8"),))
     async with Forwarder(replace(config, rules=(denying,))):
         assert not await echoes(("127.0.0.1", port))
@@ -250,12 +251,12 @@ async def test_a_mapped_address_can_be_listened_on(upstream: tuple[str, int], se
 async def test_a_range_is_one_rule_with_many_ports(upstream: tuple[str, int], settings: Settings) -> None:
     first = 21000 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # workers run side by side
     ports = f"{first}-{first + 999} 127.0.0.1 31000-31999"
-    one = Rule.parse(f"127.0.0.1 {ports}")
+    one = parse_rule(f"127.0.0.1 {ports}")
     async with Forwarder(Config(rules=(one,), settings=settings)) as forwarder:
         assert len(forwarder.addresses) == 1000
         assert {address.route.rule for address in forwarder.addresses} == {one}
         changed = replace(one, options=RuleOptions(keepalive=KeepAlive(9)))
         await forwarder.reload(Config(rules=(changed,), settings=settings))
         assert len(forwarder.addresses) == 1000
-        await forwarder.reload(Config(rules=(Rule.parse(f"0.0.0.0 {ports}"),), settings=settings))
+        await forwarder.reload(Config(rules=(parse_rule(f"0.0.0.0 {ports}"),), settings=settings))
         assert {address.host for address in forwarder.addresses} == {"0.0.0.0"}

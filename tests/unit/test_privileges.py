@@ -8,7 +8,7 @@ import pwd
 
 import pytest
 
-from oinetd.privileges import Identity
+from oinetd.process.privileges import Identity
 
 DAEMON = pwd.getpwnam("daemon")
 

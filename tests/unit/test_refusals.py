@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from oinetd import Ending, Forwarder, SessionRecord, parse_config, refusals
-from oinetd.journal import Journal
+from oinetd import Ending, Forwarder, SessionRecord, parse_config
 from oinetd.model import Endpoint, LogFormat, LogSettings, Rule
+from oinetd.observe import refusals
+from oinetd.observe.connection_log import Journal
 from tests.peers import until
 
 RULES = [Rule(Endpoint("0.0.0.0", port), Endpoint("example.org", 80)) for port in (8080, 8081)]
@@ -61,7 +62,7 @@ def test_each_rule_has_lines_of_its_own_and_the_gaps_are_told(tmp_path: Path) ->
 
 def test_lines_come_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("oinetd.refusals.time.monotonic", lambda: now)
+    monkeypatch.setattr("oinetd.observe.refusals.time.monotonic", lambda: now)
     route = next(RULES[0].routes())
     lines = refusals.RefusedLines()
     assert sum(lines.admits(route) for _ in range(5000)) == refusals.BURST_LINES
@@ -116,7 +117,7 @@ async def test_a_flood_in_both_lanes(
     flood: Callable[[tuple[str, int]], int],
 ) -> None:
     """The gap is told while the flood's rule lives on; every client is counted, and the hook has each."""
-    monkeypatch.setattr("oinetd.journal.GAP_S", 0.05)
+    monkeypatch.setattr("oinetd.observe.connection_log.GAP_S", 0.05)
     path = tmp_path / "log"
     closed: list[SessionRecord] = []
     text = (

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-import oinetd.resolver
-from oinetd.resolver import Resolver, is_temporary
-from oinetd.sockets import Address
+import oinetd.net.resolver
+from oinetd.net.resolver import Resolver, is_temporary
+from oinetd.net.sockets import Address
 from tests.peers import until
 
 HERE = Address(socket.AF_INET, ("127.0.0.1", 0))
@@ -50,7 +50,7 @@ class Names:
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
     names = Names()
-    monkeypatch.setattr(oinetd.resolver, "lookup", names)
+    monkeypatch.setattr(oinetd.net.resolver, "lookup", names)
     yield names
     names.answer.set()
 
@@ -76,9 +76,9 @@ async def test_who_asks_for_the_same_name_waits_for_the_same_answer(names: Names
 
 async def test_silent_names_delay_no_other(names: Names, resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than there may be lookups at a time."""
-    monkeypatch.setattr(oinetd.resolver, "THREADS_MAX", 4)
-    monkeypatch.setattr(oinetd.resolver, "SLOW_S", 0.05)
-    monkeypatch.setattr(oinetd.resolver, "LOOK_S", 0.02)
+    monkeypatch.setattr(oinetd.net.resolver, "THREADS_MAX", 4)
+    monkeypatch.setattr(oinetd.net.resolver, "SLOW_S", 0.05)
+    monkeypatch.setattr(oinetd.net.resolver, "LOOK_S", 0.02)
     silent = [asyncio.create_task(resolver.resolve(f"silent-{number}.example")) for number in range(30)]
     assert await resolver.resolve("quick.example") == (HERE,)
     assert not any(each.done() for each in silent)
@@ -87,10 +87,10 @@ async def test_silent_names_delay_no_other(names: Names, resolver: Resolver, mon
 
 
 async def test_the_threads_are_bounded(names: Names, resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oinetd.resolver, "THREADS_TOTAL_MAX", 6)
-    monkeypatch.setattr(oinetd.resolver, "THREADS_MAX", 3)
-    monkeypatch.setattr(oinetd.resolver, "SLOW_S", 0.0)
-    monkeypatch.setattr(oinetd.resolver, "LOOK_S", 0.01)
+    monkeypatch.setattr(oinetd.net.resolver, "THREADS_TOTAL_MAX", 6)
+    monkeypatch.setattr(oinetd.net.resolver, "THREADS_MAX", 3)
+    monkeypatch.setattr(oinetd.net.resolver, "SLOW_S", 0.0)
+    monkeypatch.setattr(oinetd.net.resolver, "LOOK_S", 0.01)
     asking = [asyncio.create_task(resolver.resolve(f"silent-{number}.example")) for number in range(30)]
     await until(lambda: names.at_once == 6)
     names.answer.set()
@@ -113,7 +113,7 @@ async def test_no_answer_in_time_is_a_temporary_failure(names: Names, resolver: 
 async def test_a_queued_lookup_that_nobody_wants_any_more_is_dropped(
     names: Names, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oinetd.resolver, "THREADS_MAX", 1)
+    monkeypatch.setattr(oinetd.net.resolver, "THREADS_MAX", 1)
     first = asyncio.create_task(resolver.resolve("silent.example"))
     await until(lambda: names.asked["silent.example"])
     second = asyncio.create_task(resolver.resolve("second.example"))
@@ -166,11 +166,11 @@ def test_a_child_process_asks_for_itself(names: Names, monkeypatch: pytest.Monke
     """The thread of a lookup that was under way at the fork exists in the parent only."""
 
     async def ask() -> int:
-        asking = asyncio.create_task(oinetd.resolver.resolve("silent.example"))
+        asking = asyncio.create_task(oinetd.net.resolver.resolve("silent.example"))
         await until(lambda: names.asked["silent.example"])
         child = os.fork()
         if child == 0:
-            os._exit(0 if not oinetd.resolver._resolver._current else 1)
+            os._exit(0 if not oinetd.net.resolver._resolver._current else 1)
         names.answer.set()
         await asking
         return child

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from oinetd import invocation
+from oinetd.process import invocation
 
 CONF = Path(__file__).parents[2] / "conf"
 UNIT = (CONF / "oinetd.service").read_text()

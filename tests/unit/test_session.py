@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-import oinetd.client_watch
+import oinetd.lanes.python.client_watch
 from oinetd import Config, Ending, Forwarder, SessionRecord, Settings
 from oinetd.model import EngineChoice
 from tests.forwarding import Seen, bound, exchange, forwarding, rule
@@ -156,13 +156,13 @@ async def test_bytes_and_the_fin_of_a_client_wait_while_admit_does(
     upstream: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = asyncio.Event()
-    on_client = oinetd.client_watch.ClientWatch._on_client
+    on_client = oinetd.lanes.python.client_watch.ClientWatch._on_client
 
-    def note(watch: oinetd.client_watch.ClientWatch, events: int) -> None:
+    def note(watch: oinetd.lanes.python.client_watch.ClientWatch, events: int) -> None:
         on_client(watch, events)
         watched.set()
 
-    monkeypatch.setattr(oinetd.client_watch.ClientWatch, "_on_client", note)
+    monkeypatch.setattr(oinetd.lanes.python.client_watch.ClientWatch, "_on_client", note)
     go = asyncio.Event()
 
     async def admit(record: SessionRecord) -> bool:

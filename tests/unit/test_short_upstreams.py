@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from oinetd import Ending, Forwarder, SessionRecord, parse_config
-from oinetd.engine.native import available
+from oinetd.lanes.native.plane import available
 from tests.peers import until
 from tests.udp.rig import Party
 

@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-from oinetd.account import RuleStats, Stats
+from oinetd.core.record import Ending, SessionRecord
+from oinetd.core.registry import RuleStats, Stats
 from oinetd.model import Endpoint, Rule
-from oinetd.record import Ending, SessionRecord
-from oinetd.summary import SESSIONS_MAX, summary
+from oinetd.observe.status import SESSIONS_MAX, summary
 
 RULE = Rule(Endpoint("0.0.0.0", 8080), Endpoint("example.org", 80))
 

@@ -10,12 +10,13 @@ from dataclasses import replace
 
 import pytest
 
-import oinetd.destination
-import oinetd.destinations
-import oinetd.ports
-import oinetd.resolver
-from oinetd import BindError, Config, ConfigError, Ending, EngineChoice, Forwarder, Rule, Settings
-from oinetd.sockets import Address, lookup
+import oinetd.net.ports
+import oinetd.net.resolver
+import oinetd.upstream.destination
+import oinetd.upstream.destinations
+from oinetd import BindError, Config, ConfigError, Ending, EngineChoice, Forwarder, Settings
+from oinetd.config import parse_rule
+from oinetd.net.sockets import Address, lookup
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
 from tests.peers import dial, until
 from tests.udp.rig import Party, echo
@@ -49,14 +50,14 @@ def names(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     names = Server()
     if request.param == "fails":
         names.speaks.set()
-    monkeypatch.setattr(oinetd.resolver, "lookup", names)
-    monkeypatch.setattr(oinetd.destination, "START_PATIENCE_S", 0.05)
-    monkeypatch.setattr(oinetd.destinations, "START_PATIENCE_S", 0.05)
-    monkeypatch.setattr(oinetd.destinations, "RELOAD_PATIENCE_S", 0.05)
-    monkeypatch.setattr(oinetd.ports, "RELOAD_PATIENCE_S", 0.05)
-    monkeypatch.setattr(oinetd.ports, "GIVE_UP_S", 0.05)
-    monkeypatch.setattr(oinetd.destination, "RETRY_S", 0.02)
-    monkeypatch.setattr(oinetd.destination, "LOOKUP_PAUSE_S", 0.0)
+    monkeypatch.setattr(oinetd.net.resolver, "lookup", names)
+    monkeypatch.setattr(oinetd.upstream.destination, "START_PATIENCE_S", 0.05)
+    monkeypatch.setattr(oinetd.upstream.destinations, "START_PATIENCE_S", 0.05)
+    monkeypatch.setattr(oinetd.upstream.destinations, "RELOAD_PATIENCE_S", 0.05)
+    monkeypatch.setattr(oinetd.net.ports, "RELOAD_PATIENCE_S", 0.05)
+    monkeypatch.setattr(oinetd.net.ports, "GIVE_UP_S", 0.05)
+    monkeypatch.setattr(oinetd.upstream.destination, "RETRY_S", 0.02)
+    monkeypatch.setattr(oinetd.upstream.destination, "LOOKUP_PAUSE_S", 0.0)
     yield names
     names.speaks.set()
 
@@ -135,7 +136,7 @@ async def test_a_source_address_that_is_not_resolved_yet(
 
 async def test_datagrams_are_held(settings: Settings, names: Server) -> None:
     with echo("127.0.0.1") as server, Party() as client:
-        udp = Rule.parse(f"127.0.0.1 0/udp name.example {server.address[1]}/udp")
+        udp = parse_rule(f"127.0.0.1 0/udp name.example {server.address[1]}/udp")
         async with forwarding(udp, settings=settings) as forwarder:
             client.send(b"early", bound(forwarder))
             await until(lambda: forwarder.sessions())

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from oinetd.record import Ending
+from oinetd.core.record import Ending
 from tests.engine.native.plane import PATIENCE_S, Listening, Plane, read_all, read_exactly, read_to_reset, reset
 
 ENDINGS = list(Ending)

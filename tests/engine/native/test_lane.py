@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from oinetd.engine.lane import NativeLane, Serving
-from oinetd.engine.native import DataPlane, available
+from oinetd.core.record import Ending, SessionRecord
+from oinetd.lanes.native.lane import NativeLane, Serving
+from oinetd.lanes.native.plane import DataPlane, available
 from oinetd.model import AccessRule, Endpoint, RelayMode, Rule, RuleOptions, Settings, Verb
-from oinetd.record import Ending, SessionRecord
 from tests.peers import dial, echo, server, until
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from oinetd.engine.native import available
+from oinetd.lanes.native.plane import available
 from tests.engine.native.plane import PATIENCE_S, Plane, reset
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())

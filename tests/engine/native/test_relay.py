@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from oinetd.record import Ending
+from oinetd.core.record import Ending
 from tests.engine.native.plane import Plane, read_all, read_exactly, read_to_reset, reset, write_to_reset
 
 ENDINGS = list(Ending)

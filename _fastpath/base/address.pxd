@@ -1,0 +1,59 @@
+"""A peer's numeric address, small enough to be kept with every connection."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcmp, memcpy, memset
+
+from base.linux cimport (
+    AF_INET, AF_INET6, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, socklen_t,
+)
+
+cdef enum:
+    ADDRESS_TEXT_BYTES = 64     # longer than any IPv6 address in full, mapped form and end included
+
+cdef struct Address:
+    uint8_t ip[16]              # an IPv4 address is kept in its mapped form, ::ffff:a.b.c.d
+    uint32_t scope
+    uint16_t port               # host order
+    uint16_t family             # of the socket; 0 is no address
+
+cdef struct SocketAddress:      # what bind and connect take: the longer of the two families
+    sockaddr_in6 place
+    socklen_t size
+
+cdef extern from *:
+    """
+    static const unsigned char oi_mapped_prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    """
+    const uint8_t *MAPPED_PREFIX "oi_mapped_prefix"
+
+
+cdef inline void address_read(Address *self, const void *place) noexcept nogil:
+    """Take the address out of a sockaddr of either family."""
+    cdef const sockaddr_in *four
+    cdef const sockaddr_in6 *six
+    memset(self, 0, sizeof(Address))
+    self.family = (<const sockaddr *> place).sa_family
+    if self.family == AF_INET:
+        four = <const sockaddr_in *> place
+        memcpy(self.ip, MAPPED_PREFIX, 12)
+        memcpy(&self.ip[12], &four.sin_addr, 4)
+        self.port = ntohs(four.sin_port)
+    elif self.family == AF_INET6:
+        six = <const sockaddr_in6 *> place
+        memcpy(self.ip, &six.sin6_addr, 16)
+        self.port = ntohs(six.sin6_port)
+        self.scope = six.sin6_scope_id
+
+
+cdef inline bint address_is_four(const Address *self) noexcept nogil:
+    """Whether the peer speaks IPv4, be it to an IPv4 or to an IPv6 socket."""
+    return memcmp(self.ip, MAPPED_PREFIX, 12) == 0
+
+
+cdef inline void address_text(const Address *self, char *text, bint mapped) noexcept nogil:
+    """Write the address as text of at most ADDRESS_TEXT_BYTES; `mapped` asks for ::ffff:a.b.c.d."""
+    text[0] = 0
+    if address_is_four(self) and not mapped:
+        inet_ntop(AF_INET, &self.ip[12], text, ADDRESS_TEXT_BYTES)
+    else:
+        inet_ntop(AF_INET6, self.ip, text, ADDRESS_TEXT_BYTES)

@@ -1,0 +1,392 @@
+"""The reactor: a thread, an epoll, and the connections that belong to it.
+
+The facts it stands on:
+
+- Every descriptor is registered once, for IN, OUT, RDHUP and PRI, edge-triggered, and never modified. An event says
+  "try", nothing more; whether there is something is what the call then says. `rd` and `wr` remember that an event
+  came and no EAGAIN since, so no edge is ever needed twice.
+- A direction that may move is on a ready list, or waits for an edge of one of its two descriptors. A turn that ends
+  because its budget is used up puts it back on the list: no edge will come for what is there already.
+- EAGAIN on a write registers the interest of the kernel in telling of room again (SOCK_NOSPACE); a short write does
+  not promise it. So every short write is tried once more.
+- The kernel tells an error once. recv returns queued bytes before the error, then the error, then 0, which looks
+  like a FIN. Hence the first errno is latched, SO_ERROR is not read while bytes may be waiting, and a 0 after a
+  latched error is no FIN.
+- After a FIN recv says 0 for ever, also where a reset came behind it; so a 0 where ERR was seen is a failure, and
+  ERR after the 0 is answered by SO_ERROR.
+- splice into a pipe needs a slot for each fragment, however small: a pipe is full after 16 or 64 of them. splice out
+  of the socket stops at an urgent byte with EAGAIN, or with 0 when a FIN follows; recv gets past it.
+- splice may raise SIGPIPE, for which it has no flag: all signals are blocked in reactor threads.
+- Events are numbered by slot and generation, not by descriptor. One that belongs to a connection that ended earlier
+  in the batch finds another generation and is left alone.
+- UDP sockets are registered for IN alone: room comes with every datagram that leaves, and would be an event each
+  time. A recvmmsg that takes fewer than it might have has seen the queue empty, so that the next one is an edge.
+- A reactor never touches a Python object and never waits for one. What Python must learn goes through the ring, what
+  Python wants through the inbox.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from shared.access cimport VERDICT_ALLOWED, access_decide
+from base.address cimport Address
+from base.atomic cimport oi_add, oi_get, oi_give, oi_put, oi_swap
+from tcp.backoff cimport accept_calm
+from tcp.deadline cimport relay_due
+from tcp.dial cimport dial_due, dial_event, relay_begin, watch
+from tcp.ending cimport (
+    ENDING_ABORTED, ENDING_REVOKED, ENDING_SOCKET_FAILED, FLUSH_MS, abort, close_with_reset, finish, finish_failed,
+    flush_look, listeners_wake, record_fill, record_slot, report_rest, settle, socket_error,
+)
+from tcp.flow cimport AGAIN, TURNED, flow_pump, side_fail
+from shared.gate cimport Gate
+from shared.inbox cimport (
+    LETTERS_MAX, LETTER_ABORT_ALL, LETTER_ACCEPTED, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_SNAPSHOT,
+    LETTER_JUDGE, LETTER_PIPES, LETTER_STOP, LETTER_UDP, LETTER_UDP_ROOM, Letter, inbox_return, inbox_take,
+)
+from base.linux cimport (
+    ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
+    c_assert, c_close, errno,
+    pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock,
+)
+from tcp.listener cimport conn_begin, listener_serve, listeners_serve, unix_time
+from reactor.busy_poll cimport monotonic_us, wait_for_events
+from shared.policy cimport Policy, policy_drop
+from state.pool cimport pool_due
+from state.queue cimport ready_add, ready_remove
+from tcp.reclaim cimport pipes_reclaim
+from shared.ring cimport RECORD_RELAYED, Record, ring_push
+from state.connection_slab cimport (
+    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_BITS, KIND_INBOX,
+    KIND_LISTENER, KIND_UDP_LISTENER, UP, UPSTREAM, CHUNK_SLOTS, Conn, Dir, Side, slab_at, slab_take,
+)
+from state.reactor cimport Hub, Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
+from udp.end cimport give_room, report_closed_rest
+from udp.order cimport Order, order_read
+from udp.turn cimport udp_each, udp_event, udp_next_ms, udp_turn, udp_waits
+from state.wheel cimport wheel_arm, wheel_disarm, wheel_next
+
+cdef enum:
+    PUMPS_MAX = 32              # bulk turns between two looks at epoll
+
+
+cdef inline void clock_look(Reactor *self) noexcept nogil:
+    self.now_us = monotonic_us()
+    self.now_ms = self.now_us // 1000
+
+
+cdef inline void conn_event(Reactor *self, Conn *conn, int which, uint32_t events) noexcept nogil:
+    """Take down what an event says. `conn` may be gone afterwards."""
+    cdef Side *side = &conn.side[which]
+    if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI):
+        side.rd = 1
+        if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI):
+            side.odd = 1
+            if events & EPOLLPRI:
+                side.urgent = 1
+    if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+        side.wr = 1
+    if conn.state == CONN_RELAY:
+        if events & EPOLLERR:
+            if conn.dir[which].eof and side.error == 0:
+                side_fail(side, socket_error(side.fd, ECONNRESET))
+                settle(self, conn)
+                return
+            if not side.failing:
+                side.failing = 1
+                wheel_arm(&self.wheel, conn, self.now_ms, FLUSH_MS)
+        if side.rd and not conn.dir[which].eof:
+            ready_add(self, &conn.dir[which])
+        if side.wr and conn.dir[1 - which].pend:
+            ready_add(self, &conn.dir[1 - which])
+    elif conn.state == CONN_CONNECTING:
+        dial_event(self, conn, which, events)
+    elif conn.state == CONN_FLUSH:
+        if events & (EPOLLERR | EPOLLHUP) and side.error == 0:
+            finish_failed(self, conn)
+
+
+cdef inline void conn_due(Reactor *self, Conn *conn) noexcept nogil:
+    """Its timer fired. `conn` may be gone afterwards."""
+    if conn.state == CONN_RELAY:
+        relay_due(self, conn)
+    elif conn.state == CONN_CONNECTING:
+        dial_due(self, conn)
+    elif conn.state == CONN_FLUSH:
+        flush_look(self, conn)
+
+
+cdef inline void wheel_turn(Reactor *self) noexcept nogil:
+    """Serve the buckets whose time has come."""
+    cdef uint64_t target = self.now_ms // TICK_MS
+    cdef uint64_t place
+    cdef Conn *conn
+    if target > self.wheel.tick + WHEEL_TICKS:      # a machine that slept: one round serves all
+        self.wheel.tick = target - WHEEL_TICKS
+    while self.wheel.tick < target:
+        self.wheel.tick += 1
+        place = self.wheel.tick & (WHEEL_TICKS - 1)
+        # Bounded: whoever is armed again goes into a later bucket.
+        while self.wheel.buckets[place] != NULL:
+            conn = self.wheel.buckets[place]
+            wheel_disarm(&self.wheel, conn)
+            conn_due(self, conn)
+
+
+cdef inline void pump(Reactor *self, Dir *flow) noexcept nogil:
+    """Give a direction its turn."""
+    cdef Conn *conn = flow.conn
+    cdef int answer
+    ready_remove(self, flow)
+    c_assert(conn.state == CONN_RELAY)
+    answer = flow_pump(self, conn, flow.way)
+    if flow.bulk:
+        self.bulk_us = self.now_us
+    if answer == AGAIN:
+        flow.bulk = 1
+        ready_add(self, flow)
+    elif answer == TURNED:
+        settle(self, conn)
+
+
+cdef inline void pump_ready(Reactor *self) noexcept nogil:
+    """Turns: small ones first, then bulk, until it is time to look at epoll again."""
+    cdef int turns = 0
+    while turns < PUMPS_MAX:
+        # Bounded: a small direction gets on this list again only by an event or by becoming bulk.
+        while self.quick.first != NULL:
+            pump(self, self.quick.first)
+        if self.bulk.first == NULL:
+            return
+        pump(self, self.bulk.first)
+        turns += 1
+
+
+cdef inline bint pair_refuse(Reactor *self, const Letter *letter) noexcept nogil:
+    """End a pair for which there is no memory; false where the ring has no room for its record."""
+    cdef Record *record = record_slot(self)
+    if record == NULL:
+        return False
+    close_with_reset(letter.fd)
+    close_with_reset(letter.upstream_fd)
+    memset(record, 0, sizeof(Record))
+    record.kind = RECORD_RELAYED
+    record.ending = ENDING_ABORTED
+    record.error = ENOMEM
+    record.id = letter.id
+    record.tag = letter.policy.tag
+    record.token = letter.token
+    record.started_s = letter.started_s
+    ring_push(&self.ring, &self.hub.bell)
+    policy_drop(letter.policy)
+    return True
+
+
+cdef inline bint pair_begin(Reactor *self, const Letter *letter) noexcept nogil:
+    """Relay between two connected sockets that Python handed over; false where the letter has to wait."""
+    cdef Conn *conn = slab_take(&self.slab)
+    cdef bint watched
+    if conn == NULL:
+        return pair_refuse(self, letter)
+    conn.handed_over = 1
+    conn.kept_alive = 1
+    conn.policy = letter.policy
+    conn.id = letter.id
+    conn.token = letter.token
+    conn.started_s = letter.started_s
+    conn.started_us = self.now_us
+    conn.side[CLIENT].fd = letter.fd
+    conn.side[UPSTREAM].fd = letter.upstream_fd
+    conn.state = CONN_CONNECTING
+    oi_put(&self.live, oi_get(&self.live) + 1)
+    watched = watch(self, conn, CLIENT) == 0 and watch(self, conn, UPSTREAM) == 0
+    if not watched:
+        finish(self, conn, ENDING_ABORTED, errno, True)
+        return True
+    relay_begin(self, conn)
+    return True
+
+
+cdef inline uint64_t idle_us(const Reactor *self, const Conn *conn) noexcept nogil:
+    """How long ago a byte moved; before the first one it is the connection's age."""
+    cdef uint64_t moved_us = 1000 * conn.dir[UP].progress_ms
+    if conn.dir[DOWN].progress_ms > conn.dir[UP].progress_ms:
+        moved_us = 1000 * conn.dir[DOWN].progress_ms
+    if moved_us < conn.started_us:
+        moved_us = conn.started_us
+    return self.now_us - moved_us if self.now_us > moved_us else 0
+
+
+cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snapshot) noexcept nogil:
+    """Abort all, kill one, or write all down: the three things that look at every slot."""
+    cdef uint32_t i
+    cdef Conn *conn
+    for i in range(self.slab.chunk_count * CHUNK_SLOTS):
+        conn = slab_at(&self.slab, i)
+        if conn.state == CONN_FREE or conn.state == CONN_CLOSED:
+            continue
+        if kind == LETTER_SNAPSHOT:
+            if snapshot.count < snapshot.capacity:
+                record_fill(&snapshot.records[snapshot.count], conn, self.now_us)
+                snapshot.records[snapshot.count].idle_us = idle_us(self, conn)
+            snapshot.count += 1
+        elif kind == LETTER_ABORT_ALL or conn.id == id:
+            abort(self, conn, ENDING_ABORTED, 0)
+    udp_each(self, kind == LETTER_ABORT_ALL, id, snapshot)
+
+
+cdef inline void conns_judge(Reactor *self) noexcept nogil:
+    """Put the connections of rules whose access has changed to it: count those that it refuses, end them if asked."""
+    cdef uint32_t i
+    cdef Conn *conn
+    cdef Gate *gate
+    for i in range(self.slab.chunk_count * CHUNK_SLOTS):
+        conn = slab_at(&self.slab, i)
+        if conn.state == CONN_FREE or conn.state == CONN_CLOSED or conn.handed_over:
+            continue
+        gate = conn.policy.gate
+        if gate.judge == NULL or access_decide(&(<Policy *> gate.judge).access, &conn.client) == VERDICT_ALLOWED:
+            continue
+        oi_add(&gate.judged, 1)
+        if gate.judge_ends:
+            abort(self, conn, ENDING_REVOKED, 0)
+
+
+cdef inline bint letter_read(Reactor *self, const Letter *letter) noexcept nogil:
+    """Do what it says; false where there is neither memory for that nor room in the ring to say so."""
+    cdef Snapshot *snapshot = <Snapshot *> letter.answer
+    if letter.kind == LETTER_ACCEPTED:
+        return conn_begin(self, letter)
+    if letter.kind == LETTER_PAIR:
+        return pair_begin(self, letter)
+    if letter.kind == LETTER_KILL or letter.kind == LETTER_ABORT_ALL:
+        each_conn(self, letter.kind, letter.id, NULL)
+    elif letter.kind == LETTER_SNAPSHOT:
+        pthread_mutex_lock(&snapshot.lock)
+        each_conn(self, LETTER_SNAPSHOT, 0, snapshot)
+        snapshot.missing -= 1
+        pthread_cond_broadcast(&snapshot.done)
+        pthread_mutex_unlock(&snapshot.lock)
+    elif letter.kind == LETTER_JUDGE:
+        conns_judge(self)
+        pthread_mutex_lock(&snapshot.lock)
+        snapshot.missing -= 1
+        pthread_cond_broadcast(&snapshot.done)
+        pthread_mutex_unlock(&snapshot.lock)
+    elif letter.kind == LETTER_RETRY:
+        report_rest(self)
+        report_closed_rest(self)
+        listeners_wake(self)
+        self.accept_again = True
+    elif letter.kind == LETTER_UDP:
+        order_read(self, <Order *> letter.answer)
+    elif letter.kind == LETTER_UDP_ROOM:
+        give_room(self)
+    elif letter.kind == LETTER_PIPES:
+        pipes_reclaim(self, self.hub.gate.cost)
+    elif letter.kind == LETTER_STOP:
+        self.stopping = True
+    return True
+
+
+cdef inline void letters_read(Reactor *self) noexcept nogil:
+    cdef Letter letter
+    cdef int _turn
+    oi_swap(&self.inbox.rung, 0)
+    for _turn in range(LETTERS_MAX):
+        if not inbox_take(&self.inbox, &letter):
+            return
+        if not letter_read(self, &letter):
+            inbox_return(&self.inbox, &letter)
+            return
+    oi_swap(&self.inbox.rung, 1)    # there may be more: look again without being rung for
+
+
+cdef inline int sleep_ms(Reactor *self) noexcept nogil:
+    """How long epoll may wait: until the next timer, -1 for ever."""
+    cdef uint64_t tick, due_ms
+    cdef uint64_t until_ms = 0
+    if self.quick.first != NULL or self.bulk.first != NULL or oi_get(&self.inbox.rung) or udp_waits(self):
+        return 0
+    if self.accept_retry_ms:
+        until_ms = self.accept_retry_ms
+    elif self.accept_again:
+        return 0
+    if self.calm_ms and (until_ms == 0 or self.calm_ms < until_ms):
+        until_ms = self.calm_ms
+    if self.pool.trim_ms and (until_ms == 0 or self.pool.trim_ms < until_ms):
+        until_ms = self.pool.trim_ms
+    tick = wheel_next(&self.wheel)
+    if tick:
+        due_ms = tick * TICK_MS
+        if until_ms == 0 or due_ms < until_ms:
+            until_ms = due_ms
+    until_ms = udp_next_ms(self, until_ms)
+    if until_ms == 0:
+        return -1
+    return <int> (until_ms - self.now_ms) if until_ms > self.now_ms else 0
+
+
+cdef inline void event_take(Reactor *self, uint64_t data, uint32_t events) noexcept nogil:
+    cdef uint32_t kind = <uint32_t> (data & ((1 << KIND_BITS) - 1))
+    cdef uint32_t index = (<uint32_t> data) >> KIND_BITS
+    cdef uint32_t generation = <uint32_t> (data >> 32)
+    cdef Conn *conn
+    cdef Listener *listener
+    if kind == KIND_INBOX:
+        return      # `rung` says it
+    if kind == KIND_LISTENER:
+        listener = self.hub.listeners[index]
+        oi_put(&listener.ready[self.index], 1)
+        if self.accept_retry_ms == 0:
+            listener_serve(self, listener, generation)
+        return
+    if kind >= KIND_UDP_LISTENER:
+        udp_event(self, kind, index, generation, events)
+        return
+    conn = slab_at(&self.slab, index)
+    if conn == NULL or conn.generation != generation:
+        return      # it ended earlier in this batch
+    conn_event(self, conn, <int> kind, events)
+
+
+cdef inline bint has_work(const Reactor *self) noexcept nogil:
+    """Whether a reactor that was told to stop has something left to end or to report."""
+    if oi_get(&self.live) or self.unreported != NULL or oi_get(&self.inbox.rung):
+        return True
+    return self.udp != NULL and (self.udp.count != 0 or self.udp.unreported != NULL)
+
+
+cdef inline void reactor_loop(Reactor *self) noexcept nogil:
+    """Until Python says stop; then what lives is aborted and every record written."""
+    cdef int count, i
+    clock_look(self)
+    self.wheel.tick = self.now_ms // TICK_MS
+    while not self.stopping or has_work(self):
+        count = wait_for_events(self, sleep_ms(self))
+        clock_look(self)
+        for i in range(count):
+            event_take(self, self.events[i].data.u64, self.events[i].events)
+        if oi_get(&self.inbox.rung):
+            letters_read(self)
+        if not self.stopping:
+            udp_turn(self)
+        pump_ready(self)
+        wheel_turn(self)
+        if self.accept_retry_ms and self.now_ms >= self.accept_retry_ms:
+            self.accept_retry_ms = 0
+            self.accept_again = True
+        if self.calm_ms and self.now_ms >= self.calm_ms:
+            accept_calm(self)
+        if self.pool.trim_ms and self.now_ms >= self.pool.trim_ms:
+            pool_due(self)
+        if self.room_made:
+            self.room_made = False
+            self.accept_again = True
+            listeners_wake(self)
+        if self.accept_again and self.accept_retry_ms == 0 and not self.stopping:
+            listeners_serve(self)
+        oi_put(&self.stats.loops, oi_get(&self.stats.loops) + 1)
+        if self.stopping:
+            each_conn(self, LETTER_ABORT_ALL, 0, NULL)
+    oi_give(&self.exited, 1)

@@ -1,0 +1,168 @@
+"""A gate counts who is inside and lets nobody in above its bounds: one for the process, one for each rule.
+
+Entering comes before accepting, so that a connection that has no room stays in the kernel's queue. Who finds the gate
+full raises `waiting` and tries once more; who leaves lowers the count and then looks at `waiting`. Both orders are
+sequentially consistent, so that one of the two always sees the other.
+
+The gates of the process take the descriptors of a session from one budget, from which pipes are taken as well.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_replace, oi_see, oi_show, oi_swap
+from shared.source cimport (
+    Prefix, Sources, source_count_in, source_count_out, source_counted, sources_free, sources_init,
+)
+
+cdef struct Budget:             # descriptors that sessions and pipes may have
+    uint64_t references         # atomic: the owner's and one for each gate
+    uint64_t total              # atomic: 0 is no bound
+    uint64_t used               # atomic
+    uint64_t pipes              # atomic: how many of them are those of pipes
+    uint64_t waiting            # atomic: somebody stopped accepting for want of them
+
+cdef struct Gate:
+    uint64_t references         # atomic: the owner's and one for each policy
+    uint64_t live               # atomic: connections inside
+    uint64_t live_max           # atomic: 0 is no bound
+    uint64_t source_max         # atomic: connections of one source; 0 is no bound and no counting
+    uint64_t waiting            # atomic: a reactor stopped accepting here
+    uint64_t full               # atomic: how often that was, ever
+    uint64_t full_told          # atomic: the control plane knows that it is full
+    uint64_t admitted           # atomic: connections of the native lane that were let in, ever
+    uint64_t lost               # atomic: datagrams of those who were not let in, since they were last counted
+    uint64_t forged             # atomic: of these, those whose source address cannot be true
+    uint64_t next_id            # atomic: the process gate numbers all sessions of both lanes
+    Budget *budget              # NULL for the gate of a rule
+    uint64_t cost               # descriptors of one session
+    void *judge                 # the Policy whose access is put to live connections, as long as that is done
+    bint judge_ends             # whether those that it refuses end
+    uint64_t judged             # atomic: how many it refuses
+    Sources sources
+
+
+# The budget
+
+cdef inline Budget *budget_new() noexcept nogil:
+    """A budget without a bound and with one reference; NULL where there is no memory."""
+    cdef Budget *self = <Budget *> calloc(1, sizeof(Budget))
+    if self != NULL:
+        self.references = 1
+    return self
+
+
+cdef inline void budget_drop(Budget *self) noexcept nogil:
+    if self != NULL and oi_raise_by(&self.references, <uint64_t> -1) == 1:
+        free(self)
+
+
+cdef inline bint budget_take(Budget *self, uint64_t cost, uint64_t spared) noexcept nogil:
+    """Take descriptors, if `spared` of them are left then; False where they are not."""
+    cdef uint64_t used, total
+    if self == NULL:
+        return True
+    while True:     # ends: each failure means that another thread succeeded
+        total = oi_get(&self.total)
+        used = oi_see(&self.used)
+        if total and used + cost + spared > total:
+            return False
+        if oi_replace(&self.used, used, used + cost):
+            return True
+
+
+cdef inline bint budget_give(Budget *self, uint64_t cost) noexcept nogil:
+    """Give descriptors back; true where somebody waited for them."""
+    if self == NULL:
+        return False
+    oi_raise_by(&self.used, <uint64_t> 0 - cost)
+    return oi_see(&self.waiting) != 0 and oi_swap(&self.waiting, 0) != 0
+
+
+cdef inline bint budget_is_short(Budget *self, uint64_t cost) noexcept nogil:
+    """Whether a session that costs so many would have to wait for descriptors."""
+    cdef uint64_t total
+    if self == NULL:
+        return False
+    total = oi_get(&self.total)
+    return total != 0 and oi_see(&self.used) + cost > total
+
+
+# The gate
+
+cdef inline Gate *gate_new(uint64_t live_max, uint64_t source_max, Budget *budget, uint64_t cost) noexcept nogil:
+    """A gate with one reference; NULL where there is no memory."""
+    cdef Gate *self = <Gate *> calloc(1, sizeof(Gate))
+    if self != NULL:
+        self.references = 1
+        self.live_max = live_max
+        self.source_max = source_max
+        self.next_id = 1
+        if budget != NULL:
+            oi_add(&budget.references, 1)
+            self.budget = budget
+            self.cost = cost
+        sources_init(&self.sources)
+    return self
+
+
+cdef inline void gate_hold(Gate *self) noexcept nogil:
+    oi_add(&self.references, 1)
+
+
+cdef inline void gate_drop(Gate *self) noexcept nogil:
+    if oi_raise_by(&self.references, <uint64_t> -1) == 1:
+        budget_drop(self.budget)
+        sources_free(&self.sources)
+        free(self)
+
+
+cdef inline bint gate_enter(Gate *self) noexcept nogil:
+    """Take a place; false where all are taken."""
+    cdef uint64_t live, live_max
+    if not budget_take(self.budget, self.cost, 0):
+        return False
+    while True:     # ends: each failure means that another thread succeeded
+        live_max = oi_get(&self.live_max)
+        if live_max == 0:
+            oi_raise_by(&self.live, 1)
+            return True
+        live = oi_see(&self.live)
+        if live >= live_max:
+            # Who waits for descriptors is woken by the end of one of those who fill this gate.
+            if self.budget != NULL:
+                oi_raise_by(&self.budget.used, <uint64_t> 0 - self.cost)
+            return False
+        if oi_replace(&self.live, live, live + 1):
+            return True
+
+
+cdef inline bint gate_enter_or_wait(Gate *self) noexcept nogil:
+    """Take a place; false where all are taken, and then the next to leave is told that somebody waits."""
+    if gate_enter(self):
+        return True
+    oi_show(&self.waiting, 1)
+    if self.budget != NULL:
+        oi_show(&self.budget.waiting, 1)
+    return gate_enter(self)
+
+
+cdef inline bint gate_leave(Gate *self) noexcept nogil:
+    """Give a place back; true where somebody waited for it, or for its descriptors."""
+    cdef bint wanted = budget_give(self.budget, self.cost)
+    oi_raise_by(&self.live, <uint64_t> -1)
+    return (oi_see(&self.waiting) != 0 and oi_swap(&self.waiting, 0) != 0) or wanted
+
+
+cdef inline bint source_enter(Gate *self, const uint8_t *ip, Prefix prefix, uint64_t bound) noexcept nogil:
+    """Count one more connection of the address's source; false where it has `bound` of them."""
+    return source_count_in(&self.sources, ip, prefix, bound)
+
+
+cdef inline void source_leave(Gate *self, const uint8_t *ip, Prefix prefix) noexcept nogil:
+    """Count one connection less."""
+    source_count_out(&self.sources, ip, prefix)
+
+
+cdef inline uint32_t source_count(Gate *self, const uint8_t *ip, Prefix prefix, uint32_t *steps) noexcept nogil:
+    return source_counted(&self.sources, ip, prefix, steps)

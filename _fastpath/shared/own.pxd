@@ -1,0 +1,132 @@
+"""What is ours: addresses of this machine, and the UDP listeners of this process.
+
+The kernel knows which addresses it has, and they come and go, so it is asked. A socket that connects to an address of
+its own machine comes from that very address, but for 127.0.0.0/8; connecting UDP sends nothing (2 us, all in all).
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcmp, memcpy, memset
+
+from base.address cimport Address, address_is_four, address_read
+from base.atomic cimport oi_get, oi_put
+from base.linux cimport (
+    AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
+    c_close, c_connect, c_getsockname, c_socket, htons, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+    sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t,
+)
+
+cdef enum:
+    PORT_WORDS = 1024           # a bit for each port
+
+    EVERY_FOUR = 1              # bound to all addresses of IPv4 ...
+    EVERY_SIX = 2               # ... and of IPv6
+
+cdef struct OwnListener:
+    uint8_t ip[16]              # what it is bound to, IPv4 in mapped form
+    uint16_t port
+    uint8_t every               # bits; 0 where it is bound to one address
+
+cdef struct Own:                # the UDP listeners of this process; changed by the control plane
+    uint64_t ports[PORT_WORDS]  # atomics: bits of their ports, so that nearly every sender is known not to be one
+    OwnListener *listeners      # guarded by the hub's lock, like `count`; in the order of their ports
+    size_t count
+
+
+cdef inline bint own_port(const Own *self, uint16_t port) noexcept nogil:
+    return (oi_get(&self.ports[port >> 6]) >> (port & 63)) & 1
+
+
+cdef inline void own_set(Own *self, OwnListener *listeners, size_t count) noexcept nogil:
+    """Put another table in place, which belongs to `self` from here. The hub's lock is held."""
+    cdef size_t i
+    cdef uint16_t port
+    for i in range(PORT_WORDS):
+        oi_put(&self.ports[i], 0)
+    free(self.listeners)
+    self.listeners = listeners
+    self.count = count
+    for i in range(count):
+        port = listeners[i].port
+        oi_put(&self.ports[port >> 6], oi_get(&self.ports[port >> 6]) | <uint64_t> 1 << (port & 63))
+
+
+cdef inline bint own_bound(const Own *self, const Address *address) noexcept nogil:
+    """Whether a listener has this address, if it is one of this machine. The hub's lock is held."""
+    cdef size_t low = 0, high = self.count, middle
+    cdef const OwnListener *listener
+    cdef uint8_t bit = EVERY_FOUR if address_is_four(address) else EVERY_SIX
+    while low < high:           # bounded: the first one of the port
+        middle = (low + high) // 2
+        if self.listeners[middle].port < address.port:
+            low = middle + 1
+        else:
+            high = middle
+    while low < self.count and self.listeners[low].port == address.port:
+        listener = &self.listeners[low]
+        if listener.every & bit or (listener.every == 0 and memcmp(listener.ip, address.ip, 16) == 0):
+            return True
+        low += 1
+    return False
+
+
+cdef inline bint connected_locally(int fd, const Address *peer) noexcept nogil:
+    """Whether a socket that is connected, or on its way, to `peer` comes from that very address."""
+    cdef sockaddr_storage place
+    cdef socklen_t size = sizeof(place)
+    cdef Address local
+    if c_getsockname(fd, <sockaddr *> &place, &size) != 0:
+        return False
+    address_read(&local, &place)
+    return memcmp(local.ip, peer.ip, sizeof(local.ip)) == 0
+
+
+cdef inline bint always_local(const Address *address) noexcept nogil:
+    """Loopback, and the unspecified address, which stands for it where somebody connects to it."""
+    cdef int i
+    if address_is_four(address):
+        return address.ip[12] == 127 or memcmp(&address.ip[12], b"\0\0\0\0", 4) == 0
+    for i in range(15):
+        if address.ip[i]:
+            return False
+    return address.ip[15] <= 1
+
+
+cdef inline bint is_local(const Address *address) noexcept nogil:
+    """Whether an address belongs to this machine now. Without a descriptor: no, and what follows needs one, too."""
+    cdef sockaddr_in6 place
+    cdef sockaddr_in *four = <sockaddr_in *> &place
+    cdef socklen_t size
+    cdef bint answer
+    cdef int fd
+    if always_local(address):
+        return True
+    memset(&place, 0, sizeof(place))
+    if address_is_four(address):
+        four.sin_family = AF_INET
+        four.sin_port = htons(address.port)
+        memcpy(&four.sin_addr, &address.ip[12], 4)
+        size = sizeof(sockaddr_in)
+    else:
+        place.sin6_family = AF_INET6
+        place.sin6_port = htons(address.port)
+        memcpy(&place.sin6_addr, address.ip, 16)
+        place.sin6_scope_id = address.scope
+        size = sizeof(sockaddr_in6)
+    fd = c_socket(place.sin6_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return False
+    answer = c_connect(fd, <const sockaddr *> &place, size) == 0 and connected_locally(fd, address)
+    c_close(fd)
+    return answer
+
+
+cdef inline bint is_own(Own *self, pthread_mutex_t *lock, const Address *sender) noexcept nogil:
+    """Whether a datagram's sender is, or claims to be, one of our own UDP listeners."""
+    cdef bint bound
+    if not own_port(self, sender.port):
+        return False
+    pthread_mutex_lock(lock)
+    bound = own_bound(self, sender)
+    pthread_mutex_unlock(lock)
+    return bound and is_local(sender)

@@ -1,0 +1,61 @@
+"""What is in force for a route: addresses, access, limits, timeouts. Never changed once made; a reload makes another.
+
+Each connection holds the policy it began with, so that a change of the configuration never reaches into one that
+lives.
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+
+from shared.access cimport Access, access_free
+from base.address cimport SocketAddress
+from base.atomic cimport oi_add, oi_raise_by
+from shared.gate cimport Gate, gate_drop
+from shared.target cimport ADDRESSES_MAX, Targets, targets_drop
+from shared.source cimport Prefix
+
+cdef enum:
+    RELAY_AUTO = 0
+    RELAY_COPY = 1
+    RELAY_SPLICE = 2
+
+cdef struct Policy:
+    uint64_t references         # atomic
+    uint64_t failures           # atomic: connects that failed in a row
+    uint64_t tag                # the control plane's name for it
+    Gate *gate                  # of the rule
+    Prefix source_prefix        # for what is counted of each source
+    Access access
+    Targets *targets            # the addresses of the destination
+    bint looping[ADDRESSES_MAX]         # leads back to us, where it is an address of this machine
+    uint64_t looked[ADDRESSES_MAX]      # atomic: see `loop.pxd`
+    uint64_t loops_said[2]              # atomic: of a destination, of a source
+    bint may_meet_itself        # the kernel may give the outgoing end the very port that it connects to
+    bint may_broadcast          # over UDP: the configuration gives the destination as a number
+    bint has_source             # `src=`: the outgoing end is bound to ...
+    SocketAddress sources[2]    # ... the first of the destination's family, IPv4 and IPv6; size 0 is none
+    uint32_t buffer_bytes
+    uint32_t pipe_bytes
+    uint32_t connect_ms         # timeouts: 0 is off
+    uint32_t idle_ms            # of a connection or of a UDP session
+    uint32_t half_close_ms
+    uint32_t stall_ms
+    int32_t keep_idle_s         # 0 is no keep-alive
+    int32_t keep_interval_s
+    int32_t keep_count
+    uint32_t flip_bytes         # for tests: read at most this many bytes and change between copy and splice each time
+    uint8_t relay
+
+
+cdef inline void policy_hold(Policy *self) noexcept nogil:
+    oi_add(&self.references, 1)
+
+
+cdef inline void policy_drop(Policy *self) noexcept nogil:
+    if oi_raise_by(&self.references, <uint64_t> -1) == 1:
+        access_free(&self.access)
+        if self.gate != NULL:
+            gate_drop(self.gate)
+        if self.targets != NULL:
+            targets_drop(self.targets)
+        free(self)

@@ -1,0 +1,193 @@
+"""A connection as a reactor keeps it: two sides, two directions, and the slab they live in.
+
+Slots are made in chunks that never move, and a freed one is used again. The event data of a descriptor holds slot
+number and generation; the generation changes when a connection ends, so that an event of a connection that is over
+is recognised even when slot and descriptor number are already in use again. A slot takes 400 bytes, which is all the
+process memory of an idle connection.
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from base.address cimport Address
+from shared.policy cimport Policy
+
+cdef enum:
+    CLIENT = 0
+    UPSTREAM = 1
+    UP = 0                      # the direction that reads from the client
+    DOWN = 1
+
+    CONN_FREE = 0
+    CONN_CONNECTING = 1         # the upstream leg is being made; the client is not read
+    CONN_RELAY = 2
+    CONN_FLUSH = 3              # one side failed; the other is reset when its send queue is empty
+    CONN_CLOSED = 4             # over, and waiting for room in the ring
+
+    HOLDS_NOTHING = 0
+    HOLDS_BLOCK = 1
+    HOLDS_PIPE = 2
+
+    MODE_COPY = 0
+    MODE_SPLICE = 1
+    MOVED_BY_COPY = 1
+    MOVED_BY_SPLICE = 2
+
+    CHUNK_SLOTS = 64
+    CHUNKS_MAX = 65536          # four million connections for one reactor
+
+    KIND_CLIENT = 0             # the low three bits of the event data
+    KIND_UPSTREAM = 1
+    KIND_LISTENER = 2
+    KIND_INBOX = 3
+    KIND_UDP_LISTENER = 4
+    KIND_UDP_SESSION = 5
+    KIND_BITS = 3
+
+cdef struct Side:
+    int fd                      # -1 when closed
+    int32_t error               # the first errno seen here; 0 is none
+    uint8_t rd                  # reading may give something
+    uint8_t wr                  # writing may take something
+    uint8_t odd                 # RDHUP, HUP, ERR or PRI was seen: a short read proves nothing
+    uint8_t urgent              # an urgent byte may be in the way of splice
+    uint8_t failing             # ERR was seen and reading has not come to it yet
+
+cdef struct Dir:                # one direction; its source is the side of the same number
+    uint64_t moved_in           # bytes read, without those that were dropped unsent
+    uint64_t moved_out          # bytes the destination's kernel took
+    void *holder                # Block or Pipe with the pending bytes
+    uint32_t pend               # bytes read and not yet written
+    uint32_t offset             # of the first pending byte in a Block
+    uint64_t progress_ms        # when a byte last moved
+    uint64_t burst_ms           # begin of the second in which burst_bytes are counted
+    uint32_t burst_bytes
+    uint16_t mss                # the destination's segment; 0 until it was asked for
+    uint8_t holding
+    uint8_t mode
+    uint8_t eof                 # the source said FIN, or failed: nothing more will be read
+    uint8_t fin_sent            # the FIN was passed on
+    uint8_t queued
+    uint8_t bulk                # the last read was a large one
+    uint8_t full_run            # full reads in a row
+    uint8_t small_run           # small moves in a row
+    uint8_t moved_by
+    uint8_t way
+    Dir *next                   # in the ready list
+    Dir *prev
+    Conn *conn
+
+cdef struct Conn:
+    Side side[2]
+    Dir dir[2]
+    uint32_t index
+    uint32_t generation
+    uint8_t state
+    uint8_t handed_over         # the pair came from Python
+    uint8_t counted             # per-source tables that hold the client, bits: 1 process, 2 rule
+    uint8_t opened_due          # the opened record is to be written
+    uint8_t unreported          # in the list of those that wait for room in the ring
+    uint8_t kept_alive          # keep-alive is set on the upstream leg
+    uint8_t address             # number of the address that is tried, or that took the connection
+    uint8_t ending
+    int32_t error               # errno of the ending
+    uint8_t first_eof           # 1 + the side that said FIN first; 0 is none
+    uint8_t first_failed        # 1 + the side that failed first; 0 is none
+    int flush_left              # bytes in the send queue at the last look
+    uint64_t flush_ms           # when that queue last shrank
+    uint64_t dial_ms            # when the present connect began
+    uint64_t short_ms           # when it began to wait for a descriptor; 0 where it does not
+    Policy *policy
+    uint32_t tried              # addresses that are not to be tried any more, a bit for each
+    uint32_t turn               # of this search, in the order of addresses
+    uint64_t id
+    uint64_t token
+    double started_s            # Unix time
+    uint64_t started_us         # monotonic
+    uint64_t connected_us       # 0 before
+    uint64_t ended_us
+    Address client
+    Address upstream            # the address that is tried or took the connection
+    Conn *timer_next
+    Conn *timer_prev
+    uint64_t timer_tick         # 0 is not armed
+    Conn *next                  # in the list of free slots, or of those that wait for room in the ring
+
+cdef struct Slab:
+    Conn **chunks
+    uint32_t chunk_count
+    uint32_t chunk_max          # CHUNKS_MAX but in tests
+    Conn *free
+
+
+cdef inline bint slab_init(Slab *self) noexcept nogil:
+    # Untouched pages of the table cost nothing.
+    self.chunks = <Conn **> calloc(CHUNKS_MAX, sizeof(Conn *))
+    self.chunk_max = CHUNKS_MAX
+    return self.chunks != NULL
+
+
+cdef inline void slab_destroy(Slab *self) noexcept nogil:
+    cdef uint32_t i
+    if self.chunks != NULL:
+        for i in range(self.chunk_count):
+            free(self.chunks[i])
+        free(self.chunks)
+    memset(self, 0, sizeof(Slab))
+
+
+cdef inline bint slab_grow(Slab *self) noexcept nogil:
+    cdef Conn *chunk
+    cdef int i
+    if self.chunk_count == self.chunk_max:
+        return False
+    chunk = <Conn *> calloc(CHUNK_SLOTS, sizeof(Conn))
+    if chunk == NULL:
+        return False
+    self.chunks[self.chunk_count] = chunk
+    for i in range(CHUNK_SLOTS - 1, -1, -1):
+        chunk[i].index = self.chunk_count * CHUNK_SLOTS + <uint32_t> i
+        chunk[i].generation = 1
+        chunk[i].next = self.free
+        self.free = &chunk[i]
+    self.chunk_count += 1
+    return True
+
+
+cdef inline Conn *slab_take(Slab *self) noexcept nogil:
+    """A zeroed slot; NULL where there is no memory."""
+    cdef Conn *conn
+    cdef uint32_t index, generation
+    if self.free == NULL and not slab_grow(self):
+        return NULL
+    conn = self.free
+    self.free = conn.next
+    index = conn.index
+    generation = conn.generation
+    memset(conn, 0, sizeof(Conn))
+    conn.index = index
+    conn.generation = generation
+    conn.side[CLIENT].fd = -1
+    conn.side[UPSTREAM].fd = -1
+    conn.dir[UP].conn = conn
+    conn.dir[DOWN].conn = conn
+    conn.dir[DOWN].way = DOWN
+    return conn
+
+
+cdef inline void slab_give(Slab *self, Conn *conn) noexcept nogil:
+    conn.state = CONN_FREE
+    conn.next = self.free
+    self.free = conn
+
+
+cdef inline Conn *slab_at(Slab *self, uint32_t index) noexcept nogil:
+    """The slot of a number; NULL where there never was one."""
+    if index >= self.chunk_count * CHUNK_SLOTS:
+        return NULL
+    return &self.chunks[index // CHUNK_SLOTS][index % CHUNK_SLOTS]
+
+
+cdef inline uint64_t event_data(uint32_t kind, uint32_t index, uint32_t generation) noexcept nogil:
+    return (<uint64_t> generation << 32) | (<uint64_t> index << KIND_BITS) | kind

@@ -1,0 +1,122 @@
+"""What UDP is made of in a reactor: listeners, sessions, and the lines in which sessions stand.
+
+A UDP listener belongs to one reactor, and its sessions with it. So nothing here is locked: whoever wants something of
+a listener writes a letter to its reactor (`udp_order`).
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+from state.datagram cimport Batch
+from shared.gate cimport Gate
+from shared.policy cimport Policy
+from state.return_address cimport ReturnAddress
+from state.udp_told cimport Told
+
+cdef enum:
+    SESSION_FREE = 0
+    SESSION_LIVE = 1
+    SESSION_CLOSED = 2          # over, and waiting for room in the ring
+
+    BY_AGE = 0                  # lines: those of one rule with or without an answer, the longest silent first
+    BY_QUEUE = 1                # the same for those of one rule and one timeout
+    BY_TURN = 2                 # sessions whose upstream may have more
+    LINES = 3
+
+    SESSION_CHUNK = 64
+    SESSION_CHUNKS_MAX = 65536
+    QUEUE_BUCKETS = 256         # chains stay short up to some thousand rules
+
+cdef struct Session:
+    int fd                      # the upstream socket; -1 when closed
+    uint32_t index
+    uint32_t generation
+    int32_t error               # of its end; while it lives, that of a refusal that ends it at its next turn
+    uint8_t state
+    uint8_t counted             # per-source tables that hold the client, bits: 1 process, 2 rule
+    uint8_t address             # which address of the policy the socket is connected to
+    uint8_t answered            # an answer came for it
+    uint8_t odd                 # ERR was seen: a short read proves nothing
+    uint8_t queued              # in the line BY_TURN
+    uint8_t ending
+    uint8_t last                # of a listener that lingers
+    uint64_t hash               # of `key`, with that of the listener
+    ReturnAddress key           # the client, and which address of ours it writes to
+    UdpListener *listener
+    SessionQueue *queue
+    Policy *policy
+    uint64_t id
+    double started_s            # Unix time
+    uint64_t started_us         # monotonic
+    uint64_t ended_us
+    uint64_t asked_ms           # when the client first wrote since the last answer; 0 is not since
+    uint64_t last_ms            # when a datagram of either side last came
+    uint64_t bytes_up
+    uint64_t bytes_down
+    uint64_t datagrams_up
+    uint64_t datagrams_down
+    uint64_t datagrams_lost
+    Session *next[LINES]
+    Session *prev[LINES]
+    Session *chain              # in its bucket, in the list of free ones, or of those that wait for room in the ring
+
+cdef struct Line:
+    Session *first
+    Session *last
+
+cdef struct RuleSessions:       # the sessions of one rule
+    Gate *gate                  # of the rule, as in its queues
+    uint64_t users              # queues
+    Line lines[2]               # unanswered, answered
+    uint64_t counts[2]          # how many those are
+    RuleSessions *next[2]       # in their rank
+    RuleSessions *prev[2]
+
+cdef struct Ranking:            # rules by the number of binary digits of a count
+    uint64_t filled             # a bit for each rank that has a rule
+    RuleSessions *first[64]
+    RuleSessions *last[64]
+
+cdef struct SessionQueue:       # sessions of one rule with one timeout, so that the first is the next to end
+    Gate *gate                  # of the rule; never looked into here, and as long there as a policy of it is
+    uint64_t timeout_ms         # 0 is never
+    uint64_t users              # listeners and sessions
+    RuleSessions *rule
+    Line line
+    SessionQueue *chain         # in its bucket
+
+cdef struct UdpListener:
+    int fd                      # the control plane's; -1 is no listener
+    uint32_t index
+    uint32_t generation
+    bint lingering              # nobody new is let in
+    bint queued                 # in the list of those that may have more
+    Policy *policy              # for sessions to come
+    SessionQueue *queue         # of that policy
+    uint64_t sessions
+    uint64_t salt               # so that one client's sessions of two listeners differ in their hash
+    Told *told                  # refused addresses; NULL where there were none
+    UdpListener *next           # in the list of those that may have more, or of free ones
+
+cdef struct Datagrams:
+    Batch *batch                # empty between two turns
+    Session **chunks
+    uint32_t chunk_count
+    Session *free
+    Session **buckets
+    uint64_t bucket_count       # a power of two
+    uint64_t count              # sessions that live
+    Ranking rankings[2]         # of unanswered and answered sessions
+    Line by_turn
+    SessionQueue *queues[QUEUE_BUCKETS]
+    UdpListener **listeners
+    uint32_t listener_count     # places of the table ever used
+    UdpListener *free_listeners
+    UdpListener *turn_first     # listeners that may have more
+    UdpListener *turn_last
+    Session *unreported
+    Session *unreported_last
+    uint64_t due_ms             # no session ends by silence before; 0 is none does
+    uint64_t retry_ms           # receiving failed for want of memory: look again then; 0 is no such case
+    uint64_t rate_ms            # the millisecond in which messages were counted ...
+    int rate_up                 # ... from clients
+    int rate_down               # ... and from upstreams

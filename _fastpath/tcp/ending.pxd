@@ -1,0 +1,283 @@
+"""How connections end, and how Python learns of it.
+
+A FIN is passed on when every byte before it was written; both passed is the normal end. A side that failed is told to
+the other by a reset, after the bytes that came before it: first what is pending, then what is in the other's send
+queue. Everything nobody asked for (a timeout, a stall, a kill) is a reset to both.
+"""
+
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+
+from base.atomic cimport oi_get, oi_put, oi_see, oi_show
+from shared.gate cimport gate_leave, source_leave
+from base.linux cimport (
+    ECONNRESET, EPIPE, SHUT_WR, SIOCOUTQ, SOL_SOCKET, SO_ERROR, SO_LINGER,
+    c_assert, c_close, c_getsockopt, c_ioctl, c_setsockopt, c_shutdown, errno, linger, socklen_t,
+)
+from shared.policy cimport policy_drop
+from state.pool cimport holder_drop
+from state.queue cimport ready_add, ready_remove
+from tcp.flow cimport side_fail
+from shared.ring cimport (
+    RECORD_ACCEPT_RESUMED, RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, RECORD_RELAYED, Record, ring_push, ring_slot,
+)
+from state.connection_slab cimport (
+    CLIENT, CONN_CLOSED, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, UP, UPSTREAM, Conn, Dir, Side, slab_give,
+)
+from state.reactor cimport Hub, Reactor, TICK_MS
+from state.wheel cimport wheel_arm, wheel_disarm
+
+cdef enum:      # in the order of `oinetd.core.record.Ending`
+    ENDING_CLIENT_CLOSED = 0
+    ENDING_UPSTREAM_CLOSED = 1
+    ENDING_CLIENT_RESET = 2
+    ENDING_UPSTREAM_RESET = 3
+    ENDING_IDLE_TIMEOUT = 4
+    ENDING_HALF_CLOSE_TIMEOUT = 5
+    ENDING_WRITE_STALL = 6
+    ENDING_ABORTED = 7
+    ENDING_NOT_ALLOWED = 8
+    ENDING_DENIED = 9
+    ENDING_LIMITED = 10
+    ENDING_ACCEPT_FAILED = 11
+    ENDING_SOCKET_FAILED = 12
+    ENDING_BIND_FAILED = 13
+    ENDING_CONNECT_FAILED = 14
+    ENDING_CONNECT_TIMEOUT = 15
+    ENDING_RESOLVE_FAILED = 16
+    ENDING_DISPLACED = 17
+    ENDING_REVOKED = 18
+
+    FLUSH_MS = 1000             # a peer that acknowledges nothing for so long gets its reset at once
+
+
+cdef inline void close_with_reset(int fd) noexcept nogil:
+    cdef linger reset
+    reset.l_onoff = 1
+    reset.l_linger = 0
+    c_setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset))
+    c_close(fd)
+
+
+cdef inline void record_fill(Record *record, const Conn *conn, uint64_t now_us) noexcept nogil:
+    record.id = conn.id
+    record.tag = conn.policy.tag
+    record.token = conn.token
+    record.started_s = conn.started_s
+    record.duration_us = (conn.ended_us if conn.ended_us else now_us) - conn.started_us
+    record.connect_us = conn.connected_us - conn.started_us if conn.connected_us else 0
+    record.idle_us = 0
+    record.up = conn.dir[UP].moved_out
+    record.down = conn.dir[DOWN].moved_out
+    record.datagrams_up = 0
+    record.datagrams_down = 0
+    record.datagrams_lost = 0
+    record.client = conn.client
+    record.upstream = conn.upstream
+    if conn.connected_us == 0:
+        record.upstream.family = 0
+    record.error = conn.error
+    record.kind = RECORD_LIVE
+    record.ending = conn.ending
+    record.moved_by = conn.dir[UP].moved_by | conn.dir[DOWN].moved_by
+
+
+cdef inline Record *record_slot(Reactor *reactor) noexcept nogil:
+    """Where the next record goes; NULL where the ring is full, and then Python says when it no longer is."""
+    cdef Record *record = ring_slot(&reactor.ring)
+    if record == NULL:
+        oi_show(&reactor.hub.starved, 1)
+        record = ring_slot(&reactor.ring)
+    return record
+
+
+cdef inline bint report_try(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Write the records that are due; false where the ring is full. Afterwards an ended connection is no more."""
+    cdef Record *record
+    if conn.opened_due:
+        record = record_slot(reactor)
+        if record == NULL:
+            return False
+        record_fill(record, conn, reactor.now_us)
+        record.kind = RECORD_OPENED
+        ring_push(&reactor.ring, &reactor.hub.bell)
+        conn.opened_due = 0
+    if conn.state == CONN_CLOSED:
+        record = record_slot(reactor)
+        if record == NULL:
+            return False
+        record_fill(record, conn, reactor.now_us)
+        record.kind = RECORD_RELAYED if conn.handed_over else RECORD_CLOSED
+        ring_push(&reactor.ring, &reactor.hub.bell)
+        policy_drop(conn.policy)
+        slab_give(&reactor.slab, conn)
+    return True
+
+
+cdef inline void report(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Tell Python, now or as soon as there is room."""
+    if conn.unreported or report_try(reactor, conn):
+        return
+    conn.unreported = 1
+    conn.next = NULL
+    if reactor.unreported_last != NULL:
+        reactor.unreported_last.next = conn
+    else:
+        reactor.unreported = conn
+    reactor.unreported_last = conn
+
+
+cdef inline void report_rest(Reactor *reactor) noexcept nogil:
+    """Python made room: write what waited for it."""
+    cdef Conn *conn
+    cdef Conn *rest
+    while reactor.unreported != NULL:       # bounded: each round takes one from the list or leaves
+        conn = reactor.unreported
+        rest = conn.next
+        conn.unreported = 0
+        if not report_try(reactor, conn):
+            conn.unreported = 1
+            return
+        reactor.unreported = rest
+        if rest == NULL:
+            reactor.unreported_last = NULL
+
+
+cdef inline void permits_leave(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Give back the places in both gates; somebody who waited for one is served by this reactor."""
+    cdef bint wanted = False
+    if conn.handed_over:
+        return
+    if conn.counted & 1:
+        source_leave(reactor.hub.gate, conn.client.ip, conn.policy.source_prefix)
+    if conn.counted & 2:
+        source_leave(conn.policy.gate, conn.client.ip, conn.policy.source_prefix)
+    wanted = gate_leave(conn.policy.gate)
+    if gate_leave(reactor.hub.gate) or wanted:
+        reactor.accept_again = True
+        listeners_wake(reactor)
+
+
+cdef inline void listeners_wake(Reactor *reactor) noexcept nogil:
+    """Look at every listener again, whether an event came or not."""
+    cdef Hub *hub = reactor.hub
+    cdef uint64_t i
+    for i in range(oi_see(&hub.listener_count)):
+        oi_put(&hub.listeners[i].ready[reactor.index], 1)
+
+
+cdef inline void finish(Reactor *reactor, Conn *conn, int ending, int error, bint reset) noexcept nogil:
+    """The end: close, give everything back, report. `conn` must not be used afterwards."""
+    cdef int i
+    c_assert(conn.state != CONN_FREE and conn.state != CONN_CLOSED)
+    for i in range(2):
+        ready_remove(reactor, &conn.dir[i])
+        holder_drop(reactor, &conn.dir[i])
+        c_assert(conn.dir[i].moved_in == conn.dir[i].moved_out)
+    wheel_disarm(&reactor.wheel, conn)
+    for i in range(2):
+        if conn.side[i].fd >= 0:
+            if reset:
+                close_with_reset(conn.side[i].fd)
+            else:
+                c_close(conn.side[i].fd)
+            conn.side[i].fd = -1
+    conn.generation += 1
+    conn.state = CONN_CLOSED
+    conn.ending = ending
+    conn.error = error
+    conn.ended_us = reactor.now_us
+    permits_leave(reactor, conn)
+    oi_put(&reactor.live, oi_get(&reactor.live) - 1)
+    oi_put(&reactor.stats.closed, oi_get(&reactor.stats.closed) + 1)
+    oi_put(&reactor.stats.bytes_up, oi_get(&reactor.stats.bytes_up) + conn.dir[UP].moved_out)
+    oi_put(&reactor.stats.bytes_down, oi_get(&reactor.stats.bytes_down) + conn.dir[DOWN].moved_out)
+    report(reactor, conn)
+
+
+cdef inline void finish_failed(Reactor *reactor, Conn *conn) noexcept nogil:
+    """The end after a side failed."""
+    cdef int side = conn.first_failed - 1
+    finish(reactor, conn, ENDING_CLIENT_RESET if side == CLIENT else ENDING_UPSTREAM_RESET,
+           conn.side[side].error, True)
+
+
+cdef inline void flush_look(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Reset the side that lives once its peer has acknowledged every byte, or acknowledges none for a second."""
+    cdef int living = UPSTREAM if conn.side[CLIENT].error else CLIENT
+    cdef int left = 0
+    if c_ioctl(conn.side[living].fd, SIOCOUTQ, &left) != 0 or left == 0:
+        finish_failed(reactor, conn)
+        return
+    if conn.state != CONN_FLUSH or left < conn.flush_left:
+        conn.flush_ms = reactor.now_ms
+    elif reactor.now_ms - conn.flush_ms >= FLUSH_MS:
+        finish_failed(reactor, conn)
+        return
+    conn.state = CONN_FLUSH
+    conn.flush_left = left
+    wheel_arm(&reactor.wheel, conn, reactor.now_ms, 0)
+
+
+cdef inline void settle_failed(Reactor *reactor, Conn *conn) noexcept nogil:
+    """A side failed: drop what was meant for it, deliver what came from it, then reset the other."""
+    cdef int failed = CLIENT if conn.side[CLIENT].error else UPSTREAM
+    cdef Dir *into = &conn.dir[1 - failed]
+    cdef Dir *from_ = &conn.dir[failed]
+    if conn.first_failed == 0:
+        conn.first_failed = 1 + failed
+        # Within a second without progress the other side is told, however much is pending.
+        wheel_arm(&reactor.wheel, conn, reactor.now_ms, FLUSH_MS)
+    if conn.side[1 - failed].error:
+        finish_failed(reactor, conn)
+        return
+    ready_remove(reactor, into)
+    holder_drop(reactor, into)
+    into.eof = 1
+    if not from_.eof:
+        # The error was seen on a write: the receive queue may still hold what was sent before the reset.
+        conn.side[failed].rd = 1
+        ready_add(reactor, from_)
+    elif from_.pend == 0:
+        ready_remove(reactor, from_)
+        flush_look(reactor, conn)
+
+
+cdef inline void settle(Reactor *reactor, Conn *conn) noexcept nogil:
+    """After a FIN or an error: pass it on, or end. `conn` may be gone afterwards."""
+    cdef Dir *flow
+    cdef int way
+    if conn.side[CLIENT].error == 0 and conn.side[UPSTREAM].error == 0:
+        for way in range(2):
+            flow = &conn.dir[way]
+            if flow.eof and conn.first_eof == 0:
+                conn.first_eof = 1 + way
+            if not flow.eof or flow.pend or flow.fin_sent:
+                continue
+            flow.fin_sent = 1
+            if conn.dir[1 - way].fin_sent:
+                # Closing sends this FIN too, and nothing unread is left that would turn it into a reset.
+                finish(reactor, conn, ENDING_CLIENT_CLOSED if conn.first_eof == 1 + CLIENT
+                       else ENDING_UPSTREAM_CLOSED, 0, False)
+                return
+            if c_shutdown(conn.side[1 - way].fd, SHUT_WR) != 0:
+                side_fail(&conn.side[1 - way], ECONNRESET)
+                break
+    if conn.side[CLIENT].error or conn.side[UPSTREAM].error:
+        settle_failed(reactor, conn)
+
+
+cdef inline int socket_error(int fd, int otherwise) noexcept nogil:
+    """Take the error that the kernel holds for a socket."""
+    cdef int error = 0
+    cdef socklen_t size = sizeof(error)
+    if c_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0 or error == 0:
+        return otherwise
+    return ECONNRESET if error == EPIPE else error
+
+
+cdef inline void abort(Reactor *reactor, Conn *conn, int ending, int error) noexcept nogil:
+    """An end that no peer asked for: both see a reset. One that is over but for its flush keeps its own ending."""
+    if conn.state == CONN_FLUSH:
+        finish_failed(reactor, conn)
+    elif conn.state != CONN_FREE and conn.state != CONN_CLOSED:
+        finish(reactor, conn, ending, error, True)

@@ -1,0 +1,267 @@
+"""Accepting: a place in both gates first, then the connection, then whether the client is welcome.
+
+Every reactor has every listener in its epoll, edge-triggered and EPOLLEXCLUSIVE: a new connection wakes one reactor
+that sleeps, and is noted by those that are busy on the way to it. The kernel asks in a fixed order, so under a light
+load the first reactor gets everything; whoever has more connections than another by HAND_OFF passes new ones on.
+(SO_REUSEPORT would spread by a hash and lose queued connections whenever a socket of the group closes.)
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from shared.access cimport VERDICT_ALLOWED, VERDICT_DENIED, access_decide
+from base.address cimport Address, address_read
+from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
+from tcp.backoff cimport accept_pause, accept_recovered, is_shortage
+from tcp.dial cimport dial_next, watch
+from tcp.ending cimport (
+    ENDING_ACCEPT_FAILED, ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_RESOLVE_FAILED,
+    ENDING_SOCKET_FAILED, close_with_reset, finish, listeners_wake, record_slot, report,
+)
+from shared.gate cimport Gate, gate_enter_or_wait, gate_leave, source_enter, source_leave
+from shared.inbox cimport LETTER_ACCEPTED, LETTER_RETRY, Letter, inbox_post
+from base.linux cimport (
+    CLOCK_REALTIME, EAGAIN, EINVAL, ENOMEM, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, clock_gettime,
+    errno, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_storage, socklen_t,
+    timespec,
+)
+from shared.policy cimport Policy, policy_drop, policy_hold
+from tcp.reclaim cimport descriptors_make_room
+from shared.ring cimport RECORD_CLOSED, RECORD_FULL, RING_RESERVE, Record, ring_push, ring_room
+from state.connection_slab cimport CLIENT, CONN_CONNECTING, Conn, slab_take
+from state.reactor cimport Hub, Listener, Reactor
+from shared.target cimport targets_begin
+
+cdef enum:
+    ACCEPT_BATCH = 16           # then the events of those already here
+    HAND_OFF = 2                # connections more than the least busy reactor has
+
+
+cdef inline double unix_time() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return <double> now.tv_sec + <double> now.tv_nsec * 1e-9
+
+
+cdef inline void leave_gates(Reactor *reactor, Policy *policy, const Address *client, int counted) noexcept nogil:
+    """Give the places of somebody back who never became a connection."""
+    cdef bint wanted
+    if counted & 1:
+        source_leave(reactor.hub.gate, client.ip, policy.source_prefix)
+    if counted & 2:
+        source_leave(policy.gate, client.ip, policy.source_prefix)
+    wanted = gate_leave(policy.gate)
+    if gate_leave(reactor.hub.gate) or wanted:
+        reactor.accept_again = True
+        listeners_wake(reactor)
+
+
+cdef inline void refuse(Reactor *reactor, const Letter *letter, int ending, int error) noexcept nogil:
+    """Close a client that is not served, and say why. There is room: accepting began with RING_RESERVE places."""
+    cdef Record *record = record_slot(reactor)
+    leave_gates(reactor, letter.policy, &letter.client, letter.counted)
+    if error:
+        close_with_reset(letter.fd)
+    else:
+        c_close(letter.fd)
+    c_assert(record != NULL)
+    memset(record, 0, sizeof(Record))
+    record.kind = RECORD_CLOSED
+    record.ending = ending
+    record.error = error
+    record.id = letter.id
+    record.tag = letter.policy.tag
+    record.started_s = letter.started_s
+    record.client = letter.client
+    ring_push(&reactor.ring, &reactor.hub.bell)
+    oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
+
+
+cdef inline bint conn_begin(Reactor *reactor, const Letter *letter) noexcept nogil:
+    """Make a connection of an accepted client. The policy's reference comes with the letter.
+
+    False where there is neither memory for it nor room in the ring to say so: then nothing is done.
+    """
+    cdef Conn *conn = slab_take(&reactor.slab)
+    if conn == NULL:
+        if record_slot(reactor) == NULL:
+            return False
+        refuse(reactor, letter, ENDING_ACCEPT_FAILED, ENOMEM)
+        policy_drop(letter.policy)
+        accept_pause(reactor, ENOMEM)
+        return True
+    conn.side[CLIENT].fd = letter.fd
+    conn.policy = letter.policy
+    conn.id = letter.id
+    conn.counted = <unsigned char> letter.counted
+    conn.started_s = letter.started_s
+    conn.started_us = letter.started_us
+    conn.client = letter.client
+    oi_add(&conn.policy.gate.admitted, 1)
+    conn.state = CONN_CONNECTING
+    conn.ending = ENDING_RESOLVE_FAILED     # should the policy have no address at all
+    conn.turn = <uint32_t> targets_begin(conn.policy.targets)
+    oi_put(&reactor.live, oi_get(&reactor.live) + 1)
+    if oi_get(&reactor.hub.brief) == 0:
+        conn.opened_due = 1
+        report(reactor, conn)
+    if watch(reactor, conn, CLIENT) != 0:
+        finish(reactor, conn, ENDING_SOCKET_FAILED, errno, True)
+        return True
+    dial_next(reactor, conn)
+    return True
+
+
+cdef inline Reactor *least_busy(Reactor *self) noexcept nogil:
+    """Who should serve the next connection: usually the one that accepted it."""
+    cdef Hub *hub = self.hub
+    cdef Reactor *best = self
+    cdef uint64_t least = oi_get(&self.live)
+    cdef uint64_t serving = oi_see(&hub.serving)
+    cdef uint64_t live, i
+    if serving == 1 or least < HAND_OFF:
+        return self
+    least -= HAND_OFF - 1
+    for i in range(serving):
+        live = oi_get(&hub.reactors[i].live)
+        if live < least:
+            best = hub.reactors[i]
+            least = live
+    return best
+
+
+cdef inline void admit(Reactor *reactor, Letter *letter) noexcept nogil:
+    """Decide on an accepted client, who is inside both gates already."""
+    cdef Policy *policy = letter.policy
+    cdef Hub *hub = reactor.hub
+    cdef int verdict = access_decide(&policy.access, &letter.client)
+    cdef uint64_t bound
+    cdef Reactor *server
+    cdef bint begun
+    if verdict != VERDICT_ALLOWED:
+        refuse(reactor, letter, ENDING_DENIED if verdict == VERDICT_DENIED else ENDING_NOT_ALLOWED, 0)
+        return
+    bound = oi_get(&hub.gate.source_max)
+    if bound:
+        if not source_enter(hub.gate, letter.client.ip, policy.source_prefix, bound):
+            refuse(reactor, letter, ENDING_LIMITED, 0)
+            return
+        letter.counted |= 1
+    bound = oi_get(&policy.gate.source_max)
+    if bound:
+        if not source_enter(policy.gate, letter.client.ip, policy.source_prefix, bound):
+            refuse(reactor, letter, ENDING_LIMITED, 0)
+            return
+        letter.counted |= 2
+    policy_hold(policy)
+    server = least_busy(reactor)
+    if server != reactor and inbox_post(&server.inbox, letter):
+        oi_put(&reactor.stats.handed_off, oi_get(&reactor.stats.handed_off) + 1)
+        return
+    begun = conn_begin(reactor, letter)
+    c_assert(begun)     # for the same reason as in `refuse`
+
+
+cdef inline void found_full(Reactor *reactor, const Policy *policy, Gate *gate) noexcept nogil:
+    """Clients have to wait at a gate: count it, and tell once. There is room in the ring, as in `refuse`."""
+    cdef Record *record
+    oi_add(&gate.full, 1)
+    if oi_swap(&gate.full_told, 1):
+        return
+    record = record_slot(reactor)
+    c_assert(record != NULL)
+    memset(record, 0, sizeof(Record))
+    record.kind = RECORD_FULL
+    record.tag = policy.tag
+    record.token = gate == policy.gate
+    ring_push(&reactor.ring, &reactor.hub.bell)
+
+
+cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy) noexcept nogil:
+    """Accept one connection; false where there is no point in trying again now."""
+    cdef sockaddr_storage peer
+    cdef socklen_t size = sizeof(peer)
+    cdef Letter letter
+    cdef Hub *hub = reactor.hub
+    cdef int error
+    if ring_room(&reactor.ring) < RING_RESERVE:
+        oi_show(&hub.starved, 1)
+        if ring_room(&reactor.ring) < RING_RESERVE:
+            return False
+    if not gate_enter_or_wait(policy.gate):
+        found_full(reactor, policy, policy.gate)
+        return False
+    if not gate_enter_or_wait(hub.gate):
+        if not descriptors_make_room(reactor, hub.gate.cost) or not gate_enter_or_wait(hub.gate):
+            gate_leave(policy.gate)
+            found_full(reactor, policy, hub.gate)
+            return False
+    memset(&letter, 0, sizeof(letter))
+    letter.fd = c_accept4(listener.fd, <sockaddr *> &peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+    if letter.fd < 0:
+        error = errno
+        leave_gates(reactor, policy, NULL, 0)
+        if error == EAGAIN or error == EINVAL:      # EINVAL: it no longer listens
+            oi_put(&listener.ready[reactor.index], 0)
+            return False
+        if is_shortage(error):
+            accept_pause(reactor, error)
+            return False
+        return True     # a client that has gone again, or an error of the network that belongs to it: the next one
+    address_read(&letter.client, &peer)
+    letter.kind = LETTER_ACCEPTED
+    letter.policy = policy
+    letter.id = oi_add(&hub.gate.next_id, 1)
+    letter.started_s = unix_time()
+    letter.started_us = reactor.now_us
+    oi_put(&reactor.stats.accepted, oi_get(&reactor.stats.accepted) + 1)
+    accept_recovered(reactor)
+    admit(reactor, &letter)
+    return reactor.accept_retry_ms == 0
+
+
+cdef inline void listener_serve(Reactor *reactor, Listener *listener, uint32_t generation) noexcept nogil:
+    """Accept a batch. While this runs the listener is in use and whoever removes it waits."""
+    cdef Hub *hub = reactor.hub
+    cdef Policy *policy
+    cdef int _turn
+    cdef bint more = True
+    pthread_mutex_lock(&hub.lock)
+    if listener.dead:
+        oi_put(&listener.ready[reactor.index], 0)
+    if listener.dead or (generation and listener.generation != generation):
+        pthread_mutex_unlock(&hub.lock)
+        return
+    policy = listener.policy
+    policy_hold(policy)
+    listener.users += 1
+    pthread_mutex_unlock(&hub.lock)
+    for _turn in range(ACCEPT_BATCH):
+        more = accept_one(reactor, listener, policy)
+        if not more:
+            break
+    if more:
+        reactor.accept_again = True
+    pthread_mutex_lock(&hub.lock)
+    listener.users -= 1
+    if listener.dead and listener.users == 0:
+        pthread_cond_broadcast(&hub.idle)
+    pthread_mutex_unlock(&hub.lock)
+    policy_drop(policy)
+
+
+cdef inline void listeners_serve(Reactor *reactor) noexcept nogil:
+    """Go on where accepting stopped: a batch was full, a place became free, a pause is over."""
+    cdef Hub *hub = reactor.hub
+    cdef Letter letter
+    cdef uint64_t i
+    reactor.accept_again = False
+    if <uint64_t> reactor.index >= oi_see(&hub.serving):
+        # It gets no new connections: the room that it made is for the others.
+        memset(&letter, 0, sizeof(letter))
+        letter.kind = LETTER_RETRY
+        reactor.accept_again = not inbox_post(&hub.reactors[0].inbox, &letter)
+        return
+    for i in range(oi_see(&hub.listener_count)):
+        if oi_get(&hub.listeners[i].ready[reactor.index]):
+            listener_serve(reactor, hub.listeners[i], 0)

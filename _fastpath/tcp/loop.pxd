@@ -1,0 +1,64 @@
+"""Loops: what would come back to a listener of this process is not sent.
+
+The control plane marks the addresses of a policy that close a circle of rules, if they are addresses of this machine;
+that is asked of the kernel when one is dialled, at most once in LOOK_MS, because addresses move from one machine to
+another. Others are not looked at. Between two looks a TCP connect shows it, after one connection too many.
+"""
+
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
+
+from base.address cimport Address
+from base.atomic cimport oi_get, oi_put, oi_swap
+from tcp.ending cimport record_slot
+from shared.own cimport connected_locally, is_local
+from shared.policy cimport Policy
+from shared.ring cimport RECORD_LOOPED, Record, ring_push
+from state.reactor cimport Reactor
+
+cdef enum:
+    LOOK_MS = 1000
+
+
+cdef inline void loop_say(Reactor *reactor, Policy *policy, const Address *address, bint source) noexcept nogil:
+    """Tell Python, once for each policy: a destination, or the source of a datagram, is ours."""
+    cdef Record *record
+    if oi_get(&policy.loops_said[source]) or oi_swap(&policy.loops_said[source], 1):
+        return
+    record = record_slot(reactor)
+    if record == NULL:
+        oi_put(&policy.loops_said[source], 0)
+        return
+    memset(record, 0, sizeof(Record))
+    record.kind = RECORD_LOOPED
+    record.tag = policy.tag
+    if source:
+        record.client = address[0]
+    else:
+        record.upstream = address[0]
+    ring_push(&reactor.ring, &reactor.hub.bell)
+
+
+cdef inline bint leads_back(Reactor *reactor, Policy *policy, int at, const Address *address) noexcept nogil:
+    """Whether connecting to this address of the policy would come back to us."""
+    cdef uint64_t looked
+    if not policy.looping[at]:
+        return False
+    looked = oi_get(&policy.looked[at])     # when, and the answer in the lowest bit; 0 is never
+    # From a source of our choice a connect does not show it.
+    if policy.has_source or looked == 0 or reactor.now_ms - (looked >> 1) >= LOOK_MS:
+        looked = (reactor.now_ms << 1) | <uint64_t> is_local(address)
+        oi_put(&policy.looked[at], looked)
+    if not looked & 1:
+        return False
+    loop_say(reactor, policy, address, False)
+    return True
+
+
+cdef inline bint came_back(Reactor *reactor, Policy *policy, int at, int fd, const Address *address) noexcept nogil:
+    """Whether a connect to this address of the policy, under way on `fd`, comes back to us: it was not ours before."""
+    if not policy.looping[at] or policy.has_source or not connected_locally(fd, address):
+        return False
+    oi_put(&policy.looked[at], (reactor.now_ms << 1) | 1)
+    loop_say(reactor, policy, address, False)
+    return True

@@ -1,0 +1,131 @@
+"""The upstream socket of a UDP session: connected to an address of the destination, with a port of its own."""
+
+from libc.stdint cimport uint64_t
+
+from base.address cimport Address, SocketAddress, address_read
+from base.atomic cimport oi_add, oi_put
+from tcp.ending cimport (
+    ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED, record_slot,
+)
+from state.datagram cimport take_trains
+from tcp.dial cimport FAILURES_TOLD, source_for
+from base.linux cimport (
+    EACCES, EAFNOSUPPORT, ELOOP, EMFILE, ENFILE, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, SOCK_CLOEXEC, SOCK_DGRAM,
+    SOCK_NONBLOCK, SOL_SOCKET, SO_BROADCAST, SO_RCVBUF, c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket,
+    epoll_event, errno, sockaddr,
+)
+from tcp.loop cimport came_back, leads_back
+from shared.policy cimport Policy
+from shared.ring cimport RECORD_UNREACHABLE, Record, ring_push
+from state.connection_slab cimport KIND_UDP_SESSION, event_data
+from state.reactor cimport Reactor
+from shared.target cimport targets_begin, targets_pick
+from tcp.target_report cimport note_failed
+from udp.end cimport displace
+from state.udp_state cimport Session
+
+cdef enum:
+    QUEUE_BYTES = 1048576       # as UPSTREAM_QUEUE_BYTES in `oinetd.net.sockets`
+
+
+cdef inline void unreachable(Reactor *reactor, Policy *policy, int error) noexcept nogil:
+    """The destination did not take it; after several times in a row its name is resolved again."""
+    cdef Record *record
+    if oi_add(&policy.failures, 1) + 1 < FAILURES_TOLD:
+        return
+    record = record_slot(reactor)
+    if record != NULL:
+        record.kind = RECORD_UNREACHABLE
+        record.tag = policy.tag
+        record.error = error
+        ring_push(&reactor.ring, &reactor.hub.bell)
+        oi_put(&policy.failures, 0)
+
+
+cdef inline int udp_socket(Reactor *reactor, int family) noexcept nogil:
+    """A socket, or -errno. Where no descriptor is left, the session that was silent for longest gives its own."""
+    cdef int bytes = QUEUE_BYTES
+    cdef int fd = c_socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    if fd < 0 and (errno == EMFILE or errno == ENFILE) and displace(reactor, NULL):
+        fd = c_socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    if fd < 0:
+        return -errno
+    c_setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes))
+    take_trains(fd)
+    return fd
+
+
+cdef inline int udp_watch(Reactor *reactor, Session *session, int fd) noexcept nogil:
+    """Have events of the socket. Room for sending is no event: what has none is lost, as it would be in a network."""
+    cdef epoll_event event
+    event.events = EPOLLIN | <unsigned int> EPOLLET
+    event.data.u64 = event_data(KIND_UDP_SESSION, session.index, session.generation)
+    return c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_ADD, fd, &event)
+
+
+cdef inline int udp_connect(const Policy *policy, int fd, const SocketAddress *target) noexcept nogil:
+    """As connect(2). A broadcast address has to be asked for, and is only where the configuration names it: an answer
+    of the name system must not make clients write to a whole network."""
+    cdef int on = 1
+    cdef int failed = c_connect(fd, <const sockaddr *> &target.place, target.size)
+    if failed and errno == EACCES and policy.may_broadcast:
+        if c_setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &on, sizeof(on)) == 0:
+            failed = c_connect(fd, <const sockaddr *> &target.place, target.size)
+    return failed
+
+
+cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
+    """Connect `session.fd`, which sends nothing, so that any address with a route will do; the one that refused
+    datagrams is tried last. False: `ending` and `error` say why not."""
+    cdef Policy *policy = session.policy
+    cdef uint64_t turn = targets_begin(policy.targets)
+    cdef uint64_t tried = 0
+    cdef Address address
+    cdef int at, fd
+    session.ending = ENDING_RESOLVE_FAILED
+    session.error = 0
+    while True:     # bounded: each address is picked once
+        at = targets_pick(policy.targets, tried, turn, reactor.now_ms)
+        if at < 0:
+            break
+        tried |= <uint64_t> 1 << at
+        target = &policy.targets.items[at].place
+        source = source_for(policy, target)
+        if policy.has_source and source.size == 0:
+            if session.error == 0:
+                session.ending = ENDING_BIND_FAILED
+                session.error = EAFNOSUPPORT
+            continue
+        address_read(&address, &target.place)
+        if leads_back(reactor, policy, at, &address):
+            session.ending = ENDING_CONNECT_FAILED
+            session.error = ELOOP
+            continue
+        fd = udp_socket(reactor, target.place.sin6_family)
+        if fd < 0:
+            session.ending = ENDING_SOCKET_FAILED
+            session.error = -fd
+            return False
+        if source.size and c_bind(fd, <const sockaddr *> &source.place, source.size) != 0:
+            session.ending = ENDING_BIND_FAILED
+        elif udp_connect(policy, fd, target) != 0:
+            session.ending = ENDING_CONNECT_FAILED
+        elif came_back(reactor, policy, at, fd, &address):
+            session.ending = ENDING_CONNECT_FAILED
+            session.error = ELOOP
+            c_close(fd)
+            continue
+        elif udp_watch(reactor, session, fd) != 0:
+            session.ending = ENDING_SOCKET_FAILED
+        else:
+            session.fd = fd
+            session.address = <unsigned char> at
+            session.ending = 0
+            session.error = 0
+            return True
+        session.error = errno
+        if session.ending == ENDING_CONNECT_FAILED:
+            note_failed(reactor, policy, at, session.error)
+        c_close(fd)
+    unreachable(reactor, policy, session.error)
+    return False

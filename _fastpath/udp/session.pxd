@@ -1,0 +1,244 @@
+"""The life of a UDP session: it begins with a datagram of a client that is let in, and has an upstream of its own.
+
+A refusal that the destination's host tells (nobody listens) ends it, after what had come before. It is noted where it
+is seen and acted upon at the session's next turn, for the batch may still hold datagrams of others.
+"""
+
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc
+from libc.string cimport memset
+
+from shared.access cimport VERDICT_ALLOWED, VERDICT_DENIED, access_decide
+from base.address cimport Address, address_read
+from base.atomic cimport oi_add, oi_get, oi_put, oi_show
+from state.datagram cimport MESSAGES_MAX, Group, batch_receive
+from state.datagram_send cimport Sent, batch_send
+from tcp.ending cimport (
+    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_UPSTREAM_RESET, record_slot,
+)
+from shared.gate cimport gate_leave, source_enter
+from base.linux cimport ECONNREFUSED, ENOPROTOOPT, c_assert
+from tcp.listener cimport unix_time
+from tcp.loop cimport loop_say
+from shared.own cimport is_own
+from shared.policy cimport Policy, policy_hold
+from shared.ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, Record, ring_push, ring_room
+from state.reactor cimport Reactor
+from tcp.target_report cimport note_failed, note_worked
+from udp.dial cimport udp_dial, unreachable
+from udp.end cimport due_by, place_take, report_opened, session_end, sources_leave
+from udp.shares cimport share_answered, share_enter
+from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Session, UdpListener
+from state.udp_table cimport (
+    line_append, queue_hold, session_give, session_heard, session_ready, session_take, table_put, table_room,
+)
+from state.udp_told cimport Told, told_add
+
+cdef enum:
+    LAST_READS_MAX = 4          # as in `udp/leg.py`: batches still taken from a socket whose peer has gone
+
+
+cdef inline bint nobody_listens(int error) noexcept nogil:
+    """Told by the destination itself. What routers tell concerns single datagrams; the next may arrive."""
+    return error == ECONNREFUSED or error == ENOPROTOOPT
+
+
+cdef inline void report_turned_away(
+    Reactor *reactor, const Policy *policy, const Address *client, int kind, uint64_t id, int ending, int error
+) noexcept nogil:
+    """There is room: sessions begin only where the ring has some."""
+    cdef Record *record = record_slot(reactor)
+    c_assert(record != NULL)
+    memset(record, 0, sizeof(Record))
+    record.kind = kind
+    record.ending = ending
+    record.error = error
+    record.id = id
+    record.tag = policy.tag
+    record.started_s = unix_time()
+    record.client = client[0]
+    ring_push(&reactor.ring, &reactor.hub.bell)
+
+
+cdef inline void turn_away(
+    Reactor *reactor, UdpListener *listener, const Address *client, int ending, int error
+) noexcept nogil:
+    """Log the client who gets no session, unless its address is known for it."""
+    cdef bint failed = ending != ENDING_DENIED and ending != ENDING_NOT_ALLOWED and ending != ENDING_LIMITED
+    cdef uint64_t id
+    if listener.told == NULL:
+        listener.told = <Told *> calloc(1, sizeof(Told))
+        if listener.told != NULL:
+            listener.told.seed = reactor.udp.batch.seed
+    if listener.told != NULL and not told_add(listener.told, client):
+        return
+    id = oi_add(&reactor.hub.gate.next_id, 1)
+    if failed and oi_get(&reactor.hub.brief) == 0:      # nobody refused it: events come in pairs
+        report_turned_away(reactor, listener.policy, client, RECORD_OPENED, id, 0, 0)
+    report_turned_away(reactor, listener.policy, client, RECORD_CLOSED, id, ending, error)
+    oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
+    if failed:
+        oi_add(&listener.policy.gate.admitted, 1)
+
+
+cdef inline int sources_enter(Reactor *reactor, Policy *policy, const Address *client) noexcept nogil:
+    """Count the client's address where that is bounded: bits for `Session.counted`, -1 where it has all it may have."""
+    cdef int counted = 0
+    cdef uint64_t bound = oi_get(&reactor.hub.gate.source_max)
+    if bound:
+        if not source_enter(reactor.hub.gate, client.ip, policy.source_prefix, bound):
+            return -1
+        counted |= 1
+    bound = oi_get(&policy.gate.source_max)
+    if bound:
+        if not source_enter(policy.gate, client.ip, policy.source_prefix, bound):
+            sources_leave(reactor, policy, NULL, client, counted)
+            return -1
+        counted |= 2
+    return counted
+
+
+cdef inline Session *session_open(
+    Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Address *client, int counted
+) noexcept nogil:
+    """Make a session in a place that was taken; NULL where it cannot have its upstream, which is told."""
+    cdef Datagrams *udp = reactor.udp
+    cdef Policy *policy = listener.policy
+    cdef Session *session = session_take(udp) if table_room(udp) else NULL
+    if session == NULL:
+        return NULL
+    session.policy = policy
+    session.counted = <unsigned char> counted
+    session.hash = hash
+    session.key = group.sender
+    session.listener = listener
+    session.started_s = unix_time()
+    session.started_us = reactor.now_us
+    session.last_ms = reactor.now_ms
+    if not udp_dial(reactor, session):
+        turn_away(reactor, listener, client, session.ending, session.error)
+        session_give(udp, session)
+        return NULL
+    session.queue = queue_hold(udp, policy)
+    c_assert(session.queue == listener.queue)
+    policy_hold(policy)
+    session.id = oi_add(&reactor.hub.gate.next_id, 1)
+    session.state = SESSION_LIVE
+    table_put(udp, session)
+    share_enter(udp, session)
+    line_append(&session.queue.line, BY_QUEUE, session)
+    listener.sessions += 1
+    oi_put(&reactor.udp_sessions, udp.count)
+    oi_put(&reactor.stats.opened, oi_get(&reactor.stats.opened) + 1)
+    if policy.idle_ms:
+        due_by(udp, reactor.now_ms + policy.idle_ms)
+    oi_add(&policy.gate.admitted, 1)
+    if oi_get(&reactor.hub.brief) == 0:
+        report_opened(reactor, session)
+    return session
+
+
+cdef inline Session *session_begin(
+    Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash
+) noexcept nogil:
+    """A session for a new sender; NULL where it may have none."""
+    cdef Policy *policy = listener.policy
+    cdef Session *session
+    cdef Address client
+    cdef int verdict, counted
+    if listener.lingering:
+        return NULL
+    if ring_room(&reactor.ring) < RING_RESERVE:
+        oi_show(&reactor.hub.starved, 1)
+        if ring_room(&reactor.ring) < RING_RESERVE:
+            return NULL     # Python has not taken the records of those before
+    address_read(&client, &group.sender.place)
+    verdict = access_decide(&policy.access, &client)
+    if verdict != VERDICT_ALLOWED:
+        verdict = ENDING_DENIED if verdict == VERDICT_DENIED else ENDING_NOT_ALLOWED
+        turn_away(reactor, listener, &client, verdict, 0)
+        return NULL
+    if is_own(&reactor.hub.own, &reactor.hub.lock, &client):
+        loop_say(reactor, policy, &client, True)
+        return NULL
+    counted = sources_enter(reactor, policy, &client)
+    if counted < 0:
+        turn_away(reactor, listener, &client, ENDING_LIMITED, 0)
+        return NULL
+    if not place_take(reactor, policy):
+        sources_leave(reactor, policy, NULL, &client, counted)
+        return NULL
+    session = session_open(reactor, listener, group, hash, &client, counted)
+    if session == NULL:
+        sources_leave(reactor, policy, NULL, &client, counted)
+        gate_leave(policy.gate)
+        if gate_leave(reactor.hub.udp_gate):
+            reactor.room_made = True
+    return session
+
+
+cdef inline void forward(Reactor *reactor, Session *session, int first, int count) noexcept nogil:
+    """Datagrams of the client, in the batch, go to the upstream."""
+    cdef Sent sent
+    memset(&sent, 0, sizeof(sent))
+    batch_send(reactor.udp.batch, session.fd, first, count, NULL, False, &sent)
+    session.bytes_up += sent.bytes
+    session.datagrams_up += <uint64_t> sent.count
+    session.datagrams_lost += <uint64_t> (count - sent.count)
+    if session.asked_ms == 0:
+        session.asked_ms = reactor.now_ms
+    session_heard(reactor.udp, session, reactor.now_ms)
+    if nobody_listens(sent.error):
+        session.error = sent.error
+        session_ready(reactor.udp, session)
+
+
+cdef inline int answer(Reactor *reactor, Session *session) noexcept nogil:
+    """Give one batch of the upstream to the client; what `batch_receive` said."""
+    cdef Group *group = &reactor.udp.batch.groups[0]
+    cdef Sent sent
+    cdef int got = batch_receive(reactor.udp.batch, session.fd, MESSAGES_MAX, False)
+    if got <= 0:
+        return got
+    c_assert(reactor.udp.batch.group_count == 1)
+    memset(&sent, 0, sizeof(sent))
+    batch_send(reactor.udp.batch, session.listener.fd, group.first, group.count, &session.key, False, &sent)
+    if session.datagrams_down == 0:
+        note_worked(reactor, session.policy, session.address)
+        if oi_get(&session.policy.failures):
+            oi_put(&session.policy.failures, 0)
+    if not session.answered:
+        share_answered(reactor.udp, session)
+    session.asked_ms = 0
+    session.bytes_down += sent.bytes
+    session.datagrams_down += <uint64_t> sent.count
+    session.datagrams_lost += <uint64_t> (group.count - sent.count)
+    session_heard(reactor.udp, session, reactor.now_ms)
+    return got
+
+
+cdef inline void session_refused(Reactor *reactor, Session *session) noexcept nogil:
+    """Nobody listens: what came before belongs to the client; then the session is over."""
+    cdef int _turn
+    for _turn in range(LAST_READS_MAX):
+        if answer(reactor, session) <= 0:
+            break
+    note_failed(reactor, session.policy, session.address, session.error)
+    unreachable(reactor, session.policy, session.error)
+    session_end(reactor, session, ENDING_UPSTREAM_RESET, session.error)
+
+
+cdef inline int session_turn(Reactor *reactor, Session *session) noexcept nogil:
+    """Take what the upstream has, at most a batch; how many messages that were. `session` may be gone afterwards."""
+    cdef int got
+    if session.error == 0:
+        got = answer(reactor, session)
+        if got >= 0 or not nobody_listens(-got):
+            if got == 0:
+                session.odd = 0
+            elif got < 0 or got == MESSAGES_MAX or session.odd:
+                session_ready(reactor.udp, session)     # an error is told once, and may have hidden datagrams
+            return max(got, 0)
+        session.error = -got
+    session_refused(reactor, session)
+    return 1

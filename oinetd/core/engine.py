@@ -1,0 +1,55 @@
+"""The contract of an engine: what moves the bytes of one connection.
+
+1. The engine owns both sockets from the call on, whatever happens: it closes them, also when it raises or is cancelled.
+2. What peers do is never an exception. It is the `RelayResult`.
+3. Cancelling aborts the relay (both peers see a reset) and still waits for the result, so that accounting is exact:
+   the result of a cancelled relay is left in `Meter.result`.
+4. A FIN is only ever passed on, never invented: an end that a peer did not ask for reaches the other one as a reset.
+
+One suite of tests (tests/engine) holds every engine and every relay mode to this.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Protocol
+
+from oinetd.core.record import RelayResult
+from oinetd.model import Settings
+
+__all__ = ["Engine", "Meter"]
+
+
+class Meter:
+    """The counters of one running relay, for whoever wants to look while it runs.
+
+    An engine writes, everybody else reads. `moved_at` is when something last moved, in seconds of the monotonic clock,
+    0 before that. `result` is set when the relay has ended, also when it was cancelled.
+    """
+
+    __slots__ = ("bytes_down", "bytes_up", "datagrams_down", "datagrams_lost", "datagrams_up", "moved_at", "result")
+
+    def __init__(self) -> None:
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.datagrams_up = 0
+        self.datagrams_down = 0
+        self.datagrams_lost = 0
+        self.moved_at = 0.0
+        self.result: RelayResult | None = None
+
+
+class Engine(Protocol):
+    """Relays connections. One engine serves all sessions of one event loop."""
+
+    name: str
+
+    async def relay(
+        self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter
+    ) -> RelayResult:
+        """Move bytes both ways until both sides are done; both sockets are non-blocking and connected."""
+        ...
+
+    async def close(self) -> None:
+        """End every relay that still runs and give back what the engine holds."""
+        ...

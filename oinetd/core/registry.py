@@ -1,0 +1,327 @@
+"""Who is connected now, who may still come, and what each rule has moved: one place for the whole process.
+
+Nothing here touches a socket. Listeners ask before they accept, sessions enter and leave, and whoever waits for room
+is called when there is some.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from oinetd.core.admission import Gate, LocalGate
+from oinetd.core.engine import Meter
+from oinetd.core.record import Ending, SessionRecord, Sums
+from oinetd.model import SOURCE_PREFIX, Endpoint, Rule, SourcePrefix
+
+__all__ = ["Account", "Live", "RuleAccount", "RuleStats", "Stats"]
+
+
+@dataclass(slots=True)
+class RuleStats:
+    """The counters of one rule since it was first served; `bytes_*` are those of ended and live sessions together.
+
+    `accepted` counts every connection taken from the queue, `refused` those that access, limits or `admit` turned
+    away, `failed` those whose upstream leg could not be made. `endings` counts the ends by kind. Datagrams are those of
+    the sides that are UDP; lost are those of refused clients, too, and forged are those of the lost whose source
+    address cannot be true. `full` says that a limit is reached and the next client waits for a place, `times_full` how
+    often that began.
+    """
+
+    live: int = 0
+    accepted: int = 0
+    refused: int = 0
+    failed: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    endings: Counter[Ending] = field(default_factory=Counter)
+    datagrams_up: int = 0
+    datagrams_down: int = 0
+    datagrams_lost: int = 0
+    datagrams_forged: int = 0
+    full: bool = False
+    times_full: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot: the totals, and the counters of each rule, also of those that a reload took away.
+
+    `room` is how many connections there is room for, 0 without a bound.
+    """
+
+    live: int
+    accepted: int
+    refused: int
+    failed: int
+    bytes_up: int
+    bytes_down: int
+    rules: dict[Rule, RuleStats]
+    datagrams_up: int = 0
+    datagrams_down: int = 0
+    datagrams_lost: int = 0
+    datagrams_forged: int = 0
+    full: bool = False
+    times_full: int = 0
+    room: int = 0
+
+
+class RuleAccount:
+    """The counters of one rule, and the gate of its sessions in the Python lane.
+
+    A rule is known by its `identity`: a reload that changes its destination or options goes on counting here.
+    """
+
+    __slots__ = ("gate", "rule", "stats")
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.stats = RuleStats()
+        self.gate = LocalGate()
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """A session of the Python lane that has not ended: its record, its counters, and the way to end it.
+
+    `gates` are those in which its source is counted, with the prefix `source_prefix`; `since` is when it began, in
+    seconds of the monotonic clock. A UDP session (`datagrams`) has a place among those of its rule, and none among the
+    connections of the process. `revoke` ends a connection that the access rules refuse now.
+    """
+
+    record: SessionRecord
+    rule: RuleAccount
+    kill: Callable[[], object]
+    meter: Meter = field(default_factory=Meter)
+    gates: tuple[Gate, ...] = ()
+    source_prefix: SourcePrefix = SOURCE_PREFIX
+    since: float = field(default_factory=time.monotonic)
+    datagrams: bool = False
+    revoke: Callable[[], object] | None = None
+
+    def snapshot(self) -> SessionRecord:
+        """The record as it would read if the session ended now, but for the ending."""
+        now = time.monotonic()
+        return replace(
+            self.record,
+            bytes_up=self.meter.bytes_up,
+            bytes_down=self.meter.bytes_down,
+            datagrams_up=self.meter.datagrams_up,
+            datagrams_down=self.meter.datagrams_down,
+            datagrams_lost=self.meter.datagrams_lost,
+            duration_s=now - self.since,
+            idle_s=max(0.0, now - max(self.since, self.meter.moved_at)),
+        )
+
+
+class Account:
+    """Live sessions, limits, and counters, over the process's gates, which both lanes go through.
+
+    `gate` is for connections, and numbers all sessions; `datagrams` is for UDP sessions. `on_full` is called when a
+    client has to wait for a place: of its rule, or of the process (None).
+    """
+
+    def __init__(self, gate: Gate, datagrams: Gate) -> None:
+        self.gate = gate
+        self.datagrams = datagrams
+        self.live: dict[int, Live] = {}
+        self._max_per_source = 0
+        self._source_prefix = SOURCE_PREFIX
+        self._rules: dict[Endpoint | Rule, RuleAccount] = {}
+        self._waiting: dict[Callable[[], object], None] = {}
+        self.on_full: Callable[[Rule | None, Gate], object] = lambda rule, gate: None
+
+    @property
+    def anybody(self) -> bool:
+        """Whether somebody is connected."""
+        return bool(self.gate.live or self.datagrams.live or self.live)
+
+    @property
+    def count(self) -> int:
+        """How many sessions live, of both kinds and lanes."""
+        return self.gate.live + self.datagrams.live
+
+    def set_limits(
+        self, max_connections: int, max_per_source: int, source_prefix: SourcePrefix = SOURCE_PREFIX
+    ) -> None:
+        """Bound the sessions of the process; 0 is no bound. `source_prefix` is also for the limits of rules."""
+        self._max_per_source = max_per_source
+        self._source_prefix = source_prefix
+        self.gate.set_limits(max_connections, max_per_source)
+
+    def of(self, rule: Rule) -> RuleAccount:
+        """The account of `rule`, which is from now on what is said of its `identity`."""
+        account = self._rules.get(rule.identity)
+        if account is None:
+            account = self._rules[rule.identity] = RuleAccount(rule)
+        account.rule = rule
+        account.gate.set_limits(rule.options.max_connections or 0, rule.options.max_connections_per_source or 0)
+        return account
+
+    def rules(self) -> list[Rule]:
+        """Every rule that was ever served, as it was said last."""
+        return [account.rule for account in self._rules.values()]
+
+    def take_place(self, rule: RuleAccount) -> bool:
+        """A place for one more connection of `rule`, to be taken before it is accepted; False where there is none."""
+        if not rule.gate.enter():
+            self.on_full(rule.rule, rule.gate)
+            return False
+        if self.gate.enter():
+            return True
+        rule.gate.leave()
+        self.on_full(None, self.gate)
+        return False
+
+    def give_back(self, rule: RuleAccount) -> None:
+        """Give a place back for which there was no connection."""
+        rule.gate.leave()
+        self.gate.leave()
+
+    def admit_source(self, live: Live) -> bool:
+        """Count the session for its source address; False where that has all it may have, here or of its rule."""
+        client, prefix = live.record.client, self._source_prefix
+        # Only those that are bounded now: what was not counted on the way in must not be on the way out.
+        gates: list[Gate] = [self.gate] if self._max_per_source else []
+        if live.rule.rule.options.max_connections_per_source:
+            gates.append(live.rule.gate)
+        for passed, gate in enumerate(gates):
+            if not gate.enter_source(client, prefix):
+                for each in gates[:passed]:
+                    each.leave_source(client, prefix)
+                return False
+        live.gates, live.source_prefix = tuple(gates), prefix
+        return True
+
+    def when_room(self, call: Callable[[], object]) -> None:
+        """Call once, when the next session has ended."""
+        self._waiting[call] = None
+
+    def forget_waiting(self, call: Callable[[], object]) -> None:
+        """Take a `when_room` back."""
+        self._waiting.pop(call, None)
+
+    def enter(self, live: Live) -> None:
+        """A session of the Python lane begins, in a place that was taken."""
+        self.live[live.record.id] = live
+        live.rule.stats.live += 1
+        live.rule.stats.accepted += 1
+
+    def leave(self, live: Live) -> None:
+        """It has ended, with `ending` set in its record, and gives its place back."""
+        del self.live[live.record.id]
+        live.rule.stats.live -= 1
+        self._count(live.rule.stats, live.record)
+        if live.datagrams:
+            self.forget(live)
+            return
+        self.dismiss_source(live)
+        self.give_back(live.rule)
+        self._make_room()
+
+    def forget(self, live: Live) -> None:
+        """Give back what a UDP session took on its way in."""
+        self.dismiss_source(live)
+        live.rule.gate.leave()
+        self.datagrams.leave()
+
+    def dismiss_source(self, live: Live) -> None:
+        """Take `admit_source` back."""
+        for gate in live.gates:
+            gate.leave_source(live.record.client, live.source_prefix)
+
+    def turned_away(self, live: Live) -> None:
+        """A UDP client got no session, with `ending` set in the record; it had no place."""
+        live.rule.stats.accepted += 1
+        self._count(live.rule.stats, live.record)
+
+    def native_closed(self, record: SessionRecord) -> None:
+        """A session of the native lane has ended, or was refused; the gates are its own business."""
+        stats = self._rules[record.route.rule.identity].stats
+        assert record.ending is not None
+        stats.accepted += record.ending.refused
+        self._count(stats, record)
+        self._make_room()
+
+    def native_counted(self, rule: Rule, ending: Ending, sums: Sums) -> None:
+        """Sessions of the native lane have ended, or were refused, whose records nobody wants."""
+        stats, count = self._rules[rule.identity].stats, sums.sessions
+        stats.accepted += count * ending.refused
+        self._count_moved(stats, sums)
+        self._count_ends(stats, ending, count)
+        self._make_room()
+
+    def forged(self, rule: RuleAccount, datagrams: int) -> None:
+        """Datagrams were dropped because their source address cannot be true."""
+        rule.stats.datagrams_lost += datagrams
+        rule.stats.datagrams_forged += datagrams
+
+    def native_lost(self, rule: Endpoint | Rule, datagrams: int, forged: int) -> None:
+        """The native lane has dropped datagrams of clients that have no session, some of them `forged`; the rule is
+        given by its identity."""
+        self._rules[rule].stats.datagrams_lost += datagrams
+        self._rules[rule].stats.datagrams_forged += forged
+
+    @classmethod
+    def _count(cls, stats: RuleStats, record: SessionRecord) -> None:
+        assert record.ending is not None
+        cls._count_moved(stats, record)
+        cls._count_ends(stats, record.ending, 1)
+
+    @staticmethod
+    def _count_moved(stats: RuleStats, moved: SessionRecord | Sums) -> None:
+        stats.bytes_up += moved.bytes_up
+        stats.bytes_down += moved.bytes_down
+        stats.datagrams_up += moved.datagrams_up
+        stats.datagrams_down += moved.datagrams_down
+        stats.datagrams_lost += moved.datagrams_lost
+
+    @staticmethod
+    def _count_ends(stats: RuleStats, ending: Ending, count: int) -> None:
+        stats.endings[ending] += count
+        if ending.refused:
+            stats.refused += count
+        elif not ending.connected:
+            stats.failed += count
+
+    def _make_room(self) -> None:
+        if self._waiting:
+            # All of them: the room may be one that the first in line cannot use.
+            waiting, self._waiting = self._waiting, {}
+            for call in waiting:
+                call()
+
+    def sessions(self) -> Iterator[SessionRecord]:
+        """The live sessions, oldest first."""
+        return (live.snapshot() for live in tuple(self.live.values()))
+
+    def stats(
+        self, native: Collection[SessionRecord] = (), native_admitted: Mapping[Endpoint | Rule, int] | None = None
+    ) -> Stats:
+        """A snapshot of all counters. Of the native lane it is given the live sessions and all that were admitted."""
+        rules = {
+            bind: replace(account.stats, endings=Counter(account.stats.endings))
+            for bind, account in self._rules.items()
+        }
+        for identity, admitted in (native_admitted or {}).items():
+            rules[identity].accepted += admitted
+        for record in native:
+            rules[record.route.rule.identity].live += 1
+        for record in (*self.sessions(), *native):
+            self._count_moved(rules[record.route.rule.identity], record)
+        every = rules.values()
+        return Stats(
+            live=sum(stats.live for stats in every),
+            accepted=sum(stats.accepted for stats in every),
+            refused=sum(stats.refused for stats in every),
+            failed=sum(stats.failed for stats in every),
+            bytes_up=sum(stats.bytes_up for stats in every),
+            bytes_down=sum(stats.bytes_down for stats in every),
+            rules={account.rule: rules[bind] for bind, account in self._rules.items()},
+            datagrams_up=sum(stats.datagrams_up for stats in every),
+            datagrams_down=sum(stats.datagrams_down for stats in every),
+            datagrams_lost=sum(stats.datagrams_lost for stats in every),
+            datagrams_forged=sum(stats.datagrams_forged for stats in every),
+        )

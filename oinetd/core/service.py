@@ -1,0 +1,107 @@
+"""What is in force for a route: one `Service` that all its sessions share, and the parts that lanes give to it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from oinetd.core.access import AccessControl
+from oinetd.core.engine import Engine
+from oinetd.core.hooks import Admit
+from oinetd.core.record import Ending, SessionRecord, Try
+from oinetd.core.registry import Account, RuleAccount
+from oinetd.model import SOURCE_PREFIX, AccessRule, Route, Settings, SourcePrefix
+from oinetd.net.poller import Poller
+from oinetd.net.sockets import Address
+from oinetd.upstream.destination import Destination
+from oinetd.upstream.loops import LoopGuard
+
+__all__ = ["Callbacks", "Dialed", "Dials", "Service", "Watcher"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialed:
+    """What came of it: the connected `upstream` and the address that took it, or how it `failed` and the errno.
+
+    `Ending.UPSTREAM_RESET` is an upstream that took the connection and reset it without a word.
+    `tries` are all addresses that were tried, in order; the one that took the connection is the last. One that was
+    under way when another took it has EINPROGRESS.
+    """
+
+    upstream: socket.socket | None
+    address: Address | None
+    failed: Ending | None = None
+    errno: int = 0
+    tries: tuple[Try, ...] = ()
+
+
+class Watcher(Protocol):
+    """Whoever is told of sessions: the journal, and the hooks of an embedding program."""
+
+    def opened(self, record: SessionRecord) -> None: ...
+    def closed(self, record: SessionRecord) -> None: ...
+    def left(self) -> None:
+        """Sessions have ended that are not told one by one, because `Lanes.tell` said so."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """A `Watcher` of three functions."""
+
+    opened: Callable[[SessionRecord], None]
+    closed: Callable[[SessionRecord], None]
+    left: Callable[[], None]
+
+
+class Dials(Protocol):
+    """Makes the upstream leg of a connection."""
+
+    @property
+    def poller(self) -> Poller:
+        """Watches sockets for it."""
+        ...
+
+    async def dial(
+        self,
+        destination: Destination,
+        port: int,
+        settings: Settings,
+        source: Destination | None,
+        client: socket.socket | None,
+        guard: LoopGuard | None = None,
+    ) -> Dialed:
+        """The outcome, from an address of `source` where that is given; never raises for what the network does."""
+        ...
+
+
+@dataclass(slots=True)
+class Service:
+    """What all sessions of one route share; a reload puts another in its place, for later sessions."""
+
+    route: Route
+    settings: Settings
+    access: AccessControl
+    global_access: tuple[AccessRule, ...]
+    destination: Destination
+    source_host: Destination | None
+    rule: RuleAccount
+    account: Account
+    dialer: Dials
+    engine: Engine
+    watcher: Watcher
+    admit: Admit | None = None
+    guard: LoopGuard | None = None
+    source_prefix: SourcePrefix = SOURCE_PREFIX
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the destination has an address, and so has the source where one is asked for."""
+        return self.destination.resolved and (self.source_host is None or self.source_host.resolved)
+
+    @property
+    def source(self) -> tuple[Address, ...]:
+        """The local addresses that outgoing connections may have at the moment; none where the kernel chooses."""
+        return self.source_host.at(0) if self.source_host is not None else ()

@@ -1,0 +1,44 @@
+"""What a reload does to the UDP listeners of both lanes, those that are in force and those that linger."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from oinetd.lanes.choose import Lanes, Listening
+from oinetd.lanes.native.listener import ReactorDatagrams
+from oinetd.lanes.python.udp.listener import DatagramListener
+from oinetd.model import AccessRule, Config
+from oinetd.net.ports import PortKey
+from oinetd.net.sockets import bound_address
+
+__all__ = ["settle_datagrams"]
+
+log = logging.getLogger("oinetd")
+
+_Datagrams = DatagramListener | ReactorDatagrams
+
+
+def settle_datagrams(config: Config, lanes: Lanes, listening: Mapping[PortKey, Listening]) -> None:
+    """End the sessions that have no place under `config`; it is in force, and what it took away lingers."""
+    _make_way(listening, lanes.lingering)
+    _revoke(config.access, (*listening.values(), *lanes.lingering.values()))
+
+
+def _make_way(listening: Mapping[PortKey, Listening], lingering: Mapping[PortKey, _Datagrams]) -> None:
+    """End what lingers where somebody else listens now: its socket would take the other's new clients."""
+    if not lingering:
+        return
+    bound = [replace(key, address=bound_address(listener.sock)) for key, listener in listening.items()]
+    for key, listener in tuple(lingering.items()):
+        held = replace(key, address=bound_address(listener.sock))
+        if any(held.overlaps(other) for other in bound):
+            listener.end()
+
+
+def _revoke(access: tuple[AccessRule, ...], listeners: Iterable[Listening]) -> None:
+    """End the UDP sessions whose clients the global rules `access`, or those of their own rule, refuse."""
+    ended = sum(listener.revoke(access) for listener in listeners if isinstance(listener, _Datagrams))
+    if ended:
+        log.info("UDP sessions ended because the access rules now refuse their clients: %d", ended)

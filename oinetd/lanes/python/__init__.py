@@ -1,0 +1,1 @@
+"""The lane that needs no extension: one task a connection, from accept to end."""

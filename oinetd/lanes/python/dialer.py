@@ -1,0 +1,320 @@
+"""The upstream leg: the addresses of the destination, staggered (RFC 8305), the source address, and one deadline.
+
+A second address is tried when the first has failed or has said nothing for `STAGGER_S`; then both are under way, and so
+on. The first that takes the connection is used, the others are closed without a trace. `connect-timeout` is for the
+whole of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import socket
+
+from oinetd.core.record import Ending, Try
+from oinetd.core.service import Dialed
+from oinetd.model import Settings
+from oinetd.net.connect_result import connect_result
+from oinetd.net.poller import ERROR, Poller
+from oinetd.net.sockets import SHORTAGE, Address, bind_source, close_with_reset, is_connected_to_itself, open_upstream
+from oinetd.upstream.address_order import now_ms
+from oinetd.upstream.destination import Destination
+from oinetd.upstream.loops import LOOP_ERRNO, LoopGuard
+from oinetd.upstream.name_wait import SHORT_MAX_S, wait_for_names
+
+__all__ = ["Dialer"]
+
+STAGGER_S = 0.25
+"""How long an address may be silent before the next one is tried beside it: the delay that RFC 8305 recommends."""
+PATIENCE_S = 0.1
+"""How long a connect may take before the client is watched too: the usual one is over by then and pays nothing."""
+
+_IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY)
+
+
+class Dialer:
+    """Connects to destinations from one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller) -> None:
+        self._loop = loop
+        self.poller = poller
+
+    async def dial(
+        self,
+        destination: Destination,
+        port: int,
+        settings: Settings,
+        source: Destination | None,
+        client: socket.socket | None,
+        guard: LoopGuard | None = None,
+    ) -> Dialed:
+        """Try each address of `destination` once, from one of `source` where that is given.
+
+        A client that gives up meanwhile ends it; its half-close does not. One without a connection is None. A name that
+        is still to be resolved is waited for. What `guard` refuses is not connected to.
+        """
+        if not await wait_for_names(self.poller, (destination, source), settings, client):
+            return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
+        if not destination.resolved or not (source is None or source.resolved):
+            return Dialed(None, None, Ending.RESOLVE_FAILED)
+        search = _Search(self._loop, self.poller, destination, port, settings, source, client, guard)
+        dialed = await search.run()
+        if dialed.upstream is not None or dialed.failed is Ending.UPSTREAM_RESET:
+            destination.connected()
+        elif dialed.failed is not Ending.CLIENT_RESET:
+            destination.failed()
+        return dialed
+
+
+class _Attempt:
+    """One connect under way."""
+
+    __slots__ = ("address", "began", "sock")
+
+    def __init__(self, sock: socket.socket, address: Address, began: float) -> None:
+        self.sock = sock
+        self.address = address
+        self.began = began
+
+
+class _Search:
+    """Connects until one works. It ends by that, the last failure, the deadline, or a client that has gone."""
+
+    __slots__ = (
+        "_attempts", "_client", "_deadline", "_destination", "_done", "_guard", "_last", "_loop", "_next", "_order",
+        "_poller", "_port", "_settings", "_short", "_source", "_timer", "_tried", "_tries", "_turn", "_watch",
+        "_watching",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        poller: Poller,
+        destination: Destination,
+        port: int,
+        settings: Settings,
+        source: Destination | None,
+        client: socket.socket | None,
+        guard: LoopGuard | None,
+    ) -> None:
+        self._loop = loop
+        self._poller = poller
+        self._guard = guard
+        self._destination = destination
+        self._port = port
+        self._settings = settings
+        self._source = source.at(0) if source is not None else None
+        self._client = client
+        self._order = destination.order(port)
+        self._turn = self._order.begin()
+        self._tried = 0
+        self._tries: list[Try] = []
+        self._attempts: dict[int, _Attempt] = {}
+        self._last = Dialed(None, None, Ending.RESOLVE_FAILED)
+        self._done: asyncio.Future[Dialed] = loop.create_future()
+        now = loop.time()
+        self._deadline = now + settings.connect_timeout_s if settings.connect_timeout_s else math.inf
+        self._short = now + (settings.connect_timeout_s or SHORT_MAX_S)
+        self._watch = now + PATIENCE_S if client is not None else math.inf
+        self._next = math.inf  # when the next address is tried beside those under way
+        self._timer: asyncio.TimerHandle | None = None
+        self._watching = False
+
+    async def run(self) -> Dialed:
+        """The outcome. Whatever else was begun is closed."""
+        dialed = self._last
+        try:
+            self._try_next()
+            dialed = await self._done
+        except BaseException:
+            # It may have connected while this was on its way.
+            if self._done.done() and not self._done.cancelled() and (won := self._done.result().upstream) is not None:
+                won.close()
+            raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._watching and self._client is not None:
+                self._poller.forget(self._client.fileno())
+            for attempt in self._attempts.values():
+                self._poller.closing(attempt.sock.fileno())
+                close_with_reset(attempt.sock)
+            self._attempts.clear()
+        return dialed
+
+    def _try_next(self) -> None:
+        """Begin with addresses until one is under way; the end where none is left."""
+        self._next = math.inf
+        while not self._done.done() and (at := self._order.pick(self._tried, self._turn, now_ms())) >= 0:
+            self._tried |= 1 << at
+            address = self._order.addresses[at]
+            local = None
+            if self._source is not None:
+                local = next((each for each in self._source if each.family == address.family), None)
+                if local is None:
+                    if self._last.address is None:
+                        self._last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
+                    continue
+            if self._guard is not None and self._guard.refuses(address):
+                self._failed(address, Ending.CONNECT_FAILED, LOOP_ERRNO)
+                continue
+            try:
+                sock = open_upstream(address.family, self._settings.keepalive)
+            except OSError as error:
+                if error.errno in SHORTAGE and self._loop.time() < self._short:
+                    # The client waits for a descriptor as long as for a connect.
+                    self._tried &= ~(1 << at)
+                    self._next = self._loop.time() + PATIENCE_S
+                    self._arm()
+                    return
+                self._failed(address, Ending.SOCKET_FAILED, error.errno or 0)
+                continue
+            if self._begin(sock, address, local):
+                return
+        if not self._attempts and not self._done.done():
+            self._settle(self._last)
+
+    def _begin(self, sock: socket.socket, address: Address, local: Address | None) -> bool:
+        """Begin to connect; whether that is under way, or done."""
+        ending = Ending.BIND_FAILED
+        try:
+            if local is not None:
+                bind_source(sock, local)
+            ending = Ending.CONNECT_FAILED
+            code = sock.connect_ex(address.sockaddr)
+            attempt = _Attempt(sock, address, self._loop.time())
+            if code in _IN_PROGRESS:
+                self._poller.watch(sock.fileno(), lambda events: self._on_upstream(attempt))
+                self._attempts[sock.fileno()] = attempt
+                if self._untried:
+                    self._next = attempt.began + self._stagger_s()
+                self._arm()
+                return True
+            if code == 0:
+                self._connected(attempt)
+                return self._done.done()
+        except OSError as error:  # the descriptor could not be watched, or bound
+            code = error.errno or errno.EIO
+        except BaseException:
+            sock.close()
+            raise
+        close_with_reset(sock)
+        self._failed(address, ending, code)
+        return False
+
+    @property
+    def _untried(self) -> int:
+        return len(self._order.addresses) - self._tried.bit_count()
+
+    def _stagger_s(self) -> float:
+        """The time until the next address is tried: all of them get a chance before the deadline."""
+        return min(STAGGER_S, max(0.0, self._deadline - self._loop.time()) / (self._untried + 1))
+
+    def _on_upstream(self, attempt: _Attempt) -> None:
+        code = connect_result(attempt.sock)
+        if code in _IN_PROGRESS or self._done.done():  # the event was stale
+            return
+        if code:
+            self._drop(attempt, code)
+            return
+        del self._attempts[attempt.sock.fileno()]
+        # Nobody's now: whoever relays may close it elsewhere, and the number be another's before we hear of it.
+        self._poller.forget(attempt.sock.fileno())
+        self._connected(attempt)
+        if not self._done.done():
+            self._try_next()
+
+    def _drop(self, attempt: _Attempt, code: int) -> None:
+        """An attempt has failed: the next address is tried at once."""
+        del self._attempts[attempt.sock.fileno()]
+        self._poller.forget(attempt.sock.fileno())
+        close_with_reset(attempt.sock)
+        if code == errno.ECONNRESET:  # it took the connection, and had nothing to say
+            self._destination.note_worked(attempt.address)
+            self._tries.append(Try(attempt.address.host, attempt.address.port, code))
+            self._settle(Dialed(None, attempt.address, Ending.UPSTREAM_RESET, code))
+            return
+        ending = Ending.CONNECT_TIMEOUT if code == errno.ETIMEDOUT else Ending.CONNECT_FAILED
+        self._failed(attempt.address, ending, code)
+        self._try_next()
+
+    def _connected(self, attempt: _Attempt) -> None:
+        """The kernel says that it is connected: use it, unless it has met itself."""
+        try:
+            itself = is_connected_to_itself(attempt.sock, attempt.address)
+        except OSError as error:  # the peer has reset it already
+            close_with_reset(attempt.sock)
+            self._failed(attempt.address, Ending.CONNECT_FAILED, error.errno or errno.EIO)
+            return
+        if itself:
+            close_with_reset(attempt.sock)
+            self._failed(attempt.address, Ending.CONNECT_FAILED, errno.ECONNREFUSED)
+            return
+        now = self._loop.time()
+        for other in self._attempts.values():
+            self._tries.append(Try(other.address.host, other.address.port, errno.EINPROGRESS))
+            if now - other.began >= STAGGER_S:
+                self._destination.note_failed(other.address, errno.EINPROGRESS)
+        self._destination.note_worked(attempt.address)
+        self._tries.append(Try(attempt.address.host, attempt.address.port, 0))
+        self._settle(Dialed(attempt.sock, attempt.address))
+
+    def _failed(self, address: Address, ending: Ending, code: int) -> None:
+        self._tries.append(Try(address.host, address.port, code))
+        if ending in (Ending.CONNECT_FAILED, Ending.CONNECT_TIMEOUT):
+            self._destination.note_failed(address, code)
+        self._last = Dialed(None, address, ending, code)
+
+    # Time, and the client
+
+    def _arm(self) -> None:
+        """Let the timer fire when the next thing is due."""
+        due = min(self._deadline, self._next, self._watch)
+        if self._timer is not None:
+            if self._timer.when() <= due and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._on_timer) if due < math.inf else None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        if now >= self._watch:
+            self._watch = math.inf
+            self._watch_client()
+        # Where nothing is under way it waits for a descriptor, and this is the last try.
+        if now >= self._next or (now >= self._deadline and not self._attempts):
+            self._try_next()
+        if now >= self._deadline and not self._done.done():
+            self._time_out(now)
+        if not self._done.done():
+            self._arm()
+
+    def _watch_client(self) -> None:
+        assert self._client is not None
+        try:
+            self._poller.watch(self._client.fileno(), self._on_client)
+        except OSError:  # no room: it is then noticed when something is sent to it
+            return
+        self._watching = True
+
+    def _on_client(self, events: int) -> None:
+        # A FIN or bytes are legal before there is an upstream; they wait in the kernel.
+        if events & ERROR and not self._done.done():
+            address = next((each.address for each in self._attempts.values()), self._last.address)
+            self._settle(Dialed(None, address, Ending.CLIENT_RESET, errno.ECONNRESET))
+
+    def _time_out(self, now: float) -> None:
+        """The deadline is over for all that is under way. One that had little time has not failed by that."""
+        enough_s = min(STAGGER_S, self._settings.connect_timeout_s / 2)
+        for attempt in self._attempts.values():
+            if now - attempt.began >= enough_s:
+                self._failed(attempt.address, Ending.CONNECT_TIMEOUT, errno.ETIMEDOUT)
+            else:
+                self._tries.append(Try(attempt.address.host, attempt.address.port, errno.ETIMEDOUT))
+                self._last = Dialed(None, attempt.address, Ending.CONNECT_TIMEOUT, errno.ETIMEDOUT)
+        self._settle(self._last)
+
+    def _settle(self, dialed: Dialed) -> None:
+        self._done.set_result(Dialed(dialed.upstream, dialed.address, dialed.failed, dialed.errno, tuple(self._tries)))

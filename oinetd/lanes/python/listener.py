@@ -1,0 +1,147 @@
+"""One listening socket of the Python lane: a place first, then accept, in batches.
+
+While the process or the rule is at its limit nothing is accepted: clients wait in the kernel's queue and lose nothing.
+Where the machine has no descriptor or memory left, accepting pauses and tries again; what is open goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+
+from oinetd.core.service import Service
+from oinetd.lanes.python.session import Session
+
+__all__ = ["Listener"]
+
+log = logging.getLogger("oinetd")
+
+ACCEPT_BATCH = 64
+"""Connections taken in one wake, so that a flood of new ones leaves time for those that are open."""
+PAUSE_S = 0.1
+"""First pause after a shortage; it doubles up to `PAUSE_MAX_S`, so that a lasting one costs nothing."""
+PAUSE_MAX_S = 1.0
+CALM_S = 3.0
+"""That it accepts again is said once nothing was short for so long: at the limit of descriptors each session that ends
+lets one in, and the next one fails."""
+
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
+_CLIENT_GONE = frozenset({
+    errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENONET, errno.EPERM, errno.ETIMEDOUT,
+})  # fmt: skip
+
+
+class Listener:
+    """Accepts on `sock` for `service`, which may be exchanged at any time; earlier sessions keep theirs."""
+
+    native = False
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        service: Service,
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
+        self.service = service
+        self.sock = sock
+        self._loop = loop
+        self._tasks = tasks
+        self._reading = False
+        self._pause_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._calm: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Accept from now on. A second call does nothing."""
+        if not self._reading and self.sock.fileno() >= 0:
+            self._reading = True
+            self._loop.add_reader(self.sock.fileno(), self._accept)
+
+    def exchange(self, service: Service) -> None:
+        """Serve the connections to come differently."""
+        self.service.account.forget_waiting(self.start)
+        self.service = service
+        self.start()
+
+    def refresh(self) -> None:
+        """The destination has other addresses: sessions ask for them when they dial."""
+
+    def release(self) -> None:
+        """Accept no more; the socket and its queue stay."""
+        self._pause()
+        self.service.account.forget_waiting(self.start)
+        for timer in (self._timer, self._calm):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._calm = None
+
+    def empty_queue(self) -> None:
+        """Serve those who are in the queue already, as far as there is room: a client that was let in stays."""
+        account, rule = self.service.account, self.service.rule
+        # The kernel's queue holds one more than asked for.
+        for _ in range(self.service.settings.listen_backlog + 1):
+            if not account.take_place(rule) or not self._accept_one():
+                return
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self.sock.fileno())
+
+    def _accept(self) -> None:
+        account, rule = self.service.account, self.service.rule
+        for _ in range(ACCEPT_BATCH):
+            if not account.take_place(rule):
+                self._pause()
+                account.when_room(self.start)
+                if account.gate.is_full:  # pipes may give way, of which no session's end tells
+                    self._look_later()
+                return
+            if not self._accept_one():
+                return
+
+    def _look_later(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(PAUSE_S, self.start)
+
+    def _accept_one(self) -> bool:
+        """Take one connection, into a place that was taken; whether there may be another."""
+        service = self.service
+        try:
+            client, peer = self.sock.accept()
+        except OSError as error:
+            service.account.give_back(service.rule)
+            if error.errno in _CLIENT_GONE:
+                # accept(2): errors of the client's network are told here and concern only the one that has gone.
+                return True
+            if error.errno != errno.EAGAIN:
+                # A shortage, or what nobody foresaw: trying again at once would only burn the processor.
+                self._back_off(error)
+            return False
+        self._pause_s = 0.0
+        client.setblocking(False)
+        Session(service, service.account.gate.next_id(), client, peer).start(self._loop, self._tasks)
+        return True
+
+    def _back_off(self, error: OSError) -> None:
+        if self._calm is not None:
+            self._calm.cancel()
+        else:
+            remedy = " Raise the limit of descriptors or lower max-connections" if error.errno in _NO_DESCRIPTOR else ""
+            log.warning(
+                "%s: cannot accept (%s); trying again until it works.%s", self.service.route, error.strerror, remedy
+            )
+        self._calm = self._loop.call_later(CALM_S, self._recovered)
+        self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S) or PAUSE_S
+        if self._reading:
+            self._pause()
+            self._timer = self._loop.call_later(self._pause_s, self.start)
+
+    def _recovered(self) -> None:
+        self._calm = None
+        log.info("%s accepts again", self.service.route)

@@ -1,0 +1,277 @@
+"""The engine in pure Python: both directions of a connection are one state machine, driven by one task.
+
+A relay is two flows (`flow.py`) over two sides. It makes no future, task or registration per chunk: the poller calls
+it when a socket may have something, and it moves bytes until the kernel says EAGAIN. Buffers come from a pool while
+bytes pend and go back at once, so that an idle connection holds none.
+
+How a relay ends:
+
+- Each side's FIN is passed on once all its bytes are with the other side. When both are, both sockets are closed.
+- A side that fails (reset, keep-alive, host gone) is a reset for the other side too, after the bytes that came before
+  it: the send queue gets `FLUSH_S` to empty, then the socket is closed with a reset.
+- What oinetd ends itself (timeouts, abort) reaches both sides as a reset: a FIN is only ever passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+
+from oinetd.core.engine import Meter
+from oinetd.core.record import Ending, RelayResult
+from oinetd.lanes.python.buffers import BufferPool
+from oinetd.lanes.python.flow import Flow, FlowState, Side
+from oinetd.lanes.python.running import RunningRelays
+from oinetd.model import Settings
+from oinetd.net.poller import ERROR, Poller
+from oinetd.net.sockets import close_with_reset, unsent_bytes
+
+__all__ = ["PortableEngine", "Relay"]
+
+FLUSH_S = 1.0
+"""How long the bytes before a reset may take to reach a peer that is alive: some round trips and a retransmission."""
+FLUSH_LOOK_S = 0.01
+"""Time between two looks at the send queue; the kernel has no event for "all acknowledged"."""
+
+
+class PortableEngine:
+    """Relays in Python, on the loop of its poller."""
+
+    name = "python"
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller) -> None:
+        self.loop = loop
+        self.poller = poller
+        self.buffers = BufferPool()
+        self._running = RunningRelays()
+
+    async def relay(
+        self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter
+    ) -> RelayResult:
+        """Move bytes both ways until both sides are done; see the contract in `oinetd.core.engine`."""
+        return await self._running.run(Relay(self, client, upstream, settings, meter))
+
+    async def close(self) -> None:
+        """Abort every relay that still runs."""
+        self._running.abort_all()
+
+
+class Relay:
+    """One connection: two sides, two flows, one timer."""
+
+    __slots__ = (
+        "_down",
+        "_ender",
+        "_finish_by",
+        "_settings",
+        "_timer",
+        "_up",
+        "buffer_bytes",
+        "buffers",
+        "client",
+        "done",
+        "finished",
+        "loop",
+        "meter",
+        "poller",
+        "upstream",
+    )
+
+    def __init__(
+        self,
+        engine: PortableEngine,
+        client: socket.socket,
+        upstream: socket.socket,
+        settings: Settings,
+        meter: Meter,
+    ) -> None:
+        self.loop = engine.loop
+        self.poller = engine.poller
+        self.buffers = engine.buffers
+        self.buffer_bytes = settings.buffer_bytes
+        self.meter = meter
+        self.client = Side(client)
+        self.upstream = Side(upstream)
+        self.done: asyncio.Future[RelayResult] = engine.loop.create_future()
+        self.finished = False
+        self._settings = settings
+        self._up = Flow(self, self.client, self.upstream, upward=True)
+        self._down = Flow(self, self.upstream, self.client, upward=False)
+        self._ender: Side | None = None
+        self._finish_by = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin. What is ready already is the first event of each side."""
+        try:
+            self.poller.watch(self.upstream.fd, self._on_upstream)
+            self.poller.watch(self.client.fd, self._on_client)
+        except OSError as error:
+            self._end(Ending.ABORTED, error.errno or 0)
+            return
+        if self._settings.idle_timeout_s:
+            self._arm()
+
+    def abort(self) -> None:
+        """End now, with a reset on both sides."""
+        if not self.finished:
+            self._end(Ending.ABORTED)
+
+    # What the sockets say
+
+    def _on_client(self, events: int) -> None:
+        self.client.note(events)
+        self._up.pump()
+        if not self.finished and self._down.state is FlowState.HELD:
+            self._down.pump()
+        if events & ERROR and not self.finished:
+            self._on_error(self.client, self._up, self._down)
+
+    def _on_upstream(self, events: int) -> None:
+        self.upstream.note(events)
+        self._down.pump()
+        if not self.finished and self._up.state is FlowState.HELD:
+            self._up.pump()
+        if events & ERROR and not self.finished:
+            self._on_error(self.upstream, self._down, self._up)
+
+    def _on_error(self, side: Side, outgoing: Flow, incoming: Flow) -> None:
+        # A side that had sent its FIN and now fails is read by nobody, and perhaps written to by nobody for hours.
+        # (After both FINs the same event is only the end, and the relay has finished by then.)
+        if outgoing.over and not incoming.over:
+            side.fail(side.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET)
+            incoming.drop()
+            self._settle()
+
+    # What the flows say
+
+    def on_held(self, flow: Flow) -> None:
+        """A sink took less than it was offered."""
+        if self._settings.write_stall_timeout_s:
+            self._arm()
+
+    def on_source_done(self, flow: Flow) -> None:
+        """A source sent its FIN or failed, and all its bytes are with the sink."""
+        if self._ender is None:
+            self._ender = flow.source
+        if flow.source.errno:
+            # Nobody is left to take what the other direction brings.
+            self._opposite(flow).drop()
+        else:
+            try:
+                flow.sink.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                # ENOTCONN: the sink is gone already, and its own event is on the way.
+                flow.sink.fail(errno.ECONNRESET)
+        self._settle()
+
+    def on_sink_failed(self, flow: Flow) -> None:
+        """A sink failed. What it had sent before that is still to be delivered: its own flow reads on."""
+        if self._ender is None:
+            self._ender = flow.sink
+        other = self._opposite(flow)
+        if other.state is FlowState.OPEN:
+            other.source.readable = other.source.alarmed = True
+            other.wait_turn()
+        self._settle()
+
+    def _opposite(self, flow: Flow) -> Flow:
+        return self._down if flow is self._up else self._up
+
+    # How it ends
+
+    def _settle(self) -> None:
+        """Finish where both flows are over; otherwise see to the half-close timer."""
+        if self.finished:
+            return
+        if not (self._up.over and self._down.over):
+            if self._settings.half_close_timeout_s:
+                self._arm()
+            return
+        failed = self.client if self.client.errno else self.upstream if self.upstream.errno else None
+        if failed is None:
+            self._end(Ending.CLIENT_CLOSED if self._ender is self.client else Ending.UPSTREAM_CLOSED)
+            return
+        if self.client.errno and self.upstream.errno:
+            failed = self._ender or failed
+        self._fail(failed)
+
+    def _fail(self, failed: Side) -> None:
+        """Close the failed side; reset the other one as soon as it has what was sent to it."""
+        ending = Ending.CLIENT_RESET if failed is self.client else Ending.UPSTREAM_RESET
+        alive = self.upstream if failed is self.client else self.client
+        if not self._finish_by:
+            self._finish_by = self.loop.time() + FLUSH_S
+        if not alive.errno and self.loop.time() < self._finish_by and _waits(alive.sock):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_later(FLUSH_LOOK_S, self._fail, failed)
+            return
+        self._end(ending, failed.errno)
+
+    def _end(self, ending: Ending, code: int = 0) -> None:
+        """Close everything and answer. Runs once."""
+        assert not self.finished
+        self.finished = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for flow in (self._up, self._down):
+            flow.release()
+        clean = ending in (Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED)
+        for side in (self.client, self.upstream):
+            self.poller.closing(side.fd)
+            if clean:
+                side.sock.close()
+            else:
+                close_with_reset(side.sock)
+        result = RelayResult(ending, self.meter.bytes_up, self.meter.bytes_down, code)
+        self.meter.result = result
+        if not self.done.done():
+            self.done.set_result(result)
+
+    # The timer: one for all deadlines, moved only when it fires
+
+    def _deadlines(self) -> list[tuple[float, Ending]]:
+        settings = self._settings
+        moved = max(self._up.last_moved, self._down.last_moved)
+        found = []
+        if settings.idle_timeout_s:
+            found.append((moved + settings.idle_timeout_s, Ending.IDLE_TIMEOUT))
+        if settings.half_close_timeout_s and (self._up.over or self._down.over):
+            found.append((moved + settings.half_close_timeout_s, Ending.HALF_CLOSE_TIMEOUT))
+        if settings.write_stall_timeout_s:
+            found += [
+                (flow.last_moved + settings.write_stall_timeout_s, Ending.WRITE_STALL)
+                for flow in (self._up, self._down)
+                if flow.state is FlowState.HELD
+            ]
+        return found
+
+    def _arm(self) -> None:
+        """See to it that the timer fires no later than the next deadline."""
+        next_due = min(due for due, _ in self._deadlines())
+        if self._timer is not None:
+            if self._timer.when() <= next_due:
+                return
+            self._timer.cancel()
+        self._timer = self.loop.call_at(next_due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        deadlines = self._deadlines()
+        if not deadlines:
+            return
+        due, ending = min(deadlines, key=lambda deadline: deadline[0])
+        if due <= self.loop.time():
+            self._end(ending)
+        else:
+            self._arm()
+
+
+def _waits(sock: socket.socket) -> bool:
+    """Whether bytes wait in the send queue for a peer that can still take them."""
+    try:
+        return unsent_bytes(sock) > 0
+    except OSError:
+        return False

@@ -1,0 +1,169 @@
+"""The life of one connection in the Python lane, on one page: admit, dial, relay, account, log."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import time
+
+from oinetd.core.access import Verdict
+from oinetd.core.hooks import Admit
+from oinetd.core.record import Ending, SessionRecord
+from oinetd.core.registry import Live
+from oinetd.core.service import Service
+from oinetd.lanes.python.client_watch import ClientWatch
+from oinetd.net.sockets import client_address, close_with_reset
+
+__all__ = ["Session", "ask"]
+
+log = logging.getLogger("oinetd")
+
+_REFUSED = {Verdict.NOT_ALLOWED: Ending.NOT_ALLOWED, Verdict.DENIED: Ending.DENIED}
+
+
+async def ask(admit: Admit, record: SessionRecord) -> bool:
+    """Whether a program's hook lets a client pass. Raises `CancelledError` where the task itself is cancelled."""
+    task = asyncio.current_task()
+    try:
+        return bool(await admit(record))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # One may come of something else that the hook awaits.
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        log.exception("the admit hook failed; %s is refused", record.client)
+        return False
+
+
+class Session:
+    """One client of one route. `run` is its whole life, and never raises for what peers do."""
+
+    __slots__ = ("_client", "_gone", "_killed", "_live", "_opened", "_peer", "_revoked", "_service", "_task")
+
+    def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
+        self._service = service
+        self._client = client
+        self._peer = peer[0]
+        self._task: asyncio.Task[None] | None = None
+        self._killed = False
+        self._gone = False
+        self._opened = False
+        self._revoked = False
+        host, port = client_address(peer)
+        record = SessionRecord(session_id, service.route, host, port, time.time())
+        self._live = Live(record, service.rule, self.kill, revoke=self.revoke)
+        service.account.enter(self._live)
+
+    def start(self, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
+        """Begin; `tasks` holds the session's task until the session has ended."""
+        self._task = task = loop.create_task(self.run())
+        tasks.add(task)
+        task.add_done_callback(self._ended)
+        task.add_done_callback(tasks.discard)
+
+    def kill(self) -> None:
+        """End the session; both peers see a reset, and the record says `aborted`."""
+        self._killed = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def revoke(self) -> None:
+        """End it because the access rules refuse the client now; the record says `revoked`."""
+        self._revoked = True
+        self.kill()
+
+    async def run(self) -> None:
+        """Live. The session ends with its record complete, whatever happens."""
+        service, record = self._service, self._live.record
+        ending, code = Ending.ABORTED, 0
+        try:
+            refusal = await self._admit()
+            if refusal is not None and not self._killed:
+                ending = refusal
+                self._client.close()
+                return
+            if self._killed:  # and the hook overlooked that it was cancelled
+                ending, code = self._cut()
+                return
+            self._opened = True
+            service.watcher.opened(record)
+            dialing_since = time.monotonic()  # what `admit` took is not the destination's
+            dialed = await service.dialer.dial(
+                service.destination,
+                service.route.connect.port,
+                service.settings,
+                service.source_host,
+                self._client,
+                service.guard,
+            )
+            record.connect_s = time.monotonic() - dialing_since
+            record.tries = dialed.tries
+            if dialed.address is not None:
+                record.upstream, record.upstream_port = dialed.address.host, dialed.address.port
+            if dialed.upstream is None:
+                assert dialed.failed is not None
+                ending, code = dialed.failed, dialed.errno
+                if ending is Ending.BIND_FAILED and service.source_host is not None:
+                    service.source_host.failed()
+                return
+            record.engine = service.engine.name
+            record.relay = service.settings.relay.value if record.engine == "native" else "copy"
+            # The engine owns both sockets from here, whatever happens.
+            result = await service.engine.relay(self._client, dialed.upstream, service.settings, self._live.meter)
+            ending, code = result.ending, result.errno
+        except asyncio.CancelledError:
+            # Killed, or the program ends. The engine has waited for the exact counts.
+            ending, code = self._cut()
+            if self._live.meter.result is not None:
+                ending, code = self._live.meter.result.ending, self._live.meter.result.errno
+        finally:
+            close_with_reset(self._client)  # does nothing where it is closed already
+            self._end(ending, code)
+
+    def _cut(self) -> tuple[Ending, int]:
+        """How a session ends that was cancelled before it was relayed, and the errno."""
+        return (Ending.CLIENT_RESET, errno.ECONNRESET) if self._gone else (Ending.ABORTED, 0)
+
+    async def _admit(self) -> Ending | None:
+        """Why the client may not pass; None where it may."""
+        service = self._service
+        verdict = service.access.decide(self._peer)
+        if verdict is not Verdict.ALLOWED:
+            return _REFUSED[verdict]
+        if not service.account.admit_source(self._live):
+            return Ending.LIMITED
+        if service.admit is None:
+            return None
+        watch = ClientWatch(asyncio.get_running_loop(), service.dialer.poller, self._client, self._client_gone)
+        try:
+            return None if await ask(service.admit, self._live.record) else Ending.NOT_ALLOWED
+        finally:
+            watch.close()
+
+    def _client_gone(self) -> None:
+        """The client has reset its connection while the program thinks about it: nobody needs the answer."""
+        self._gone = True
+        self.kill()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # A task that is cancelled before its first step never comes to its `finally`.
+        if self._live.record.ending is None:
+            close_with_reset(self._client)
+            self._end(Ending.ABORTED, 0)
+
+    def _end(self, ending: Ending, code: int) -> None:
+        record, meter = self._live.record, self._live.meter
+        if self._revoked and ending is Ending.ABORTED:
+            ending = Ending.REVOKED if self._opened else Ending.DENIED
+        if not self._opened and not ending.refused:  # events come in pairs
+            self._service.watcher.opened(record)
+        record.ending, record.errno = ending, code
+        record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
+        record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down
+        record.datagrams_lost = meter.datagrams_lost
+        record.duration_s = time.monotonic() - self._live.since
+        self._service.account.leave(self._live)
+        self._service.watcher.closed(record)

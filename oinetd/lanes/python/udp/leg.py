@@ -1,0 +1,204 @@
+"""The two kinds of a UDP session's upstream leg: datagrams again, or a TCP connection."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import socket
+
+from oinetd.core.record import Ending
+from oinetd.core.service import Dialed
+from oinetd.lanes.python.udp.plane import connect
+from oinetd.lanes.python.udp.session import DatagramSession
+from oinetd.net.datagrams import Group
+from oinetd.net.poller import LEVEL_READ, WRITABLE
+from oinetd.upstream.name_wait import wait_for_names
+
+__all__ = ["NOBODY", "PIECE_BYTES", "READS_MAX", "DatagramLeg", "StreamLeg"]
+
+PIECE_BYTES = 16384
+"""What one read from a stream takes at most, and so the longest datagram made of it: as rinetd does."""
+
+READS_MAX = 16
+"""Reads of one connection in one wake; the others get their turn, then it goes on."""
+
+LAST_READS_MAX = 4
+"""Batches that are still taken from a socket whose peer has gone: what came before the end belongs to the client."""
+
+NOBODY = frozenset({errno.ECONNREFUSED, errno.ENOPROTOOPT})
+"""Told by the destination itself: nobody listens. What routers tell concerns single datagrams; the next may arrive."""
+
+
+class DatagramLeg(DatagramSession):
+    """Datagrams in, datagrams out, one for one."""
+
+    __slots__ = ()
+
+    async def connect(self) -> Dialed:
+        service = self.service
+        await wait_for_names(self.home.plane.poller, (service.destination, service.source_host), service.settings, None)
+        table = self.home.plane.table
+        return connect(service.destination, service.route.connect.port, service.source_host, table, service.guard)
+
+    def watch(self, sock: socket.socket) -> None:
+        self.home.batch.prepare(sock)
+        self.home.plane.poller.watch(sock.fileno(), self.on_upstream, LEVEL_READ)
+
+    def begin_at_once(self, dialed: Dialed) -> None:
+        """Begin with a leg that is there already."""
+        self.service.account.enter(self.live)
+        self.home.plane.table.enter(self)
+        self.tell_opened()
+        if self.ended:  # a hook did not want it
+            self.drop(dialed)
+            return
+        self.connected(dialed)
+
+    def forward(self, group: Group) -> None:
+        assert self.sock is not None
+        meter = self.live.meter
+        sent = self.home.batch.send(self.sock, group)
+        meter.bytes_up += sent.size
+        meter.datagrams_up += sent.datagrams
+        meter.datagrams_lost += group.length - sent.datagrams
+        self.heard()
+        if sent.errno in NOBODY:
+            # Not now: the batch may still hold datagrams of others.
+            self.home.plane.poller.again(functools.partial(self._told, sent.errno))
+
+    def forward_held(self) -> None:
+        assert self.sock is not None
+        meter = self.live.meter
+        for datagram in self.release_held():
+            try:
+                self.sock.send(datagram)
+            except OSError:
+                meter.datagrams_lost += 1
+            else:
+                meter.bytes_up += len(datagram)
+                meter.datagrams_up += 1
+
+    def on_upstream(self, events: int) -> None:
+        code = self._receive()
+        if code:
+            self._told(code)
+
+    def _receive(self) -> int:
+        """Give one batch to the client; the errno that the network told, or 0."""
+        assert self.sock is not None
+        batch = self.home.batch
+        try:
+            groups = batch.receive(self.sock, named=False)
+        except OSError as error:
+            return error.errno or errno.EIO
+        code = batch.late_errno
+        for group in groups:
+            if not self.live.meter.datagrams_down:
+                self.service.destination.connected()
+                if self.address is not None:
+                    self.service.destination.note_worked(self.address)
+            self.send_down(group)
+            self.heard_answer()
+        return code
+
+    def _told(self, code: int) -> None:
+        """The network told of an error."""
+        if code not in NOBODY or self.ended:
+            return
+        for _ in range(LAST_READS_MAX):
+            before = self.live.meter.datagrams_down
+            self._receive()
+            if self.live.meter.datagrams_down == before:
+                break
+        if self.address is not None:
+            self.service.destination.note_failed(self.address, code)
+        self.service.destination.failed()
+        self.end(Ending.UPSTREAM_RESET, code)
+
+
+class StreamLeg(DatagramSession):
+    """Datagrams in, a connection out: bytes follow bytes, and each read makes a datagram."""
+
+    __slots__ = ()
+
+    async def connect(self) -> Dialed:
+        service = self.service
+        return await service.dialer.dial(
+            service.destination,
+            service.route.connect.port,
+            service.settings,
+            service.source_host,
+            None,
+            service.guard,
+        )
+
+    def watch(self, sock: socket.socket) -> None:
+        self.home.plane.poller.watch(sock.fileno(), self.on_upstream)
+
+    def forward(self, group: Group) -> None:
+        self.hold(self.home.batch.take(group))
+        self.forward_held()
+
+    def forward_held(self) -> None:
+        """Write what waits, as far as the connection takes it."""
+        if not self.holds:
+            return
+        assert self.sock is not None
+        meter, held = self.live.meter, self.release_held()
+        waiting = b"".join(held)
+        try:
+            sent = self.sock.send(waiting) if waiting else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.end(Ending.UPSTREAM_RESET, error.errno or errno.EIO)
+            return
+        meter.bytes_up += sent
+        if sent == len(waiting):
+            meter.datagrams_up += len(held)
+            self.heard()
+            return
+        if sent:
+            self.heard()
+        # A datagram counts when its last byte is taken; what is left of one stays at the head.
+        while sent >= len(held[0]):
+            sent -= len(held.pop(0))
+            meter.datagrams_up += 1
+        held[0] = held[0][sent:]
+        self.hold(held)
+
+    def on_upstream(self, events: int) -> None:
+        if events & WRITABLE:
+            self.forward_held()
+        if not self.ended:
+            self._read()
+
+    def _read(self) -> None:
+        """Read until there is no more, or the turn is over."""
+        for _ in range(READS_MAX):
+            if self.ended or self.sock is None:
+                return
+            try:
+                piece = self.sock.recv(PIECE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.end(Ending.UPSTREAM_RESET, error.errno or errno.EIO)
+                return
+            if not piece:
+                self.end(Ending.UPSTREAM_CLOSED)
+                return
+            self._answer(piece)
+        self.home.plane.poller.again(self._read)
+
+    def _answer(self, piece: bytes) -> None:
+        """One datagram for the client."""
+        meter, sender = self.live.meter, self.home.batch.explain(self.key)
+        try:
+            self.home.sock.sendmsg([piece], sender.control, 0, sender.address)
+        except OSError:
+            meter.datagrams_lost += 1
+        else:
+            meter.bytes_down += len(piece)
+            meter.datagrams_down += 1
+        self.heard_answer()

@@ -1,0 +1,190 @@
+"""A UDP socket that clients write to: datagrams go to the session of their sender, and new senders get one.
+
+One batch is taken in one wake, so that sessions and other listeners get their turns. A listener that is taken away
+while it has sessions lingers: nobody new is let in, and it closes with its last session.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from oinetd.core.access import AccessControl, Verdict
+from oinetd.core.record import Ending
+from oinetd.core.service import Service
+from oinetd.lanes.python.udp.leg import DatagramLeg, StreamLeg
+from oinetd.lanes.python.udp.plane import DatagramPlane, connect
+from oinetd.lanes.python.udp.session import DatagramSession
+from oinetd.model import AccessRule, Protocol
+from oinetd.net.datagrams import Batch, Group
+from oinetd.net.poller import LEVEL_READ
+
+__all__ = ["DatagramListener"]
+
+TOLD_MAX = 4096
+"""Refused source addresses that are remembered, so that each is logged once; more of them push the oldest out."""
+
+_REFUSED = {Verdict.NOT_ALLOWED: Ending.NOT_ALLOWED, Verdict.DENIED: Ending.DENIED}
+
+
+class DatagramListener:
+    """Serves `sock` for `service`, which may be exchanged at any time; earlier sessions keep theirs."""
+
+    native = False
+
+    def __init__(self, plane: DatagramPlane, sock: socket.socket, service: Service) -> None:
+        self.plane = plane
+        self.sock = sock
+        self.service = service
+        self.batch = plane.batch_for(service.settings)
+        self.batch.prepare(sock)
+        self.on_closed: Callable[[], object] | None = None
+        self._sessions: dict[Hashable, DatagramSession] = {}
+        self._told: OrderedDict[str, None] = OrderedDict()
+        self._watching = False
+        self._lingering = False
+        self._judged = (service.global_access, service.route.rule.access)
+
+    def start(self) -> None:
+        """Serve from now on. Raises `OSError` where the machine has no room to watch the socket."""
+        if not self._watching:
+            self.plane.poller.watch(self.sock.fileno(), self._on_readable, LEVEL_READ)
+            self._watching = True
+
+    def exchange(self, service: Service) -> None:
+        """Serve the clients to come differently."""
+        self.service = service
+        self.on_closed = None
+        self._told.clear()
+        self._lingering = False
+        self._take_batch(self.plane.batch_for(service.settings))
+        self.start()
+
+    def _take_batch(self, batch: Batch) -> None:
+        """Serve with `batch`, another kind of which knows the sessions' senders by other keys."""
+        if batch is self.batch:
+            return
+        batch.prepare(self.sock)
+        sessions = tuple(self._sessions.values())
+        for session in sessions:
+            session.key = batch.name(self.batch.explain(session.key))
+        self._sessions = {session.key: session for session in sessions}
+        self.batch = batch
+
+    def revoke(self, access: tuple[AccessRule, ...]) -> int:
+        """End the sessions that the global rules `access`, or the rule's own, refuse; how many those were."""
+        by = (access, self.service.route.rule.access)
+        if by == self._judged:
+            return 0
+        self._judged = by
+        control, ended = AccessControl(*by), 0
+        for session in tuple(self._sessions.values()):
+            if control.decide(self.batch.explain(session.key).address[0]) is not Verdict.ALLOWED:
+                session.end(Ending.REVOKED)
+                ended += 1
+        return ended
+
+    def refresh(self) -> None:
+        """The destination has other addresses: sessions ask for them when they begin."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no session."""
+        return not self._sessions
+
+    def release(self) -> None:
+        """Take nothing more; the socket stays, and sessions can still answer as long as it is open."""
+        if self._watching:
+            self._watching = False
+            self.plane.poller.forget(self.sock.fileno())
+
+    def linger(self, on_closed: Callable[[], object]) -> None:
+        """Let nobody new in, and close with the last session; `on_closed` is called then, perhaps at once."""
+        self._lingering = True
+        self.on_closed = on_closed
+        self._close_if_empty()
+
+    def end(self) -> None:
+        """End every session; a listener that lingers closes with that."""
+        for session in tuple(self._sessions.values()):
+            session.end(Ending.ABORTED)
+
+    def gone(self, session: DatagramSession) -> None:
+        """A session has ended."""
+        del self._sessions[session.key]
+        self._close_if_empty()
+
+    def _close_if_empty(self) -> None:
+        if self._lingering and not self._sessions and self.sock.fileno() >= 0:
+            self.release()
+            self.sock.close()
+            if self.on_closed is not None:
+                self.on_closed()
+
+    def _on_readable(self, events: int) -> None:
+        try:
+            groups = self.batch.receive(self.sock)
+        except OSError:
+            return  # memory is short, say; nothing was taken, and the next wake tries again
+        if self.batch.forged:
+            self.service.account.forged(self.service.rule, self.batch.forged)
+        for group in groups:
+            session = self._sessions.get(group.key) or self._begin(group)
+            if session is not None:
+                session.take_up(group)
+            else:
+                self.service.rule.stats.datagrams_lost += group.length
+
+    def _begin(self, group: Group) -> DatagramSession | None:
+        """A session for a new sender; None where it may have none."""
+        if self._lingering:
+            return None
+        service, sender = self.service, self.batch.explain(group.key)
+        streams = service.route.connect.protocol is Protocol.TCP
+        session = (StreamLeg if streams else DatagramLeg)(self, service, group.key, sender)
+        verdict = service.access.decide(sender.address[0])
+        if verdict is not Verdict.ALLOWED:
+            self._turn_away(session, _REFUSED[verdict])
+            return None
+        if service.guard is not None and service.guard.is_own(sender.address):
+            return None
+        if not service.account.admit_source(session.live):
+            self._turn_away(session, Ending.LIMITED)
+            return None
+        if not self.plane.table.make_room(service.rule):
+            service.account.dismiss_source(session.live)
+            return None
+        self._sessions[group.key] = session
+        if isinstance(session, DatagramLeg) and service.admit is None and service.resolved:
+            self._begin_at_once(session)
+        else:
+            session.begin()
+        return None if session.ended else session
+
+    def _begin_at_once(self, session: DatagramLeg) -> None:
+        """Connecting takes no time: no task is needed. A failure is told like a refusal, once for each source."""
+        service = self.service
+        port = service.route.connect.port
+        dialed = connect(service.destination, port, service.source_host, self.plane.table, service.guard)
+        if dialed.failed is None:
+            session.begin_at_once(dialed)
+            return
+        del self._sessions[session.key]
+        service.account.forget(session.live)
+        session.ended = True
+        self._turn_away(session, dialed.failed, dialed.errno)
+
+    def _turn_away(self, session: DatagramSession, ending: Ending, code: int = 0) -> None:
+        """Log the client who gets no session, unless its address is known for it."""
+        record = session.live.record
+        if record.client in self._told:
+            return
+        if len(self._told) >= TOLD_MAX:
+            self._told.popitem(last=False)
+        self._told[record.client] = None
+        record.ending, record.errno = ending, code
+        if not ending.refused:  # it was let in and failed: events come in pairs
+            self.service.watcher.opened(record)
+        self.service.account.turned_away(session.live)
+        self.service.watcher.closed(record)

@@ -1,0 +1,105 @@
+"""What all UDP listeners of a forwarder have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+
+from oinetd.core.admission import Gate
+from oinetd.core.record import Ending
+from oinetd.core.service import Dialed
+from oinetd.lanes.python.udp.table import SessionTable
+from oinetd.model import EngineChoice, Settings
+from oinetd.net.datagrams import Batch, new_batch
+from oinetd.net.poller import Poller
+from oinetd.net.sockets import connect_datagrams, is_numeric, open_datagrams
+from oinetd.upstream.address_order import now_ms
+from oinetd.upstream.destination import Destination
+from oinetd.upstream.loops import LOOP_ERRNO, LoopGuard
+
+__all__ = ["DatagramPlane", "connect"]
+
+
+class DatagramPlane:
+    """The sessions of one forwarder and the means to serve them, on one loop; `gate` counts UDP sessions."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, poller: Poller, tasks: set[asyncio.Task[None]], gate: Gate
+    ) -> None:
+        self.loop = loop
+        self.poller = poller
+        self.tasks = tasks
+        self.table = SessionTable(loop, gate)
+        self._batches: dict[bool, Batch] = {}
+
+    def batch_for(self, settings: Settings) -> Batch:
+        """The batch for sockets that are served by `settings`; one, for it is empty between two wakes."""
+        native = settings.engine is not EngineChoice.PYTHON
+        batch = self._batches.get(native)
+        if batch is None:
+            batch = self._batches[native] = new_batch(native=native)
+        return batch
+
+
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE})
+
+
+def connect(
+    destination: Destination,
+    port: int,
+    source: Destination | None,
+    table: SessionTable,
+    guard: LoopGuard | None = None,
+) -> Dialed:
+    """A UDP socket connected to the destination. Nothing is sent, so that any address with a route will do, but for
+    those that `guard` refuses.
+
+    `oinetd.upstream.address_order` says which address is tried first; one that refused datagrams counts as failed.
+    Where no descriptor is left, the session that has been silent for longest gives its own.
+    """
+    order = destination.order(port)
+    turn, tried = order.begin(), 0
+    sources = source.at(0) if source is not None else ()
+    last = Dialed(None, None, Ending.RESOLVE_FAILED)
+    if source is not None and not sources:
+        return last
+    while (at := order.pick(tried, turn, now_ms())) >= 0:
+        tried |= 1 << at
+        address = order.addresses[at]
+        local = next((each for each in sources if each.family == address.family), None)
+        if source is not None and local is None:
+            if last.address is None:
+                last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
+            continue
+        if guard is not None and guard.refuses(address):
+            last = Dialed(None, address, Ending.CONNECT_FAILED, LOOP_ERRNO)
+            continue
+        try:
+            sock = _open(address.family, table)
+        except OSError as error:
+            return Dialed(None, address, Ending.SOCKET_FAILED, error.errno or 0)
+        failed = Ending.BIND_FAILED
+        try:
+            if local is not None:
+                sock.bind(local.sockaddr)
+            failed = Ending.CONNECT_FAILED
+            connect_datagrams(sock, address, may_broadcast=is_numeric(destination.host))
+        except OSError as error:
+            sock.close()
+            last = Dialed(None, address, failed, error.errno or 0)
+            if failed is Ending.CONNECT_FAILED:
+                destination.note_failed(address, last.errno)
+            continue
+        return Dialed(sock, address)
+    destination.failed()
+    return last
+
+
+def _open(family: int, table: SessionTable) -> socket.socket:
+    try:
+        return open_datagrams(family)
+    except OSError as error:
+        if error.errno not in _SHORTAGE or not table.displace():
+            raise
+        return open_datagrams(family)

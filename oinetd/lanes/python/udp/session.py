@@ -1,0 +1,266 @@
+"""The life of one UDP client: it begins with a datagram, has an upstream leg of its own, and ends by silence.
+
+Everything happens in the callbacks of the poller; only what has to be waited for (a TCP connection, the program's
+`admit`) is a task, and datagrams that come meanwhile are held, within bounds. The two kinds of upstream are in `leg`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Hashable, Iterable
+from typing import Protocol
+
+from oinetd.core.record import Ending, SessionRecord
+from oinetd.core.registry import Live
+from oinetd.core.service import Dialed, Service
+from oinetd.lanes.python.session import ask
+from oinetd.lanes.python.udp.plane import DatagramPlane
+from oinetd.lanes.python.udp.table import Queue
+from oinetd.model import UDP_TIMEOUT_S
+from oinetd.net.datagrams import Batch, Group, Sender
+from oinetd.net.sockets import Address, client_address, close_with_reset
+
+__all__ = ["DatagramSession", "Home"]
+
+HELD_DATAGRAMS_MAX = 256
+HELD_SESSION_BYTES_MAX = 128 * 1024
+"""What one session may hold: two of the largest datagrams, or a burst of small ones."""
+
+
+class Home(Protocol):
+    """The listener of a session."""
+
+    sock: socket.socket
+    batch: Batch
+    plane: DatagramPlane
+
+    def gone(self, session: DatagramSession) -> None:
+        """The session has ended."""
+        ...
+
+
+class DatagramSession:
+    """One client. `key` is that of its `Sender`; `sock` is the upstream leg, None as long as there is none."""
+
+    __slots__ = (
+        "_held",
+        "_held_bytes",
+        "_opened",
+        "_task",
+        "address",
+        "answered",
+        "asked",
+        "ended",
+        "home",
+        "key",
+        "last",
+        "live",
+        "queue",
+        "rule",
+        "service",
+        "sock",
+        "timeout_s",
+    )
+
+    queue: Queue
+
+    def __init__(self, home: Home, service: Service, key: Hashable, sender: Sender) -> None:
+        self.home = home
+        self.service = service
+        self.key = key
+        self.rule = service.rule
+        self.sock: socket.socket | None = None
+        self.address: Address | None = None
+        self.ended = False
+        self.answered = False
+        self.asked = 0.0
+        self.last = 0.0
+        said = service.route.rule.options.udp_timeout_s
+        self.timeout_s = UDP_TIMEOUT_S if said is None else said
+        self._task: asyncio.Task[None] | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._opened = False
+        host, port = client_address(sender.address)
+        record = SessionRecord(service.account.gate.next_id(), service.route, host, port, time.time())
+        self.live = Live(record, service.rule, self.kill, datagrams=True)
+
+    # To be filled in by the kind of upstream
+
+    async def connect(self) -> Dialed:
+        """The upstream leg."""
+        raise NotImplementedError
+
+    def forward(self, group: Group) -> None:
+        """Datagrams of the client, which are still in the batch, go to the upstream."""
+        raise NotImplementedError
+
+    def forward_held(self) -> None:
+        """Datagrams that were held go to the upstream."""
+        raise NotImplementedError
+
+    def on_upstream(self, events: int) -> None:
+        """The upstream has something to say."""
+        raise NotImplementedError
+
+    def watch(self, sock: socket.socket) -> None:
+        """Have `on_upstream` called. Raises `OSError` where the machine has no room for it."""
+        raise NotImplementedError
+
+    # Beginning
+
+    def begin(self) -> None:
+        """Enter the tables, with a place taken, and make the upstream leg."""
+        self.service.account.enter(self.live)
+        self.home.plane.table.enter(self)
+        self._task = self.home.plane.loop.create_task(self._begin())
+        self.home.plane.tasks.add(self._task)
+        self._task.add_done_callback(self.home.plane.tasks.discard)
+
+    async def _begin(self) -> None:
+        try:
+            if not await self._admitted():
+                self.end(Ending.NOT_ALLOWED)
+                return
+            if self.ended:
+                return
+            self.tell_opened()
+            dialed = await self.connect()
+        except asyncio.CancelledError:  # `end` has done everything; or the loop itself goes down
+            self.end(Ending.ABORTED)
+            return
+        except BaseException:
+            self.end(Ending.ABORTED)
+            raise
+        if self.ended:
+            self.drop(dialed)
+            return
+        self.connected(dialed)
+        if not self.ended:
+            self.forward_held()
+
+    async def _admitted(self) -> bool:
+        admit = self.service.admit
+        return admit is None or await ask(admit, self.live.record)
+
+    def tell_opened(self) -> None:
+        """The client was let in."""
+        self._opened = True
+        self.service.watcher.opened(self.live.record)
+
+    def drop(self, dialed: Dialed) -> None:
+        """The session ended before it had its upstream leg."""
+        if dialed.upstream is not None:
+            self.home.plane.poller.closing(dialed.upstream.fileno())
+            dialed.upstream.close()
+
+    def connected(self, dialed: Dialed) -> None:
+        """The upstream leg is made, or it failed and the session ends."""
+        record = self.live.record
+        self.address = dialed.address
+        record.tries = dialed.tries
+        record.connect_s = time.monotonic() - self.live.since
+        if dialed.address is not None:
+            record.upstream, record.upstream_port = dialed.address.host, dialed.address.port
+        if dialed.upstream is None:
+            assert dialed.failed is not None
+            self.end(dialed.failed, dialed.errno)
+            return
+        record.engine, record.relay = "python", "copy"
+        self.sock = dialed.upstream
+        try:
+            self.watch(self.sock)
+        except OSError as error:
+            self.end(Ending.ABORTED, error.errno or errno.EIO)
+
+    # Traffic
+
+    def heard(self) -> None:
+        """Something moved: the session is not silent."""
+        if not self.ended:
+            self.home.plane.table.touch(self)
+            self.live.meter.moved_at = self.last
+
+    def heard_answer(self) -> None:
+        """The same, and it was the destination."""
+        if not self.ended:
+            self.asked = 0.0
+            if not self.answered:
+                self.home.plane.table.answer(self)
+            self.home.plane.table.touch(self)
+
+    def take_up(self, group: Group) -> None:
+        """Datagrams of the client."""
+        if not self.asked:
+            self.asked = self.home.plane.loop.time()
+        if self.sock is None:
+            self.hold(self.home.batch.take(group))
+        else:
+            self.forward(group)
+
+    def hold(self, datagrams: Iterable[bytes]) -> None:
+        """Keep datagrams until there is an upstream to take them; what is too much is lost."""
+        for datagram in datagrams:
+            size = len(datagram)
+            room = len(self._held) < HELD_DATAGRAMS_MAX and self._held_bytes + size <= HELD_SESSION_BYTES_MAX
+            if room and self.home.plane.table.hold(size):
+                self._held.append(datagram)
+                self._held_bytes += size
+            else:
+                self.live.meter.datagrams_lost += 1
+
+    def release_held(self) -> list[bytes]:
+        """What was held, which is then held no more."""
+        held, self._held = self._held, []
+        self.home.plane.table.let_go(self._held_bytes)
+        self._held_bytes = 0
+        return held
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held."""
+        return bool(self._held)
+
+    def send_down(self, group: Group) -> None:
+        """Datagrams in the batch go to the client."""
+        meter = self.live.meter
+        sent = self.home.batch.send(self.home.sock, group, self.key)
+        meter.bytes_down += sent.size
+        meter.datagrams_down += sent.datagrams
+        meter.datagrams_lost += group.length - sent.datagrams
+
+    # End
+
+    def kill(self) -> None:
+        """End the session; the record says `aborted`."""
+        self.end(Ending.ABORTED)
+
+    def end(self, ending: Ending, code: int = 0) -> None:
+        """Close the upstream leg, account, log. A second call does nothing."""
+        if self.ended:
+            return
+        self.ended = True
+        record, meter, service = self.live.record, self.live.meter, self.service
+        if self.sock is not None:
+            self.home.plane.poller.closing(self.sock.fileno())
+            if ending in (Ending.IDLE_TIMEOUT, Ending.UPSTREAM_CLOSED):
+                self.sock.close()  # silence is how a UDP client says that it is done
+            else:
+                close_with_reset(self.sock)
+        if not self._opened and not ending.refused:  # killed while the program thought about it: events come in pairs
+            self.tell_opened()
+        meter.datagrams_lost += len(self.release_held())
+        self.home.plane.table.leave(self)
+        record.ending, record.errno = ending, code
+        record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
+        record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down
+        record.datagrams_lost = meter.datagrams_lost
+        record.duration_s = time.monotonic() - self.live.since
+        service.account.leave(self.live)
+        self.home.gone(self)
+        service.watcher.closed(record)
+        if self._task is not None and not self._task.done() and self._task is not asyncio.current_task():
+            self._task.cancel()

@@ -1,0 +1,281 @@
+"""Rules that listen on TCP and connect by UDP: each read of the connection is a datagram, and what comes back follows
+each other in the connection.
+
+A client that has finished sending gets answers until none has come for the rule's `timeout`; then its connection is
+closed. A destination where nobody listens is, to the client, a reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+
+from oinetd.core.engine import Meter
+from oinetd.core.record import Ending, RelayResult
+from oinetd.core.service import Dialed
+from oinetd.lanes.python.running import RunningRelays
+from oinetd.lanes.python.udp.leg import NOBODY, PIECE_BYTES, READS_MAX
+from oinetd.lanes.python.udp.plane import DatagramPlane, connect
+from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
+from oinetd.net.datagrams import Batch
+from oinetd.net.poller import ERROR, LEVEL_READ, WRITABLE, Poller
+from oinetd.net.sockets import close_with_reset
+from oinetd.upstream.destination import Destination
+from oinetd.upstream.loops import LoopGuard
+from oinetd.upstream.name_wait import wait_for_names
+
+__all__ = ["DatagramDialer", "DatagramEngine"]
+
+DATAGRAMS_AT_ONCE = 4
+"""So many are taken for a connection in one go: what a slow client may leave with us is 256 KiB."""
+
+RETRY_S = 0.001
+"""Pause where the way out is full; the kernel has no event for it that would not come with every datagram."""
+
+_FULL = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
+
+
+class DatagramDialer:
+    """Makes upstream legs that are UDP."""
+
+    def __init__(self, plane: DatagramPlane) -> None:
+        self._plane = plane
+
+    @property
+    def poller(self) -> Poller:
+        return self._plane.poller
+
+    async def dial(
+        self,
+        destination: Destination,
+        port: int,
+        settings: Settings,
+        source: Destination | None,
+        client: socket.socket | None,
+        guard: LoopGuard | None = None,
+    ) -> Dialed:
+        """Connect, which takes no time and tells nothing of the destination but that there is a route.
+
+        A name that is still to be resolved is waited for.
+        """
+        if not await wait_for_names(self._plane.poller, (destination, source), settings, client):
+            return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
+        return connect(destination, port, source, self._plane.table, guard)
+
+
+class DatagramEngine:
+    """Relays between connections and datagrams, for one rule; see the contract in `oinetd.core.engine`."""
+
+    name = "python"
+
+    def __init__(self, plane: DatagramPlane, options: RuleOptions, settings: Settings) -> None:
+        self.plane = plane
+        self.batch = plane.batch_for(settings)
+        said = options.udp_timeout_s
+        self.timeout_s = UDP_TIMEOUT_S if said is None else said
+        self._running = RunningRelays()
+
+    async def relay(
+        self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter
+    ) -> RelayResult:
+        """`upstream` is a connected UDP socket."""
+        return await self._running.run(_Relay(self, client, upstream, settings, meter))
+
+    async def close(self) -> None:
+        """Abort every relay that still runs."""
+        self._running.abort_all()
+
+
+class _Relay:
+    """One connection and its UDP socket."""
+
+    def __init__(
+        self,
+        engine: DatagramEngine,
+        client: socket.socket,
+        upstream: socket.socket,
+        settings: Settings,
+        meter: Meter,
+    ) -> None:
+        self.done: asyncio.Future[RelayResult] = engine.plane.loop.create_future()
+        self._loop = engine.plane.loop
+        self._poller = engine.plane.poller
+        self._batch: Batch = engine.batch
+        self._quiet_s = engine.timeout_s
+        self._client = client
+        self._upstream = upstream
+        self._settings = settings
+        self._meter = meter
+        self._half_closed = False
+        self._up = b""  # a piece that the UDP socket has no room for
+        self._down = b""  # bytes that the client has not taken yet; as long as there are, no datagram is read
+        self._moved = self._taken = self._loop.time()
+        self._retry: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin. What is ready already is the first event of each side."""
+        try:
+            self._batch.prepare(self._upstream)
+            self._poller.watch(self._upstream.fileno(), self._on_upstream, LEVEL_READ)
+            self._poller.watch(self._client.fileno(), self._on_client)
+        except OSError as error:
+            self._end(Ending.ABORTED, error.errno or 0)
+            return
+        self._arm()
+
+    def abort(self) -> None:
+        """End now, with a reset for the client."""
+        if self._meter.result is None:
+            self._end(Ending.ABORTED)
+
+    # Up: reads become datagrams
+
+    def _on_client(self, events: int) -> None:
+        if events & WRITABLE and self._down:
+            self._flush()
+        if not self._over:
+            self._read()
+        if events & ERROR and self._half_closed and not self._over:
+            # Nobody reads any more, so that nobody else would notice.
+            code = self._client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._end(Ending.CLIENT_RESET, code or errno.ECONNRESET)
+
+    def _read(self) -> None:
+        """Read until there is no more, the way out is full, or the turn is over."""
+        for _ in range(READS_MAX):
+            if self._over or self._half_closed or self._up:
+                return
+            try:
+                self._up = self._client.recv(PIECE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._end(Ending.CLIENT_RESET, error.errno or errno.EIO)
+                return
+            if not self._up:
+                self._half_closed = True
+                self._arm()
+                return
+            self._send_up()
+        self._poller.again(self._read)
+
+    def _send_up(self) -> None:
+        """Send the piece; where there is no room for it, again in a moment."""
+        code = 0
+        try:
+            self._upstream.send(self._up)
+        except OSError as error:
+            code = error.errno or errno.EIO
+        if code in _FULL:
+            self._retry = self._loop.call_later(RETRY_S, self._on_retry)
+            return
+        size, self._up = len(self._up), b""
+        self._moved = self._meter.moved_at = self._loop.time()
+        if code in NOBODY:
+            self._meter.datagrams_lost += 1
+            self._end(Ending.UPSTREAM_RESET, code)
+        elif code:
+            self._meter.datagrams_lost += 1
+        else:
+            self._meter.bytes_up += size
+            self._meter.datagrams_up += 1
+
+    def _on_retry(self) -> None:
+        self._retry = None
+        self._send_up()
+        self._read()
+
+    # Down: datagrams follow each other
+
+    def _on_upstream(self, events: int) -> None:
+        code = 0
+        try:
+            groups = self._batch.receive(self._upstream, DATAGRAMS_AT_ONCE, named=False)
+        except OSError as error:
+            groups, code = (), error.errno or errno.EIO
+        for group in groups:
+            self._meter.datagrams_down += group.length
+            self._down += b"".join(self._batch.take(group))
+        code = code or self._batch.late_errno
+        if groups:
+            self._moved = self._taken = self._meter.moved_at = self._loop.time()
+            self._flush()
+        if code in NOBODY and not self._over:
+            self._end(Ending.UPSTREAM_RESET, code)
+
+    def _flush(self) -> None:
+        """Give the client what it takes; read no datagrams as long as something is left."""
+        try:
+            sent = self._client.send(self._down) if self._down else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._end(Ending.CLIENT_RESET, error.errno or errno.EIO)
+            return
+        had = bool(self._down)
+        self._down = self._down[sent:]
+        self._meter.bytes_down += sent
+        if sent:
+            self._moved = self._taken = self._meter.moved_at = self._loop.time()
+        if self._down:
+            self._poller.forget(self._upstream.fileno())
+            self._arm()
+        elif had:
+            self._poller.watch(self._upstream.fileno(), self._on_upstream, LEVEL_READ)
+
+    # End
+
+    @property
+    def _over(self) -> bool:
+        return self._meter.result is not None
+
+    def _end(self, ending: Ending, code: int = 0) -> None:
+        """Close both sides and answer. Runs once."""
+        for timer in (self._timer, self._retry):
+            if timer is not None:
+                timer.cancel()
+        self._poller.closing(self._client.fileno())
+        self._poller.closing(self._upstream.fileno())
+        self._upstream.close()
+        if ending is Ending.CLIENT_CLOSED:
+            self._client.close()
+        else:
+            close_with_reset(self._client)
+        self._up = self._down = b""
+        meter = self._meter
+        meter.result = RelayResult(ending, meter.bytes_up, meter.bytes_down, code)
+        if not self.done.done():
+            self.done.set_result(meter.result)
+
+    def _deadlines(self) -> list[tuple[float, Ending]]:
+        settings, found = self._settings, []
+        if settings.idle_timeout_s:
+            found.append((self._moved + settings.idle_timeout_s, Ending.IDLE_TIMEOUT))
+        if self._half_closed and (quiet_s := self._quiet_s or settings.half_close_timeout_s):
+            found.append((self._moved + quiet_s, Ending.CLIENT_CLOSED))
+        if self._down and settings.write_stall_timeout_s:
+            found.append((self._taken + settings.write_stall_timeout_s, Ending.WRITE_STALL))
+        return found
+
+    def _arm(self) -> None:
+        """See to it that the timer fires no later than the next deadline."""
+        deadlines = self._deadlines()
+        if not deadlines or self._over:
+            return
+        due = min(when for when, _ in deadlines)
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for due, ending in self._deadlines():
+            if due <= now:
+                self._end(ending)
+                return
+        self._arm()

@@ -1,0 +1,1 @@
+"""Sockets, ports, descriptors and their readiness."""

@@ -1,0 +1,277 @@
+"""Datagrams in numbers: taken from one socket, put in order by sender, given on to another.
+
+A batch belongs to one event loop, and what is in it is good until the next `receive`. With the extension it is one
+recvmmsg, one sendmmsg and no copy; without it, one call for each datagram.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import socket
+import struct
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from oinetd.net.forged import MAPPED, is_forged
+from oinetd.net.offload import native_batch
+from oinetd.net.sockets import IP_PKTINFO, SocketAddress
+
+if TYPE_CHECKING:
+    from oinetd._fastpath import DatagramBatch
+
+__all__ = ["DATAGRAM_BYTES_MAX", "MESSAGES_MAX", "Batch", "Group", "Sender", "Sent", "new_batch"]
+
+MESSAGES_MAX = 64
+"""As `_fastpath/state/datagram.pxd` has it."""
+DATAGRAM_BYTES_MAX = 65536
+"""Above every datagram: 65,507 bytes over IPv4, 65,527 over IPv6."""
+
+_CONTROL_BYTES = 128
+_UDP_GRO = 104
+"""Of linux/udp.h."""
+_HOPELESS = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ECONNREFUSED})
+"""Errors after which the next datagram would fare no better."""
+
+_Control = tuple[tuple[int, int, bytes], ...]
+
+
+class Sender(NamedTuple):
+    """Who sent datagrams, and, on a socket that is bound to all addresses, which of ours was written to.
+
+    `control` is the ancillary data that makes an answer leave from there.
+    """
+
+    address: SocketAddress
+    control: _Control = ()
+
+
+class Group(NamedTuple):
+    """The datagrams of one sender among those of a batch. `key` is the same for the same `Sender`, and for no other."""
+
+    key: Hashable
+    first: int
+    length: int
+
+
+class Sent(NamedTuple):
+    """What came of sending: the datagrams and bytes that the kernel took, and the last errno of the others, or 0."""
+
+    datagrams: int
+    size: int
+    errno: int
+
+
+class Batch(Protocol):
+    """Both kinds of batch."""
+
+    late_errno: int
+    """An error that the network told behind the datagrams of the last `receive`, and will not tell again; or 0."""
+
+    @property
+    def forged(self) -> int:
+        """How many datagrams the last `receive` dropped because their source address cannot be true."""
+        ...
+
+    def prepare(self, sock: socket.socket) -> None:
+        """To be called once for each socket that is received from."""
+        ...
+
+    def receive(self, sock: socket.socket, at_most: int = MESSAGES_MAX, *, named: bool = True) -> Sequence[Group]:
+        """Take what there is now, at most so many; without `named`, for a connected socket, it is one group.
+
+        Raises `OSError` for an error that the network told, which is then over.
+        """
+        ...
+
+    def take(self, group: Group) -> list[bytes]:
+        """Copies of the datagrams."""
+        ...
+
+    def send(self, sock: socket.socket, group: Group, to: Hashable = None) -> Sent:
+        """Send them on, to the sender whose key is `to`, or where the socket is connected to."""
+        ...
+
+    def explain(self, key: Hashable) -> Sender:
+        """Who the sender with this key is."""
+        ...
+
+    def name(self, sender: Sender) -> Hashable:
+        """The key of a sender."""
+        ...
+
+
+def new_batch(*, native: bool) -> Batch:
+    """A batch; that of the extension where it is wanted and built."""
+    batch = native_batch() if native else None
+    return NativeBatch(batch) if batch is not None else PortableBatch()
+
+
+class NativeBatch:
+    """The extension's, see `_fastpath/state/datagram.pxd`; a key is the bytes of a return address."""
+
+    late_errno = 0  # recvmmsg leaves it for the next call
+
+    def __init__(self, batch: DatagramBatch) -> None:
+        self._batch = batch
+
+    @property
+    def forged(self) -> int:
+        return self._batch.forged
+
+    def prepare(self, sock: socket.socket) -> None:
+        self._batch.take_trains(sock.fileno())
+
+    def receive(self, sock: socket.socket, at_most: int = MESSAGES_MAX, *, named: bool = True) -> Sequence[Group]:
+        return [Group(*group) for group in self._batch.receive(sock.fileno(), at_most, named)]
+
+    def take(self, group: Group) -> list[bytes]:
+        return self._batch.take(group.first, group.length)
+
+    def send(self, sock: socket.socket, group: Group, to: Hashable = None) -> Sent:
+        assert to is None or isinstance(to, bytes)
+        return Sent(*self._batch.send(sock.fileno(), group.first, group.length, to))
+
+    def explain(self, key: Hashable) -> Sender:
+        assert isinstance(key, bytes)
+        place, local = self._batch.explain(key)
+        (family,) = struct.unpack_from("=H", place)
+        (port,) = struct.unpack_from("!H", place, 2)
+        if family == socket.AF_INET:
+            address: SocketAddress = (socket.inet_ntop(socket.AF_INET, place[4:8]), port)
+        else:
+            (scope,) = struct.unpack_from("=I", place, 24)
+            address = (socket.inet_ntop(socket.AF_INET6, place[8:24]), port, 0, scope)
+        if not local:
+            return Sender(address)
+        kind = (socket.IPPROTO_IP, IP_PKTINFO) if len(local) == 12 else (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
+        return Sender(address, ((*kind, local),))
+
+    def name(self, sender: Sender) -> Hashable:
+        host, port = sender.address[:2]
+        if len(sender.address) == 2:
+            place = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host) + bytes(8)
+        else:
+            packed = socket.inet_pton(socket.AF_INET6, host)
+            place = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, sender.address[2]) + packed
+            place += struct.pack("=I", sender.address[3])
+        local = b"".join(data for _, _, data in sender.control)
+        return struct.pack("=28sII20s", place, len(place), len(local), local)
+
+
+class PortableBatch:
+    """The same in Python; a key is the `Sender` itself.
+
+    A socket that was prepared for the other kind of batch may bring trains: they are taken apart here, too.
+    """
+
+    def __init__(self) -> None:
+        # Mapped and not allocated: pages that no datagram ever reached take no memory.
+        memory = memoryview(mmap.mmap(-1, MESSAGES_MAX * DATAGRAM_BYTES_MAX))
+        self._places = [
+            memory[index * DATAGRAM_BYTES_MAX : (index + 1) * DATAGRAM_BYTES_MAX] for index in range(MESSAGES_MAX)
+        ]
+        self._datagrams: list[memoryview] = []
+        self.late_errno = 0
+        self.forged = 0
+
+    def prepare(self, sock: socket.socket) -> None:
+        pass
+
+    def receive(self, sock: socket.socket, at_most: int = MESSAGES_MAX, *, named: bool = True) -> Sequence[Group]:
+        found: dict[Sender | None, list[memoryview]] = {}
+        self.late_errno = self.forged = 0
+        for place in self._places[: min(at_most, MESSAGES_MAX)]:
+            try:
+                size, control, _, address = sock.recvmsg_into([place], _CONTROL_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if not found:
+                    raise
+                self.late_errno = error.errno or 0
+                break
+            each = _segment_of(control) or size or 1
+            sender = None
+            if named:
+                over_four, way_back = _way_back(control, six=len(address) == 4)
+                if is_forged(address, over_four):
+                    self.forged += -(-size // each) or 1
+                    continue
+                sender = Sender(address, way_back)
+            found.setdefault(sender, []).extend(place[at : min(at + each, size)] for at in range(0, size or 1, each))
+        self._datagrams = []
+        groups = []
+        for sender, datagrams in found.items():
+            groups.append(Group(sender, len(self._datagrams), len(datagrams)))
+            self._datagrams += datagrams
+        return groups
+
+    def take(self, group: Group) -> list[bytes]:
+        return [bytes(datagram) for datagram in self._datagrams[group.first : group.first + group.length]]
+
+    def send(self, sock: socket.socket, group: Group, to: Hashable = None) -> Sent:
+        assert to is None or isinstance(to, Sender)
+        count = size = code = 0
+        for datagram in self._datagrams[group.first : group.first + group.length]:
+            failed = _send_one(sock, datagram, to)
+            if failed == errno.EMSGSIZE:
+                # Perhaps a router's word about an earlier one; a second try tells.
+                failed = _send_one(sock, datagram, to)
+            if not failed:
+                count += 1
+                size += len(datagram)
+                continue
+            code = failed
+            if failed in _HOPELESS:
+                break
+        return Sent(count, size, code)
+
+    def explain(self, key: Hashable) -> Sender:
+        assert isinstance(key, Sender)
+        return key
+
+    def name(self, sender: Sender) -> Hashable:
+        return sender
+
+
+def _send_one(sock: socket.socket, datagram: memoryview, to: Sender | None) -> int:
+    """The errno, 0 where the kernel took it."""
+    try:
+        if to is None:
+            sock.send(datagram)
+        else:
+            sock.sendmsg([datagram], to.control, 0, to.address)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _segment_of(control: list[tuple[int, int, bytes]]) -> int:
+    """The size of a train's datagrams; 0 where there is but one."""
+    for level, kind, data in control:
+        if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
+            (size,) = struct.unpack_from("=i", data)
+            return int(size)
+    return 0
+
+
+def _way_back(control: list[tuple[int, int, bytes]], *, six: bool) -> tuple[bool, _Control]:
+    """Whether the datagram came over IPv4, as far as the kernel says; and the ancillary data for an answer.
+
+    `_read_control` in `_fastpath/state/datagram.pxd` says why it is this. `six` says that the socket is an IPv6 one.
+    """
+    over_four = False
+    found: _Control = ()
+    for level, kind, data in control:
+        if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
+            over_four = True
+            if six:
+                local = socket.inet_pton(socket.AF_INET6, MAPPED + socket.inet_ntoa(data[4:8]))
+                found = ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local + bytes(4)),)
+            else:
+                found = ((level, kind, bytes(4) + data[4:8] + bytes(4)),)
+        elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and not over_four and data[0] != 0xFF:
+            link_local = data[0] == 0xFE and data[1] & 0xC0 == 0x80
+            found = ((level, kind, data if link_local else data[:16] + bytes(4)),)
+    return over_four, found

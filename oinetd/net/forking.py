@@ -1,0 +1,80 @@
+"""A program that forks while a forwarder runs in it: the child holds none of its sockets.
+
+A peer sees the end of a connection when the last descriptor of it is closed, and a child that lives on would keep them
+all. `os.fork` and what is built on it call `_in_child`; `subprocess` closes what it inherits by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import weakref
+from collections.abc import Iterable
+from typing import Protocol
+
+from oinetd.net.poller import Poller
+
+__all__ = ["Held"]
+
+_WATCHED = re.compile(r"^tfd:\s+(\d+) .*\bino:([0-9a-f]+)", re.MULTILINE)
+
+
+class Reactors(Protocol):
+    """The native threads, which a child does not have."""
+
+    def epolls(self) -> list[int]: ...
+    def abandon(self) -> None: ...
+
+
+class Held:
+    """What one forwarder holds and no child may keep: listening sockets, and those in the epolls of its sessions."""
+
+    def __init__(self, poller: Poller) -> None:
+        self.listening: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self.core: Reactors | None = None
+        self._poller = poller
+        _living.add(self)
+        if not _registered:
+            _registered.append(True)
+            os.register_at_fork(after_in_child=_in_child)
+
+    def let_go(self) -> None:
+        """This is a child: give everything up."""
+        epolls = [*self._poller.epolls(), *(self.core.epolls() if self.core is not None else ())]
+        _replace([sock.fileno() for sock in self.listening])
+        for epoll in epolls:
+            _replace(_watched_by(epoll))
+        if self.core is not None:
+            self.core.abandon()
+
+
+_living: weakref.WeakSet[Held] = weakref.WeakSet()
+_registered: list[bool] = []
+
+
+def _in_child() -> None:
+    for held in tuple(_living):
+        with contextlib.suppress(OSError):
+            held.let_go()
+
+
+def _watched_by(epoll: int) -> list[int]:
+    """The descriptors of an epoll, which are what they were when they were given to it."""
+    found = []
+    with open(f"/proc/self/fdinfo/{epoll}", encoding="ascii") as file:
+        for fd, inode in _WATCHED.findall(file.read()):
+            with contextlib.suppress(OSError):
+                if os.fstat(int(fd)).st_ino == int(inode, 16):
+                    found.append(int(fd))
+    return found
+
+
+def _replace(descriptors: Iterable[int]) -> None:
+    """Put /dev/null in their places: whoever closes the numbers later closes nobody else's."""
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in descriptors:
+        if fd >= 0:
+            os.dup2(nothing, fd, inheritable=False)
+    os.close(nothing)

@@ -1,0 +1,317 @@
+"""The listening sockets of a configuration: which there have to be, and how to get there from those there are.
+
+Everything new is bound before anything old is touched. A socket that both the old and the new configuration want is
+kept, and its queue with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+import socket
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from oinetd.errors import BindError
+from oinetd.model import Config, Endpoint, KeepAlive, Protocol, Route, Rule
+from oinetd.net.resolver import GIVE_UP_S, is_temporary, resolve
+from oinetd.net.sockets import (
+    Address,
+    bind_datagrams,
+    bind_error,
+    bind_listener,
+    bound_address,
+    keepalive_of,
+    share,
+    start_listening,
+    tune,
+    tune_datagrams,
+    tune_listener,
+)
+
+__all__ = ["BoundAddress", "Port", "PortKey", "open_ports", "plan_ports"]
+
+logger = logging.getLogger("oinetd")
+
+RELOAD_PATIENCE_S = 1.0
+"""How long a reload waits for the name of an address to listen on."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortKey:
+    """What makes two listening sockets the same one. `nth` tells those apart that let the kernel choose a port."""
+
+    address: Address
+    v6only: bool
+    nth: int = 0
+    protocol: Protocol = Protocol.TCP
+
+    def overlaps(self, other: PortKey) -> bool:
+        """Whether the two cannot be bound side by side, for being equal or because one is a wildcard."""
+        if self.protocol is not other.protocol or self.address.port != other.address.port:
+            return False
+        if self.address.is_wildcard or other.address.is_wildcard:
+            return self.address.family == other.address.family or not (self.v6only or other.v6only)
+        return self.address == other.address
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A listening socket that has to be there, for one route."""
+
+    key: PortKey
+    route: Route
+    optional: bool = False
+    """One of several addresses of a name: where the machine does not have it, the others do."""
+
+
+class BoundAddress(NamedTuple):
+    """A listening address as the kernel has it, and the route it serves."""
+
+    route: Route
+    host: str
+    port: int
+
+
+async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Port]:
+    """The sockets that `config` wants, after those there were `before`.
+
+    Raises `BindError` for a name that cannot be resolved, or has no answer in time; one that is listened on already
+    keeps its addresses where the name server is silent.
+    """
+    patience_s = RELOAD_PATIENCE_S if before else GIVE_UP_S
+    known: dict[str, dict[Address, None]] = {}
+    for key, route in before.items():
+        known.setdefault(route.bind.address, {})[key.address.at(0)] = None
+    hosts = {rule.bind.address: rule for rule in config.rules}
+    answers = await asyncio.gather(
+        *(_addresses(rule, tuple(known.get(host, ())), patience_s) for host, rule in hosts.items())
+    )
+    addresses = dict(zip(hosts, answers, strict=True))
+    v4_ports = {
+        (rule.bind.protocol, port) for rule in config.rules if not _is_v6(rule.bind) for port in rule.bind.ports
+    }
+    free = _FreePorts(before)
+    ports = []
+    for rule in config.rules:
+        found = addresses[rule.bind.address]
+        protocol = rule.bind.protocol
+        for route in rule.routes():
+            for address in (each.at(route.bind.port) for each in found):
+                v6only = address.family == socket.AF_INET6 and (
+                    not address.is_wildcard or (address.port != 0 and (protocol, address.port) in v4_ports)
+                )
+                v6only = v6only and not address.host.startswith("::ffff:")  # which is IPv4, on an IPv6 socket
+                ports.append(Port(PortKey(address, v6only, 0, protocol), route, optional=len(found) > 1))
+    return [free.place(port, ports) if port.key.address.port == 0 else port for port in ports]
+
+
+class _FreePorts:
+    """Tells sockets apart whose port the kernel chooses.
+
+    A rule keeps the port that it had. One that is new or changed takes that of one that has gone, and only then
+    another: so the port stays when a rule's destination is changed, and never goes to another rule that stays.
+    """
+
+    def __init__(self, before: Mapping[PortKey, Route]) -> None:
+        self._had: dict[tuple[Address, Route], list[int]] = {}
+        self._left: dict[tuple[Protocol, Address], list[int]] | None = None
+        self._before = {key: route for key, route in before.items() if key.address.port == 0}
+        for key, route in self._before.items():
+            self._had.setdefault((key.address, route), []).append(key.nth)
+
+    def place(self, port: Port, ports: list[Port]) -> Port:
+        """`port` with its number."""
+        address = port.key.address
+        had = self._had.get((address, port.route))
+        nth = had.pop(0) if had else self._another(port.key, ports)
+        return replace(port, key=replace(port.key, nth=nth))
+
+    def _another(self, wanted: PortKey, ports: list[Port]) -> int:
+        if self._left is None:
+            stay = Counter((port.key.address, port.route) for port in ports)
+            self._left = {}
+            for key, route in self._before.items():
+                if stay[key.address, route] > 0:
+                    stay[key.address, route] -= 1
+                else:
+                    self._left.setdefault((key.protocol, key.address), []).append(key.nth)
+        left = self._left.get((wanted.protocol, wanted.address))
+        return left.pop(0) if left else next(_numbers)
+
+
+_numbers = itertools.count()
+
+
+def _is_v6(endpoint: Endpoint) -> bool:
+    return ":" in endpoint.address
+
+
+async def _addresses(rule: Rule, known: tuple[Address, ...], patience_s: float) -> tuple[Address, ...]:
+    """The addresses that a rule listens on; `known` are those it has."""
+    try:
+        return await resolve(rule.bind.address, patience_s)
+    except OSError as error:
+        temporary = is_temporary(error)
+        if temporary and known:
+            return known
+        where = f"{rule.origin}: " if rule.origin.line else ""
+        remedy = "try again later" if temporary else "is the name known, is the scope an interface of this machine?"
+        raise BindError(
+            f"{where}cannot listen on {rule.bind.host}: {error.strerror or error} ({remedy})",
+            errno.EAGAIN if temporary else errno.EADDRNOTAVAIL,
+        ) from error
+
+
+def open_ports(
+    config: Config,
+    ports: Iterable[Port],
+    kept: Mapping[PortKey, socket.socket],
+    inherited: Iterable[socket.socket] = (),
+) -> dict[Port, socket.socket]:
+    """A listening socket for each port: from `kept` where it is there, else from `inherited`, else a new one.
+
+    Those that are kept get their new keep-alive. Raises `BindError` with all that failed; then what was opened is
+    closed, and what was kept is as it was.
+    """
+    ports = list(ports)
+    given = {(sock.type, bound_address(sock)): sock for sock in inherited}
+    wanted = {port.key for port in ports}
+    retiring = _by_port(sock for key, sock in kept.items() if key not in wanted)
+    changed: list[tuple[socket.socket, KeepAlive]] = []
+    opened: dict[Port, socket.socket] = {}
+    new: list[Port] = []
+    failures: list[tuple[Port, BindError]] = []
+    for port in ports:
+        try:
+            if port.key in kept:
+                opened[port] = sock = kept[port.key]
+                if port.key.protocol is Protocol.UDP:
+                    continue
+                changed.append((sock, keepalive_of(sock)))
+                tune_listener(sock, port.key.address, config.settings_of(port.route.rule).keepalive)
+                continue
+            handed_over = given.get((_KIND[port.key.protocol], port.key.address))
+            opened[port] = _adopt(config, port, handed_over) if handed_over else _bind(config, port, retiring)
+            new.append(port)
+        except BindError as error:
+            taken = _taken_by(port.key, given.values()) if error.errno == errno.EADDRINUSE else None
+            failures.append((port, taken or error))
+    for port in new:
+        if port.key.protocol is Protocol.UDP:
+            continue
+        try:
+            start_listening(opened[port], port.key.address, _backlog(config, port))
+        except BindError as error:
+            failures.append((port, error))
+    for sock in (*itertools.chain.from_iterable(retiring.values()), *(opened[port] for port in new)):
+        share(sock, False)
+    served = {port.route for port in opened}
+    fatal = [
+        (port, error)
+        for port, error in failures
+        if not (port.optional and port.route in served and error.errno in _ABSENT)
+    ]
+    if fatal:
+        for port in new:
+            opened[port].close()
+        for sock, keepalive in changed:
+            tune(sock, keepalive)
+        lines = [
+            f"{port.route.rule.origin}: {error}" if port.route.rule.origin.line else str(error) for port, error in fatal
+        ]
+        raise BindError("\n".join(lines), fatal[0][1].errno)
+    _warn_of_unserved(given, opened)
+    return opened
+
+
+_KIND = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+def _taken_by(wanted: PortKey, inherited: Iterable[socket.socket]) -> BindError | None:
+    """The error that says which inherited socket has the address already; None where none has."""
+    for sock in inherited:
+        address = bound_address(sock)
+        v6only = address.family == socket.AF_INET6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+        if sock.type != _KIND[wanted.protocol] or not wanted.overlaps(PortKey(address, v6only, 0, wanted.protocol)):
+            continue
+        remedy = f"write the rule with {address.host}"
+        if wanted.address.family != address.family:
+            remedy += " or set BindIPv6Only=ipv6-only in the socket unit"
+        return BindError(
+            f"cannot listen on {wanted.address}: the inherited socket {address} holds the port ({remedy})",
+            errno.EADDRINUSE,
+        )
+    return None
+
+
+def _warn_of_unserved(inherited: Iterable[tuple[int, Address]], ports: Iterable[Port]) -> None:
+    """Name each inherited socket that no port uses: its clients wait in vain."""
+    used = {(_KIND[port.key.protocol], port.key.address) for port in ports}
+    for kind, address in inherited:
+        if (kind, address) not in used:
+            where = f"{address}/udp" if kind == socket.SOCK_DGRAM else str(address)
+            logger.warning("inherited socket %s: no rule has this address, its clients are not served", where)
+
+
+def _adopt(config: Config, port: Port, handed_over: socket.socket) -> socket.socket:
+    """A descriptor of our own for the socket, set up like the others.
+
+    The one that was handed over stays open: whoever made it holds the address, so that it could not be bound again
+    for a rule that one reload takes away and another brings back.
+    """
+    address = port.key.address
+    try:
+        sock = handed_over.dup()
+    except OSError as error:
+        raise bind_error(address, error) from error
+    try:
+        sock.setblocking(False)
+        if port.key.protocol is Protocol.TCP:
+            tune_listener(sock, address, config.settings_of(port.route.rule).keepalive)
+        else:
+            tune_datagrams(sock, address)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise bind_error(address, error) from error
+        raise
+    return sock
+
+
+def _by_port(sockets: Iterable[socket.socket]) -> dict[tuple[int, int], list[socket.socket]]:
+    found: dict[tuple[int, int], list[socket.socket]] = {}
+    for sock in sockets:
+        found.setdefault((sock.type, bound_address(sock).port), []).append(sock)
+    return found
+
+
+def _bind(config: Config, port: Port, retiring: Mapping[tuple[int, int], list[socket.socket]]) -> socket.socket:
+    try:
+        return _bind_once(config, port, shared=False)
+    except BindError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        # Perhaps the port is taken by ourselves: by listeners that this very change takes away.
+        ours = retiring.get((_KIND[port.key.protocol], port.key.address.port))
+        if not ours:
+            raise
+        for sock in ours:
+            share(sock, True)
+        return _bind_once(config, port, shared=True)
+
+
+def _bind_once(config: Config, port: Port, *, shared: bool) -> socket.socket:
+    if port.key.protocol is Protocol.UDP:
+        return bind_datagrams(port.key.address, v6only=port.key.v6only, shared=shared)
+    keepalive = config.settings_of(port.route.rule).keepalive
+    return bind_listener(port.key.address, keepalive, v6only=port.key.v6only, shared=shared)
+
+
+def _backlog(config: Config, port: Port) -> int:
+    return config.settings_of(port.route.rule).listen_backlog

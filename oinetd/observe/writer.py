@@ -1,0 +1,310 @@
+"""Lines go to a file without the thread that has them ever waiting for it.
+
+`LineWriter.write` puts a line on a queue in memory. One thread, started with the first line, takes what has
+come together and writes it with one call: a batch every `BATCH_INTERVAL_S`, so that a line waits no longer than
+that and a busy log costs ten wake-ups a second. With nothing to write the thread sleeps without a timeout.
+
+A file that takes no lines (full disk, missing directory, a FIFO nobody reads) is tried again, later and later.
+Until then up to `HELD_BYTES_MAX` of lines are held; beyond that the oldest are dropped and counted. A full disk
+neither breaks a line nor doubles one (see `logfile`).
+
+At `reopen` and `retarget` the lines of before still belong to the present file. If the disk is full, and the next
+file is on this disk too, they wait for room in the present one. In every other case of failure the present file gives
+its broken line up, and what is left goes to the next file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Final
+
+from oinetd.observe.logfile import LogFile
+
+__all__ = ["HELD_BYTES_MAX", "LineWriter"]
+
+BATCH_INTERVAL_S: Final = 0.1
+"""From one write to the next; also the longest that a line waits while the file takes lines."""
+
+BATCH_BYTES_MAX: Final = 4 << 20
+"""One write. As much as this waiting is written before its time."""
+
+HELD_BYTES_MAX: Final = 32 << 20
+"""The queue, in bytes of text: 70,000 connections may be closed at one moment and have their lines in JSON.
+What is being written comes on top."""
+
+RETRY_MIN_S: Final = 0.1
+RETRY_MAX_S: Final = 5.0
+"""The first wait after a failure, and the longest, doubling in between: whoever has made room sees the log go on
+while still looking."""
+
+CLOSE_WAIT_S: Final = 2.0
+"""How long `close` waits for a write that does not return: a stopped terminal, a dead network disk."""
+
+logger = logging.getLogger("oinetd")
+
+
+class LineWriter:
+    """Appends lines to `target`: a path, or an open descriptor, which is used as it is and never closed.
+
+    All methods may be called from any thread, and only `close` waits. `on_trouble` is called with a sentence
+    when lines can no longer be written and once more when they can, with the number of those lost. It is called
+    on the writer's thread or within `write` or `close`, so it has to be thread-safe.
+    """
+
+    def __init__(
+        self, target: str | int, on_trouble: Callable[[str], None], *, held_bytes_max: int = HELD_BYTES_MAX
+    ) -> None:
+        self._on_trouble = on_trouble
+        self._held_bytes_max = held_bytes_max
+        self._crowded_bytes = min(BATCH_BYTES_MAX, held_bytes_max)
+
+        # Shared, and touched only under this lock.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._target = target
+        self._lines: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._lost = 0  # since the trouble began
+        self._trouble = False
+        self._switch: str | int | None = None  # the next target ...
+        self._before_switch = 0  # ... and how many of the queued lines still go to the present one
+        self._turning = False  # `_target` is the next one already, the file is not
+        self._asleep = True
+        self._closing = False
+        self._given_up = False
+        self._hurried = False  # the next batch need not wait for its time
+        self._failing = False  # the last write failed: only time helps
+        self._not_before = 0.0
+        self._thread: threading.Thread | None = None
+
+        # The writer thread's own.
+        self._file = LogFile(target)
+        self._retry_s = RETRY_MIN_S
+        self._look_again = 0.0  # when an outdated file may try to be reopened
+        # Opened here and now, so that a daemon holds its log before it gives its privileges up. Where that fails,
+        # the first line tries again, and there is something to report.
+        with contextlib.suppress(OSError):
+            self._file.open()
+
+    def write(self, line: bytes) -> None:
+        """Queue `line`, which ends in a newline; after `close` it goes nowhere."""
+        with self._lock:
+            if self._closing:
+                return
+            self._lines.append(line)
+            self._held_bytes += len(line)
+            report = self._crowded() if self._held_bytes > self._crowded_bytes else ""
+            if self._asleep:
+                self._wake()
+        if report:
+            self._report(report)
+
+    def reopen(self) -> None:
+        """Lines up to here go to the file as it is open, later ones to what has its name then."""
+        with self._changed:
+            self._switch_to(self._target if self._switch is None else self._switch)
+
+    def retarget(self, target: str | int) -> None:
+        """Lines up to here go to the old target, later ones to `target`."""
+        with self._changed:
+            if target != (self._target if self._switch is None else self._switch):
+                self._switch_to(target)
+
+    def close(self, wait_s: float = CLOSE_WAIT_S) -> None:
+        """Write what is left and end, within `wait_s` seconds; what could not be written is reported."""
+        with self._changed:
+            self._closing = True
+            self._not_before = 0.0
+            thread, self._thread = self._thread, None
+            self._changed.notify()
+        if thread is None:
+            self._file.give_up()
+            return
+        thread.join(wait_s)
+        with self._changed:
+            self._given_up = True
+            lost = self._lost + len(self._lines) + (self._file.begun is not None)
+            self._lines.clear()
+            self._changed.notify()
+        if lost or thread.is_alive():
+            self._report(f"{_named(self._target)}: {max(1, lost)} lines could not be written")
+
+    def _report(self, text: str) -> None:
+        try:
+            self._on_trouble(text)
+        except Exception:
+            logger.exception("on_trouble failed with: %s", text)
+
+    # Under the lock.
+
+    def _wake(self) -> None:
+        if self._closing:
+            return
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="oinetd-log", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return  # The limit of threads or memory is reached. The next line tries again.
+            self._thread = thread
+        else:
+            self._changed.notify()
+        self._asleep = False
+
+    def _switch_to(self, target: str | int) -> None:
+        # A switch that still waits keeps its place among the lines and gets the newer target.
+        if self._switch is None:
+            self._before_switch = len(self._lines)
+        self._switch = target
+        if self._asleep:
+            self._wake()
+
+    def _crowded(self) -> str:
+        """Hurry the thread; drop the oldest; returns what to report, where this is the beginning of trouble."""
+        if not self._hurried and not self._failing:
+            self._hurried = True
+            self._not_before = 0.0
+            self._changed.notify()
+        if self._held_bytes <= self._held_bytes_max:
+            return ""
+        while self._held_bytes > self._held_bytes_max and self._lines:
+            self._held_bytes -= len(self._lines.popleft())
+            self._before_switch = max(0, self._before_switch - 1)
+            self._lost += 1
+        if self._trouble:
+            return ""
+        self._trouble = True
+        return f"{_named(self._target)} does not take lines as fast as they come: the oldest are dropped"
+
+    def _take(self) -> list[bytes]:
+        """The next lines to write, at most `BATCH_BYTES_MAX` of them and none beyond a switch."""
+        last = len(self._lines) if self._switch is None else self._before_switch
+        count = size = 0
+        for line in islice(self._lines, last):
+            if count and size + len(line) > BATCH_BYTES_MAX:
+                break
+            size += len(line)
+            count += 1
+        self._held_bytes -= size
+        if self._switch is not None:
+            self._before_switch -= count
+        return [self._lines.popleft() for _ in range(count)]
+
+    def _put_back(self, lines: list[bytes]) -> None:
+        self._lines.extendleft(reversed(lines))
+        self._held_bytes += sum(map(len, lines))
+        if self._switch is not None:
+            self._before_switch += len(lines)
+
+    def _turn(self) -> None:
+        """Go over to the next target; the thread does it before the next write."""
+        assert self._switch is not None
+        self._target, self._switch, self._before_switch = self._switch, None, 0
+        self._turning = True
+
+    # On the writer's thread.
+
+    def _run(self) -> None:
+        # A pipe whose reader has gone would end a program that left SIGPIPE at its default; so it is only EPIPE.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+        while (batch := self._next_batch()) is not None:
+            report = self._go_over(batch)
+            if report:
+                self._report(report)
+            failure = self._file.append(batch)
+            report = self._settle(batch, failure, self._may_get_room(failure))
+            if report:
+                self._report(report)
+        if self._file.give_up() is not None:
+            with self._lock:
+                self._lost += 1
+
+    def _next_batch(self) -> list[bytes] | None:
+        """Wait until there is something to write, and the time for it has come; None is the end."""
+        with self._changed:
+            while not (self._pending() or self._closing):
+                self._asleep = True
+                self._changed.wait()
+            self._asleep = False
+            # Bounded by `RETRY_MAX_S`; `close` cuts it short.
+            while not self._given_up and (pause_s := self._not_before - time.monotonic()) > 0:
+                self._changed.wait(pause_s)
+            if self._given_up or not self._pending():
+                return None
+            if self._switch is not None and not self._before_switch and self._file.begun is None:
+                self._turn()
+            self._not_before = time.monotonic() + BATCH_INTERVAL_S
+            self._hurried = False
+            return self._take()
+
+    def _pending(self) -> bool:
+        return bool(self._lines or self._switch is not None or self._turning or self._file.begun is not None)
+
+    def _go_over(self, batch: list[bytes]) -> str:
+        """To the next file, where that is due; returns what to report."""
+        now = time.monotonic()
+        if not self._turning and not (self._file.outdated and self._file.begun is None and now >= self._look_again):
+            return ""
+        self._turning = False
+        if self._file.begun is not None or self._file.target != self._target:
+            if (line := self._file.give_up()) is not None:
+                batch.insert(0, line)
+            self._file = LogFile(self._target)
+            return ""
+        outdated, failure = self._file.outdated, self._file.reopen()
+        self._look_again = now + RETRY_MAX_S
+        if failure is None:
+            return f"{_named(self._target)}: opened, lines go there" if outdated else ""
+        if outdated:
+            return ""
+        return f"{_named(self._target)}: {failure.strerror}; lines go to the file that was open, it is tried again"
+
+    def _may_get_room(self, failure: OSError | None) -> bool:
+        """Whether the present file is worth waiting for, also where a switch is asked for."""
+        switch = self._switch
+        return (
+            failure is not None
+            and failure.errno == errno.ENOSPC
+            and switch is not None
+            and self._file.is_beside(switch)
+        )
+
+    def _settle(self, left: list[bytes], failure: OSError | None, may_get_room: bool) -> str:
+        """Plan the next write; returns what to report."""
+        with self._changed:
+            self._put_back(left)
+            self._failing = failure is not None
+            if failure is None:
+                self._retry_s = RETRY_MIN_S
+                if self._switch is not None or self._held_bytes > BATCH_BYTES_MAX:
+                    self._not_before = 0.0
+                if not self._trouble or self._held_bytes > self._held_bytes_max // 2:
+                    return ""
+                lost, self._lost, self._trouble = self._lost, 0, False
+                return f"{_named(self._target)} takes lines again; {lost} were lost"
+            if self._switch is not None and not (may_get_room and self._held_bytes <= self._held_bytes_max // 2):
+                self._turn()
+                return ""
+            if failure.errno == errno.EAGAIN:
+                return ""  # A reader that is behind; trouble begins when lines are dropped.
+            self._given_up = self._closing
+            self._not_before = time.monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            if self._trouble:
+                return ""
+            self._trouble = True
+            return f"{_named(self._target)}: {failure.strerror}; lines are held and tried again"
+
+
+def _named(target: str | int) -> str:
+    if isinstance(target, int):
+        return {1: "standard output", 2: "standard error"}.get(target, f"descriptor {target}")
+    return target

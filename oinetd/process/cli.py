@@ -1,0 +1,249 @@
+"""The command line: rinetd's options and a few more; see oinetd(8)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn
+
+import oinetd
+from oinetd.errors import ConfigError
+from oinetd.model import Config
+from oinetd.process.context import HELD_SIGNALS, prepare
+from oinetd.process.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_OSERR, EX_TEMPFAIL, EX_USAGE, Options
+from oinetd.process.privileges import Identity
+
+__all__ = ["main"]
+
+CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
+"""Where the configuration is looked for; the second, so that oinetd can simply take rinetd's place."""
+
+NAMES_SHOWN: Final = 5
+
+RINETD_NAME: Final = "rinetd"
+RINETD_PID_FILE: Final = "/run/rinetd.pid"
+"""Called by rinetd's name (a link to oinetd in its place), oinetd looks for rinetd's file first and writes rinetd's pid
+file: its unit waits for that one."""
+
+EPILOGUE: Final = """\
+oinetd demo      forwards to a small embedded service and needs no configuration
+
+signals:         HUP reloads, TERM and INT drain and end, USR1 reopens the log,
+                 USR2 tells what is going on
+exit codes:      0 | 64 usage | 66 no configuration file | 71 a socket could not be
+                 opened | 75 may succeed later | 77 no permission | 78 bad configuration
+manual:          oinetd(8), oinetd.conf(5)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run oinetd with `argv`, the words after its name; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # a process of our own
+        prepare(() if words[:1] == ["demo"] else HELD_SIGNALS)
+    try:
+        if words[:1] == ["demo"]:
+            return _demo(words[1:])
+        parser = _parser()
+        said, extra = parser.parse_known_args(words)
+        if extra:
+            parser.error(_unexpected(extra[0]))
+        if said.strict and not (said.test or said.show):
+            parser.error("--strict goes with -t")
+    except SystemExit as end:  # argparse has said what there is to say
+        return int(end.code or 0)
+    if said.version:
+        print(f"oinetd {oinetd.__version__}")
+        return EX_OK
+    if said.resolve and not said.test:
+        print("oinetd: --resolve goes with -t: it looks the names up for the check", file=sys.stderr)
+        return EX_USAGE
+    as_rinetd = argv is None and os.path.basename(sys.argv[0]) == RINETD_NAME
+    conf_file, fault, code = _find(said.conf_file, CONF_FILES[::-1] if as_rinetd else CONF_FILES)
+    if code:
+        print(f"oinetd: {fault}", file=sys.stderr)
+        return code
+    options = Options(
+        conf_file=conf_file,
+        foreground=said.foreground,
+        pid_file=said.pidfile,
+        # As rinetd does it: not in the foreground. Only root may write there.
+        default_pid_file=RINETD_PID_FILE if as_rinetd and not said.foreground and os.geteuid() == 0 else "",
+        identity=said.user,
+        engine=said.engine,
+        relay=said.relay,
+        threads=said.threads,
+        log_level=said.log_level,
+    )
+    if said.test or said.show:
+        return _look(options, show=said.show, strict=said.strict, resolve=said.resolve)
+    # Imported here: the event loop and all that is on it take longer than the rest of the start.
+    from oinetd.process.daemon import run
+
+    return run(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EX_USAGE, f"{self.prog}: {message}\n{self.format_usage()}")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="oinetd",
+        description="Forwards TCP connections and UDP datagrams as its configuration says.",
+        epilog=EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-c", "--conf-file", metavar="FILE", type=_file, help=f"the configuration (default: {' or '.join(CONF_FILES)})")
+    add("-f", "--foreground", action="store_true", help="stay in the foreground, with messages on standard error")
+    add("-t", "--test", action="store_true", help="check the configuration, print its errors or OK, and end")
+    add("--strict", action="store_true", help="with -t: warnings are errors, too")
+    add("--resolve", action="store_true", help="with -t: look the names up, too")
+    add("-T", dest="show", action="store_true", help="print the configuration in force, and end")
+    add("-p", "--pidfile", metavar="FILE", type=_file, help="where to write the process id")
+    add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user when the files are open")
+    add("--engine", metavar="ENGINE", type=_value_of("engine"), help="what serves all rules: auto, native or python")
+    add("--relay", metavar="MODE", type=_value_of("relay"), help="how bytes are moved natively: auto, copy or splice")
+    add("--threads", metavar="N", type=_value_of("threads"), help="threads of the native engine: a number or auto")
+    levels = ("debug", "info", "warning", "error")
+    add(
+        "--log-level",
+        metavar="LEVEL",
+        choices=levels,
+        default="info",
+        help=f"least level: {', '.join(levels)}",
+    )
+    add("-v", "--version", action="store_true", help="print the version, and end")
+    return parser
+
+
+def _file(word: str) -> str:
+    if not word:
+        raise argparse.ArgumentTypeError("the name of the file is empty")
+    return word
+
+
+def _unexpected(word: str) -> str:
+    """What is wrong with a word that is neither an option nor the value of one."""
+    if word.startswith("-"):
+        return f"unknown option {word}"
+    return f"unexpected argument {word}; the configuration file is given with -c: oinetd -c {word}"
+
+
+def _value_of(directive: str) -> Callable[[str], Any]:
+    """What reads an option's value: as the directive of that name reads its own."""
+
+    def parse(word: str) -> Any:
+        from oinetd.config.mistake import Mistake
+        from oinetd.config.vocabulary import DIRECTIVES
+
+        value = DIRECTIVES[directive].value
+        assert value is not None
+        try:
+            return value.parse(word)
+        except Mistake as mistake:
+            hint = f"; {mistake.hint}" if mistake.hint else ""
+            raise argparse.ArgumentTypeError(f"{mistake.message}{hint}") from None
+
+    return parse
+
+
+def _identity(word: str) -> Identity:
+    try:
+        return Identity.parse(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _find(asked: str | None, usual: tuple[str, ...]) -> tuple[str, str, int]:
+    """The configuration file to use, `asked` or the first of `usual`; or what is wrong, and the exit code for it."""
+    places = usual if asked is None else (asked,)
+    for path in places:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except FileNotFoundError:
+            continue
+        except PermissionError as error:
+            return "", f"{path}: {error.strerror}", EX_NOPERM
+        except OSError as error:
+            return "", f"{path}: {error.strerror}", EX_NOINPUT
+        return path, "", EX_OK
+    return "", f"there is no configuration file {' or '.join(places)}", EX_NOINPUT
+
+
+def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
+    """`-t` and `-T`: what is wrong with the configuration, or what it says. `strict` takes warnings for errors."""
+    from oinetd.config import load_config, render_config
+    from oinetd.observe.connection_log import Journal
+    from oinetd.process.pidfile import PidFile
+    from oinetd.upstream.hosts import names_of
+
+    try:
+        config = options.over(load_config(options.conf_file))
+        Journal.check(config.log)
+        PidFile.check(config.pid_file)
+        unanswered = _unanswered(config) if resolve else []
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EX_CONFIG
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if strict and config.warnings:
+        return EX_CONFIG
+    if unanswered:
+        print("\n".join(unanswered), file=sys.stderr)
+        print("oinetd: the rest of the configuration is right; try again when the name server answers", file=sys.stderr)
+        return EX_TEMPFAIL
+    if show:
+        return _print(render_config(config))
+    text = "OK\n"
+    if not resolve and (names := names_of(config)):
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        listed = ", ".join(list(names)[:NAMES_SHOWN]) + more
+        text += f"names were not looked up (-t --resolve does that): {listed}\n"
+    return _print(text)
+
+
+def _print(text: str) -> int:
+    """Write to standard output, which may be a full disk or a pipe that nobody reads any more."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        print(f"oinetd: standard output: {error.strerror}", file=sys.stderr)
+        # The interpreter flushes it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+        return EX_OSERR
+    return EX_OK
+
+
+def _unanswered(config: Config) -> list[str]:
+    """Look the names up; a sentence for each of which the name server says nothing now."""
+    import asyncio
+
+    from oinetd.upstream.namecheck import check_names
+
+    return asyncio.run(check_names(config))
+
+
+def _demo(words: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="oinetd demo",
+        description="Forwards to a small embedded service, and tells what happens.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--port", type=_port, help="the port to listen on (default: 8080, or a free one)")
+    said = parser.parse_args(words)
+    from oinetd.process.demo import run
+
+    return run(said.port)
+
+
+def _port(word: str) -> int:
+    if word.isascii() and word.isdecimal() and int(word) <= 65535:
+        return int(word)
+    raise argparse.ArgumentTypeError(f"{word!r} is not a valid port, which is a number from 0 to 65535")

@@ -1,0 +1,86 @@
+"""How oinetd was called, and what it answers: the options of its command line, and its exit codes."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from oinetd.errors import ConfigError, EngineUnavailable
+from oinetd.model import Config, EngineChoice, RelayMode
+from oinetd.process.privileges import Identity
+
+__all__ = [
+    "EX_CONFIG",
+    "EX_NOINPUT",
+    "EX_NOPERM",
+    "EX_OK",
+    "EX_OSERR",
+    "EX_TEMPFAIL",
+    "EX_USAGE",
+    "Options",
+    "exit_code",
+]
+
+# From sysexits.h.
+EX_OK: Final = 0
+EX_USAGE: Final = 64
+EX_NOINPUT: Final = 66
+EX_OSERR: Final = 71
+EX_TEMPFAIL: Final = 75
+EX_NOPERM: Final = 77
+EX_CONFIG: Final = 78
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line says; None where the configuration's word holds.
+
+    `default_pid_file` is for a configuration without `pidlogfile`, and a command line without `-p`.
+    """
+
+    conf_file: str
+    foreground: bool = False
+    pid_file: str | None = None
+    default_pid_file: str = ""
+    identity: Identity | None = None
+    engine: EngineChoice | None = None
+    relay: RelayMode | None = None
+    threads: int | None = None
+    log_level: str = "info"
+
+    def over(self, config: Config) -> Config:
+        """`config` with what the command line says put over it, and over what single rules say."""
+        if self.pid_file is not None:
+            config = replace(config, pid_file=self.pid_file)
+        elif self.default_pid_file and not config.pid_file:
+            config = replace(config, pid_file=self.default_pid_file)
+        if self.threads is not None:
+            config = replace(config, threads=self.threads)
+        said: dict[str, Any] = {}
+        if self.engine is not None:
+            said["engine"] = self.engine
+        if self.relay is not None:
+            said["relay"] = self.relay
+        if not said:
+            return config
+        unsaid = dict.fromkeys(said)
+        return replace(
+            config,
+            settings=replace(config.settings, **said),
+            rules=tuple(replace(rule, options=replace(rule.options, **unsaid)) for rule in config.rules),
+        )
+
+
+_PASSING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""A name server that does not answer, no descriptor or memory left: the same start may succeed later."""
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code for an error that ends the start."""
+    if isinstance(error, (ConfigError, EngineUnavailable)):
+        return EX_CONFIG
+    number = getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM):
+        return EX_NOPERM
+    return EX_TEMPFAIL if number in _PASSING else EX_OSERR

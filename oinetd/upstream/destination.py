@@ -1,0 +1,292 @@
+"""Where connections go: a name, its addresses of the moment, and when to ask again.
+
+A name is looked up at start, at reload, every `dns_refresh_s`, and when connecting failed three times in a row.
+Connections use the addresses known so far; only the first answer is waited for, and not for long: a name server that
+does not answer yet leaves the destination without addresses, and it is asked again until it has some.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from oinetd.bounds import ADDRESSES_MAX
+from oinetd.errors import ConfigError, Problem
+from oinetd.model import Origin
+from oinetd.net.resolver import is_temporary, resolve
+from oinetd.net.sockets import Address, is_numeric, lookup
+from oinetd.upstream.address_health import AddressHealth, words_for
+from oinetd.upstream.address_order import AddressOrder, is_of_the_server, now_ms
+
+__all__ = ["START_PATIENCE_S", "Destination", "DestinationState"]
+
+log = logging.getLogger("oinetd")
+
+FAILURES_BEFORE_LOOKUP = 3
+"""Connects that fail in a row before the name is asked for again."""
+LOOKUP_PAUSE_S = 1.0
+"""Least time between two lookups that failures asked for: a dead destination must not flood the resolver."""
+START_PATIENCE_S = 3.0
+"""How long a start waits for the first answers, in which an unknown name is an error. All names are asked at once."""
+RETRY_S = 1.0
+RETRY_MAX_S = 4.0
+"""Between two lookups of a name that has no address yet; the pause doubles from the first to the second.
+Clients wait meanwhile."""
+
+
+class Destination:
+    """The addresses of one host, a name or a number; `on_change` is called when a lookup brought others."""
+
+    def __init__(self, host: str, refresh_s: float, addresses: tuple[Address, ...] = ()) -> None:
+        self.host = host
+        self.refresh_s = refresh_s
+        self._addresses = addresses
+        self._orders: dict[int, AddressOrder] = {}
+        self.health = AddressHealth(host, lambda: len(self._addresses))
+        self.on_change: Callable[[], object] | None = None
+        self.error: OSError | None = None
+        """Why the last lookup failed; None where it did not."""
+        self._failures = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._lookup: asyncio.Task[None] | None = None
+        self._looked_up_at = 0.0
+        self._retry_s = RETRY_S
+        self._resolved = asyncio.Event()
+        self._in_trouble = False
+        self._stopped = False
+
+    @property
+    def resolved(self) -> bool:
+        """Whether it has an address."""
+        return bool(self._addresses)
+
+    @property
+    def state(self) -> DestinationState:
+        """What is known of it."""
+        error = _reason(self.error) if self.error is not None else ""
+        failing = tuple((*place, code) for place, code in self.health.failing.items())
+        return DestinationState(self.host, tuple(address.host for address in self._addresses), error, failing)
+
+    async def resolve(self, origin: Origin, what: str = "destination", patience_s: float = START_PATIENCE_S) -> None:
+        """Look the name up for the first time. Raises `ConfigError` where it has no address.
+
+        Where no name server says so within `patience_s` seconds the destination is left without addresses.
+        """
+        if is_numeric(self.host):
+            try:
+                self._addresses = lookup(self.host)
+            except OSError as error:
+                raise self._unknown(error, origin, what) from error
+            return
+        self._begin_lookup()
+        assert self._lookup is not None
+        await asyncio.wait({self._lookup}, timeout=patience_s)
+        if self.error is not None and not is_temporary(self.error):
+            raise self._unknown(self.error, origin, what) from self.error
+        if not self._addresses:
+            self._in_trouble = True
+            reason = _reason(self.error) if self.error else f"no answer from the name server within {patience_s:g} s"
+            where = f"{origin}: " if origin.line else ""
+            log.warning(
+                "%sDNS: the %s %s cannot be resolved yet (%s); its clients wait up to connect-timeout",
+                where, what, self.host, reason,
+            )  # fmt: skip
+
+    def _unknown(self, error: OSError, origin: Origin, what: str) -> ConfigError:
+        hint = "check the spelling and the resolver (`getent hosts NAME`)"
+        if is_numeric(self.host):
+            hint = "check the scope: it has to be an interface of this machine (`ip link`)"
+        message = f"the {what} {self.host} cannot be resolved: {_reason(error)}"
+        return ConfigError(Problem(message, file=origin.file, line=origin.line, hint=hint))
+
+    async def wait_resolved(self, timeout_s: float) -> bool:
+        """Whether it has an address, or gets one within `timeout_s` seconds."""
+        if not self._addresses and not self._stopped:
+            self.look_up_again()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._resolved.wait()
+            except TimeoutError:
+                pass
+        return self.resolved
+
+    def at(self, port: int) -> tuple[Address, ...]:
+        """The addresses of the moment, with `port`, in the resolver's order."""
+        return self.order(port).addresses
+
+    def order(self, port: int) -> AddressOrder:
+        """The addresses of the moment, with `port`, and in which order to try them."""
+        order = self._orders.get(port)
+        if order is None or len(order.addresses) != len(self._addresses):
+            found = tuple(address.at(port) for address in self._addresses)
+            order = self._orders[port] = AddressOrder(found, order)
+        return order
+
+    def start(self) -> None:
+        """Keep the addresses fresh from now on; nothing to do for a number."""
+        if self._timer is not None or is_numeric(self.host) or self._stopped:
+            return
+        if not self._addresses:
+            self._retry()
+        elif self.refresh_s > 0:
+            self._timer = asyncio.get_running_loop().call_later(self.refresh_s, self._refresh)
+
+    def stop(self) -> None:
+        """End refreshing; a lookup under way is dropped. Sessions that dial meanwhile use what is known."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._lookup is not None:
+            self._lookup.cancel()
+            self._lookup = None
+        self.on_change = None
+        self.health.stop()
+
+    def connected(self) -> None:
+        """To be called when an address took a connection."""
+        self._failures = 0
+
+    def failed(self) -> None:
+        """To be called when no address took a connection."""
+        self._failures += 1
+        if self._failures >= FAILURES_BEFORE_LOOKUP:
+            self._failures = 0
+            self.look_up_again()
+
+    def note_failed(self, address: Address, code: int) -> None:
+        """To be called when an address did not take a connection, or refused datagrams; it is tried last for a while.
+
+        A failure that says nothing of the address is none.
+        """
+        if not is_of_the_server(code):
+            return
+        order = self.order(address.port)
+        if address in order.addresses:
+            order.failed(order.addresses.index(address), now_ms())
+            self.health.failed(address.host, address.port, code)
+
+    def note_worked(self, address: Address) -> None:
+        """To be called when an address took a connection, or answered to datagrams."""
+        order = self.order(address.port)
+        if address in order.addresses:
+            order.worked(order.addresses.index(address))
+            self.health.worked(address.host, address.port)
+
+    def look_up_again(self) -> None:
+        """The addresses do not serve: ask for others, but not more often than `LOOKUP_PAUSE_S`."""
+        if asyncio.get_running_loop().time() - self._looked_up_at >= LOOKUP_PAUSE_S:
+            self._begin_lookup()
+
+    def look_up_now(self) -> None:
+        """Ask for the addresses: somebody has a reason to think that there are others."""
+        self._begin_lookup()
+
+    def _begin_lookup(self) -> None:
+        if self._lookup is None and not self._stopped and not is_numeric(self.host):
+            self._lookup = asyncio.get_running_loop().create_task(self._update())
+
+    def _refresh(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.refresh_s, self._refresh)
+        self._begin_lookup()
+
+    def _retry(self) -> None:
+        """It has no address: ask again and again, at first soon."""
+        self._begin_lookup()
+        self._timer = asyncio.get_running_loop().call_later(self._retry_s, self._retry)
+        self._retry_s = min(self._retry_s * 2, RETRY_MAX_S)
+
+    async def _update(self) -> None:
+        """One lookup. The task is not cancelled but by `stop`."""
+        try:
+            found = await resolve(self.host)
+        except OSError as error:
+            self.error = error
+            self._trouble(error)
+        else:
+            self.error = None
+            self._take(found)
+        finally:
+            self._looked_up_at = asyncio.get_running_loop().time()
+            self._lookup = None
+
+    def _trouble(self, error: OSError) -> None:
+        """Say once that it cannot be looked up; a first lookup is told by who asked for it."""
+        if not self._in_trouble and self._addresses:
+            self._in_trouble = True
+            log.warning(
+                "DNS: %s cannot be resolved now (%s); its last addresses stay in use", self.host, _reason(error)
+            )
+
+    def _take(self, found: tuple[Address, ...]) -> None:
+        before = self._addresses
+        found = self._cut(found)
+        # The resolver rotates its answers; only another set of addresses is a change.
+        changed = set(found) != set(before)
+        if before and self._in_trouble:
+            log.info("DNS: %s is resolved again", self.host)
+        if changed:
+            self._addresses = found
+            self._orders = {
+                port: AddressOrder(tuple(address.at(port) for address in found), order)
+                for port, order in self._orders.items()
+            }
+            self.health.forget({address.host for address in found})
+            if before or self._in_trouble:
+                log.info("DNS: %s now resolves to %s", self.host, ", ".join(address.host for address in found))
+        self._in_trouble = False
+        self._retry_s = RETRY_S
+        if not before:
+            self._resolved.set()
+            self._resume()
+        if changed and self.on_change is not None:
+            self.on_change()
+
+    def _cut(self, found: tuple[Address, ...]) -> tuple[Address, ...]:
+        """At most `ADDRESSES_MAX` of the addresses: those in use first, then as many as there is room for."""
+        if len(found) <= ADDRESSES_MAX:
+            return found
+        kept = [address for address in found if address in self._addresses]
+        order = AddressOrder(tuple(address for address in found if address not in self._addresses))
+        tried = 0
+        while len(kept) < ADDRESSES_MAX:  # from both families in turn
+            at = order.pick(tried, 0, 0)
+            tried |= 1 << at
+            kept.append(order.addresses[at])
+        kept.sort(key=found.index)
+        if set(kept) != set(self._addresses):
+            log.warning("DNS: %s has %d addresses; %d of them are used", self.host, len(found), ADDRESSES_MAX)
+        return tuple(kept)
+
+    def _resume(self) -> None:
+        """The first address is there: from retries back to the usual refreshing."""
+        if self.on_change is None or self._stopped:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.start()
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationState:
+    """What is known of a host: its addresses, none where it is not resolved yet, and why the last lookup failed."""
+
+    host: str
+    addresses: tuple[str, ...]
+    error: str
+    failing: tuple[tuple[str, int, int], ...] = ()
+    """Addresses that do not take connections: each with its port and the errno."""
+
+    def __str__(self) -> str:
+        if not self.addresses:
+            return f"{self.host}: not resolved yet ({self.error or 'no answer from the name server'}), clients wait"
+        stale = f", not resolved now ({self.error})" if self.error else ""
+        down = "".join(f"; {host} port {port} {words_for(code)}" for host, port, code in self.failing)
+        return f"{self.host}: {', '.join(self.addresses)}{stale}{down}"
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,49 @@
+"""Waiting for the first addresses of names, as long as the client does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+from oinetd.model import Settings
+from oinetd.net.poller import ERROR, Poller
+from oinetd.upstream.destination import Destination
+
+__all__ = ["SHORT_MAX_S", "wait_for_names"]
+
+SHORT_MAX_S = 10.0
+"""The longest wait for a descriptor, or for a name, where there is no connect timeout."""
+
+
+async def wait_for_names(
+    poller: Poller, names: tuple[Destination | None, ...], settings: Settings, client: socket.socket | None
+) -> bool:
+    """Wait for the first addresses of names that have none yet, no longer than for a connect.
+
+    False where the client has gone meanwhile.
+    """
+    unresolved = [name for name in names if name is not None and not name.resolved]
+    if not unresolved:
+        return True
+    loop = asyncio.get_running_loop()
+    gone = loop.create_future()
+    timeout_s = settings.connect_timeout_s or SHORT_MAX_S
+    resolving = asyncio.gather(*(name.wait_resolved(timeout_s) for name in unresolved))
+    watched = False
+
+    def on_client(events: int) -> None:
+        if events & ERROR and not gone.done():
+            gone.set_result(None)
+
+    try:
+        if client is not None:
+            with contextlib.suppress(OSError):  # no room to watch it: it is waited for all the same
+                poller.watch(client.fileno(), on_client)
+                watched = True
+        await asyncio.wait({resolving, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        resolving.cancel()
+        if watched and client is not None:
+            poller.forget(client.fileno())
+    return not gone.done()

@@ -1,0 +1,35 @@
+"""Looking the names of a configuration up without serving it, for `oinetd -t --resolve`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from oinetd.errors import ConfigError, Problem
+from oinetd.model import Config
+from oinetd.net.resolver import is_temporary, resolve
+from oinetd.upstream.hosts import names_of
+
+__all__ = ["check_names"]
+
+
+async def check_names(config: Config) -> list[str]:
+    """Look every name up. What cannot be said now is the answer, a sentence for each name.
+
+    Raises `ConfigError` with all that are unknown.
+    """
+    names = names_of(config)
+    answers = await asyncio.gather(*(resolve(host) for host in names), return_exceptions=True)
+    problems: list[Problem] = []
+    unanswered: list[str] = []
+    for (host, (rule, what)), answer in zip(names.items(), answers, strict=True):
+        if not isinstance(answer, OSError):
+            continue
+        message = f"the {what} {host} cannot be resolved: {answer.strerror or answer}"
+        problem = Problem(message, file=rule.origin.file, line=rule.origin.line)
+        if is_temporary(answer):
+            unanswered.append(str(problem))
+        else:
+            problems.append(problem)
+    if problems:
+        raise ConfigError(*problems)
+    return unanswered

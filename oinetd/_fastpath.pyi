@@ -115,6 +115,7 @@ class Rules:
         stall_ms: int = 0,
         keepalive: tuple[int, int, int] = (0, 0, 0),
         flip_bytes: int = 0,
+        silence_ms: int = 4000,
         source_prefix: tuple[int, int] = (32, 64),
         before: Rules | None = None,
     ) -> Rules: ...

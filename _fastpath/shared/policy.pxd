@@ -39,6 +39,7 @@ cdef struct Policy:
     uint32_t connect_ms         # timeouts: 0 is off
     uint32_t idle_ms            # of a connection or of a UDP session
     uint32_t half_close_ms
+    uint32_t silence_ms         # how long a UDP client that was never answered waits at one address
     uint32_t stall_ms
     int32_t keep_idle_s         # 0 is no keep-alive
     int32_t keep_interval_s

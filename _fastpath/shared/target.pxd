@@ -18,6 +18,7 @@ cdef enum:
     ADDRESSES_MAX = 16          # of one destination; who has more is told and cut by `oinetd.upstream.destination`
     HOLD_MS = 10000             # how long an address that failed is tried last; doubled when it fails again after that
     HOLD_MAX_MS = 300000
+    ANSWERED_GRAIN_MS = 100     # answers that follow each other so fast are noted as one
 
 cdef struct Target:
     SocketAddress place
@@ -27,6 +28,7 @@ cdef struct Target:
     uint64_t failed_ms          # atomic: when it last failed; 0 where it did not since it worked
     uint64_t hold_ms            # atomic: how long it is tried last after that
     uint64_t told               # atomic: the control plane knows that it fails
+    uint64_t answered_ms        # atomic: when datagrams last came from it
 
 cdef struct Targets:
     uint64_t references         # atomic
@@ -81,6 +83,22 @@ cdef inline void targets_remember(Targets *self, Targets *before) noexcept nogil
                 oi_put(&self.items[i].failed_ms, oi_get(&before.items[j].failed_ms))
                 oi_put(&self.items[i].hold_ms, oi_get(&before.items[j].hold_ms))
                 oi_put(&self.items[i].told, oi_get(&before.items[j].told))
+                oi_put(&self.items[i].answered_ms, oi_get(&before.items[j].answered_ms))
+
+
+cdef inline int targets_find(const Targets *self, const SocketAddress *place) noexcept nogil:
+    """The number of an address; -1 where it is none of these."""
+    cdef int i
+    for i in range(self.count):
+        if memcmp(&self.items[i].place, place, sizeof(SocketAddress)) == 0:
+            return i
+    return -1
+
+
+cdef inline void target_answered(Target *self, uint64_t now_ms) noexcept nogil:
+    """Datagrams came from it. All reactors share this: it is written to no more often than needed."""
+    if now_ms >= oi_get(&self.answered_ms) + ANSWERED_GRAIN_MS:
+        oi_put(&self.answered_ms, now_ms)
 
 
 cdef inline uint64_t targets_begin(Targets *self) noexcept nogil:

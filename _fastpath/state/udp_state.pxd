@@ -4,7 +4,7 @@ A UDP listener belongs to one reactor, and its sessions with it. So nothing here
 a listener writes a letter to its reactor (`udp_order`).
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from state.datagram cimport Batch
 from shared.gate cimport Gate
@@ -26,6 +26,12 @@ cdef enum:
     SESSION_CHUNKS_MAX = 65536
     QUEUE_BUCKETS = 256         # chains stay short up to some thousand rules
 
+cdef struct Trail:              # of a client whose questions no address has answered yet
+    uint16_t left               # the addresses that it left in this round, a bit for each
+    uint8_t home                # the first of these; ADDRESSES_MAX where that is none any more
+    uint8_t rounds              # how often it was at every address
+    uint64_t since_ms           # when it asked the first of these
+
 cdef struct Session:
     int fd                      # the upstream socket; -1 when closed
     uint32_t index
@@ -39,6 +45,7 @@ cdef struct Session:
     uint8_t queued              # in the line BY_TURN
     uint8_t ending
     uint8_t last                # of a listener that lingers
+    Trail trail
     uint64_t hash               # of `key`, with that of the listener
     ReturnAddress key           # the client, and which address of ours it writes to
     UdpListener *listener

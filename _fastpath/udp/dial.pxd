@@ -22,24 +22,28 @@ from state.reactor cimport Reactor
 from shared.target cimport targets_begin, targets_pick
 from tcp.target_report cimport note_failed
 from udp.end cimport displace
+from udp.silence cimport trail_return
 from state.udp_state cimport Session
 
 cdef enum:
     QUEUE_BYTES = 1048576       # as UPSTREAM_QUEUE_BYTES in `oinetd.net.sockets`
 
 
-cdef inline void unreachable(Reactor *reactor, Policy *policy, int error) noexcept nogil:
-    """The destination did not take it; after several times in a row its name is resolved again."""
-    cdef Record *record
-    if oi_add(&policy.failures, 1) + 1 < FAILURES_TOLD:
-        return
-    record = record_slot(reactor)
+cdef inline void look_up_again(Reactor *reactor, Policy *policy, int error) noexcept nogil:
+    """Have the destination's name resolved again."""
+    cdef Record *record = record_slot(reactor)
     if record != NULL:
         record.kind = RECORD_UNREACHABLE
         record.tag = policy.tag
         record.error = error
         ring_push(&reactor.ring, &reactor.hub.bell)
         oi_put(&policy.failures, 0)
+
+
+cdef inline void unreachable(Reactor *reactor, Policy *policy, int error) noexcept nogil:
+    """The destination did not take it; after several times in a row its name is resolved again."""
+    if oi_add(&policy.failures, 1) + 1 >= FAILURES_TOLD:
+        look_up_again(reactor, policy, error)
 
 
 cdef inline int udp_socket(Reactor *reactor, int family) noexcept nogil:
@@ -75,17 +79,20 @@ cdef inline int udp_connect(const Policy *policy, int fd, const SocketAddress *t
 
 
 cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
-    """Connect `session.fd`, which sends nothing, so that any address with a route will do; the one that refused
-    datagrams is tried last. False: `ending` and `error` say why not."""
+    """Connect `session.fd`, which sends nothing, so that any address with a route will do; one that refused
+    datagrams is tried last, and one that its client has just left after all others. False: `ending` and `error` say
+    why not."""
     cdef Policy *policy = session.policy
     cdef uint64_t turn = targets_begin(policy.targets)
-    cdef uint64_t tried = 0
+    cdef uint64_t tried = session.trail.left
     cdef Address address
     cdef int at, fd
     session.ending = ENDING_RESOLVE_FAILED
     session.error = 0
     while True:     # bounded: each address is picked once
         at = targets_pick(policy.targets, tried, turn, reactor.now_ms)
+        if at < 0:
+            at = trail_return(&session.trail, policy.targets, turn, reactor.now_ms, &tried)
         if at < 0:
             break
         tried |= <uint64_t> 1 << at

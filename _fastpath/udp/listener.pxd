@@ -20,7 +20,7 @@ from state.return_address cimport mix
 from state.connection_slab cimport KIND_UDP_LISTENER, event_data
 from state.reactor cimport LISTENERS_MAX, Reactor
 from udp.end cimport rule_trim, session_end
-from udp.session cimport forward, session_begin
+from udp.session cimport forward, session_begin, session_move
 from state.udp_state cimport (
     SESSION_CHUNK, SESSION_CHUNKS_MAX, SESSION_LIVE, Datagrams, Session, SessionQueue, UdpListener,
 )
@@ -128,7 +128,9 @@ cdef inline int listener_turn(Reactor *reactor, UdpListener *listener) noexcept 
         hash = mix(group.hash ^ listener.salt, listener.salt | 1)
         session = session_find(udp, listener, &group.sender, hash)
         if session == NULL:
-            session = session_begin(reactor, listener, group, hash)
+            session = session_begin(reactor, listener, group, hash, NULL)
+        elif session.asked_ms and reactor.now_ms >= session.asked_ms + session.policy.silence_ms:
+            session = session_move(reactor, listener, session, group, hash)
         if session == NULL:
             oi_add(&listener.policy.gate.lost, <uint64_t> group.count)
         else:

@@ -14,21 +14,23 @@ from base.atomic cimport oi_add, oi_get, oi_put, oi_show
 from state.datagram cimport MESSAGES_MAX, Group, batch_receive
 from state.datagram_send cimport Sent, batch_send
 from tcp.ending cimport (
-    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_UPSTREAM_RESET, record_slot,
+    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_UPSTREAM_RESET, ENDING_UPSTREAM_SILENT, record_slot,
 )
 from shared.gate cimport gate_leave, source_enter
-from base.linux cimport ECONNREFUSED, ENOPROTOOPT, c_assert
+from base.linux cimport ECONNREFUSED, ENOPROTOOPT, ETIMEDOUT, c_assert
 from tcp.listener cimport unix_time
 from tcp.loop cimport loop_say
 from shared.own cimport is_own
 from shared.policy cimport Policy, policy_hold
 from shared.ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, Record, ring_push, ring_room
 from state.reactor cimport Reactor
+from shared.target cimport target_answered
 from tcp.target_report cimport note_failed, note_worked
-from udp.dial cimport udp_dial, unreachable
+from udp.dial cimport look_up_again, udp_dial, unreachable
 from udp.end cimport due_by, place_take, report_opened, session_end, sources_leave
 from udp.shares cimport share_answered, share_enter
-from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Session, UdpListener
+from udp.silence cimport same_places, trail_answered, trail_make, waits_too_long
+from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Session, Trail, UdpListener
 from state.udp_table cimport (
     line_append, queue_hold, session_give, session_heard, session_ready, session_take, table_put, table_room,
 )
@@ -99,7 +101,8 @@ cdef inline int sources_enter(Reactor *reactor, Policy *policy, const Address *c
 
 
 cdef inline Session *session_open(
-    Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Address *client, int counted
+    Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Address *client, int counted,
+    const Trail *trail,
 ) noexcept nogil:
     """Make a session in a place that was taken; NULL where it cannot have its upstream, which is told."""
     cdef Datagrams *udp = reactor.udp
@@ -108,6 +111,8 @@ cdef inline Session *session_open(
     if session == NULL:
         return NULL
     session.policy = policy
+    if trail != NULL:
+        session.trail = trail[0]
     session.counted = <unsigned char> counted
     session.hash = hash
     session.key = group.sender
@@ -139,9 +144,9 @@ cdef inline Session *session_open(
 
 
 cdef inline Session *session_begin(
-    Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash
+    Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Trail *trail
 ) noexcept nogil:
-    """A session for a new sender; NULL where it may have none."""
+    """A session for a new sender, or for one with a trail; NULL where it may have none."""
     cdef Policy *policy = listener.policy
     cdef Session *session
     cdef Address client
@@ -168,13 +173,35 @@ cdef inline Session *session_begin(
     if not place_take(reactor, policy):
         sources_leave(reactor, policy, NULL, &client, counted)
         return NULL
-    session = session_open(reactor, listener, group, hash, &client, counted)
+    session = session_open(reactor, listener, group, hash, &client, counted, trail)
     if session == NULL:
         sources_leave(reactor, policy, NULL, &client, counted)
         gate_leave(policy.gate)
         if gate_leave(reactor.hub.udp_gate):
             reactor.room_made = True
     return session
+
+
+cdef inline Session *session_move(
+    Reactor *reactor, UdpListener *listener, Session *session, const Group *group, uint64_t hash
+) noexcept nogil:
+    """The client writes again to a session whose address has left it without an answer: after too long a time it
+    gets a session with another address, if there is one. Its session; NULL where it may have none."""
+    cdef Policy *policy = listener.policy
+    cdef bint same = same_places(session.policy, policy)
+    cdef Trail trail
+    if not waits_too_long(session, same, reactor.now_ms) or listener.lingering or policy.targets.count == 0:
+        return session
+    if same and policy.targets.count == 1:
+        look_up_again(reactor, policy, ETIMEDOUT)
+        session.trail.rounds += 1
+        return session
+    if ring_room(&reactor.ring) <= RING_RESERVE:
+        return session      # one ends and one begins, or neither
+    look_up_again(reactor, policy, ETIMEDOUT)
+    trail_make(&trail, session, policy, same)
+    session_end(reactor, session, ENDING_UPSTREAM_SILENT, 0)
+    return session_begin(reactor, listener, group, hash, &trail)
 
 
 cdef inline void forward(Reactor *reactor, Session *session, int first, int count) noexcept nogil:
@@ -205,11 +232,15 @@ cdef inline int answer(Reactor *reactor, Session *session) noexcept nogil:
     batch_send(reactor.udp.batch, session.listener.fd, group.first, group.count, &session.key, False, &sent)
     if session.datagrams_down == 0:
         note_worked(reactor, session.policy, session.address)
+        if session.trail.left:
+            trail_answered(reactor, session)
         if oi_get(&session.policy.failures):
             oi_put(&session.policy.failures, 0)
     if not session.answered:
         share_answered(reactor.udp, session)
+    target_answered(&session.policy.targets.items[session.address], reactor.now_ms)
     session.asked_ms = 0
+    session.trail.rounds = 0
     session.bytes_down += sent.bytes
     session.datagrams_down += <uint64_t> sent.count
     session.datagrams_lost += <uint64_t> (group.count - sent.count)

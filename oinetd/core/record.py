@@ -56,6 +56,8 @@ class Ending(enum.Enum):
     """A UDP session that had been silent for longest when another one needed its place."""
     REVOKED = "revoked"
     """The access rules of a reload refuse its client: a UDP session, or a connection with `on-deny=reset`."""
+    UPSTREAM_SILENT = "upstream-silent"
+    """The questions of a UDP client had no answer for too long; a session with another address took its place."""
 
     # By identity: `Enum` hashes the name, in Python, several times for each session.
     __hash__ = object.__hash__
@@ -74,7 +76,7 @@ class Ending(enum.Enum):
 _CONNECTED = frozenset({
     Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED, Ending.CLIENT_RESET, Ending.UPSTREAM_RESET,
     Ending.IDLE_TIMEOUT, Ending.HALF_CLOSE_TIMEOUT, Ending.WRITE_STALL, Ending.ABORTED, Ending.DISPLACED,
-    Ending.REVOKED,
+    Ending.REVOKED, Ending.UPSTREAM_SILENT,
 })  # fmt: skip
 _REFUSED = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED})
 

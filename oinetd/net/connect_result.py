@@ -1,4 +1,5 @@
-"""What became of a connect that was under way: asked so that nothing the peer has sent already is thrown away.
+"""What became of a connect that was under way, asked so that nothing the peer has sent already is thrown away; and
+whether a connection is still acknowledged.
 
 A second connect(2) would answer as well. But on a connection that the peer has reset meanwhile it empties the receive
 queue, and it cannot be told from one that was refused.
@@ -8,11 +9,15 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 
-__all__ = ["connect_result"]
+__all__ = ["connect_result", "unacknowledged_s"]
 
 _SYN_SENT, _SYN_RECV, _CLOSE = 2, 3, 7
 """States of linux/tcp_states.h, the first byte of struct tcp_info."""
+
+_UNACKED_AT, _LAST_ACK_AT = 24, 56
+"""Of tcpi_unacked and tcpi_last_ack_recv, in milliseconds, in struct tcp_info; 32 bits each."""
 
 
 def connect_result(sock: socket.socket) -> int:
@@ -34,3 +39,14 @@ def connect_result(sock: socket.socket) -> int:
     except OSError as error:
         return errno.ECONNRESET if error.errno == errno.EPIPE else error.errno or errno.EIO
     return 0
+
+
+def unacknowledged_s(sock: socket.socket) -> float:
+    """For how long the peer of a connection has acknowledged nothing while something was to be acknowledged; else 0.
+
+    A peer that has no room acknowledges that it has none.
+    """
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_ACK_AT + 4)
+    (unacked,) = struct.unpack_from("=I", info, _UNACKED_AT)
+    (last_ack_ms,) = struct.unpack_from("=I", info, _LAST_ACK_AT)
+    return last_ack_ms / 1000 if unacked else 0.0

@@ -9,7 +9,8 @@ ended. There "local" is the destination's side and "remote" the client's:
     connect-failed, connect-timeout,
     resolve-failed                                 done-local-closed (after `opened`, as rinetd does)
     idle-timeout, half-close-timeout,
-    write-stall, aborted, displaced, revoked       done-local-closed: oinetd ended it, which is not the client
+    write-stall, aborted, displaced, revoked,
+    upstream-silent                                done-local-closed: oinetd ended it, which is not the client
     not-allowed, denied                            the same words
     limit-reached                                  limit-reached (rinetd has no limits)
     (refused clients that have no line)            left-out N, with - as client (rinetd has a line for each)
@@ -58,6 +59,7 @@ STATUS: Final = {
     Ending.RESOLVE_FAILED: "done-local-closed",
     Ending.DISPLACED: "done-local-closed",
     Ending.REVOKED: "done-local-closed",
+    Ending.UPSTREAM_SILENT: "done-local-closed",
 }
 
 

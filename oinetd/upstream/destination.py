@@ -44,6 +44,7 @@ class Destination:
         self.refresh_s = refresh_s
         self._addresses = addresses
         self._orders: dict[int, AddressOrder] = {}
+        self._answered: dict[Address, float] = {}
         self.health = AddressHealth(host, lambda: len(self._addresses))
         self.on_change: Callable[[], object] | None = None
         self.error: OSError | None = None
@@ -175,6 +176,15 @@ class Destination:
             order.worked(order.addresses.index(address))
             self.health.worked(address.host, address.port)
 
+    def note_answer(self, address: Address, now: float) -> None:
+        """Datagrams came from an address, at a time of the loop."""
+        if len(self._addresses) > 1:
+            self._answered[address] = now
+
+    def answered_since(self, address: Address, when: float) -> bool:
+        """Whether datagrams came from it after a time of the loop."""
+        return self._answered.get(address, 0.0) > when
+
     def look_up_again(self) -> None:
         """The addresses do not serve: ask for others, but not more often than `LOOKUP_PAUSE_S`."""
         if asyncio.get_running_loop().time() - self._looked_up_at >= LOOKUP_PAUSE_S:
@@ -229,6 +239,7 @@ class Destination:
             log.info("DNS: %s is resolved again", self.host)
         if changed:
             self._addresses = found
+            self._answered.clear()
             self._orders = {
                 port: AddressOrder(tuple(address.at(port) for address in found), order)
                 for port, order in self._orders.items()

@@ -8,9 +8,9 @@ import socket
 from typing import Any
 
 import pytest
-from oinetd.lanes.choose.python.udp import plane
 
 from oinetd import Ending
+from oinetd.lanes.python.udp import plane
 from oinetd.lanes.python.udp.leg import PIECE_BYTES
 from oinetd.lanes.python.udp.session import HELD_DATAGRAMS_MAX, HELD_SESSION_BYTES_MAX
 from tests.daemon.process import own_address

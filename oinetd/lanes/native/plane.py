@@ -30,6 +30,7 @@ from oinetd.lanes.native.cores import polling_us, reactors_for
 from oinetd.model import SOURCE_PREFIX, AccessRule, KeepAlive, RelayMode, Settings, SourcePrefix, Verb
 from oinetd.net.descriptors import Budget
 from oinetd.net.sockets import close_with_reset
+from oinetd.upstream import silence
 
 try:
     from oinetd import _fastpath
@@ -243,6 +244,7 @@ def compile_rules(
         stall_ms=_milliseconds(settings.write_stall_timeout_s),
         keepalive=(keepalive.idle_s, keepalive.interval_s, keepalive.count),
         flip_bytes=flip_bytes,
+        silence_ms=_milliseconds(silence.SILENCE_S),
         source_prefix=source_prefix,
     )
 

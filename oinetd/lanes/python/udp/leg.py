@@ -7,11 +7,13 @@ import functools
 import socket
 
 from oinetd.core.record import Ending
-from oinetd.core.service import Dialed
+from oinetd.core.service import Dialed, Service
 from oinetd.lanes.python.udp.plane import connect
 from oinetd.lanes.python.udp.session import DatagramSession
+from oinetd.net.connect_result import unacknowledged_s
 from oinetd.net.datagrams import Group
 from oinetd.net.poller import LEVEL_READ, WRITABLE
+from oinetd.upstream import silence
 from oinetd.upstream.name_wait import wait_for_names
 
 __all__ = ["NOBODY", "PIECE_BYTES", "READS_MAX", "DatagramLeg", "StreamLeg"]
@@ -38,7 +40,8 @@ class DatagramLeg(DatagramSession):
         service = self.service
         await wait_for_names(self.home.plane.poller, (service.destination, service.source_host), service.settings, None)
         table = self.home.plane.table
-        return connect(service.destination, service.route.connect.port, service.source_host, table, service.guard)
+        port = service.route.connect.port
+        return connect(service.destination, port, service.source_host, table, service.guard, self.trail.left)
 
     def watch(self, sock: socket.socket) -> None:
         self.home.batch.prepare(sock)
@@ -94,12 +97,22 @@ class DatagramLeg(DatagramSession):
         code = batch.late_errno
         for group in groups:
             if not self.live.meter.datagrams_down:
-                self.service.destination.connected()
-                if self.address is not None:
-                    self.service.destination.note_worked(self.address)
+                self._note_worked()
+            if self.address is not None:
+                self.service.destination.note_answer(self.address, self.home.plane.loop.time())
             self.send_down(group)
             self.heard_answer()
         return code
+
+    def _note_worked(self) -> None:
+        """The first answer: the addresses that the client left fail, but for those that answered somebody meanwhile."""
+        destination = self.service.destination
+        destination.connected()
+        if self.address is not None:
+            destination.note_worked(self.address)
+        for address in self.trail.left:
+            if not destination.answered_since(address, self.trail.since):
+                destination.note_failed(address, errno.ETIMEDOUT)
 
     def _told(self, code: int) -> None:
         """The network told of an error."""
@@ -134,6 +147,19 @@ class StreamLeg(DatagramSession):
 
     def watch(self, sock: socket.socket) -> None:
         self.home.plane.poller.watch(sock.fileno(), self.on_upstream)
+
+    def goes_on(self, service: Service, now: float) -> bool:
+        """Only where the destination's host does not even acknowledge: a connection that takes what comes is used."""
+        if self.sock is None or unacknowledged_s(self.sock) < self.patience_s(True):
+            return False
+        if not super().goes_on(service, now):
+            return False
+        if self.address is not None:
+            service.destination.note_failed(self.address, errno.ETIMEDOUT)
+        return True
+
+    def patience_s(self, same: bool) -> float:
+        return silence.ANSWERED_TIMES * silence.SILENCE_S
 
     def forward(self, group: Group) -> None:
         self.hold(self.home.batch.take(group))

@@ -15,10 +15,12 @@ from oinetd.core.record import Ending
 from oinetd.core.service import Service
 from oinetd.lanes.python.udp.leg import DatagramLeg, StreamLeg
 from oinetd.lanes.python.udp.plane import DatagramPlane, connect
-from oinetd.lanes.python.udp.session import DatagramSession
+from oinetd.lanes.python.udp.session import NOWHERE, DatagramSession
 from oinetd.model import AccessRule, Protocol
 from oinetd.net.datagrams import Batch, Group
 from oinetd.net.poller import LEVEL_READ
+from oinetd.upstream import silence
+from oinetd.upstream.silence import Trail
 
 __all__ = ["DatagramListener"]
 
@@ -129,20 +131,32 @@ class DatagramListener:
             return  # memory is short, say; nothing was taken, and the next wake tries again
         if self.batch.forged:
             self.service.account.forged(self.service.rule, self.batch.forged)
+        late = self.plane.loop.time() - silence.SILENCE_S
         for group in groups:
-            session = self._sessions.get(group.key) or self._begin(group)
+            session = self._sessions.get(group.key)
+            if session is None:
+                session = self._begin(group)
+            elif session.asked and session.asked <= late:
+                session = self._go_on(session, group)
             if session is not None:
                 session.take_up(group)
             else:
                 self.service.rule.stats.datagrams_lost += group.length
 
-    def _begin(self, group: Group) -> DatagramSession | None:
-        """A session for a new sender; None where it may have none."""
+    def _go_on(self, session: DatagramSession, group: Group) -> DatagramSession | None:
+        """The session of a client whose earlier question was not answered: a new one where it has waited too long."""
+        if self._lingering or not session.goes_on(self.service, self.plane.loop.time()):
+            return session
+        session.end(Ending.UPSTREAM_SILENT)
+        return self._begin(group, session.trail)
+
+    def _begin(self, group: Group, trail: Trail = NOWHERE) -> DatagramSession | None:
+        """A session for a new sender, or for one with a trail; None where it may have none."""
         if self._lingering:
             return None
         service, sender = self.service, self.batch.explain(group.key)
         streams = service.route.connect.protocol is Protocol.TCP
-        session = (StreamLeg if streams else DatagramLeg)(self, service, group.key, sender)
+        session = (StreamLeg if streams else DatagramLeg)(self, service, group.key, sender, trail)
         verdict = service.access.decide(sender.address[0])
         if verdict is not Verdict.ALLOWED:
             self._turn_away(session, _REFUSED[verdict])
@@ -166,7 +180,8 @@ class DatagramListener:
         """Connecting takes no time: no task is needed. A failure is told like a refusal, once for each source."""
         service = self.service
         port = service.route.connect.port
-        dialed = connect(service.destination, port, service.source_host, self.plane.table, service.guard)
+        table, left = self.plane.table, session.trail.left
+        dialed = connect(service.destination, port, service.source_host, table, service.guard, left)
         if dialed.failed is None:
             session.begin_at_once(dialed)
             return

@@ -13,10 +13,10 @@ from oinetd.lanes.python.udp.table import SessionTable
 from oinetd.model import EngineChoice, Settings
 from oinetd.net.datagrams import Batch, new_batch
 from oinetd.net.poller import Poller
-from oinetd.net.sockets import connect_datagrams, is_numeric, open_datagrams
-from oinetd.upstream.address_order import now_ms
+from oinetd.net.sockets import Address, connect_datagrams, is_numeric, open_datagrams
 from oinetd.upstream.destination import Destination
 from oinetd.upstream.loops import LOOP_ERRNO, LoopGuard
+from oinetd.upstream.silence import in_order
 
 __all__ = ["DatagramPlane", "connect"]
 
@@ -51,22 +51,20 @@ def connect(
     source: Destination | None,
     table: SessionTable,
     guard: LoopGuard | None = None,
+    left: tuple[Address, ...] = (),
 ) -> Dialed:
     """A UDP socket connected to the destination. Nothing is sent, so that any address with a route will do, but for
     those that `guard` refuses.
 
-    `oinetd.upstream.address_order` says which address is tried first; one that refused datagrams counts as failed.
+    `oinetd.upstream.address_order` says which address is tried first; one that refused datagrams counts as failed, and
+    those that the client has just `left` come after the others.
     Where no descriptor is left, the session that has been silent for longest gives its own.
     """
-    order = destination.order(port)
-    turn, tried = order.begin(), 0
     sources = source.at(0) if source is not None else ()
     last = Dialed(None, None, Ending.RESOLVE_FAILED)
     if source is not None and not sources:
         return last
-    while (at := order.pick(tried, turn, now_ms())) >= 0:
-        tried |= 1 << at
-        address = order.addresses[at]
+    for address in in_order(destination.order(port), left):
         local = next((each for each in sources if each.family == address.family), None)
         if source is not None and local is None:
             if last.address is None:

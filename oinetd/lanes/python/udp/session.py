@@ -22,12 +22,19 @@ from oinetd.lanes.python.udp.table import Queue
 from oinetd.model import UDP_TIMEOUT_S
 from oinetd.net.datagrams import Batch, Group, Sender
 from oinetd.net.sockets import Address, client_address, close_with_reset
+from oinetd.upstream.silence import Trail, patience_s
 
-__all__ = ["DatagramSession", "Home"]
+__all__ = ["NOWHERE", "DatagramSession", "Home", "Places", "places_of"]
 
 HELD_DATAGRAMS_MAX = 256
 HELD_SESSION_BYTES_MAX = 128 * 1024
 """What one session may hold: two of the largest datagrams, or a burst of small ones."""
+
+
+NOWHERE = Trail()
+
+Places = tuple[tuple[Address, ...], tuple[Address, ...]]
+"""The addresses that a session may write to, and those that it may write from; where there is none, any."""
 
 
 class Home(Protocol):
@@ -56,6 +63,7 @@ class DatagramSession:
         "ended",
         "home",
         "key",
+        "known",
         "last",
         "live",
         "queue",
@@ -63,17 +71,20 @@ class DatagramSession:
         "service",
         "sock",
         "timeout_s",
+        "trail",
     )
 
     queue: Queue
 
-    def __init__(self, home: Home, service: Service, key: Hashable, sender: Sender) -> None:
+    def __init__(self, home: Home, service: Service, key: Hashable, sender: Sender, trail: Trail = NOWHERE) -> None:
         self.home = home
         self.service = service
         self.key = key
         self.rule = service.rule
         self.sock: socket.socket | None = None
         self.address: Address | None = None
+        self.trail = trail
+        self.known: Places | None = None
         self.ended = False
         self.answered = False
         self.asked = 0.0
@@ -161,6 +172,8 @@ class DatagramSession:
         """The upstream leg is made, or it failed and the session ends."""
         record = self.live.record
         self.address = dialed.address
+        self.trail = self.trail.arrive(dialed.address)
+        self.known = places_of(self.service)
         record.tries = dialed.tries
         record.connect_s = time.monotonic() - self.live.since
         if dialed.address is not None:
@@ -188,9 +201,30 @@ class DatagramSession:
         """The same, and it was the destination."""
         if not self.ended:
             self.asked = 0.0
+            self.trail = NOWHERE
             if not self.answered:
                 self.home.plane.table.answer(self)
             self.home.plane.table.touch(self)
+
+    def goes_on(self, service: Service, now: float) -> bool:
+        """The client writes again to an address that has not answered: whether it is to have a session at another one,
+        by what is in force now; `trail` is then that of the new session."""
+        if self.address is None or self.sock is None:
+            return False
+        places = places_of(service)
+        same = places == self.known
+        if now - self.asked < self.patience_s(same) or not places[0]:
+            return False
+        service.destination.look_up_again()
+        if same and len(places[0]) == 1:
+            self.trail = self.trail._replace(rounds=self.trail.rounds + 1)
+            return False
+        self.trail = self.trail.leave(self.address, self.asked, places[0], same)
+        return True
+
+    def patience_s(self, same: bool) -> float:
+        """How long a question waits; `same` says that the destination has the addresses that it had."""
+        return patience_s(self.trail, self.answered, self.timeout_s, same)
 
     def take_up(self, group: Group) -> None:
         """Datagrams of the client."""
@@ -264,3 +298,8 @@ class DatagramSession:
         service.watcher.closed(record)
         if self._task is not None and not self._task.done() and self._task is not asyncio.current_task():
             self._task.cancel()
+
+
+def places_of(service: Service) -> Places:
+    """Where sessions of `service` may write to and from at the moment."""
+    return service.destination.at(service.route.connect.port), service.source

@@ -1,1 +1,1 @@
-"""What is told to whom: the connection log, the process log, the status."""
+"""Output for operators: the connection log, the process log, the status."""

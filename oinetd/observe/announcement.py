@@ -1,4 +1,4 @@
-"""What is said of listeners that come and go: one line for a range of ports, however many they are."""
+"""Log lines about listeners that were opened or closed: one line for each range of ports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["listening", "no_longer"]
 
 
 def listening(served: Iterable[tuple[Route, Address, str]]) -> Iterator[str]:
-    """A line for each run of ports of one rule: where it listens, where its connections go, and how it is served."""
+    """A line for each run of ports of one rule: its addresses, its destination, and how it is served."""
     rules: dict[tuple[int, str, str, str], list[tuple[Address, Endpoint]]] = {}
     for route, address, how in served:
         key = (id(route.rule), address.host, _suffix(route.bind.protocol), how)
@@ -26,7 +26,7 @@ def listening(served: Iterable[tuple[Route, Address, str]]) -> Iterator[str]:
 
 
 def no_longer(ports: Iterable[PortKey]) -> Iterator[str]:
-    """A line for each run of ports where nobody listens any more."""
+    """A line for each run of ports whose listeners were closed."""
     hosts: dict[tuple[str, Protocol], list[Address]] = {}
     for port in ports:
         hosts.setdefault((port.address.host, port.protocol), []).append(port.address)
@@ -40,7 +40,7 @@ def _suffix(protocol: Protocol) -> str:
 
 
 def _runs(addresses: Iterable[Address]) -> Iterator[list[Address]]:
-    """Addresses of one host, cut where a port does not follow the one before."""
+    """Split the addresses of one host into runs of consecutive ports."""
     run: list[Address] = []
     for address in addresses:
         if run and address.port != run[-1].port + 1:

@@ -26,17 +26,16 @@ STDOUT_FD = 1
 
 
 class Journal:
-    """The log that `settings` ask for; with no file it costs nothing and writes nothing.
+    """The log that `settings` describe. Without a file it does nothing.
 
-    The file `-` is the standard output, and so is one that leads to it, such as /dev/stdout; the same for standard
-    error. Lines reach the file within a tenth of a second, in the order of the
-    calls, through a thread of their own (see `linewriter`): no method waits for the file but `close`. A file that
-    cannot be written never stops the service. `on_trouble` then gets a sentence, once when the trouble begins and
-    once when it ends, mostly on that other thread, so it has to be thread-safe; without it the sentences are
-    warnings of the logger `oinetd`.
+    The file `-` is standard output; a path such as /dev/stdout or /dev/stderr is the standard stream. Lines reach the
+    file within a tenth of a second, in the order of the calls. A thread writes them (see `writer`): only `close` waits
+    for the file. A file that cannot be written never stops the service. `on_trouble` is then called with a message,
+    once when the failure begins and once when it ends. It is mostly called on the writer's thread, so it has to be
+    thread-safe. By default the messages are warnings of the logger `oinetd`.
 
-    Refused clients have their lines up to a bound (see `refusals`), and beyond it one line for many. `call_later` is
-    that of the event loop, to write that line in time; without it, it comes with the next line after its time.
+    The lines about refused clients are limited (see `refusals`); one line counts those above the limit. `call_later`
+    is the event loop's, to write this line in time; without it the line is written together with a later one.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class Journal:
         self._refused = RefusedLines()
         self._call_later = call_later
         self._gap_timer: TimerHandle | None = None
-        self._gap_due = 0.0  # 0 while nothing is left out
+        self._gap_due = 0.0  # 0: nothing was omitted
         self._on_trouble = on_trouble or logging.getLogger("oinetd").warning
         self._settings = settings
         self._format = line_format(settings.format)
@@ -56,10 +55,10 @@ class Journal:
 
     @staticmethod
     def check(settings: LogSettings) -> None:
-        """Raise `ConfigError` where the log file can be nothing but an operator's mistake.
+        """Raise `ConfigError` if the log file is certainly an operator's mistake. Nothing is created or opened.
 
-        That is a directory or a socket in its place, a missing directory above it, no permission. A full disk or
-        a FIFO without a reader are troubles of the day and pass. Nothing is made or opened.
+        A mistake is a directory or a socket at the path, a missing parent directory, or no permission. A full disk or
+        a FIFO without a reader may pass, and is no mistake.
         """
         if settings.file and _target(settings.file) == settings.file and (fault := _fault(settings.file)):
             place = settings.origin
@@ -67,14 +66,14 @@ class Journal:
 
     @staticmethod
     def is_standard_stream(settings: LogSettings) -> bool:
-        """Whether the log is this process's standard output or standard error, by whatever name."""
+        """Whether the log is this process's standard output or standard error, under any name."""
         return isinstance(_target(settings.file), int)
 
     def check_change(self, settings: LogSettings) -> None:
         """`check` for a change to `settings`.
 
-        A file that is in use already is not looked at again: a process that has given up its privileges writes to a
-        file which it could not open any more.
+        A file that is already open is not checked: a process that has dropped its privileges may no longer be allowed
+        to open it.
         """
         if settings.file != self._settings.file:
             self.check(settings)
@@ -107,7 +106,7 @@ class Journal:
             self._tell_gaps()
 
     def _tell_gaps(self) -> None:
-        """Write how many were left out; while there are more, again after some time."""
+        """Write how many clients were omitted; schedule the next report if there were any."""
         if self._gap_timer is not None:
             self._gap_timer.cancel()
             self._gap_timer = None
@@ -120,12 +119,12 @@ class Journal:
             self._gap_timer = self._call_later(GAP_S, self._tell_gaps)
 
     def end_gaps(self) -> None:
-        """Write now how many refused clients were left out; on the loop's thread, which `close` need not be on."""
+        """Write now how many refused clients were omitted. Call it on the loop's thread, unlike `close`."""
         self._tell_gaps()
-        self._tell_gaps()  # nothing more was left out since: the timer ends
+        self._tell_gaps()  # Nothing was omitted since the first call, so this one stops the timer.
 
     def reconfigure(self, settings: LogSettings) -> None:
-        """Go over to `settings`; lines up to here still go to the old file."""
+        """Switch to `settings`; lines logged before the call still go to the old file."""
         self.end_gaps()
         self._refused.forget()
         old, self._settings = self._settings, settings
@@ -141,13 +140,13 @@ class Journal:
             self.close()
 
     def reopen(self) -> None:
-        """The file was renamed: lines up to here go to the old one, later ones to a new one of its name."""
+        """Reopen the file after a rename: earlier lines go to the old file, later ones to a new file at the path."""
         if self._writer is not None:
             self._tell_gaps()
             self._writer.reopen()
 
     def close(self) -> None:
-        """Write what is left, within two seconds; what could not be written is reported as lost."""
+        """Write the queued lines, within two seconds; lines that could not be written are reported as lost."""
         self.end_gaps()
         writer, self._writer = self._writer, None
         if writer is not None:
@@ -158,7 +157,7 @@ class Journal:
 
 
 def _target(file: str) -> str | int:
-    """The path, or the descriptor that it names: that one is used as it is, and never opened anew."""
+    """The path, or the descriptor if the path names one of this process: a descriptor is never opened again."""
     if file == "-":
         return STDOUT_FD
     own = own_descriptor(file) if file else None
@@ -166,14 +165,14 @@ def _target(file: str) -> str | int:
 
 
 def _fault(path: str) -> str:
-    """What is wrong with `path` as a log file; empty where nothing is."""
+    """What is wrong with `path` as a log file; empty if nothing is."""
     try:
         with Location.of(path):
             pass
     except UnsafePath as error:
         return error.strerror or str(error)
     except OSError:
-        pass  # The next look says what it is.
+        pass  # `os.stat` below reports it.
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """The lines of the connection log: a record becomes bytes. No I/O.
 
-`rinetd` and `common` are the formats of rinetd 0.73, to the byte, and have its few words for how a connection
-ended. There "local" is the destination's side and "remote" the client's:
+`rinetd` and `common` are the formats of rinetd 0.73, to the byte, with its few words for how a connection ended.
+In these words "local" is the upstream's side and "remote" is the client's:
 
     Ending                                         word
     client-closed, client-reset                    done-remote-closed
@@ -13,11 +13,11 @@ ended. There "local" is the destination's side and "remote" the client's:
     upstream-silent                                done-local-closed: oinetd ended it, which is not the client
     not-allowed, denied                            the same words
     limit-reached                                  limit-reached (rinetd has no limits)
-    (refused clients that have no line)            left-out N, with - as client (rinetd has a line for each)
+    (refused clients that are only counted)        left-out N, with - as client (rinetd has a line for each)
     accept-failed, local-socket-failed,
     local-bind-failed                              the same words and " -"
 
-`json` keeps them all apart. Every line bears the local time at which it was made.
+`json` has a word for each ending. Every line has the local time at which it was made.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from oinetd.model import Protocol as Transport
 __all__ = ["STATUS", "LineFormat", "line_format"]
 
 ROUTES_MAX: Final = 65536
-"""Routes whose words are remembered: every port of one address. More of them start the memory afresh."""
+"""Routes whose text is cached: every port of one address. The cache is cleared when it is full."""
 
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-"""English whatever the locale, as the formats want it."""
+"""The formats need English in every locale."""
 
 STATUS: Final = {
     Ending.CLIENT_CLOSED: "done-remote-closed",
@@ -64,7 +64,7 @@ STATUS: Final = {
 
 
 class LineFormat(Protocol):
-    """One format of the log; `now` is Unix time in seconds. Lines end in a newline and have no other."""
+    """One format of the log; `now` is Unix time in seconds. A line has one newline, at its end."""
 
     def opened(self, record: SessionRecord, now: float) -> bytes: ...
 
@@ -73,26 +73,26 @@ class LineFormat(Protocol):
         ...
 
     def left_out(self, route: Route, count: int, now: float) -> bytes:
-        """The line for `count` refused clients of the rule of `route` that have none."""
+        """The line for `count` refused clients of the rule of `route` that were only counted."""
         ...
 
 
 def line_format(choice: LogFormat) -> LineFormat:
-    """A fresh formatter; it belongs to one thread."""
+    """A new formatter; only one thread may use it."""
     if choice is LogFormat.JSON:
         return JsonLines()
     return CommonLines() if choice is LogFormat.COMMON else RinetdLines()
 
 
 class _Words:
-    """What two lines have in common is made once: the text of a second, the words of a route."""
+    """Caches the parts that lines share: the text of a second, the text of a route."""
 
     __slots__ = ("_routes", "_second", "_stamp")
 
     def __init__(self) -> None:
         self._second = -1
         self._stamp = ""
-        # By identity: a Route's hash walks through its whole rule. The route is kept, so its id stays its own.
+        # Keyed by id, because a Route's hash reads its whole rule. The value keeps the route alive and its id unique.
         self._routes: dict[int, tuple[Route, str]] = {}
 
     def stamp(self, now: float) -> str:
@@ -241,7 +241,7 @@ def _day_and_time(local: time.struct_time) -> str:
 
 
 def _zone(local: time.struct_time, between: str) -> str:
-    """The zone as `+hhmm`, with `between` in the middle; west of Greenwich is minus, also for half hours."""
+    """The zone as `+hhmm`, with `between` in the middle; west of Greenwich is negative, also for half hours."""
     minutes = abs(local.tm_gmtoff) // 60
     sign = "-" if local.tm_gmtoff < 0 else "+"
     return f"{sign}{minutes // 60:02d}{between}{minutes % 60:02d}"

@@ -1,7 +1,7 @@
-"""One file that takes lines at its end: no line of it stays a half.
+"""A file that lines are appended to. No line stays half written.
 
-A file may take a part of a line: the disk was full, the size limit reached. The rest of this line is written before
-anything else. Where the file is given up before, the part is cut off, and the caller has the line back.
+A write may stop inside a line (disk full, size limit). The rest of this line is then written first. If the file is
+closed before that, the written part is truncated and the line is returned to the caller.
 
 Nothing here is thread-safe, and every call may wait for the disk.
 """
@@ -21,35 +21,35 @@ from oinetd.core.safe_open import open_to_append
 __all__ = ["LogFile"]
 
 NEW_FILE_MODE: Final = 0o640
-"""The log says who spoke to whom: it is not for everybody's eyes."""
+"""The log shows which clients use which servers: it is not world-readable."""
 
 _KEPT_AFTER: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN})
-"""After these the descriptor is still good, and a line that was begun can be completed on it."""
+"""After these errors the descriptor is still usable, and a partly written line can be completed."""
 
 
 class LogFile:
     """Appends to `target`: a path, or an open descriptor, which is used as it is and never closed.
 
-    `begun` is the line of which the file has a part, None where there is none. `outdated` says that the file has lost
-    its name and the one that has the name now could not be opened.
+    `begun` is the line that is partly written, None if there is none. `outdated` means that the path now names another
+    file, which could not be opened.
     """
 
     def __init__(self, target: str | int) -> None:
         self.target = target
         self.begun: bytes | None = None
         self.outdated = False
-        self._begun_bytes = 0  # how much of `begun` the file has
+        self._begun_bytes = 0  # written bytes of `begun`
         self._fd = -1
         self._pipe = False
 
     def open(self) -> None:
-        """Open the file where it is not open. Raises `OSError`."""
+        """Open the file if it is not open. Raises `OSError`."""
         if self._fd < 0:
             self._fd = _open(self.target)
             self._pipe = stat.S_ISFIFO(os.fstat(self._fd).st_mode)
 
     def append(self, lines: list[bytes]) -> OSError | None:
-        """Write `begun` and then `lines`; what the file has not taken stays in `lines`. Returns why it stopped."""
+        """Write `begun` and then `lines`; unwritten lines stay in `lines`. Returns the error that stopped it."""
         done = self._begun_bytes
         if self.begun is not None:
             lines.insert(0, self.begun)
@@ -62,7 +62,7 @@ class LogFile:
                 while done < end:
                     done += os.write(self._fd, data[done:end])
         except OSError as error:
-            # Not the error itself: it holds this frame, which would hold it and the batch, until a collection.
+            # A copy: the error refers to this frame and so to the batch, a cycle that only the collector would free.
             failure = OSError(error.errno, error.strerror)
         whole = 0
         while whole < len(lines) and done >= len(lines[whole]):
@@ -75,7 +75,7 @@ class LogFile:
         return failure
 
     def _stops(self, lines: Sequence[bytes], total: int) -> Iterator[int]:
-        """Where one write ends and the next begins: a pipe takes up to PIPE_BUF bytes whole or not at all."""
+        """Where each write ends. A write of at most PIPE_BUF bytes to a pipe is atomic."""
         if self._pipe:
             start = end = 0
             for line in lines:
@@ -86,10 +86,10 @@ class LogFile:
         yield total
 
     def reopen(self) -> OSError | None:
-        """Go over to the file that has the name now; no line may be begun.
+        """Switch to the file that is at the path now; no line may be partly written.
 
-        Where it cannot be opened, the present file stays, is `outdated`, and the error is returned. (One without any
-        name is closed: nobody would ever read what it gets.)
+        If it cannot be opened, the error is returned, and the present file stays open and is `outdated`. A present
+        file without any link is closed instead: no reader could ever find it.
         """
         if self._fd < 0 or isinstance(self.target, int):
             return None
@@ -112,7 +112,7 @@ class LogFile:
         return None
 
     def is_beside(self, target: str | int) -> bool:
-        """Whether `target` is, or would be, on the filesystem of this file, so that both are full or none."""
+        """Whether `target` is, or would be, on this file's filesystem, so that a full disk affects both."""
         if self._fd < 0 or isinstance(target, int):
             return False
         try:
@@ -123,7 +123,7 @@ class LogFile:
         return stat.S_ISREG(present.st_mode) and present.st_nlink > 0 and present.st_dev == other.st_dev
 
     def give_up(self) -> bytes | None:
-        """Close the file, without the part of a line that it may have; returns that line."""
+        """Close the file, truncate a partly written line, and return this line."""
         line, self.begun = self.begun, None
         if line is not None and self._fd >= 0:
             self._cut(self._begun_bytes)
@@ -132,7 +132,7 @@ class LogFile:
         return line
 
     def _cut(self, count: int) -> None:
-        """Take the last `count` bytes away, where the file is one that can be cut and they are still its last."""
+        """Truncate the last `count` bytes if this is a regular file and they are still its last."""
         with contextlib.suppress(OSError):
             status, place = os.fstat(self._fd), os.lseek(self._fd, 0, os.SEEK_CUR)
             if stat.S_ISREG(status.st_mode) and status.st_size == place >= count:
@@ -142,7 +142,7 @@ class LogFile:
     def _close(self) -> None:
         fd, self._fd, self.outdated = self._fd, -1, False
         if fd >= 0 and not isinstance(self.target, int):
-            # The kernel has closed it also where it reports that earlier bytes did not reach the disk.
+            # The descriptor is closed even if the kernel reports that earlier bytes did not reach the disk.
             with contextlib.suppress(OSError):
                 os.close(fd)
 
@@ -150,10 +150,10 @@ class LogFile:
 def _open(target: str | int) -> int:
     if isinstance(target, int):
         return target
-    # Not blocking, for a FIFO that nobody reads: opening it would wait for ever.
+    # Non-blocking: opening a FIFO without a reader would block for ever.
     try:
         return open_to_append(target, NEW_FILE_MODE)
     except OSError as error:
         if error.errno == errno.ENXIO:
-            raise OSError(errno.ENXIO, "nobody reads this FIFO") from error
+            raise OSError(errno.ENXIO, "this FIFO has no reader") from error
         raise

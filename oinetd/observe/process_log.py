@@ -1,8 +1,8 @@
-"""What the operator gets to read: the logger `oinetd` on standard error, or in the system log.
+"""The process log: the logger `oinetd` on standard error, or in the system log.
 
-Nothing here waits once the process serves: standard error has a thread of its own then (a terminal can be stopped), and
-so has the system log if it does not take a message at once. Before, the messages of the start are written at once: a
-thread would not give up its privileges together with the process.
+Logging never blocks once the process serves: a thread writes to standard error (a terminal can be stopped), and another
+one to the system log when its queue is full. During the start, messages are written directly: a thread that exists
+already would keep its privileges when the process drops them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SYSLOG_FACILITY: Final = 3
 """LOG_DAEMON."""
 
 SYSLOG_BYTES_MAX: Final = 2048
-"""One datagram: every system log takes as much, some cut off what is longer."""
+"""One datagram: every system log accepts this size, and some truncate longer messages."""
 
 
 class Messages:
@@ -42,15 +42,15 @@ class Messages:
             logger.addHandler(self._handler)
 
     def write_in_background(self) -> None:
-        """From here on standard error has a thread, and nobody waits for it."""
+        """From now on a thread writes to standard error."""
         self._stderr.write_in_background()
 
     def to_syslog(self) -> None:
-        """From here on the messages go to the system log; for a process without a terminal."""
+        """From now on messages go to the system log; for a process without a terminal."""
         self._replace(SyslogHandler(SYSLOG_ADDRESS))
 
     def close(self) -> None:
-        """Let what is on its way arrive, and leave the loggers as they were found."""
+        """Write what is queued, and restore the loggers."""
         self._replace(None)
         for name in _NAMES:
             logging.getLogger(name).propagate = True
@@ -69,13 +69,13 @@ _NAMES: Final = ("oinetd", "asyncio")
 
 
 class StderrHandler(logging.Handler):
-    """Lines on standard error: with the time where a person reads them, with the priority where the journal does."""
+    """Lines on standard error: with the priority if it is the journal, with the time if no service manager adds it."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__()
         self._writer: LineWriter | None = None
         self._prefixed = _is_journal(environ.get("JOURNAL_STREAM", ""))
-        # A service manager puts the time before every line itself.
+        # A service manager adds the time itself.
         managed = self._prefixed or bool(environ.get("NOTIFY_SOCKET") or environ.get("INVOCATION_ID"))
         self.setFormatter(_Formatter("" if managed else "%(asctime)s "))
 
@@ -90,13 +90,13 @@ class StderrHandler(logging.Handler):
         if self._writer is not None:
             self._writer.write(line)
             return
-        with contextlib.suppress(OSError):  # There is nobody left to tell.
+        with contextlib.suppress(OSError):  # There is no other place to report it.
             while line:
                 line = line[os.write(STDERR_FD, line) :]
 
     def write_in_background(self) -> None:
         if self._writer is None:
-            # Its own troubles are told here, too: when it takes lines again, and how many were lost.
+            # Its failures go to standard error as well: when writing works again, and how many lines were lost.
             self._writer = LineWriter(STDERR_FD, lambda text: self._write(logging.WARNING, f"warning: {text}"))
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class StderrHandler(logging.Handler):
 
 
 class SyslogHandler(logging.Handler):
-    """Datagrams to the system log; one that is not there, or does not keep up, never stops us (see `systemlog`)."""
+    """Datagrams to the system log. A missing or slow system log never blocks the process (see `systemlog`)."""
 
     def __init__(self, address: str) -> None:
         super().__init__()
@@ -124,12 +124,12 @@ class SyslogHandler(logging.Handler):
 
 
 def _head(level: int) -> str:
-    """What stands before the text in the system log."""
+    """The head of a message in the system log."""
     return f"<{SYSLOG_FACILITY * 8 + _priority(level)}>oinetd[{os.getpid()}]: "
 
 
 class _Formatter(logging.Formatter):
-    """Warnings and errors say that they are; `before` stands at the beginning of the line."""
+    """Adds the level to warnings and errors; `before` is the beginning of the line."""
 
     def __init__(self, before: str) -> None:
         super().__init__(before + "%(word)s%(message)s", "%Y-%m-%d %H:%M:%S")
@@ -151,7 +151,7 @@ def _priority(level: int) -> int:
 
 
 def _is_journal(stream: str) -> bool:
-    """Whether standard error is the journal's, which then has its device and inode in JOURNAL_STREAM."""
+    """Whether standard error is the journal: JOURNAL_STREAM then has its device and inode."""
     try:
         status = os.fstat(STDERR_FD)
     except OSError:

@@ -1,7 +1,7 @@
-"""A bound on the lines about refused clients: strangers must not be able to fill the disk.
+"""A rate limit on the log lines about refused clients: an attacker must not be able to fill the disk.
 
-Each rule has a bucket of `BURST_LINES` that fills up again by `LINES_PER_S`. A client that finds it empty is counted
-and has no line; the gap is told within `GAP_S` seconds. Only lines are bounded: counters and hooks have every client.
+Each rule has a token bucket: `BURST_LINES` tokens, refilled at `LINES_PER_S`. A client that finds it empty has no line
+and is counted; the count is logged within `GAP_S` seconds. Only lines are limited: counters and hooks see every client.
 """
 
 from __future__ import annotations
@@ -16,27 +16,26 @@ from oinetd.model import Route, Rule
 __all__ = ["BURST_LINES", "GAP_S", "LINES_PER_S", "RefusedLines"]
 
 BURST_LINES: Final = 1000
-"""As many refused clients of one rule have their lines at one moment: a scan of a small network, a restart of a wrongly
-configured fleet."""
+"""Lines that one rule may write in a burst: a scan of a small network, a restart of a wrongly configured fleet."""
 
 LINES_PER_S: Final = 20.0
-"""As many in the long run: a flood that lasts a day writes 250 MB for each rule in rinetd's format."""
+"""Lines in the long run: a flood that lasts a day writes 250 MB for each rule in rinetd's format."""
 
 GAP_S: Final = 10.0
-"""From the first client that was left out to the line that tells how many were."""
+"""The time from the first omitted client to the line with the count."""
 
 
 @dataclass(slots=True)
 class _Bucket:
-    rule: Rule  # kept, so that its id stays its own
+    rule: Rule  # keeps the rule alive, so that its id stays unique
     lines: float = field(default_factory=lambda: BURST_LINES)
     filled_at: float = field(default_factory=lambda: time.monotonic())
     left_out: int = 0
-    route: Route | None = None  # that of the first client that was left out
+    route: Route | None = None  # the route of the first omitted client
 
 
 class RefusedLines:
-    """Decides, client by client, whether a refusal has a line, and knows what was left out since it was last told."""
+    """Decides for each refused client whether it gets a line, and counts those that do not."""
 
     def __init__(self) -> None:
         self._buckets: dict[int, _Bucket] = {}
@@ -44,16 +43,16 @@ class RefusedLines:
 
     @staticmethod
     def explain(route: Route) -> str:
-        """What an operator is told when clients of `route` begin to be left out."""
+        """The warning when clients of `route` begin to be omitted."""
         return (
-            f"{route.rule}: refused clients come faster than {LINES_PER_S:g} a second: the connection log leaves some "
-            "of them out, and tells how many"
+            f"{route.rule}: more than {LINES_PER_S:g} refused clients per second; the connection log omits some of "
+            "them and logs their number"
         )
 
     def admits(self, route: Route) -> bool:
-        """Whether the line of a refused client of `route` may be written; otherwise the client is counted."""
+        """Whether a refused client of `route` gets a line; if not, it is counted."""
         rule, now = route.rule, time.monotonic()
-        # By identity: a rule's hash walks through all that it says.
+        # Keyed by id, because a rule's hash reads all its fields.
         bucket = self._buckets.get(id(rule))
         if bucket is None:
             bucket = self._buckets[id(rule)] = _Bucket(rule)
@@ -69,7 +68,7 @@ class RefusedLines:
         return False
 
     def take_left_out(self) -> Iterator[tuple[Route, int]]:
-        """A route of each rule that left clients out since the last call, and how many they were."""
+        """A route of each rule that omitted clients since the last call, and their number."""
         self.any_left_out = False
         for bucket in self._buckets.values():
             count, bucket.left_out = bucket.left_out, 0
@@ -77,5 +76,5 @@ class RefusedLines:
                 yield bucket.route, count
 
     def forget(self) -> None:
-        """The rules have changed: begin anew, after `take_left_out`."""
+        """Start again after a change of the rules; call `take_left_out` first."""
         self._buckets.clear()

@@ -1,4 +1,4 @@
-"""What is going on, in sentences: the answer to SIGUSR2."""
+"""The status as text: what SIGUSR2 logs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from oinetd.upstream.destination import DestinationState
 __all__ = ["summary"]
 
 SESSIONS_MAX: Final = 100
-"""Sessions that are listed, the most active; more would push everything else out of an operator's sight."""
+"""Sessions that are listed, the most active first; a longer list would hide the other lines."""
 
 
 def summary(
     stats: Stats, sessions: Sequence[SessionRecord], destinations: Sequence[DestinationState] = ()
 ) -> Iterator[str]:
-    """One line for the whole, one for each rule, one for each name, one for each of the most active sessions."""
+    """One line in total, one for each rule, one for each name, one for each of the most active sessions."""
     yield f"{_some(len(stats.rules), 'rule')}, {_counts(stats)}" + (
         f", room for {stats.room} connections" if stats.room else ""
     )
@@ -34,11 +34,11 @@ def summary(
             f"{record.bytes_up} bytes up, {record.bytes_down} down"
         )
     if len(sessions) > SESSIONS_MAX:
-        yield f"and {_some(len(sessions) - SESSIONS_MAX, 'session')} more, idle for longer"
+        yield f"and {_some(len(sessions) - SESSIONS_MAX, 'more session')}, idle for longer"
 
 
 def _idleness(record: SessionRecord) -> tuple[float, int]:
-    """Who moved something last comes first, and of those who did in the same second who has moved more."""
+    """The most recently active session first; within one second, the one with more bytes."""
     return int(record.idle_s), -(record.bytes_up + record.bytes_down)
 
 
@@ -62,7 +62,7 @@ def _counts(counts: Stats | RuleStats) -> str:
 
 
 def _limits(counts: Stats | RuleStats) -> str:
-    """Whether clients have to wait for a place."""
+    """Whether the limit is or was reached."""
     if counts.full:
         return ", full: clients wait in the accept queue"
     return f", was full {_some(counts.times_full, 'time')}" if counts.times_full else ""

@@ -1,8 +1,8 @@
-"""Datagrams to the system log without ever waiting for it in the thread that has something to say.
+"""Datagrams to the system log. The thread that logs never waits.
 
-A message goes out at once where the system log takes it. Where it does not (its queue is full, it is being restarted),
-the message is held, and a thread of its own waits for room; later messages queue behind it. What comes while
-`HELD_MESSAGES_MAX` are held is left out, and the gap is told in its place: "N messages were left out".
+A message is sent at once if the system log accepts it. If not (its queue is full, it is being restarted), the message
+is queued, and a thread waits for room; later messages queue behind it. When `HELD_MESSAGES_MAX` are queued, further
+ones are dropped, and a message in their place has their number.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Final
 __all__ = ["HELD_MESSAGES_MAX", "SystemLog"]
 
 HELD_MESSAGES_MAX: Final = 4096
-"""At most 8 MiB, each being a datagram of at most 2 KiB. The queue of the system log's socket has 10 to 512."""
+"""At most 8 MiB: a message has at most 2 KiB. The queue of the system log's own socket has 10 to 512."""
 
 SEND_WAIT_S: Final = 0.25
-"""How long the thread waits in one call for room; also the time that `close` may be late."""
+"""How long one call of the thread waits for room; `close` may be late by this time."""
 
 RETRY_S: Final = 0.25
-"""Between two tries where the system log is not there."""
+"""Between two tries while there is no system log."""
 
 CLOSE_WAIT_S: Final = 2.0
-"""How long `close` waits for what is held."""
+"""How long `close` waits for queued messages."""
 
 
 class SystemLog:
-    """Sends to the datagram socket at `address`. `gap_head` stands before the text of a message that tells of a gap."""
+    """Sends to the datagram socket at `address`. `gap_head` begins a message about dropped messages."""
 
     def __init__(self, address: str, gap_head: bytes) -> None:
         self._address = address
@@ -40,21 +40,21 @@ class SystemLog:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._changed = threading.Condition()
         self._held: deque[bytes] = deque()
-        self._left_out = 0  # behind the held ones
+        self._dropped = 0  # since the last queued message
         self._thread: threading.Thread | None = None
-        self._deadline: float | None = None  # of the end, once `close` was called
+        self._deadline: float | None = None  # set by `close`
 
     def send(self, message: bytes) -> None:
-        """Send, hold or leave out; never waits. After `close` it goes nowhere."""
+        """Send, queue or drop; never waits. After `close` it does nothing."""
         with self._changed:
             if self._deadline is not None:
                 return
-            if not self._held and not self._left_out and _sent(self._socket, message, self._address):
+            if not self._held and not self._dropped and _sent(self._socket, message, self._address):
                 return
             if len(self._held) >= HELD_MESSAGES_MAX:
-                self._left_out += 1
+                self._dropped += 1
                 return
-            self._tell_gap()
+            self._report_dropped()
             self._held.append(message)
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="oinetd-syslog", daemon=True)
@@ -64,7 +64,7 @@ class SystemLog:
             self._changed.notify()
 
     def close(self) -> None:
-        """Let what is held go out, within two seconds, and end; what could not go out is counted in a last message."""
+        """Send what is queued, within two seconds; a last message counts what could not be sent."""
         with self._changed:
             self._deadline = time.monotonic() + CLOSE_WAIT_S
             thread, self._thread = self._thread, None
@@ -72,24 +72,23 @@ class SystemLog:
         if thread is not None:
             thread.join()
         with self._changed:
-            self._left_out += len(self._held)
+            self._dropped += len(self._held)
             self._held.clear()
-            self._tell_gap()
+            self._report_dropped()
             for message in self._held:
                 _sent(self._socket, message, self._address)
         self._socket.close()
 
-    def _tell_gap(self) -> None:
-        """Queue the word of what was left out, where something was; under the lock."""
-        if self._left_out:
-            noun = "message was" if self._left_out == 1 else "messages were"
-            text = f"{self._left_out} {noun} left out: the system log did not take messages as fast as they came"
+    def _report_dropped(self) -> None:
+        """Queue a message with the number of dropped messages, if there are any; under the lock."""
+        if self._dropped:
+            text = f"system log too slow: {self._dropped} message{'s' * (self._dropped > 1)} dropped"
             self._held.append(self._gap_head + text.encode())
-            self._left_out = 0
+            self._dropped = 0
 
     def _run(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as patient:
-            # Not `settimeout`: it would poll the socket, which is always ready, and spin.
+            # Not `settimeout`, which polls first: this socket is always writable, so it would spin.
             patient.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, int(SEND_WAIT_S * 1e6)))
             while (message := self._next()) is not None:
                 if _sent(patient, message, self._address):
@@ -97,10 +96,10 @@ class SystemLog:
                         self._held.popleft()
 
     def _next(self) -> bytes | None:
-        """The message to be sent next, which stays in the queue; None is the end."""
+        """The next message, which stays in the queue; None at the end."""
         with self._changed:
             while not self._held:
-                self._tell_gap()
+                self._report_dropped()
                 if not self._held:
                     if self._deadline is not None:
                         return None
@@ -111,11 +110,11 @@ class SystemLog:
 
 
 def _sent(sock: socket.socket, message: bytes, address: str) -> bool:
-    """Whether the message is out of our hands. By address each time: a system log that was restarted is found again."""
+    """Whether the message is done with. It is sent by address, so that a restarted system log gets it, too."""
     try:
         sock.sendto(message, address)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EINTR) and sock.getblocking():
-            time.sleep(RETRY_S)  # on the thread; where there is room, the call itself has waited
+            time.sleep(RETRY_S)  # Only the thread's socket blocks. With EAGAIN the call itself has waited.
         return error.errno == errno.EMSGSIZE
     return True

@@ -1,16 +1,15 @@
-"""Lines go to a file without the thread that has them ever waiting for it.
+"""Writes lines to a file in a thread, so that the thread that logs never waits for the disk.
 
-`LineWriter.write` puts a line on a queue in memory. One thread, started with the first line, takes what has
-come together and writes it with one call: a batch every `BATCH_INTERVAL_S`, so that a line waits no longer than
-that and a busy log costs ten wake-ups a second. With nothing to write the thread sleeps without a timeout.
+`LineWriter.write` puts a line on a queue in memory. One thread, started with the first line, writes a batch every
+`BATCH_INTERVAL_S` with one call. So a line waits no longer than that, and a busy log costs ten wake-ups a second. The
+thread sleeps without a timeout while the queue is empty.
 
-A file that takes no lines (full disk, missing directory, a FIFO nobody reads) is tried again, later and later.
-Until then up to `HELD_BYTES_MAX` of lines are held; beyond that the oldest are dropped and counted. A full disk
-neither breaks a line nor doubles one (see `logfile`).
+If the file cannot be written (full disk, missing directory, a FIFO without a reader), the write is retried with a
+growing delay. Up to `HELD_BYTES_MAX` of lines are queued meanwhile; above that the oldest are dropped and counted. A
+full disk neither breaks a line nor repeats one (see `logfile`).
 
-At `reopen` and `retarget` the lines of before still belong to the present file. If the disk is full, and the next
-file is on this disk too, they wait for room in the present one. In every other case of failure the present file gives
-its broken line up, and what is left goes to the next file.
+At `reopen` and `retarget` the lines queued so far still go to the present file. If its disk is full and the next file
+is on the same disk, they wait for room. After any other failure they go to the next file, also a partly written line.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from oinetd.observe.logfile import LogFile
 __all__ = ["HELD_BYTES_MAX", "LineWriter"]
 
 BATCH_INTERVAL_S: Final = 0.1
-"""From one write to the next; also the longest that a line waits while the file takes lines."""
+"""The time between two writes, and so the longest delay of a line."""
 
 BATCH_BYTES_MAX: Final = 4 << 20
-"""One write. As much as this waiting is written before its time."""
+"""The size of one write. A queue of this size is written at once."""
 
 HELD_BYTES_MAX: Final = 32 << 20
-"""The queue, in bytes of text: 70,000 connections may be closed at one moment and have their lines in JSON.
-What is being written comes on top."""
+"""The queue, in bytes of text: enough for 70,000 connections that close at once with lines in JSON.
+The batch that is being written is not included."""
 
 RETRY_MIN_S: Final = 0.1
 RETRY_MAX_S: Final = 5.0
-"""The first wait after a failure, and the longest, doubling in between: whoever has made room sees the log go on
-while still looking."""
+"""The first and the longest delay of a retry; it doubles each time. An operator who has freed space sees the log
+continue within seconds."""
 
 CLOSE_WAIT_S: Final = 2.0
 """How long `close` waits for a write that does not return: a stopped terminal, a dead network disk."""
@@ -54,9 +53,9 @@ logger = logging.getLogger("oinetd")
 class LineWriter:
     """Appends lines to `target`: a path, or an open descriptor, which is used as it is and never closed.
 
-    All methods may be called from any thread, and only `close` waits. `on_trouble` is called with a sentence
-    when lines can no longer be written and once more when they can, with the number of those lost. It is called
-    on the writer's thread or within `write` or `close`, so it has to be thread-safe.
+    All methods may be called from any thread, and only `close` waits. `on_trouble` is called with a message when lines
+    can no longer be written, and again when they can, with the number of lost lines. It is called on the writer's
+    thread, or within `write` or `close`, so it has to be thread-safe.
     """
 
     def __init__(
@@ -66,36 +65,35 @@ class LineWriter:
         self._held_bytes_max = held_bytes_max
         self._crowded_bytes = min(BATCH_BYTES_MAX, held_bytes_max)
 
-        # Shared, and touched only under this lock.
+        # Shared between threads, protected by this lock.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._target = target
         self._lines: deque[bytes] = deque()
         self._held_bytes = 0
-        self._lost = 0  # since the trouble began
+        self._lost = 0  # since the failure began
         self._trouble = False
-        self._switch: str | int | None = None  # the next target ...
-        self._before_switch = 0  # ... and how many of the queued lines still go to the present one
-        self._turning = False  # `_target` is the next one already, the file is not
+        self._switch: str | int | None = None  # the next target
+        self._before_switch = 0  # queued lines that still go to the present target
+        self._turning = False  # `_target` is new, `_file` is still the old file
         self._asleep = True
         self._closing = False
         self._given_up = False
-        self._hurried = False  # the next batch need not wait for its time
-        self._failing = False  # the last write failed: only time helps
+        self._hurried = False  # write the next batch at once
+        self._failing = False  # the last write failed
         self._not_before = 0.0
         self._thread: threading.Thread | None = None
 
         # The writer thread's own.
         self._file = LogFile(target)
         self._retry_s = RETRY_MIN_S
-        self._look_again = 0.0  # when an outdated file may try to be reopened
-        # Opened here and now, so that a daemon holds its log before it gives its privileges up. Where that fails,
-        # the first line tries again, and there is something to report.
+        self._look_again = 0.0  # the earliest time of the next try to reopen an outdated file
+        # Opened here, before a daemon drops its privileges. If that fails, the first line tries again and reports it.
         with contextlib.suppress(OSError):
             self._file.open()
 
     def write(self, line: bytes) -> None:
-        """Queue `line`, which ends in a newline; after `close` it goes nowhere."""
+        """Queue `line`, which ends in a newline; does nothing after `close`."""
         with self._lock:
             if self._closing:
                 return
@@ -108,18 +106,18 @@ class LineWriter:
             self._report(report)
 
     def reopen(self) -> None:
-        """Lines up to here go to the file as it is open, later ones to what has its name then."""
+        """Lines queued so far go to the open file, later ones to the file that is then at the path."""
         with self._changed:
             self._switch_to(self._target if self._switch is None else self._switch)
 
     def retarget(self, target: str | int) -> None:
-        """Lines up to here go to the old target, later ones to `target`."""
+        """Lines queued so far go to the old target, later ones to `target`."""
         with self._changed:
             if target != (self._target if self._switch is None else self._switch):
                 self._switch_to(target)
 
     def close(self, wait_s: float = CLOSE_WAIT_S) -> None:
-        """Write what is left and end, within `wait_s` seconds; what could not be written is reported."""
+        """Write what is queued and end, within `wait_s` seconds; lines that could not be written are reported."""
         with self._changed:
             self._closing = True
             self._not_before = 0.0
@@ -135,7 +133,7 @@ class LineWriter:
             self._lines.clear()
             self._changed.notify()
         if lost or thread.is_alive():
-            self._report(f"{_named(self._target)}: {max(1, lost)} lines could not be written")
+            self._report(f"{_named(self._target)}: closed, lines lost: {max(1, lost)}")
 
     def _report(self, text: str) -> None:
         try:
@@ -153,14 +151,14 @@ class LineWriter:
             try:
                 thread.start()
             except RuntimeError:
-                return  # The limit of threads or memory is reached. The next line tries again.
+                return  # Out of threads or memory. The next line tries again.
             self._thread = thread
         else:
             self._changed.notify()
         self._asleep = False
 
     def _switch_to(self, target: str | int) -> None:
-        # A switch that still waits keeps its place among the lines and gets the newer target.
+        # A pending switch keeps its place among the lines and gets the newer target.
         if self._switch is None:
             self._before_switch = len(self._lines)
         self._switch = target
@@ -168,7 +166,7 @@ class LineWriter:
             self._wake()
 
     def _crowded(self) -> str:
-        """Hurry the thread; drop the oldest; returns what to report, where this is the beginning of trouble."""
+        """Wake the thread, drop the oldest lines; returns a message if this is the first drop."""
         if not self._hurried and not self._failing:
             self._hurried = True
             self._not_before = 0.0
@@ -182,10 +180,10 @@ class LineWriter:
         if self._trouble:
             return ""
         self._trouble = True
-        return f"{_named(self._target)} does not take lines as fast as they come: the oldest are dropped"
+        return f"{_named(self._target)}: writing is too slow, dropping the oldest lines"
 
     def _take(self) -> list[bytes]:
-        """The next lines to write, at most `BATCH_BYTES_MAX` of them and none beyond a switch."""
+        """The next lines to write: at most `BATCH_BYTES_MAX`, and none after a pending switch."""
         last = len(self._lines) if self._switch is None else self._before_switch
         count = size = 0
         for line in islice(self._lines, last):
@@ -205,7 +203,7 @@ class LineWriter:
             self._before_switch += len(lines)
 
     def _turn(self) -> None:
-        """Go over to the next target; the thread does it before the next write."""
+        """Make the next target the present one; the thread opens it before the next write."""
         assert self._switch is not None
         self._target, self._switch, self._before_switch = self._switch, None, 0
         self._turning = True
@@ -213,7 +211,7 @@ class LineWriter:
     # On the writer's thread.
 
     def _run(self) -> None:
-        # A pipe whose reader has gone would end a program that left SIGPIPE at its default; so it is only EPIPE.
+        # Blocked: a pipe without a reader is then EPIPE, and does not kill a program with the default of SIGPIPE.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
         while (batch := self._next_batch()) is not None:
             report = self._go_over(batch)
@@ -228,7 +226,7 @@ class LineWriter:
                 self._lost += 1
 
     def _next_batch(self) -> list[bytes] | None:
-        """Wait until there is something to write, and the time for it has come; None is the end."""
+        """Wait for lines and for the time of the next batch; None at the end."""
         with self._changed:
             while not (self._pending() or self._closing):
                 self._asleep = True
@@ -249,7 +247,7 @@ class LineWriter:
         return bool(self._lines or self._switch is not None or self._turning or self._file.begun is not None)
 
     def _go_over(self, batch: list[bytes]) -> str:
-        """To the next file, where that is due; returns what to report."""
+        """Open the next file if it is due; returns a message, or an empty text."""
         now = time.monotonic()
         if not self._turning and not (self._file.outdated and self._file.begun is None and now >= self._look_again):
             return ""
@@ -262,13 +260,13 @@ class LineWriter:
         outdated, failure = self._file.outdated, self._file.reopen()
         self._look_again = now + RETRY_MAX_S
         if failure is None:
-            return f"{_named(self._target)}: opened, lines go there" if outdated else ""
+            return f"{_named(self._target)}: reopened" if outdated else ""
         if outdated:
             return ""
-        return f"{_named(self._target)}: {failure.strerror}; lines go to the file that was open, it is tried again"
+        return f"{_named(self._target)}: cannot reopen: {failure.strerror}; still writing to the old file, retrying"
 
     def _may_get_room(self, failure: OSError | None) -> bool:
-        """Whether the present file is worth waiting for, also where a switch is asked for."""
+        """Whether to wait for room in the present file although a switch is pending."""
         switch = self._switch
         return (
             failure is not None
@@ -278,7 +276,7 @@ class LineWriter:
         )
 
     def _settle(self, left: list[bytes], failure: OSError | None, may_get_room: bool) -> str:
-        """Plan the next write; returns what to report."""
+        """Plan the next write; returns a message, or an empty text."""
         with self._changed:
             self._put_back(left)
             self._failing = failure is not None
@@ -289,19 +287,19 @@ class LineWriter:
                 if not self._trouble or self._held_bytes > self._held_bytes_max // 2:
                     return ""
                 lost, self._lost, self._trouble = self._lost, 0, False
-                return f"{_named(self._target)} takes lines again; {lost} were lost"
+                return f"{_named(self._target)}: writing again, lines lost: {lost}"
             if self._switch is not None and not (may_get_room and self._held_bytes <= self._held_bytes_max // 2):
                 self._turn()
                 return ""
             if failure.errno == errno.EAGAIN:
-                return ""  # A reader that is behind; trouble begins when lines are dropped.
+                return ""  # The reader is slow. It is a failure only when lines are dropped.
             self._given_up = self._closing
             self._not_before = time.monotonic() + self._retry_s
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
             if self._trouble:
                 return ""
             self._trouble = True
-            return f"{_named(self._target)}: {failure.strerror}; lines are held and tried again"
+            return f"{_named(self._target)}: cannot write: {failure.strerror}; queueing lines, retrying"
 
 
 def _named(target: str | int) -> str:

@@ -1,1 +1,1 @@
-"""The program: command line, start, signals, the service manager."""
+"""The program `oinetd`: command line, start, signals, service manager."""

@@ -1,8 +1,8 @@
-"""Becoming a daemon while the shell still hears how that went.
+"""Becoming a daemon. The shell waits until the daemon has started, and gets its exit code.
 
-The shell's process forks first of all, before there is a thread, and waits on a pipe. Its grandchild, in a session of
-its own, reads the configuration and binds, with the shell's standard error still open for what it has to say. When it
-is ready or has failed it tells so through the pipe, and the shell's process exits with that code.
+The process that the shell started forks before there is any thread, and waits on a pipe. Its grandchild, in a session
+of its own, reads the configuration and binds; its standard error is still the shell's. It writes its exit code to the
+pipe when it is ready or has failed, and the first process exits with this code.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ __all__ = ["Handover", "split"]
 
 EX_OSERR: Final = 71
 EX_INTERRUPTED: Final = 130
-"""As the shell has it for Ctrl-C."""
+"""The shell's code for Ctrl-C."""
 
 
 class Handover:
-    """The daemon's end of the pipe: exactly one of `ready` and `failed` is told, once."""
+    """The daemon's end of the pipe: one of `ready` and `failed` is written, once."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def ready(self) -> bool:
-        """Let the shell go on, and cut the last ties to it; False where nobody waits any more (Ctrl-C)."""
+        """Let the shell continue, and detach from it; False if it no longer waits (Ctrl-C)."""
         sys.stdout.flush()
         sys.stderr.flush()
-        if not self._tell(0):
+        if not self._write(0):
             return False
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
         os.close(null)
-        os.chdir("/")  # Whatever directory it was may be unmounted.
+        os.chdir("/")  # so that the directory of the start can be unmounted
         return True
 
     def failed(self, code: int) -> None:
-        """End the shell's wait with `code`; nothing after `ready`."""
-        self._tell(code)
+        """End the shell's wait with `code`; does nothing after `ready`."""
+        self._write(code)
 
-    def _tell(self, code: int) -> bool:
+    def _write(self, code: int) -> bool:
         fd, self._fd = self._fd, -1
         if fd < 0:
             return True
@@ -55,7 +55,7 @@ class Handover:
 
 
 def split() -> Handover | int:
-    """Fork. The daemon gets its `Handover`, the shell's process the exit code when the daemon has started."""
+    """Fork. Returns a `Handover` in the daemon, and in the first process the exit code once the daemon has started."""
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
@@ -68,7 +68,7 @@ def split() -> Handover | int:
             os.close(reader)
     os.close(reader)
     os.setsid()
-    # The second fork: a process that leads no session can never get a terminal by opening one.
+    # The second fork: a process that does not lead its session never gets a controlling terminal by opening one.
     if os.fork():
         os._exit(0)
     return Handover(writer)
@@ -77,10 +77,10 @@ def split() -> Handover | int:
 def _wait(child: int, reader: int) -> int:
     try:
         os.waitpid(child, 0)
-        told = os.read(reader, 1)
+        code = os.read(reader, 1)
     except KeyboardInterrupt:
         return EX_INTERRUPTED
-    if not told:
-        print("oinetd: ended before it was ready", file=sys.stderr)
+    if not code:
+        print("oinetd: the daemon exited before it was ready", file=sys.stderr)
         return EX_OSERR
-    return told[0]
+    return code[0]

@@ -1,4 +1,4 @@
-"""The command line: rinetd's options and a few more; see oinetd(8)."""
+"""The command line: rinetd's options and more; see oinetd(8)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from oinetd.process.privileges import Identity
 __all__ = ["main"]
 
 CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
-"""Where the configuration is looked for; the second, so that oinetd can simply take rinetd's place."""
+"""Where the configuration is searched; the second path lets oinetd replace rinetd without any change."""
 
 NAMES_SHOWN: Final = 5
 
 RINETD_NAME: Final = "rinetd"
 RINETD_PID_FILE: Final = "/run/rinetd.pid"
-"""Called by rinetd's name (a link to oinetd in its place), oinetd looks for rinetd's file first and writes rinetd's pid
-file: its unit waits for that one."""
+"""If the program is called `rinetd` (a link to oinetd), it prefers rinetd's configuration file and writes rinetd's pid
+file, which rinetd's unit waits for."""
 
 EPILOGUE: Final = """\
 oinetd demo      forwards to a small embedded service and needs no configuration
 
-signals:         HUP reloads, TERM and INT drain and end, USR1 reopens the log,
-                 USR2 tells what is going on
+signals:         HUP reloads, TERM and INT drain and exit, USR1 reopens the log,
+                 USR2 logs the status
 exit codes:      0 | 64 usage | 66 no configuration file | 71 a socket could not be
                  opened | 75 may succeed later | 77 no permission | 78 bad configuration
 manual:          oinetd(8), oinetd.conf(5)
@@ -39,9 +39,9 @@ manual:          oinetd(8), oinetd.conf(5)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run oinetd with `argv`, the words after its name; returns the exit code."""
+    """Run oinetd with the arguments `argv`; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:  # a process of our own
+    if argv is None:  # not called by another program
         prepare(() if words[:1] == ["demo"] else HELD_SIGNALS)
     try:
         if words[:1] == ["demo"]:
@@ -51,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extra:
             parser.error(_unexpected(extra[0]))
         if said.strict and not (said.test or said.show):
-            parser.error("--strict goes with -t")
-    except SystemExit as end:  # argparse has said what there is to say
+            parser.error("--strict needs -t")
+    except SystemExit as end:  # argparse has printed the message
         return int(end.code or 0)
     if said.version:
         print(f"oinetd {oinetd.__version__}")
         return EX_OK
     if said.resolve and not said.test:
-        print("oinetd: --resolve goes with -t: it looks the names up for the check", file=sys.stderr)
+        print("oinetd: --resolve needs -t", file=sys.stderr)
         return EX_USAGE
     as_rinetd = argv is None and os.path.basename(sys.argv[0]) == RINETD_NAME
     conf_file, fault, code = _find(said.conf_file, CONF_FILES[::-1] if as_rinetd else CONF_FILES)
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         conf_file=conf_file,
         foreground=said.foreground,
         pid_file=said.pidfile,
-        # As rinetd does it: not in the foreground. Only root may write there.
+        # Like rinetd: not in the foreground. Only root can write to /run.
         default_pid_file=RINETD_PID_FILE if as_rinetd and not said.foreground and os.geteuid() == 0 else "",
         identity=said.user,
         engine=said.engine,
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if said.test or said.show:
         return _look(options, show=said.show, strict=said.strict, resolve=said.resolve)
-    # Imported here: the event loop and all that is on it take longer than the rest of the start.
+    # Imported here: the event loop takes longer to import than the rest of the start.
     from oinetd.process.daemon import run
 
     return run(options)
@@ -101,14 +101,14 @@ def _parser() -> _Parser:
     add = parser.add_argument
     add("-c", "--conf-file", metavar="FILE", type=_file, help=f"the configuration (default: {' or '.join(CONF_FILES)})")
     add("-f", "--foreground", action="store_true", help="stay in the foreground, with messages on standard error")
-    add("-t", "--test", action="store_true", help="check the configuration, print its errors or OK, and end")
-    add("--strict", action="store_true", help="with -t: warnings are errors, too")
-    add("--resolve", action="store_true", help="with -t: look the names up, too")
-    add("-T", dest="show", action="store_true", help="print the configuration in force, and end")
-    add("-p", "--pidfile", metavar="FILE", type=_file, help="where to write the process id")
-    add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user when the files are open")
-    add("--engine", metavar="ENGINE", type=_value_of("engine"), help="what serves all rules: auto, native or python")
-    add("--relay", metavar="MODE", type=_value_of("relay"), help="how bytes are moved natively: auto, copy or splice")
+    add("-t", "--test", action="store_true", help="check the configuration, print its errors or OK, and exit")
+    add("--strict", action="store_true", help="with -t: treat warnings as errors")
+    add("--resolve", action="store_true", help="with -t: resolve the names, too")
+    add("-T", dest="show", action="store_true", help="print the configuration in force, and exit")
+    add("-p", "--pidfile", metavar="FILE", type=_file, help="write the process id to this file")
+    add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user after the files are opened")
+    add("--engine", metavar="ENGINE", type=_value_of("engine"), help="engine of all rules: auto, native or python")
+    add("--relay", metavar="MODE", type=_value_of("relay"), help="how the native engine copies: auto, copy or splice")
     add("--threads", metavar="N", type=_value_of("threads"), help="threads of the native engine: a number or auto")
     levels = ("debug", "info", "warning", "error")
     add(
@@ -116,27 +116,27 @@ def _parser() -> _Parser:
         metavar="LEVEL",
         choices=levels,
         default="info",
-        help=f"least level: {', '.join(levels)}",
+        help=f"lowest level to log: {', '.join(levels)}",
     )
-    add("-v", "--version", action="store_true", help="print the version, and end")
+    add("-v", "--version", action="store_true", help="print the version, and exit")
     return parser
 
 
 def _file(word: str) -> str:
     if not word:
-        raise argparse.ArgumentTypeError("the name of the file is empty")
+        raise argparse.ArgumentTypeError("the file name is empty")
     return word
 
 
 def _unexpected(word: str) -> str:
-    """What is wrong with a word that is neither an option nor the value of one."""
+    """The error for a word that is neither an option nor the value of one."""
     if word.startswith("-"):
         return f"unknown option {word}"
-    return f"unexpected argument {word}; the configuration file is given with -c: oinetd -c {word}"
+    return f"unexpected argument {word}; a configuration file needs -c: oinetd -c {word}"
 
 
 def _value_of(directive: str) -> Callable[[str], Any]:
-    """What reads an option's value: as the directive of that name reads its own."""
+    """A parser of an option's value: the one of the directive with this name."""
 
     def parse(word: str) -> Any:
         from oinetd.config.mistake import Mistake
@@ -161,7 +161,7 @@ def _identity(word: str) -> Identity:
 
 
 def _find(asked: str | None, usual: tuple[str, ...]) -> tuple[str, str, int]:
-    """The configuration file to use, `asked` or the first of `usual`; or what is wrong, and the exit code for it."""
+    """The configuration file to use, `asked` or the first of `usual`; or the error and its exit code."""
     places = usual if asked is None else (asked,)
     for path in places:
         try:
@@ -173,11 +173,11 @@ def _find(asked: str | None, usual: tuple[str, ...]) -> tuple[str, str, int]:
         except OSError as error:
             return "", f"{path}: {error.strerror}", EX_NOINPUT
         return path, "", EX_OK
-    return "", f"there is no configuration file {' or '.join(places)}", EX_NOINPUT
+    return "", f"no configuration file found: {' or '.join(places)}", EX_NOINPUT
 
 
 def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
-    """`-t` and `-T`: what is wrong with the configuration, or what it says. `strict` takes warnings for errors."""
+    """`-t` and `-T`: check the configuration, or print it. `strict` treats warnings as errors."""
     from oinetd.config import load_config, render_config
     from oinetd.observe.connection_log import Journal
     from oinetd.process.pidfile import PidFile
@@ -197,7 +197,7 @@ def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
         return EX_CONFIG
     if unanswered:
         print("\n".join(unanswered), file=sys.stderr)
-        print("oinetd: the rest of the configuration is right; try again when the name server answers", file=sys.stderr)
+        print("oinetd: the rest of the configuration is valid; try again when the name server answers", file=sys.stderr)
         return EX_TEMPFAIL
     if show:
         return _print(render_config(config))
@@ -205,24 +205,24 @@ def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
     if not resolve and (names := names_of(config)):
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         listed = ", ".join(list(names)[:NAMES_SHOWN]) + more
-        text += f"names were not looked up (-t --resolve does that): {listed}\n"
+        text += f"names not resolved (use -t --resolve): {listed}\n"
     return _print(text)
 
 
 def _print(text: str) -> int:
-    """Write to standard output, which may be a full disk or a pipe that nobody reads any more."""
+    """Write to standard output, which may be a full disk or a closed pipe."""
     try:
         print(text, end="", flush=True)
     except OSError as error:
         print(f"oinetd: standard output: {error.strerror}", file=sys.stderr)
-        # The interpreter flushes it once more at its end.
+        # The interpreter flushes it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
         return EX_OSERR
     return EX_OK
 
 
 def _unanswered(config: Config) -> list[str]:
-    """Look the names up; a sentence for each of which the name server says nothing now."""
+    """Resolve the names; a message for each name that got no answer."""
     import asyncio
 
     from oinetd.upstream.namecheck import check_names
@@ -233,7 +233,7 @@ def _unanswered(config: Config) -> list[str]:
 def _demo(words: Sequence[str]) -> int:
     parser = _Parser(
         prog="oinetd demo",
-        description="Forwards to a small embedded service, and tells what happens.",
+        description="Forwards to a small embedded service, and prints what happens.",
         allow_abbrev=False,
     )
     parser.add_argument("--port", type=_port, help="the port to listen on (default: 8080, or a free one)")
@@ -246,4 +246,4 @@ def _demo(words: Sequence[str]) -> int:
 def _port(word: str) -> int:
     if word.isascii() and word.isdecimal() and int(word) <= 65535:
         return int(word)
-    raise argparse.ArgumentTypeError(f"{word!r} is not a valid port, which is a number from 0 to 65535")
+    raise argparse.ArgumentTypeError(f"{word!r} is not a valid port (0 to 65535)")

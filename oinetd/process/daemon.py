@@ -1,4 +1,4 @@
-"""The process: start, signals, reload, drain, end."""
+"""The daemon process: start, signals, reload, drain, exit."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from oinetd.process.service_manager import ServiceManager
 __all__ = ["Daemon", "run"]
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-"""A start that is stopped before it has opened anything ends at once, with exit code 0."""
+"""A start that gets one of these before it has opened anything exits at once, with code 0."""
 
 logger = logging.getLogger("oinetd")
 
 
 def run(options: Options) -> int:
-    """Serve until a signal ends it; returns the exit code. Without `foreground` it returns when the daemon serves."""
+    """Serve until a stop signal; returns the exit code. Without `foreground` it returns when the daemon has started."""
     pid, base = os.getpid(), working_directory()
     handover = None
     if not options.foreground:
@@ -48,17 +48,17 @@ def run(options: Options) -> int:
         if isinstance(answer, int):
             return answer
         handover = answer
-        # The daemon goes to the root directory, and reads the file again at each reload.
+        # The daemon changes to the root directory, and reads the file again at each reload.
         options = replace(options, conf_file=os.path.join(base, options.conf_file))
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     messages = Messages(options.log_level, os.environ)
     sockets = inherited_sockets(os.environ, pid)
     daemon = Daemon(options, base, messages, ServiceManager.of(os.environ, pid), handover)
-    factory = loop_factory()  # before `prepare`, after which the interpreter's files may be closed to the process
+    factory = loop_factory()  # before `prepare`: the user that serves may not be able to read the interpreter's files
     code = daemon.prepare(sockets)
     if code is None:
         messages.write_in_background()
-        # Not closed: see the last lines.
+        # Never closed: see the end of this function.
         runner = asyncio.Runner(loop_factory=factory)
         code = runner.run(daemon.run())
     messages.close()
@@ -68,8 +68,8 @@ def run(options: Options) -> int:
         handover.failed(code)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Everything is closed and written. What may be left is a thread that waits for a name server, and an ordinary
-    # exit would wait for that thread, half a minute or more.
+    # Everything is closed and written. A thread may still wait for a name server, and a normal exit would wait for
+    # this thread for half a minute or more.
     os._exit(code)
 
 
@@ -84,7 +84,7 @@ def _stop(*_: object) -> None:
 class Daemon:
     """One process that serves one configuration file: `prepare`, then `run`.
 
-    `failure` is what is to be said of a start that failed.
+    `failure` is the error message of a failed start.
     """
 
     def __init__(
@@ -92,30 +92,29 @@ class Daemon:
     ) -> None:
         self.failure = ""
         self._options = options
-        self._base = base  # what relative names in the configuration start from
+        self._base = base  # the directory of relative paths in the configuration
         self._messages = messages
         self._manager = manager
         self._handover = handover
         self._forwarder: Forwarder | None = None
         self._pid_file: PidFile | None = None
         self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._stop_now = asyncio.Event()
         self._serving = False
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
 
     def prepare(self, sockets: tuple[socket, ...]) -> int | None:
-        """Read the configuration, open the files, and give up root; the exit code if the start ends here.
+        """Read the configuration, open the files, and drop root; returns the exit code if the start ends here.
 
-        All of it while the process has one thread: capabilities belong to threads, and those that are started later
-        take over what is left. Sockets are bound after it, with the one capability that is kept, and names are looked
-        up by the user that serves.
+        The process must have one thread: capabilities belong to threads, and later threads inherit what is left.
+        Sockets are bound afterwards with the one capability that is kept, and names are resolved as the new user.
         """
         try:
             for number in STOP_SIGNALS:
                 signal.signal(number, _stop)
             config = self._resolve(load_config(self._options.conf_file))
-            # From here on there is something to clean up: a signal to stop waits for its handler in the loop.
+            # From here on there is something to clean up, so stop signals wait for their handlers in the loop.
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             self._open(config, sockets)
         except _Stopped:
@@ -138,7 +137,7 @@ class Daemon:
             self._become(self._options.identity, config)
 
     async def run(self) -> int:
-        """The life of the process; returns the exit code."""
+        """Start, serve, drain and stop; returns the exit code."""
         self._handle_signals()
         code = EX_OK
         assert self._forwarder is not None
@@ -167,17 +166,17 @@ class Daemon:
         if self._handover is not None:
             self._messages.to_syslog()
             if not self._handover.ready():
-                logger.info("whoever started oinetd has gone: ending")
+                logger.info("parent process has exited: stopping")
                 self._stop.set()
 
     def _resolve(self, config: Config) -> Config:
-        """`config` under the command line's words, with no name relative to a directory. Raises `ConfigError`."""
+        """`config` with the command line's overrides and absolute paths. Raises `ConfigError`."""
         config = self._options.over(config)
         if config.pid_file:
             config = replace(config, pid_file=self._absolute("pid file", config.pid_file))
         if Journal.is_standard_stream(config.log):
             if not self._options.foreground:
-                hint = "name a file, or stay in the foreground (-f)"
+                hint = "use a file, or run in the foreground (-f)"
                 raise ConfigError(Problem(f"logfile {config.log.file}: a daemon has no standard output", hint=hint))
         elif config.log.file:
             config = replace(config, log=replace(config.log, file=self._absolute("logfile", config.log.file)))
@@ -185,13 +184,13 @@ class Daemon:
 
     def _absolute(self, what: str, path: str) -> str:
         if not self._base and not os.path.isabs(path):
-            hint = "start oinetd in another directory, or give the name from / on"
+            hint = "start oinetd in another directory, or use an absolute path"
             raise ConfigError(Problem(f"{what} {path}: the working directory has been removed", hint=hint))
         return os.path.join(self._base, path)
 
     @staticmethod
     def _become(identity: Identity, config: Config) -> None:
-        """Give up root. A log that was just made is given to the new user, who has to open it again; nothing else."""
+        """Drop root. The new user, who has to reopen the log, becomes its owner if it is still empty."""
         log = config.log.file
         if log and not Journal.is_standard_stream(config.log):
             with contextlib.suppress(FileNotFoundError):
@@ -201,7 +200,7 @@ class Daemon:
     # Serve
 
     async def _serve(self) -> None:
-        """Serve until the first signal to stop, then drain."""
+        """Serve until the first stop signal, then drain."""
         assert self._forwarder is not None
         forwarder = self._forwarder
         self._manager.ready(self._status())
@@ -214,16 +213,16 @@ class Daemon:
             self._reloading.cancel()
             await asyncio.wait({self._reloading})
         left = len(forwarder.sessions())
-        patience_s = forwarder.config.drain_timeout_s
-        word = f"{left} sessions have {patience_s:g} s to end" if left else "no session is open"
+        timeout_s = forwarder.config.drain_timeout_s
+        word = f"draining {left} sessions, timeout {timeout_s:g} s" if left else "no open sessions"
         logger.info("stopping: %s", word)
         self._manager.stopping(f"Stopping: {word}")
-        if not await self._unless(self._hurry, forwarder.drain(patience_s)):
-            logger.info("told again: ending at once")
+        if not await self._unless(self._stop_now, forwarder.drain(timeout_s)):
+            logger.info("second stop signal: closing all sessions now")
 
     @staticmethod
     async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
-        """Do `work`, but give it up when `event` comes first; whether it was done. Raises what `work` raises."""
+        """Await `work`, but cancel it if `event` is set first; whether it was done. Raises what `work` raises."""
         doing, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
         await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
@@ -258,16 +257,16 @@ class Daemon:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (*HELD_SIGNALS, *STOP_SIGNALS))
 
     def _on_stop(self) -> None:
-        (self._hurry if self._stop.is_set() else self._stop).set()
+        (self._stop_now if self._stop.is_set() else self._stop).set()
 
     def _on_reload(self) -> None:
-        # At once, whatever becomes of the reload: the file may have been moved away, and be compressed soon.
+        # First and always: the log file may have been renamed, to be compressed soon.
         self._on_reopen()
         self._reload_wanted = True
         self._reload_if_wanted()
 
     def _reload_if_wanted(self) -> None:
-        """Begin a reload, unless one runs: that one will see the wish. Before and after serving there is none."""
+        """Start a reload if one is wanted, none is running, and the process serves."""
         if self._reload_wanted and self._serving and self._reloading is None:
             self._reloading = asyncio.get_running_loop().create_task(self._reload())
 
@@ -283,7 +282,7 @@ class Daemon:
     # Reload
 
     async def _reload(self) -> None:
-        """Answer every SIGHUP until now; those that come meanwhile are answered together, by one more turn."""
+        """Reload once for all SIGHUPs so far; SIGHUPs that come meanwhile cause one more reload together."""
         try:
             while self._reload_wanted:
                 self._reload_wanted = False
@@ -293,17 +292,17 @@ class Daemon:
             self._reloading = None
 
     async def _reload_once(self) -> str:
-        """Put the file as it is now in force, or leave everything as it was; returns the new status."""
+        """Apply the file as it is now, or change nothing; returns the new status."""
         try:
-            # Read in a thread: a network disk may be slow.
+            # In a thread: a network disk may be slow.
             config = await asyncio.to_thread(load_config, self._options.conf_file)
             await self._put_in_force(self._resolve(config))
         except (OinetdError, OSError) as error:
-            logger.error("reload failed, everything stays as it was: %s", error)
+            logger.error("reload failed, configuration unchanged: %s", error)
             return f"{self._status()}; the last reload failed: {error}"
         except Exception as error:
-            # A fault in oinetd itself: the old configuration serves on, and that is worth more than an early end.
-            logger.exception("reload failed")
+            # A bug in oinetd. The old configuration is still in force, so the process goes on.
+            logger.exception("reload failed: internal error")
             return f"{self._status()}; the last reload failed: {error!r}"
         logger.info("reloaded %s", self._options.conf_file)
         return self._status()

@@ -24,7 +24,7 @@ STDOUT_FD: Final = 1
 
 
 def run(port: int | None) -> int:
-    """Serve until Ctrl-C; returns the exit code. `port` None is 8080, or a free port where that is taken."""
+    """Serve until Ctrl-C; returns the exit code. `port` None is 8080, or a free port if 8080 is in use."""
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_demo(port))
@@ -45,12 +45,12 @@ async def _demo(port: int | None) -> None:
         forwarder = await _forwarder(port, greeter.port, out)
         greeter.front = f"{HOST}:{forwarder.addresses[0].port}"
         if port is None and forwarder.addresses[0].port != PORT:
-            _say(out, f"Port {PORT} is taken (`ss -lntp` shows by which program); another free port is used.")
+            _say(out, f"Port {PORT} is in use (`ss -lntp` shows by which program); using another free port.")
         for line in _welcome(greeter.front, f"{greeter.host}:{greeter.port}"):
             _say(out, line)
         await stop.wait()
         await forwarder.stop()
-        _say(out, "The end.")
+        _say(out, "Stopped.")
     finally:
         await greeter.stop()
         out.close()
@@ -90,7 +90,7 @@ def _welcome(front: str, back: str) -> tuple[str, ...]:
         "Try, in another terminal:",
         f"    curl http://{front}/",
         f"    nc {host} {port}            (what you type comes back)",
-        "Ctrl-C ends this.",
+        "Ctrl-C stops it.",
         "",
     )
 

@@ -1,4 +1,4 @@
-"""The event loop of the program: uvloop where it is installed."""
+"""The event loop of the program: uvloop if it is installed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ logger = logging.getLogger("oinetd")
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes the loop, for `asyncio.Runner`: the policy of the process stays as it is."""
+    """The loop factory for `asyncio.Runner`: the event loop policy of the process is not changed."""
     try:
         import uvloop
     except ImportError:
-        logger.warning("uvloop is not installed: plain asyncio serves")
+        logger.warning("uvloop not installed; using asyncio")
         return asyncio.new_event_loop
     return uvloop.new_event_loop

@@ -1,4 +1,4 @@
-"""The service behind `oinetd demo`: a page for who speaks HTTP, an echo for everybody else."""
+"""The upstream of `oinetd demo`: a page for an HTTP client, an echo for any other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Greeter"]
 
 METHODS: Final = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ")
 HEAD_BYTES_MAX: Final = 64 * 1024
-"""Of a request; whoever sends more is not served."""
+"""Of a request; a client that sends more is disconnected."""
 PIECE_BYTES: Final = 64 * 1024
 
 HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
@@ -20,8 +20,8 @@ HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 PAGE: Final = """\
 It works.
 
-You spoke to oinetd on {front}.
-oinetd forwarded your request to a small service on {back}, which made this page.
+Your client connected to oinetd on {front}.
+oinetd forwarded the request to a small service on {back}, which made this page.
 
     {request}
     number {number} on this connection, with a body of {body_bytes} bytes
@@ -42,7 +42,7 @@ class Greeter:
         self.host, self.port = self._server.sockets[0].getsockname()[:2]
 
     async def stop(self) -> None:
-        """Listen no more, and end every connection."""
+        """Stop listening, and close every connection."""
         self._server.close()
         tasks = tuple(self._tasks)
         for task in tasks:
@@ -54,7 +54,7 @@ class Greeter:
         assert task is not None
         self._tasks.add(task)
         try:
-            # What a peer does is no fault here: it may leave at any moment.
+            # A client may disconnect at any moment.
             with contextlib.suppress(ConnectionError):
                 await self._talk(reader, writer)
         finally:
@@ -78,7 +78,7 @@ class Greeter:
             read = bytearray(await reader.read(PIECE_BYTES))
 
     async def _answer(self, read: bytearray, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer requests as long as the client keeps the connection; `read` is what came so far."""
+        """Answer requests as long as the client keeps the connection; `read` is what was received so far."""
         number = 0
         kept = True
         while kept:
@@ -97,7 +97,7 @@ class Greeter:
                 request.endswith("HTTP/1.1") and fields.get("connection", "") != "close"
             )
             if "transfer-encoding" in fields:
-                kept = False  # The body's end is not looked for.
+                kept = False  # The body is not parsed.
             if fields.get("expect") == "100-continue":
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             length = fields.get("content-length", "")
@@ -119,7 +119,7 @@ class Greeter:
 
 
 async def _skip(count: int, read: bytearray, reader: asyncio.StreamReader) -> bool:
-    """Pass over `count` bytes, first those in `read`; False where the client left before."""
+    """Skip `count` bytes, first those in `read`; False if the client disconnected before."""
     left = count - len(read)
     del read[:count]
     while left > 0:

@@ -18,18 +18,18 @@ DESCRIPTORS_MAX: Final = 1_048_576
 """The kernel's usual `fs.nr_open`."""
 
 DIGITS_MAX: Final = 9
-"""Of a number of descriptors: more are never open."""
+"""Of a number of descriptors: a longer number cannot be true."""
 
 WARNINGS_MAX: Final = 16
-"""A count that is far from the truth is not told for each descriptor."""
+"""With a wrong count, only the first descriptors get a warning each."""
 
 logger = logging.getLogger("oinetd")
 
 
 def passed_descriptors(environ: Mapping[str, str], pid: int) -> range:
-    """The descriptors that `environ` says were passed to the process `pid`, whatever they are; none if they were not.
+    """The descriptors that `environ` says were passed to the process `pid`, of any kind.
 
-    No more than this process may have open: a number that makes no sense is not counted through.
+    They are no more than the descriptor limit, whatever number `environ` has.
     """
     count = environ.get("LISTEN_FDS", "")
     if environ.get("LISTEN_PID", "") != str(pid) or not count.isdecimal():
@@ -42,8 +42,7 @@ def passed_descriptors(environ: Mapping[str, str], pid: int) -> range:
 def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[socket.socket, ...]:
     """The listening TCP sockets and bound UDP sockets that were passed to the process `pid`, which the caller now owns.
 
-    The variables are removed from `environ`. What is neither is closed, with a warning: a relay could do nothing with
-    it.
+    The variables are removed from `environ`. Any other descriptor is closed, with a warning.
     """
     passed = passed_descriptors(environ, pid)
     names = environ.get("LISTEN_FDNAMES", "") if passed else ""
@@ -58,14 +57,14 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[sock
         except OSError as error:
             logger.warning("inherited descriptor %d (%s): %s", fd, label, error.strerror)
             if position >= WARNINGS_MAX:
-                logger.warning("inherited descriptors up to %d: not looked at", passed[-1])
+                logger.warning("inherited descriptors up to %d: ignored, LISTEN_FDS is wrong", passed[-1])
                 break
             continue
         if (listener := _listener(fd)) is not None:
             found.append(listener)
         else:
             logger.warning(
-                "inherited descriptor %d (%s) is neither a listening TCP socket nor a bound UDP one: closed", fd, label
+                "inherited descriptor %d (%s): closed, neither a listening TCP socket nor a bound UDP socket", fd, label
             )
     return tuple(found)
 

@@ -1,4 +1,4 @@
-"""How oinetd was called, and what it answers: the options of its command line, and its exit codes."""
+"""The options of the command line, and the exit codes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ EX_CONFIG: Final = 78
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line says; None where the configuration's word holds.
+    """The options of the command line; None if the configuration decides.
 
-    `default_pid_file` is for a configuration without `pidlogfile`, and a command line without `-p`.
+    `default_pid_file` is used if neither `pidlogfile` nor `-p` is given.
     """
 
     conf_file: str
@@ -73,11 +73,11 @@ class Options:
 
 
 _PASSING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""A name server that does not answer, no descriptor or memory left: the same start may succeed later."""
+"""Temporary failures: no answer from a name server, no descriptor or memory left."""
 
 
 def exit_code(error: Exception) -> int:
-    """The exit code for an error that ends the start."""
+    """The exit code of a start that failed with `error`."""
     if isinstance(error, (ConfigError, EngineUnavailable)):
         return EX_CONFIG
     number = getattr(error, "errno", None)

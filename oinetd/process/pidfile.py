@@ -1,4 +1,4 @@
-"""The pid file: which process serves, and that there is only one."""
+"""The pid file: the id of the process that serves, and a lock so that there is only one."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from oinetd.errors import ConfigError, OinetdError, Problem
 __all__ = ["PidFile", "PidFileFault", "PidFileHeld"]
 
 RACES_MAX: Final = 100
-"""How often a file that another process has just removed is made anew before that counts as held."""
+"""Tries to create a file that another process removes again, before the file counts as held."""
 
 MODE: Final = 0o644
-"""Whatever the umask: the number of a process is no secret, and scripts of other users read it."""
+"""Independent of the umask: a process id is no secret, and scripts of other users read it."""
 
 CONTENT_BYTES_MAX: Final = 64
 """More than any process id with its newline."""
 
 _CONTENT: Final = re.compile(rb"\s*\d*\s*")
-_HINT: Final = "a pid file is a file that is empty or holds a number; name another one, such as /run/oinetd.pid"
+_HINT: Final = "a pid file is empty or contains a number; use another file, such as /run/oinetd.pid"
 
 
 class PidFileHeld(OinetdError):
-    """Another oinetd that lives holds the pid file."""
+    """Another running oinetd has locked the pid file."""
 
 
 class PidFileFault(OinetdError):
-    """The pid file cannot be opened or written; `errno` is the system's reason."""
+    """The pid file cannot be opened or written; `errno` has the reason."""
 
     def __init__(self, path: str, error: OSError) -> None:
         super().__init__(f"pid file {path}: {error.strerror or error}")
@@ -40,14 +40,14 @@ class PidFileFault(OinetdError):
 
 
 class PidFile:
-    """A locked file with the process id in it.
+    """A locked file that contains the process id.
 
-    The lock tells a live holder from a file that a crash has left behind, which is simply taken over. It is taken
-    before the sockets are bound, so that a second oinetd learns the true reason, and the number is written after.
+    A file without a lock was left behind by a crash and is reused. The lock is taken before the sockets are bound, so
+    that a second oinetd reports the true reason; the number is written afterwards.
 
-    Nothing is written to a file that could be anything else, and nothing is removed that this process did not make or
-    write. The file stays whose it was when `acquire` made it: a process that gives up root writes and empties it
-    through the descriptor.
+    A file that may be something else is never written, and a file that this process neither created nor wrote is never
+    removed. The owner of the file does not change: a process that has dropped root writes and truncates it through the
+    open descriptor.
     """
 
     def __init__(self, path: str) -> None:
@@ -58,7 +58,7 @@ class PidFile:
 
     @staticmethod
     def check(path: str) -> None:
-        """Raise `ConfigError` if `path` cannot be a pid file, for what is there now. Nothing is made or changed."""
+        """Raise `ConfigError` if the present file at `path` is no pid file. Nothing is created or changed."""
         if not path:
             return
         try:
@@ -71,12 +71,12 @@ class PidFile:
                     finally:
                         os.close(fd)
         except OSError:
-            return  # A fault that may have passed at the start; whoever checks may not be who starts.
+            return  # It may have passed when oinetd starts, or another user may start it.
 
     def acquire(self) -> None:
-        """Take the lock, and make the file if it is not there.
+        """Create the file if it does not exist, and lock it.
 
-        Raises `ConfigError` for what is no pid file, `PidFileHeld`, or `PidFileFault` if the file cannot be opened.
+        Raises `ConfigError` if it is no pid file, `PidFileHeld`, or `PidFileFault` if it cannot be opened.
         """
         try:
             for _ in range(RACES_MAX):
@@ -85,7 +85,7 @@ class PidFile:
                 except FileNotFoundError:
                     if not os.path.isdir(os.path.dirname(self.path) or "."):
                         raise
-                    continue  # Removed by its holder between our look and our open.
+                    continue  # Removed by its holder between `stat` and `open`.
                 try:
                     self._lock(fd)
                     if self._is_at_path(fd):
@@ -93,13 +93,13 @@ class PidFile:
                         return
                 finally:
                     if fd >= 0:
-                        os.close(fd)  # Removed by its holder between our open and our lock.
+                        os.close(fd)  # Removed by its holder between `open` and `flock`.
         except OSError as error:
             raise PidFileFault(self.path, error) from error
-        raise PidFileHeld(f"the pid file {self.path} is removed as often as it is made")
+        raise PidFileHeld(f"pid file {self.path}: another process keeps removing it")
 
     def _open(self) -> tuple[int, bool]:
-        """A descriptor of the file, and whether it was made."""
+        """A descriptor of the file, and whether it was created."""
         with Location.of(self.path, follow=False) as place:
             _check_kind(self.path, place.found)
             if place.found is None:
@@ -122,11 +122,11 @@ class PidFile:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(fd, CONTENT_BYTES_MAX, 0).decode("ascii", "replace").strip()
-            who = f"process {holder}" if holder else "just starting"
-            raise PidFileHeld(f"another oinetd ({who}) holds the pid file {self.path}") from None
+            who = f"pid {holder}" if holder else "starting"
+            raise PidFileHeld(f"pid file {self.path}: locked by another oinetd ({who})") from None
 
     def write(self) -> None:
-        """Put this process's id into the file. Raises `PidFileFault` (a full disk)."""
+        """Write the process id to the file. Raises `PidFileFault` (a full disk)."""
         content = f"{os.getpid()}\n".encode()
         try:
             os.ftruncate(self._fd, 0)
@@ -137,10 +137,10 @@ class PidFile:
             raise PidFileFault(self.path, error) from error
 
     def release(self) -> None:
-        """Remove the file if this process made or wrote it, and give the lock up. May be called twice.
+        """Remove the file if this process created or wrote it, and unlock it. May be called twice.
 
-        A process that has given up its privileges may not remove a file from root's directory: there the file is left
-        empty, and the next start takes it over.
+        A process that has dropped its privileges may not remove a file from root's directory. It truncates the file,
+        and the next start reuses it.
         """
         fd, self._fd = self._fd, -1
         if fd < 0:
@@ -155,13 +155,13 @@ class PidFile:
             os.close(fd)
 
     def _is_as_written(self, fd: int) -> bool:
-        """Whether the file holds what this process has put there, and not what it has found or somebody else wrote."""
+        """Whether the content of the file is what this process wrote."""
         if not self._content and not self._made:
             return False
         return os.pread(fd, CONTENT_BYTES_MAX, 0) == self._content
 
     def _is_at_path(self, fd: int) -> bool:
-        """Whether the file that is open is the one that has the name."""
+        """Whether the open file is the one at the path."""
         try:
             return os.path.samestat(os.fstat(fd), os.stat(self.path, follow_symlinks=False))
         except FileNotFoundError:
@@ -174,15 +174,15 @@ def _check_kind(path: str, found: os.stat_result | None) -> None:
     if kind := kind_of(found.st_mode):
         raise ConfigError(Problem(f"pid file {path}: is {kind}", hint=_HINT))
     if found.st_nlink > 1:
-        raise ConfigError(Problem(f"pid file {path}: has another name (a hard link)", hint=_HINT))
+        raise ConfigError(Problem(f"pid file {path}: has more than one hard link", hint=_HINT))
     if found.st_uid not in (0, os.geteuid()) and os.geteuid() == 0:
-        # Its owner could write any number into it, and root's scripts would send that process a signal.
-        hint = f"remove it, or give it to root: chown root {path}"
-        raise ConfigError(Problem(f"pid file {path}: belongs to user {found.st_uid}, who can change it", hint=hint))
+        # Its owner could write any number to it, and root's scripts would send a signal to this process.
+        hint = f"remove it, or make root its owner: chown root {path}"
+        raise ConfigError(Problem(f"pid file {path}: owned by user {found.st_uid}, who can change it", hint=hint))
 
 
 def _check_content(path: str, fd: int) -> None:
-    """Raises `ConfigError` if there is anything in the file that is not a number."""
+    """Raise `ConfigError` if the file contains anything but a number."""
     content = os.pread(fd, CONTENT_BYTES_MAX + 1, 0)
     if len(content) > CONTENT_BYTES_MAX or not _CONTENT.fullmatch(content):
-        raise ConfigError(Problem(f"pid file {path}: holds something else than a process id", hint=_HINT))
+        raise ConfigError(Problem(f"pid file {path}: contains something other than a process id", hint=_HINT))

@@ -1,4 +1,4 @@
-"""Giving up root, once the files are open: before there is a thread, a name is looked up or a client served."""
+"""Dropping root: after the files are opened, before any thread starts, name is resolved or client served."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 CAP_NET_BIND_SERVICE: Final = 10
 LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
-"""From linux/prctl.h and linux/capability.h; version 3 has two words for each set."""
+"""From linux/prctl.h and linux/capability.h; version 3 has two 32-bit words for each set."""
 
 CAPABILITIES_MAX: Final = 64
-"""As many as the sets have bits."""
+"""The number of bits of a set."""
 
 KEPT: Final = 1 << CAP_NET_BIND_SERVICE
-"""For the start, which binds after the change of user, and for rules that a reload adds."""
+"""Sockets are bound after the change of user, at start and for rules that a reload adds."""
 
 IMPORTED_LATER: Final = (
     "concurrent.futures.thread",
@@ -37,14 +37,14 @@ IMPORTED_LATER: Final = (
     "encodings.latin_1",
     "glob",
 )
-"""What is imported only when it is needed. The user may not be able to read the files of the interpreter."""
+"""Modules that are imported on demand. The new user may not be able to read the interpreter's files."""
 
 logger = logging.getLogger("oinetd")
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A user and a group to become; `groups` are all that the process will be in."""
+    """The user and groups to become; `groups` are the supplementary groups."""
 
     uid: int
     gid: int
@@ -52,19 +52,19 @@ class Identity:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`user` or `user:group`, by name or number. Raises `ValueError` with a sentence for the operator."""
+        """`user` or `user:group`, by name or number. Raises `ValueError` with a message for the operator."""
         user, colon, group = text.partition(":")
         try:
             account = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
         except KeyError:
             if not (user.isdecimal() and group):
-                raise ValueError(f"there is no user {user!r}") from None
+                raise ValueError(f"unknown user {user!r}") from None
             account = None
         try:
             entry = grp.getgrgid(int(group)) if group.isdecimal() else grp.getgrnam(group) if colon else None
         except KeyError:
             if not group.isdecimal():
-                raise ValueError(f"there is no group {group!r}") from None
+                raise ValueError(f"unknown group {group!r}") from None
             entry = None
         if account is None:
             gid = entry.gr_gid if entry else int(group)
@@ -75,10 +75,10 @@ class Identity:
     def assume(self) -> None:
         """Become this user for good. Raises `OSError` if the process may not.
 
-        Only the calling thread changes its capabilities, so this is for a process that has no other thread yet; those
-        that it starts later are as it is then. What is left of root is the one capability to bind ports below 1024: in
-        the effective and permitted sets, and in the bounding set. No program that it could start would have more than
-        the user has (no_new_privs, and empty inheritable and ambient sets).
+        Only the calling thread changes its capabilities, so the process must have no other thread; later threads
+        inherit what is left. The one capability left is to bind ports below 1024: in the effective, permitted and
+        bounding sets. A program that it starts has only the rights of the user (no_new_privs, and empty inheritable
+        and ambient sets).
         """
         if (os.getuid(), os.getgid()) == (self.uid, self.gid) and os.geteuid() == self.uid:
             return
@@ -86,10 +86,10 @@ class Identity:
             importlib.import_module(module)
         libc = ctypes.CDLL(None, use_errno=True)
         if self.uid:
-            # While the process is root: dropping from the bounding set takes a capability itself.
+            # While the process is root: this needs a capability itself.
             _limit_bounding_set(libc, KEPT)
         libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        # The order matters: after the user is changed, the groups can no longer be.
+        # In this order: a process that is no longer root cannot change its groups.
         os.setgroups(self.groups)
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
@@ -102,21 +102,21 @@ class Identity:
 
 
 def _limit_bounding_set(libc: ctypes.CDLL, kept: int) -> None:
-    """Take every capability out of the bounding set of the calling thread that is not in `kept`."""
+    """Remove every capability that is not in `kept` from the bounding set of the calling thread."""
     for number in range(CAPABILITIES_MAX):
         present = libc.prctl(PR_CAPBSET_READ, number, 0, 0, 0)
         if present < 0:
-            return  # The kernel knows no more of them.
+            return  # beyond the last capability of this kernel
         if present and not kept >> number & 1 and libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0):
             logger.warning(
-                "cannot reduce the capability bounding set: %s; no_new_privs holds all the same",
+                "cannot reduce the capability bounding set: %s; no_new_privs still applies",
                 os.strerror(ctypes.get_errno()),
             )
             return
 
 
 def _keep_only(libc: ctypes.CDLL, capabilities: int) -> None:
-    """Reduce the calling thread to `capabilities`; to none if it does not have them. Raises `OSError`."""
+    """Reduce the calling thread to `capabilities`, or to none if it does not have them. Raises `OSError`."""
     header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
     for kept in (capabilities, 0):
         # Effective, permitted, inheritable: the low words, then the high ones.
@@ -125,6 +125,6 @@ def _keep_only(libc: ctypes.CDLL, capabilities: int) -> None:
             break
     else:
         number = ctypes.get_errno()
-        raise OSError(number, f"cannot give up the capabilities of root: {os.strerror(number)}")
+        raise OSError(number, f"cannot drop the capabilities of root: {os.strerror(number)}")
     if kept != capabilities:
-        logger.info("without the capability to bind ports below 1024: neither the start nor a reload can bind them")
+        logger.info("CAP_NET_BIND_SERVICE not available: ports below 1024 cannot be bound, at start or on reload")

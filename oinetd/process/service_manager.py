@@ -1,4 +1,4 @@
-"""What the service manager wants to know: the protocol of sd_notify(3), a datagram of `NAME=value` lines."""
+"""Notifications to the service manager: the protocol of sd_notify(3), a datagram of `NAME=value` lines."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Final, Self
 __all__ = ["ServiceManager"]
 
 SEND_WAIT_S: Final = 1.0
-"""How long a change of state waits for a manager whose queue is full. A status or a sign of life does not wait."""
+"""How long a change of state waits for a manager whose queue is full. A status or a keep-alive does not wait."""
 
 
 class ServiceManager:
-    """The manager that started this process, or nobody: then every method does nothing.
+    """The service manager of this process. Without one, every method does nothing.
 
-    A manager that has gone is no reason to stop, so nothing is raised. `watchdog_s` is the interval at which it
-    wants a sign of life, 0 for never: half of the time after which it would act.
+    Nothing is raised if the manager has gone. `watchdog_s` is the interval of keep-alive notifications, half of the
+    watchdog's timeout; 0 means none.
     """
 
     def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
-        # A leading @ is an abstract name; files of the other kinds (vsock) are for virtual machines.
+        # A leading @ is an abstract socket. Other kinds (vsock) are for virtual machines.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self.watchdog_s = watchdog_s if address else 0.0
 
     @classmethod
     def of(cls, environ: MutableMapping[str, str], pid: int) -> Self:
-        """The manager that `environ` names for the process `pid`; its variables are removed, for nobody else's use."""
+        """The manager that `environ` names for the process `pid`. Its variables are removed, so no child uses them."""
         address = environ.pop("NOTIFY_SOCKET", "")
         period_us = environ.pop("WATCHDOG_USEC", "")
         watched_pid = environ.pop("WATCHDOG_PID", "")
@@ -39,11 +39,11 @@ class ServiceManager:
         return bool(self._address)
 
     def ready(self, status: str) -> None:
-        """Started, or done with a reload. Tells the process id too, which a process that forked has to."""
+        """The start or a reload is complete. Sends the process id too: a process that forked has another one."""
         self._send(f"READY=1\nMAINPID={os.getpid()}\nSTATUS={_line(status)}", SEND_WAIT_S)
 
     def reloading(self) -> None:
-        """A reload has begun; `ready` ends it. The time is what `Type=notify-reload` pairs the two by."""
+        """A reload has begun; `ready` ends it. `Type=notify-reload` needs the time to match the two."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", SEND_WAIT_S)
 
     def stopping(self, status: str) -> None:
@@ -53,19 +53,19 @@ class ServiceManager:
         self._send(f"STATUS={_line(status)}")
 
     def alive(self) -> None:
-        """The sign of life, due every `watchdog_s`."""
+        """The keep-alive of the watchdog, due every `watchdog_s`."""
         self._send("WATCHDOG=1")
 
     def _send(self, text: str, wait_s: float = 0.0) -> None:
         if not self._address:
             return
-        # A socket for each notice: they are rare, and none is held while nothing happens.
+        # A new socket for each notification: they are rare, and an idle process keeps no descriptor for them.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.settimeout(wait_s)
             try:
                 sender.sendto(text.encode(), self._address)
             except OSError:
-                return  # Gone, or too busy to listen; it has its own timeouts.
+                return  # The manager has gone or is too busy; it has timeouts of its own.
 
 
 def _line(text: str) -> str:

@@ -84,7 +84,7 @@ def test_one_that_is_killed_during_the_start(background: Start, tmp_path: Path) 
     (tmp_path / "sitecustomize.py").write_text(code)
     daemon = background(RULE, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert daemon.answer.returncode == 71
-    assert daemon.answer.stderr == "oinetd: ended before it was ready\n"
+    assert daemon.answer.stderr == "oinetd: the daemon exited before it was ready\n"
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/stderr", "/proc/self/fd/1", "link"])

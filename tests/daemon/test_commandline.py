@@ -124,10 +124,10 @@ def test_strict_is_fine_with_what_needs_no_warning(tmp_path: Path, conf: Path) -
     [
         (
             ("my.conf",),
-            "oinetd: unexpected argument my.conf; the configuration file is given with -c: oinetd -c my.conf",
+            "oinetd: unexpected argument my.conf; a configuration file needs -c: oinetd -c my.conf",
         ),
         (("--bogus",), "oinetd: unknown option --bogus"),
-        (("-c", ""), "oinetd: argument -c/--conf-file: the name of the file is empty"),
+        (("-c", ""), "oinetd: argument -c/--conf-file: the file name is empty"),
         (("--threads", "few"), "oinetd: argument --threads: 'few' is not a valid number; a whole number, or auto"),
         (("--threads", "2000"), "oinetd: argument --threads: '2000' is out of range; from 0 to 1024"),
         (
@@ -180,7 +180,7 @@ def test_the_configuration_in_force_reads_back(tmp_path: Path, conf: Path) -> No
 def test_no_configuration_file(tmp_path: Path) -> None:
     for words in (("-f",), (), ("-t",)):
         answer = call(tmp_path, "-c", "none.conf", *words)
-        assert (answer.returncode, answer.stderr) == (66, "oinetd: there is no configuration file none.conf\n")
+        assert (answer.returncode, answer.stderr) == (66, "oinetd: no configuration file found: none.conf\n")
 
 
 def test_the_places_where_it_is_looked_for(
@@ -295,7 +295,7 @@ def test_messages_have_the_time_only_where_nobody_else_writes_it(oinetd: Start, 
 def test_without_uvloop(oinetd: Start, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['uvloop'] = None\n")
     daemon = oinetd("127.0.0.1 0 UPSTREAM\n", environ={"PYTHONPATH": f"{tmp_path}:{ROOT}"}).ready()
-    daemon.wait_said("warning: uvloop is not installed: plain asyncio serves")
+    daemon.wait_said("warning: uvloop not installed; using asyncio")
     with Client(daemon.address) as client:
         assert client.echo(b"hello") == b"hello"
         assert "reloaded" in daemon.reload()
@@ -334,7 +334,7 @@ def test_the_check_says_that_names_were_not_looked_up(tmp_path: Path) -> None:
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout.splitlines() == [
         "OK",
-        "names were not looked up (-t --resolve does that): no-such-host.invalid, localhost",
+        "names not resolved (use -t --resolve): no-such-host.invalid, localhost",
     ]
     answer = call(tmp_path, "-t", "--resolve", "-c", "x.conf")
     assert (answer.returncode, answer.stdout) == (78, "")
@@ -347,4 +347,4 @@ def test_the_check_says_that_names_were_not_looked_up(tmp_path: Path) -> None:
 def test_looking_names_up_is_part_of_the_check(tmp_path: Path, conf: Path) -> None:
     answer = call(tmp_path, "--resolve", "-c", str(conf))
     assert answer.returncode == 64
-    assert "--resolve goes with -t" in answer.stderr
+    assert "--resolve needs -t" in answer.stderr

@@ -72,12 +72,12 @@ def test_a_page_and_a_line_for_each_connection(demo: Callable[..., Demo]) -> Non
         page = answer.read().decode()
         assert int(answer.headers["Content-Length"]) == len(page)
     assert "It works." in page
-    assert f"You spoke to oinetd on {host}:{port}." in page
+    assert f"Your client connected to oinetd on {host}:{port}." in page
     assert "GET /some/where HTTP/1.1" in page
     one.wait_said(r"#1 opened by 127\.0\.0\.1 port \d+\n")
     one.wait_said(r"#1 closed after \d+\.\d+ s \(\S+-closed\): \d+ bytes up, \d+ bytes down, \w+ engine\n")
     assert one.stop() == 0
-    one.wait_said("The end.")
+    one.wait_said("Stopped.")
 
 
 def test_keep_alive(demo: Callable[..., Demo]) -> None:
@@ -138,7 +138,7 @@ def test_the_usual_port_taken(demo: Callable[..., Demo]) -> None:
         one = demo()
         host, port = one.address
         assert port != 8080
-        one.wait_said(r"^Port 8080 is taken .*\n")
+        one.wait_said(r"^Port 8080 is in use .*\n")
         with Client((host, port)) as client:
             assert client.echo(b"hello") == b"hello"
         assert one.stop() == 0

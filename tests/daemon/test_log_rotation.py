@@ -95,7 +95,7 @@ def test_a_full_disk_a_rotation_and_room_again(oinetd: Start, tmp_path: Path, en
     inside = Path(f"/proc/{daemon.pid}/root") / str(disk)[1:]
     log, moved = inside / "log", inside / "log.1"
     exchange(daemon, 60)
-    daemon.wait_said("No space left on device; lines are held")
+    daemon.wait_said("No space left on device; queueing lines")
     assert not log.read_bytes().endswith(b"\n")
     until_accounted(daemon, 60)
     log.rename(moved)
@@ -110,4 +110,4 @@ def test_a_full_disk_a_rotation_and_room_again(oinetd: Start, tmp_path: Path, en
         assert line.endswith((b"\topened\n", b"\tdone-remote-closed\n"))
         assert line.count(b"\t") == 8
     assert daemon.stop() == 0
-    assert "; 0 were lost" in daemon.said
+    assert "lines lost: 0" in daemon.said

@@ -148,7 +148,9 @@ def test_what_is_no_listening_tcp_socket_is_refused(oinetd: Start, listener: soc
     ):
         given = handed(datagrams, idle, file, listener, names="one:two:three:four")  # type: ignore[arg-type]
         daemon = oinetd(f"{host} {port} UPSTREAM\n", **given).ready()
-    daemon.wait_said(r"warning: inherited descriptor 3 \(one\) is neither a listening TCP socket nor a bound UDP one")
+    daemon.wait_said(
+        r"warning: inherited descriptor 3 \(one\): closed, neither a listening TCP socket nor a bound UDP socket"
+    )
     daemon.wait_said(r"warning: inherited descriptor 4 \(two\)")
     daemon.wait_said(r"warning: inherited descriptor 5 \(three\)")
     with Client((host, port)) as client:

@@ -35,7 +35,7 @@ def test_a_second_daemon_is_refused_before_it_binds(oinetd: Start, tmp_path: Pat
     for words in (("-f",), ()):
         second = call(tmp_path, "-c", str(first.conf), *words)
         assert second.returncode == 71
-        assert second.stderr == f"oinetd: another oinetd (process {first.pid}) holds the pid file {pid_file}\n"
+        assert second.stderr == f"oinetd: pid file {pid_file}: locked by another oinetd (pid {first.pid})\n"
     assert pid_file.read_text() == f"{first.pid}\n"
     with Client((host, 7001)) as client:
         assert client.echo(b"hello") == b"hello"
@@ -122,10 +122,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "FIFO": (os.mkfifo, "is a FIFO"),
     "directory": (os.mkdir, "is a directory"),
     "link": (lambda path: path.symlink_to("/etc/passwd"), "is a symbolic link"),
-    "text": (lambda path: path.write_text("precious\n"), "holds something else than a process id"),
-    "number and more": (lambda path: path.write_text("1\n2\n"), "holds something else than a process id"),
-    "many digits": (lambda path: path.write_text("1" * 4096), "holds something else than a process id"),
-    "hard link": (lambda path: os.link(path.with_name("other"), path), "has another name"),
+    "text": (lambda path: path.write_text("precious\n"), "contains something other than a process id"),
+    "number and more": (lambda path: path.write_text("1\n2\n"), "contains something other than a process id"),
+    "many digits": (lambda path: path.write_text("1" * 4096), "contains something other than a process id"),
+    "hard link": (lambda path: os.link(path.with_name("other"), path), "has more than one hard link"),
 }
 
 
@@ -194,7 +194,7 @@ def test_a_failed_start_leaves_one_that_was_there(tmp_path: Path) -> None:
 def test_an_empty_name_is_a_mistake_of_the_command_line(tmp_path: Path, option: str) -> None:
     answer = call(tmp_path, "-t", option, "")
     assert answer.returncode == 64
-    assert "the name of the file is empty" in answer.stderr
+    assert "the file name is empty" in answer.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
@@ -205,5 +205,5 @@ def test_one_that_another_user_could_change(tmp_path: Path) -> None:
     (tmp_path / "x.conf").write_text("127.0.0.1 0 127.0.0.1 9\n")
     answer = call(tmp_path, "-f", "-c", "x.conf", "-p", str(pid_file))
     assert answer.returncode == 78
-    assert "belongs to user 65534, who can change it" in answer.stderr
+    assert "owned by user 65534, who can change it" in answer.stderr
     assert pid_file.read_text() == "1\n"

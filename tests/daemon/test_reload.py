@@ -130,7 +130,7 @@ def test_a_mistake_changes_nothing(
         assert client.echo(b"before") == b"before"
         # The new file also takes the old rule away and brings a good one: neither may happen.
         said = daemon.reload(f"{text}{other} 7002 {echo.host} {echo.port}\n")
-        assert "error: reload failed, everything stays as it was: " in said
+        assert "error: reload failed, configuration unchanged: " in said
         assert re.search(expected, said), said
         assert client.echo(b"after") == b"after"
         assert refuses((other, 7002))

@@ -192,8 +192,8 @@ def test_a_disk_full_in_the_middle_of_a_line(tmp_path: Path, troubles: list[str]
     eventually(lambda: len(troubles) == 2, "the end of the trouble is reported")
     writer.close()
     assert path.read_bytes() == whole
-    assert "lines are held" in troubles[0]
-    assert troubles[1].endswith("takes lines again; 0 were lost")
+    assert "queueing lines" in troubles[0]
+    assert troubles[1].endswith("writing again, lines lost: 0")
 
 
 def test_rotation_away_from_a_full_disk(tmp_path: Path, troubles: list[str]) -> None:
@@ -287,7 +287,7 @@ def test_the_end_leaves_no_half_line(tmp_path: Path, troubles: list[str]) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"".join(lines[:3])
-    assert troubles[1].endswith("7 lines could not be written")
+    assert troubles[1].endswith("closed, lines lost: 7")
 
 
 def test_a_pipe_takes_whole_lines(tmp_path: Path, troubles: list[str]) -> None:
@@ -340,8 +340,8 @@ def test_dev_full_drops_the_oldest_and_counts(troubles: list[str]) -> None:
     assert len(writer._lines) < len(lines)
     writer.close()
     assert len(troubles) == 2
-    assert troubles[0] == "/dev/full: No space left on device; lines are held and tried again"
-    assert troubles[1] == f"/dev/full: {len(lines) + 1} lines could not be written"
+    assert troubles[0] == "/dev/full: cannot write: No space left on device; queueing lines, retrying"
+    assert troubles[1] == f"/dev/full: closed, lines lost: {len(lines) + 1}"
 
 
 def test_failures_do_not_hold_on_to_memory(troubles: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,8 +403,8 @@ def test_reopen_with_the_directory_gone(tmp_path: Path, troubles: list[str], mon
     eventually(lambda: path.exists() and path.read_bytes() == b"three\n", "the third line")
     writer.close()
     assert troubles == [
-        f"{path}: No such file or directory; lines go to the file that was open, it is tried again",
-        f"{path}: opened, lines go there",
+        f"{path}: cannot reopen: No such file or directory; still writing to the old file, retrying",
+        f"{path}: reopened",
     ]
 
 
@@ -422,7 +422,7 @@ def test_reopen_of_a_file_that_nobody_can_find_any_more(tmp_path: Path, troubles
     path.parent.mkdir()
     eventually(lambda: path.exists() and path.read_bytes() == b"two\n", "the second line")
     writer.close()
-    assert "lines are held and tried again" in troubles[0]
+    assert "queueing lines, retrying" in troubles[0]
 
 
 def test_a_fifo_nobody_reads_and_then_somebody_does(tmp_path: Path, troubles: list[str]) -> None:
@@ -431,7 +431,7 @@ def test_a_fifo_nobody_reads_and_then_somebody_does(tmp_path: Path, troubles: li
     writer = LineWriter(str(path), troubles.append)
     writer.write(b"one\n")
     eventually(lambda: len(troubles) == 1, "the trouble is reported")
-    assert "nobody reads this FIFO" in troubles[0]
+    assert "this FIFO has no reader" in troubles[0]
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     eventually(lambda: len(troubles) == 2, "the end of the trouble is reported")
     assert os.read(reader, 100) == b"one\n"
@@ -439,7 +439,7 @@ def test_a_fifo_nobody_reads_and_then_somebody_does(tmp_path: Path, troubles: li
     writer.write(b"two\n")
     eventually(lambda: len(troubles) == 3, "the reader's end is reported")
     writer.close()
-    assert troubles[3].endswith("1 lines could not be written")
+    assert troubles[3].endswith("closed, lines lost: 1")
 
 
 def test_a_fifo_whose_reader_is_slow_gets_every_byte(tmp_path: Path, troubles: list[str]) -> None:
@@ -476,11 +476,11 @@ def test_a_write_that_hangs_stops_neither_the_loop_nor_the_end(troubles: list[st
     for _ in range(BATCH_BYTES_MAX // 1000 + 3):
         writer.write(line)
     assert len(troubles) == 1
-    assert "does not take lines as fast as they come" in troubles[0]
+    assert "writing is too slow, dropping the oldest lines" in troubles[0]
     thread = writer._thread
     assert thread is not None
     writer.close(wait_s=0.01)
-    assert "could not be written" in troubles[1]
+    assert "closed, lines lost: " in troubles[1]
     os.close(reader)  # The write fails with EPIPE, and the thread ends.
     thread.join(WAIT_S)
     os.close(filled)

@@ -15,10 +15,10 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     path = str(tmp_path / "pid")
     first, second = PidFile(path), PidFile(path)
     first.acquire()
-    with pytest.raises(PidFileHeld, match=r"\(just starting\) holds the pid file"):
+    with pytest.raises(PidFileHeld, match=r"locked by another oinetd \(starting\)"):
         second.acquire()
     first.write()
-    with pytest.raises(PidFileHeld, match=rf"\(process {os.getpid()}\) holds the pid file"):
+    with pytest.raises(PidFileHeld, match=rf"locked by another oinetd \(pid {os.getpid()}\)"):
         second.acquire()
     first.release()
     first.release()

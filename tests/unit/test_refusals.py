@@ -55,8 +55,8 @@ def test_each_rule_has_lines_of_its_own_and_the_gaps_are_told(tmp_path: Path) ->
     journal.close()
     assert events(path) == [("refused", 15), ("closed", 1), ("left-out", 90)]
     assert troubles == [
-        "0.0.0.0 8080 -> example.org 80: refused clients come faster than 0.001 a second: the connection log leaves "
-        "some of them out, and tells how many"
+        "0.0.0.0 8080 -> example.org 80: more than 0.001 refused clients per second; the connection log omits "
+        "some of them and logs their number"
     ]
 
 

@@ -42,7 +42,7 @@ def test_not_all_of_very_many_sessions() -> None:
     lines = list(summary(Stats(0, 0, 0, 0, 0, 0, {}), records))
     assert lines[0].startswith("0 rules, 0 sessions live")
     assert [int(line.split()[1][:-1]) for line in lines[1:-1]] == list(range(SESSIONS_MAX + 4, 4, -1))
-    assert lines[-1] == "and 5 sessions more, idle for longer"
+    assert lines[-1] == "and 5 more sessions, idle for longer"
 
 
 def test_of_those_that_moved_in_the_same_second_the_busiest_first() -> None:

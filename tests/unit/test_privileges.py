@@ -37,5 +37,5 @@ def test_numbers_without_names() -> None:
     "text", ["", ":", ":nogroup", "54321", "54321:", "no-such-user", "daemon:no-such-group", "daemon:"]
 )
 def test_mistakes(text: str) -> None:
-    with pytest.raises(ValueError, match=r"there is no (user|group)"):
+    with pytest.raises(ValueError, match=r"unknown (user|group)"):
         Identity.parse(text)

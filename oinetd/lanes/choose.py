@@ -328,9 +328,9 @@ class Lanes:
 
     def _looped(self, route: Route, address: str, source: bool) -> None:
         if source:
-            self._loops.say_source(route, address)
+            self._loops.log_source(route, address)
         else:
-            self._loops.say_destination(route, address)
+            self._loops.log_destination(route, address)
 
     def _emptied(self, key: int) -> None:
         listener = self._reactor_listeners.get(key)

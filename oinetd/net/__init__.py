@@ -1,1 +1,1 @@
-"""Sockets, ports, descriptors and their readiness."""
+"""Sockets, ports, descriptors, readiness."""

@@ -1,8 +1,8 @@
-"""What became of a connect that was under way, asked so that nothing the peer has sent already is thrown away; and
-whether a connection is still acknowledged.
+"""The result of a non-blocking connect, without losing data that the peer has sent already; and whether the peer still
+acknowledges data.
 
-A second connect(2) would answer as well. But on a connection that the peer has reset meanwhile it empties the receive
-queue, and it cannot be told from one that was refused.
+A second connect(2) also returns the result. But if the peer has reset the connection meanwhile, it empties the receive
+queue, and its error is the same as that of a refused connection.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import struct
 __all__ = ["connect_result", "unacknowledged_s"]
 
 _SYN_SENT, _SYN_RECV, _CLOSE = 2, 3, 7
-"""States of linux/tcp_states.h, the first byte of struct tcp_info."""
+"""From linux/tcp_states.h; the first byte of struct tcp_info."""
 
 _UNACKED_AT, _LAST_ACK_AT = 24, 56
-"""Of tcpi_unacked and tcpi_last_ack_recv, in milliseconds, in struct tcp_info; 32 bits each."""
+"""Offsets of tcpi_unacked and tcpi_last_ack_recv (milliseconds) in struct tcp_info; 32 bits each."""
 
 
 def connect_result(sock: socket.socket) -> int:
-    """0 for a connection, EINPROGRESS where there is no answer yet, else the errno.
+    """0 if connected, EINPROGRESS if there is no answer yet, else the errno.
 
-    ECONNRESET means that the peer took the connection and reset it without a word: one that refuses is ECONNREFUSED. A
-    connection that the peer has reset after it sent something is a connection: its bytes are there to be read, and the
-    reset comes behind them.
+    ECONNRESET means that the peer accepted the connection and reset it without sending data; a refusal is ECONNREFUSED.
+    If the peer sent data before the reset, the result is 0: the data can be read, and the reset follows.
     """
     state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     if state in (_SYN_SENT, _SYN_RECV):
@@ -33,7 +32,7 @@ def connect_result(sock: socket.socket) -> int:
     if state != _CLOSE:
         return 0
     try:
-        sock.recv(1, socket.MSG_PEEK)  # bytes first, then the error: it stays where there are bytes, or a FIN
+        sock.recv(1, socket.MSG_PEEK)  # data or a FIN comes first, and leaves the error for a later call
     except BlockingIOError:
         return errno.ECONNABORTED
     except OSError as error:
@@ -42,9 +41,9 @@ def connect_result(sock: socket.socket) -> int:
 
 
 def unacknowledged_s(sock: socket.socket) -> float:
-    """For how long the peer of a connection has acknowledged nothing while something was to be acknowledged; else 0.
+    """The time since the last acknowledgement if data is unacknowledged, else 0.
 
-    A peer that has no room acknowledges that it has none.
+    A peer whose receive window is zero acknowledges the window probes.
     """
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_ACK_AT + 4)
     (unacked,) = struct.unpack_from("=I", info, _UNACKED_AT)

@@ -1,6 +1,6 @@
-"""Datagrams in numbers: taken from one socket, put in order by sender, given on to another.
+"""Batches of datagrams: received from one socket, grouped by sender, sent to another socket.
 
-A batch belongs to one event loop, and what is in it is good until the next `receive`. With the extension it is one
+A batch belongs to one event loop, and its content is valid until the next `receive`. With the extension this is one
 recvmmsg, one sendmmsg and no copy; without it, one call for each datagram.
 """
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 __all__ = ["DATAGRAM_BYTES_MAX", "MESSAGES_MAX", "Batch", "Group", "Sender", "Sent", "new_batch"]
 
 MESSAGES_MAX = 64
-"""As `_fastpath/state/datagram.pxd` has it."""
+"""The same as in `_fastpath/state/datagram.pxd`."""
 DATAGRAM_BYTES_MAX = 65536
-"""Above every datagram: 65,507 bytes over IPv4, 65,527 over IPv6."""
+"""More than any datagram: 65,507 bytes over IPv4, 65,527 over IPv6."""
 
 _CONTROL_BYTES = 128
 _UDP_GRO = 104
-"""Of linux/udp.h."""
-_HOPELESS = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ECONNREFUSED})
-"""Errors after which the next datagram would fare no better."""
+"""From linux/udp.h."""
+_NO_RETRY = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ECONNREFUSED})
+"""After these errors the next datagram would fail, too."""
 
 _Control = tuple[tuple[int, int, bytes], ...]
 
 
 class Sender(NamedTuple):
-    """Who sent datagrams, and, on a socket that is bound to all addresses, which of ours was written to.
+    """The source of datagrams, and on a wildcard socket also their destination address.
 
-    `control` is the ancillary data that makes an answer leave from there.
+    `control` is the ancillary data that makes this destination address the source of the answer.
     """
 
     address: SocketAddress
@@ -47,7 +47,7 @@ class Sender(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The datagrams of one sender among those of a batch. `key` is the same for the same `Sender`, and for no other."""
+    """The datagrams of one sender in a batch. `key` identifies the `Sender`."""
 
     key: Hashable
     first: int
@@ -55,7 +55,7 @@ class Group(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What came of sending: the datagrams and bytes that the kernel took, and the last errno of the others, or 0."""
+    """The result of a send: accepted datagrams and bytes, and the last errno of the others, or 0."""
 
     datagrams: int
     size: int
@@ -63,24 +63,24 @@ class Sent(NamedTuple):
 
 
 class Batch(Protocol):
-    """Both kinds of batch."""
+    """The contract of both kinds of batch."""
 
     late_errno: int
-    """An error that the network told behind the datagrams of the last `receive`, and will not tell again; or 0."""
+    """A network error that followed the datagrams of the last `receive`, or 0; the kernel does not report it again."""
 
     @property
     def forged(self) -> int:
-        """How many datagrams the last `receive` dropped because their source address cannot be true."""
+        """The number of datagrams that the last `receive` dropped because of an impossible source address."""
         ...
 
     def prepare(self, sock: socket.socket) -> None:
-        """To be called once for each socket that is received from."""
+        """Prepare a socket for `receive`; call it once for each."""
         ...
 
     def receive(self, sock: socket.socket, at_most: int = MESSAGES_MAX, *, named: bool = True) -> Sequence[Group]:
-        """Take what there is now, at most so many; without `named`, for a connected socket, it is one group.
+        """Receive at most `at_most` queued datagrams. Without `named`, for a connected socket, they are one group.
 
-        Raises `OSError` for an error that the network told, which is then over.
+        Raises `OSError` for a network error; the kernel does not report it again.
         """
         ...
 
@@ -89,11 +89,11 @@ class Batch(Protocol):
         ...
 
     def send(self, sock: socket.socket, group: Group, to: Hashable = None) -> Sent:
-        """Send them on, to the sender whose key is `to`, or where the socket is connected to."""
+        """Send them to the sender whose key is `to`, or to the peer of a connected socket."""
         ...
 
     def explain(self, key: Hashable) -> Sender:
-        """Who the sender with this key is."""
+        """The sender with this key."""
         ...
 
     def name(self, sender: Sender) -> Hashable:
@@ -102,15 +102,15 @@ class Batch(Protocol):
 
 
 def new_batch(*, native: bool) -> Batch:
-    """A batch; that of the extension where it is wanted and built."""
+    """A batch: the extension's if `native` is set and it is built."""
     batch = native_batch() if native else None
     return NativeBatch(batch) if batch is not None else PortableBatch()
 
 
 class NativeBatch:
-    """The extension's, see `_fastpath/state/datagram.pxd`; a key is the bytes of a return address."""
+    """The extension's batch, see `_fastpath/state/datagram.pxd`; a key is the bytes of a return address."""
 
-    late_errno = 0  # recvmmsg leaves it for the next call
+    late_errno = 0  # recvmmsg reports it at the next call
 
     def __init__(self, batch: DatagramBatch) -> None:
         self._batch = batch
@@ -160,13 +160,13 @@ class NativeBatch:
 
 
 class PortableBatch:
-    """The same in Python; a key is the `Sender` itself.
+    """The batch in Python; a key is the `Sender` itself.
 
-    A socket that was prepared for the other kind of batch may bring trains: they are taken apart here, too.
+    A socket that was prepared for a `NativeBatch` may deliver several datagrams at once (UDP GRO): they are split here.
     """
 
     def __init__(self) -> None:
-        # Mapped and not allocated: pages that no datagram ever reached take no memory.
+        # Mapped, not allocated: pages that are never written take no memory.
         memory = memoryview(mmap.mmap(-1, MESSAGES_MAX * DATAGRAM_BYTES_MAX))
         self._places = [
             memory[index * DATAGRAM_BYTES_MAX : (index + 1) * DATAGRAM_BYTES_MAX] for index in range(MESSAGES_MAX)
@@ -216,14 +216,14 @@ class PortableBatch:
         for datagram in self._datagrams[group.first : group.first + group.length]:
             failed = _send_one(sock, datagram, to)
             if failed == errno.EMSGSIZE:
-                # Perhaps a router's word about an earlier one; a second try tells.
+                # The error may belong to an earlier datagram (a router's ICMP message), so it is tried once more.
                 failed = _send_one(sock, datagram, to)
             if not failed:
                 count += 1
                 size += len(datagram)
                 continue
             code = failed
-            if failed in _HOPELESS:
+            if failed in _NO_RETRY:
                 break
         return Sent(count, size, code)
 
@@ -236,7 +236,7 @@ class PortableBatch:
 
 
 def _send_one(sock: socket.socket, datagram: memoryview, to: Sender | None) -> int:
-    """The errno, 0 where the kernel took it."""
+    """The errno, 0 if the kernel accepted it."""
     try:
         if to is None:
             sock.send(datagram)
@@ -248,7 +248,7 @@ def _send_one(sock: socket.socket, datagram: memoryview, to: Sender | None) -> i
 
 
 def _segment_of(control: list[tuple[int, int, bytes]]) -> int:
-    """The size of a train's datagrams; 0 where there is but one."""
+    """The size of each datagram of several that UDP GRO has joined; 0 if it is a single one."""
     for level, kind, data in control:
         if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
             (size,) = struct.unpack_from("=i", data)
@@ -257,9 +257,9 @@ def _segment_of(control: list[tuple[int, int, bytes]]) -> int:
 
 
 def _way_back(control: list[tuple[int, int, bytes]], *, six: bool) -> tuple[bool, _Control]:
-    """Whether the datagram came over IPv4, as far as the kernel says; and the ancillary data for an answer.
+    """Whether the ancillary data proves that the datagram came over IPv4; and the ancillary data for an answer.
 
-    `_read_control` in `_fastpath/state/datagram.pxd` says why it is this. `six` says that the socket is an IPv6 one.
+    `_read_control` in `_fastpath/state/datagram.pxd` has the reasons. `six` is whether this is an IPv6 socket.
     """
     over_four = False
     found: _Control = ()

@@ -1,7 +1,7 @@
-"""How many descriptors sessions may have: one account for connections, UDP sessions and pipes of both lanes.
+"""The budget of descriptors for sessions: connections, UDP sessions and pipes of both lanes.
 
-A connection takes two from the budget before it is accepted, a UDP session one, a pipe of the native lane two. What the
-process needs for itself is kept back: reloads open files and sockets also when clients use everything else.
+A connection takes two before it is accepted, a UDP session one, a pipe of the native lane two. Some are reserved for
+the process itself: a reload must be able to open files and sockets when clients use all others.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ UDP_SESSION_DESCRIPTORS: Final = 1
 KEPT_SHARE: Final = 16
 KEPT_MIN: Final = 8
 KEPT_MAX: Final = 64
-"""Kept back for reloads, logs and the program around: a sixteenth of the limit, within these bounds."""
+"""Reserved for reloads, logs and the embedding program: a sixteenth of the limit, within these bounds."""
 KEPT_FOR_NAMES_MAX: Final = 32
-"""Lookups have a socket each, and so many run at a time (`oinetd.net.resolver`)."""
+"""Each lookup has a socket; this is the number of lookups at a time (`oinetd.net.resolver`)."""
 REACTOR_SHARE: Final = 16
-"""Reactors take two descriptors each, and without a number in the configuration an eighth of all together at most."""
+"""A reactor takes two descriptors. Without `threads`, all reactors together take at most an eighth of the limit."""
 
 
 class Budget(Protocol):
-    """Descriptors that sessions may have; `total` 0 is no bound."""
+    """The descriptors for sessions; `total` 0 means no limit."""
 
     total: int
 
@@ -44,7 +44,7 @@ class Budget(Protocol):
 
 
 class LocalBudget:
-    """A budget of one thread, for a process without the extension."""
+    """A budget for one thread, for a process without the extension."""
 
     __slots__ = ("pipes", "total", "used")
 
@@ -54,7 +54,7 @@ class LocalBudget:
         self.pipes = 0
 
     def take(self, cost: int) -> bool:
-        """Take descriptors; False where there are not so many."""
+        """Take descriptors; False if there are not enough."""
         if self.total and self.used + cost > self.total:
             return False
         self.used += cost
@@ -68,7 +68,7 @@ class LocalBudget:
 
 @dataclass(slots=True)
 class Descriptors:
-    """The account of one forwarder, in `budget`. `measure` goes first, before anybody has a session."""
+    """The descriptors of one forwarder. Call `measure` first, before any session exists."""
 
     budget: Budget
     limit: int = 0
@@ -77,10 +77,10 @@ class Descriptors:
     _base: int = -1
 
     def measure(self, listeners: int, reactors: int, names: int) -> None:
-        """Set the budget to what the limit leaves beside what is open; a reload does so with its own numbers.
+        """Set the budget to the descriptor limit minus what is open and reserved. A reload calls it again.
 
-        `listeners` and `reactors` are those that are there now, `names` is how many are to be looked up. The rest
-        is counted once, at the first call, when no session can be among it.
+        `listeners` and `reactors` are the present numbers, `names` is the number of names to resolve. All other open
+        descriptors are counted once, at the first call, while there is no session.
         """
         own = listeners + (2 * reactors + 1 if reactors else 0)
         if self._base < 0:
@@ -97,31 +97,31 @@ class Descriptors:
 
     @property
     def connections(self) -> int:
-        """How many connections there is room for; 0 is no bound."""
+        """The number of connections that the budget allows; 0 means no limit."""
         return self.budget.total // CONNECTION_DESCRIPTORS
 
     @property
     def udp_sessions(self) -> int:
-        """How many UDP sessions there may be: half of the descriptors, so that they never take all; 0 is no bound."""
+        """The number of UDP sessions that the budget allows, half of the descriptors; 0 means no limit."""
         return self.budget.total // 2 // UDP_SESSION_DESCRIPTORS
 
     def at_most(self, asked_for: int, possible: int) -> int:
-        """The lower of two bounds, of which 0 is none."""
+        """The lower of two limits; 0 means no limit."""
         return min(asked_for, possible) if asked_for and possible else asked_for or possible
 
     def room(self, max_connections: int) -> str:
-        """What there is room for, in a sentence; `max_connections` is what the configuration allows, 0 for all."""
+        """The capacity as a sentence; `max_connections` is the configured limit, 0 for none."""
         if not self.limit:
-            return f"room for {max_connections or 'any number of'} connections (no limit of descriptors)"
+            return f"room for {max_connections or 'any number of'} connections (no descriptor limit)"
         room = self.at_most(max_connections, self.connections)
         return (
-            f"room for {room} connections (limit of {self.limit} descriptors: {self.taken} in use, {self.kept} kept "
-            "for reloads, logs and lookups, two for each connection)"
+            f"room for {room} connections (descriptor limit {self.limit}: {self.taken} in use, {self.kept} reserved "
+            "for reloads, logs and lookups, 2 per connection)"
         )
 
 
 def reactors_affordable(cores: int) -> int:
-    """As many reactors as there are cores, unless the limit of descriptors is so low that sessions would miss them."""
+    """The number of reactors for `cores`: fewer than cores if the descriptor limit is low."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return max(1, cores)
@@ -129,10 +129,10 @@ def reactors_affordable(cores: int) -> int:
 
 
 def _open_descriptors() -> int:
-    """How many descriptors this process has open."""
+    """The number of open descriptors of this process."""
     try:
-        return len(os.listdir("/proc/self/fd")) - 1  # the folder's own is among them
-    except OSError:  # no /proc: ask for each
+        return len(os.listdir("/proc/self/fd")) - 1  # without that of the listing itself
+    except OSError:  # no /proc: try each
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return sum(_is_open(fd) for fd in range(min(soft, 65536) if soft != resource.RLIM_INFINITY else 65536))
 

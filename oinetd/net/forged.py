@@ -1,4 +1,4 @@
-"""Source addresses that no host can have, as `_fastpath/shared/forged.pxd` tells of them."""
+"""Source addresses that no host can have; the same check as in `_fastpath/shared/forged.pxd`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from oinetd.net.sockets import SocketAddress
 __all__ = ["MAPPED", "is_forged"]
 
 MAPPED = "::ffff:"
-"""How the text of an IPv4 address of an IPv6 socket begins."""
+"""The prefix of an IPv4-mapped IPv6 address."""
 
 
 def is_forged(source: SocketAddress, over_four: bool) -> bool:
-    """Whether this cannot be the source of a datagram; `over_four` says that it arrived over IPv4 (IP_PKTINFO)."""
+    """Whether `source` cannot be true; `over_four` is whether the datagram arrived over IPv4 (IP_PKTINFO)."""
     host, port = source[:2]
     if port == 0:
         return True
@@ -23,5 +23,5 @@ def is_forged(source: SocketAddress, over_four: bool) -> bool:
 
 
 def _four_is_no_source(host: str) -> bool:
-    """0.0.0.0, multicast, and the broadcast address of every network."""
+    """Whether it is 0.0.0.0, multicast, or the broadcast address of all networks."""
     return host in ("0.0.0.0", "255.255.255.255") or 224 <= int(host.partition(".")[0]) < 240

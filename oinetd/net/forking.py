@@ -1,7 +1,7 @@
-"""A program that forks while a forwarder runs in it: the child holds none of its sockets.
+"""Closes the sockets of a forwarder in a child process, if the embedding program forks.
 
-A peer sees the end of a connection when the last descriptor of it is closed, and a child that lives on would keep them
-all. `os.fork` and what is built on it call `_in_child`; `subprocess` closes what it inherits by itself.
+A peer sees the end of a connection only when its last descriptor is closed, and a child would keep all of them open.
+`os.fork` and everything that uses it call `_in_child`; `subprocess` closes inherited descriptors itself.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _WATCHED = re.compile(r"^tfd:\s+(\d+) .*\bino:([0-9a-f]+)", re.MULTILINE)
 
 
 class Reactors(Protocol):
-    """The native threads, which a child does not have."""
+    """The native threads, which do not exist in a child."""
 
     def epolls(self) -> list[int]: ...
     def abandon(self) -> None: ...
 
 
 class Held:
-    """What one forwarder holds and no child may keep: listening sockets, and those in the epolls of its sessions."""
+    """The descriptors of one forwarder that no child may keep: listening sockets, and those in its epolls."""
 
     def __init__(self, poller: Poller) -> None:
         self.listening: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -41,7 +41,7 @@ class Held:
             os.register_at_fork(after_in_child=_in_child)
 
     def let_go(self) -> None:
-        """This is a child: give everything up."""
+        """Close everything; called in a child."""
         epolls = [*self._poller.epolls(), *(self.core.epolls() if self.core is not None else ())]
         _replace([sock.fileno() for sock in self.listening])
         for epoll in epolls:
@@ -61,7 +61,7 @@ def _in_child() -> None:
 
 
 def _watched_by(epoll: int) -> list[int]:
-    """The descriptors of an epoll, which are what they were when they were given to it."""
+    """The descriptors in an epoll that still refer to the registered files."""
     found = []
     with open(f"/proc/self/fdinfo/{epoll}", encoding="ascii") as file:
         for fd, inode in _WATCHED.findall(file.read()):
@@ -72,7 +72,7 @@ def _watched_by(epoll: int) -> list[int]:
 
 
 def _replace(descriptors: Iterable[int]) -> None:
-    """Put /dev/null in their places: whoever closes the numbers later closes nobody else's."""
+    """Replace the descriptors by /dev/null: a later close of these numbers then hits no other file."""
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in descriptors:
         if fd >= 0:

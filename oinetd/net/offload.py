@@ -1,4 +1,4 @@
-"""The extension's batches of datagrams, where it is built."""
+"""The extension's batches of datagrams, if it is built."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["native_batch"]
 
 
 def native_batch() -> DatagramBatch | None:
-    """A batch of the extension; None where it is not built, which `oinetd.lanes.native.plane` tells the reason of."""
+    """A batch of the extension; None if it is not built. `oinetd.lanes.native.plane` reports the reason."""
     try:
         from oinetd import _fastpath
     except ImportError:

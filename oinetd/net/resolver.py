@@ -1,10 +1,9 @@
-"""Looks names up in threads of its own, so that a slow name server holds up neither the loop nor anything else.
+"""Resolves names in threads, so that a slow name server blocks neither the loop nor other names.
 
-The calls of the C library block, and nothing can end them. So each lookup has a daemon thread: nobody waits for it at
-the end of the process, and the default executor of the loop belongs to the program alone. A name that is looked up
-already is not looked up a second time; whoever asks for it waits for the same answer. At most `THREADS_MAX` lookups
-run at a time and the others queue; one that takes longer than `SLOW_S` no longer counts among them, so that names
-whose server is silent delay no other.
+getaddrinfo blocks and cannot be cancelled. So each lookup has a daemon thread, which the exit of the process does not
+wait for; the loop's default executor is left to the program. Callers that ask for the same name share one lookup. At
+most `THREADS_MAX` lookups run at a time and the others queue. A lookup that takes longer than `SLOW_S` is no longer
+counted, so that silent name servers do not delay other names.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from oinetd.net.sockets import Address, is_numeric, lookup
 __all__ = ["Resolver", "is_temporary", "resolve"]
 
 THREADS_MAX: Final = 32
-"""Lookups at a time, of those that are not slow."""
+"""Running lookups, without slow ones."""
 THREADS_TOTAL_MAX: Final = 256
-"""Lookups at a time, the slow ones included."""
+"""Running lookups, with slow ones."""
 SLOW_S: Final = 2.0
-"""A lookup that takes longer waits for a name server that does not answer (the C library tries for 5 s and more)."""
+"""A lookup that takes longer waits for a silent name server (the C library tries for 5 s and more)."""
 LOOK_S: Final = 0.25
-"""How often who waits looks whether a queued lookup may begin."""
+"""How often a caller checks whether a queued lookup can start."""
 GIVE_UP_S: Final = 15.0
-"""How long an answer is waited for. The thread goes on, and its answer serves who asks for the name meanwhile."""
+"""The timeout of a caller. The thread goes on, and its answer is used by later callers for the same name."""
 ABANDONED_S: Final = 60.0
-"""A lookup as old as this will not end any more: the next one for its name gets a thread of its own."""
+"""A lookup of this age is assumed never to end: the next one for its name gets a new thread."""
 
 _PERMANENT: Final = frozenset({
     socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL, socket.EAI_FAMILY, socket.EAI_ADDRFAMILY,
@@ -42,12 +41,12 @@ _PERMANENT: Final = frozenset({
 
 
 def is_temporary(error: OSError) -> bool:
-    """Whether a lookup that failed with `error` may succeed later: the name server did not answer, memory was short."""
+    """Whether a lookup that failed with `error` may succeed later: no answer from the name server, or out of memory."""
     return not isinstance(error, socket.gaierror) or error.errno not in _PERMANENT
 
 
 class _Lookup:
-    """One name being looked up, or queued (`began` is 0 then), and who waits for it, each on a loop of its own."""
+    """One lookup, running or queued (`began` is 0 then), and its waiters, each with its loop."""
 
     __slots__ = ("began", "host", "waiters")
 
@@ -58,23 +57,23 @@ class _Lookup:
 
 
 class Resolver:
-    """The lookups of a process; may be used from several threads and loops."""
+    """All lookups of a process; may be used from several threads and loops."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every lookup: after a fork their threads do not exist in the child."""
+        """Forget all lookups: their threads do not exist in a forked child."""
         self._lock = threading.Lock()
         self._current: dict[str, _Lookup] = {}
         self._running: set[_Lookup] = set()
         self._queue: deque[_Lookup] = deque()
 
     async def resolve(self, host: str, patience_s: float = GIVE_UP_S) -> tuple[Address, ...]:
-        """All addresses of `host`, in the order of the system's resolver; an address is its own answer.
+        """All addresses of `host`, in the order of the system's resolver; an address is returned as it is.
 
-        Raises `OSError` (`socket.gaierror` where the name has none); see `is_temporary`. No answer within `patience_s`
-        is a temporary failure.
+        Raises `OSError` (`socket.gaierror` if the name has none); see `is_temporary`. No answer within `patience_s` is
+        a temporary failure.
         """
         if is_numeric(host):
             return lookup(host)
@@ -88,7 +87,7 @@ class Resolver:
                 await asyncio.wait({answer}, timeout=min(left_s, LOOK_S))
         finally:
             self._leave(wanted, answer)
-            answer.cancel()  # does nothing where it is done
+            answer.cancel()  # does nothing if it is done
         if answer.cancelled():
             raise socket.gaierror(socket.EAI_AGAIN, f"no answer from the name server within {patience_s:g} s")
         return answer.result()
@@ -112,13 +111,13 @@ class Resolver:
                 self._drop(wanted)
 
     def _begin(self) -> None:
-        """Begin as many of the queued lookups as may run now."""
+        """Start as many queued lookups as the limits allow."""
         while (wanted := self._next()) is not None:
             name = f"oinetd lookup {wanted.host}"
             try:
                 threading.Thread(target=self._work, args=(wanted,), name=name, daemon=True).start()
-            except RuntimeError as error:  # the process may have no more threads
-                self._settle(wanted, OSError(0, f"no thread for the lookup: {error}"))
+            except RuntimeError as error:  # the limit of threads is reached
+                self._settle(wanted, OSError(0, f"cannot start a thread for the lookup: {error}"))
 
     def _next(self) -> _Lookup | None:
         with self._lock:
@@ -132,14 +131,14 @@ class Resolver:
             return wanted
 
     def _work(self, wanted: _Lookup) -> None:
-        """The life of a thread: this lookup, then others as long as some are queued."""
+        """The body of a thread: this lookup, then queued ones."""
         following: _Lookup | None = wanted
         while following is not None:
             try:
                 answer: tuple[Address, ...] | OSError = lookup(following.host)
             except OSError as error:
                 answer = error
-            except Exception as error:  # a thread that ends without an answer would leave its waiters waiting
+            except Exception as error:  # the waiters need an answer in any case
                 answer = OSError(0, f"the lookup failed: {error!r}")
             self._settle(following, answer)
             following = self._next()
@@ -150,15 +149,15 @@ class Resolver:
             self._drop(wanted)
             waiters, wanted.waiters = wanted.waiters, {}
         for future, loop in waiters.items():
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(_tell, future, answer)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_set_answer, future, answer)
 
     def _drop(self, wanted: _Lookup) -> None:
         if self._current.get(wanted.host) is wanted:
             del self._current[wanted.host]
 
 
-def _tell(future: asyncio.Future[tuple[Address, ...]], answer: tuple[Address, ...] | OSError) -> None:
+def _set_answer(future: asyncio.Future[tuple[Address, ...]], answer: tuple[Address, ...] | OSError) -> None:
     if future.done():
         return
     if isinstance(answer, OSError):
@@ -172,5 +171,5 @@ os.register_at_fork(after_in_child=_resolver.reset)
 
 
 async def resolve(host: str, patience_s: float = GIVE_UP_S) -> tuple[Address, ...]:
-    """`Resolver.resolve` of the process's own resolver."""
+    """`Resolver.resolve` of the one resolver of the process."""
     return await _resolver.resolve(host, patience_s)

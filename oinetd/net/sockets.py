@@ -1,8 +1,8 @@
-"""Every bind, listen, accept and setsockopt of the control plane, and nothing else.
+"""All bind, listen and setsockopt calls of the control plane.
 
-Options are set on the listening socket where the kernel lets accepted sockets inherit them (TCP_NODELAY, keep-alive,
-SO_OOBINLINE), so that accepting costs one system call. SO_SNDBUF and SO_RCVBUF are never set: that would end the
-kernel's own tuning. UDP has no such tuning.
+Options that accepted sockets inherit (TCP_NODELAY, keep-alive, SO_OOBINLINE) are set on the listening socket, so that
+accepting costs one system call. SO_SNDBUF and SO_RCVBUF are never set on TCP sockets: this would disable the kernel's
+autotuning, which UDP does not have.
 """
 
 from __future__ import annotations
@@ -53,29 +53,29 @@ __all__ = [
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
 IP_PKTINFO = 8
-"""Of linux/in.h; the standard library has only its IPv6 counterpart."""
+"""From linux/in.h; the standard library has only the IPv6 option."""
 
 LISTENER_QUEUE_BYTES = 4 * 1024 * 1024
-"""What waits for a UDP listener, which serves all its clients: 5,000 small datagrams, a wake or two of a busy loop. The
-kernel allows at most net.core.rmem_max."""
+"""The receive queue of a UDP listener, shared by all its clients: 5,000 small datagrams, enough for one or two wake-ups
+of a busy loop. The kernel allows at most net.core.rmem_max."""
 UPSTREAM_QUEUE_BYTES = 1024 * 1024
-"""The same for one session. Nothing is allocated for it as long as the queue is empty."""
+"""The receive queue of one UDP session. An empty queue takes no memory."""
 
 _IP_BIND_ADDRESS_NO_PORT = 24
 _IPV6_FREEBIND = 78
 _SO_BINDTOIFINDEX = 62
 _NO_INTERFACE = 0x7FFFFFFF
 _TCPI_UNACKED = 24
-"""Where struct tcp_info of linux/tcp.h says it; of a listening socket it is the length of the queue."""
+"""The offset in struct tcp_info of linux/tcp.h; for a listening socket it is the length of the accept queue."""
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""The machine has no descriptor or memory left: a state that passes, not a fault of the connection."""
+"""No descriptor or memory left: a temporary state of the machine, not a fault of the connection."""
 
 _RESET = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One resolved socket address; `sockaddr` is what connect and bind take."""
+    """A resolved socket address; `sockaddr` is the argument of connect and bind."""
 
     family: int
     sockaddr: SocketAddress
@@ -101,7 +101,7 @@ class Address:
 
 
 def is_numeric(host: str) -> bool:
-    """Whether `host` is an address, so that looking it up asks nobody."""
+    """Whether `host` is an address and not a name."""
     if host == "0":
         return True
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -114,14 +114,14 @@ def is_numeric(host: str) -> bool:
 
 
 def lookup(host: str, port: int = 0) -> tuple[Address, ...]:
-    """All addresses of `host`, in the resolver's order. Blocks where it is a name.
+    """All addresses of `host`, in the resolver's order. Blocks if it is a name.
 
-    Raises `socket.gaierror` where the name has none, `OSError` for a scope that is no interface.
+    Raises `socket.gaierror` if the name has none, `OSError` for a scope that is no interface.
     """
     if host == "0":
         host = "0.0.0.0"
     flags = socket.AI_NUMERICHOST if is_numeric(host) else 0
-    if host.lower().rstrip(".").endswith(".invalid"):  # RFC 6761, 6.4: such a name never exists, no server need say so
+    if host.lower().rstrip(".").endswith(".invalid"):  # RFC 6761, 6.4: never exists, so no server is asked
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=flags)
@@ -132,7 +132,7 @@ def lookup(host: str, port: int = 0) -> tuple[Address, ...]:
 
 @contextlib.contextmanager
 def _unbound(address: Address, kind: int, *, v6only: bool) -> Iterator[socket.socket]:
-    """A non-blocking socket, to be bound to `address`. Where that fails it is closed, and `BindError` raised."""
+    """A non-blocking socket, to be bound to `address`. If the body fails, it is closed and `BindError` is raised."""
     sock = None
     try:
         sock = socket.socket(address.family, kind | socket.SOCK_NONBLOCK)
@@ -148,7 +148,7 @@ def _unbound(address: Address, kind: int, *, v6only: bool) -> Iterator[socket.so
 def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, shared: bool = False) -> socket.socket:
     """A socket bound to `address`, not yet listening. Raises `BindError`.
 
-    `shared` lets it stand beside own listeners that overlap with it and are `share`d too.
+    `shared` allows overlapping listeners of this process, which must be `share`d too.
     """
     with _unbound(address, socket.SOCK_STREAM, v6only=v6only) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -159,9 +159,9 @@ def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, share
 
 
 def bind_datagrams(address: Address, *, v6only: bool, shared: bool = False) -> socket.socket:
-    """A UDP socket bound to `address`; on a wildcard it tells which address was written to. Raises `BindError`.
+    """A UDP socket bound to `address`; on a wildcard it reports destination addresses. Raises `BindError`.
 
-    `shared` is as in `bind_listener`. There is no SO_REUSEADDR: over UDP it would let anybody take the port away.
+    `shared` is as in `bind_listener`. SO_REUSEADDR is not set: for UDP it would let any process take over the port.
     """
     with _unbound(address, socket.SOCK_DGRAM, v6only=v6only) as sock:
         tune_datagrams(sock, address)
@@ -171,32 +171,32 @@ def bind_datagrams(address: Address, *, v6only: bool, shared: bool = False) -> s
 
 
 def tune_datagrams(sock: socket.socket, address: Address) -> None:
-    """Set what a UDP listener on `address` has: a long queue, and on a wildcard the address that was written to."""
+    """Set the options of a UDP listener on `address`: a long queue, and destination addresses on a wildcard."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENER_QUEUE_BYTES)
     if address.family == socket.AF_INET6:
-        # On any IPv6 socket: it is the proof that a datagram with an IPv4 source did arrive over IPv4.
+        # On any IPv6 socket: it proves that a datagram with an IPv4 source arrived over IPv4.
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         if address.is_wildcard:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            # Answers leave from addresses that are ours by a route alone (`ip -6 route add local`), too.
+            # Answers may also leave from addresses that are local only by a route (`ip -6 route add local`).
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
     elif address.is_wildcard:
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
 
 def share(sock: socket.socket, shared: bool) -> None:
-    """Whether another socket of the same user may take the same port.
+    """Set whether another socket of the same user may bind the same port.
 
-    On only for the moment in which a reload replaces one listener by another that overlaps with it, so that no
-    connection falls between them; at any other time a taken port has to be an error.
+    On only while a reload replaces a listener by an overlapping one, so that no connection is lost between them. At any
+    other time a port in use must be an error.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
 
 
 def start_listening(sock: socket.socket, address: Address, backlog: int) -> None:
-    """Let the kernel queue connections, at most `backlog` of them. Raises `BindError`.
+    """Listen with this backlog. Raises `BindError`.
 
-    May be called again to change the backlog: the queue is kept.
+    May be called again to change the backlog: the accept queue is kept.
     """
     try:
         sock.listen(backlog)
@@ -205,11 +205,11 @@ def start_listening(sock: socket.socket, address: Address, backlog: int) -> None
 
 
 def stop_queueing(sock: socket.socket) -> bool:
-    """Let no more connections come to a listening socket; its queue, and handshakes under way, stay. Whether it could.
+    """Stop new connections to a listening socket; its accept queue and running handshakes stay. Whether that worked.
 
-    They go to another one on the same port where there is one. Were the socket closed when its queue is found empty,
-    who comes between the two would be reset. The socket is bound to an interface that no machine has, for which it
-    need not exist (Linux 5.0, without privilege 5.7); an older kernel leaves the gap.
+    New connections go to another listener on the port, if there is one. Without this, a connection that arrives between
+    a look at the empty queue and the close would be reset. The socket is bound to an interface index that does not
+    exist, which the kernel allows (Linux 5.0, without privilege 5.7); an older kernel keeps this gap.
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
@@ -219,28 +219,28 @@ def stop_queueing(sock: socket.socket) -> bool:
 
 
 def queue_length(sock: socket.socket) -> int:
-    """Connections that wait in a listening socket to be accepted."""
+    """The number of connections in the accept queue of a listening socket."""
     return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED + 4)[-4:], sys.byteorder)
 
 
 def bind_error(address: Address, error: OSError) -> BindError:
-    """What kept `address` from being listened on, and the remedy."""
+    """The error for an `address` that cannot be listened on, with the remedy."""
     remedy = {
-        errno.EADDRINUSE: "the port is taken (`ss -lntup` tells by whom)",
+        errno.EADDRINUSE: "the port is in use (`ss -lntup` shows by which process)",
         errno.EACCES: "not permitted: ports below 1024 need root or CAP_NET_BIND_SERVICE",
-        errno.EADDRNOTAVAIL: "this machine has no such address; if it comes later, set "
+        errno.EADDRNOTAVAIL: "this machine does not have this address; if it is added later, set "
         f"net.ipv{6 if address.family == socket.AF_INET6 else 4}.ip_nonlocal_bind=1 "
         "or start after network-online.target",
-        errno.EAFNOSUPPORT: "this machine does not speak this family of addresses",
-        errno.EMFILE: "no descriptor is left: raise the limit (`ulimit -n`)",
+        errno.EAFNOSUPPORT: "this machine does not support this address family",
+        errno.EMFILE: "no descriptor left: raise the limit (`ulimit -n`)",
     }.get(error.errno or 0, error.strerror or str(error))
     return BindError(f"cannot listen on {address}: {remedy}", error.errno or 0)
 
 
 def tune(sock: socket.socket, keepalive: KeepAlive) -> None:
-    """Set what every socket of a relay has: no Nagle, urgent bytes in line, keep-alive as configured."""
+    """Set the options of every relayed socket: no Nagle, urgent bytes inline, keep-alive as configured."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Out of line, an urgent byte makes splice answer EAGAIN for ever; in line it is a byte like others.
+    # Out of line, an urgent byte makes splice return EAGAIN for ever; inline, it is a normal byte.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(bool(keepalive)))
     if keepalive:
@@ -258,7 +258,7 @@ def tune_listener(sock: socket.socket, address: Address, keepalive: KeepAlive) -
 
 
 def keepalive_of(sock: socket.socket) -> KeepAlive:
-    """The keep-alive that `sock` has."""
+    """The keep-alive settings of `sock`."""
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
         return KeepAlive(idle_s=0)
     numbers = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
@@ -266,7 +266,7 @@ def keepalive_of(sock: socket.socket) -> KeepAlive:
 
 
 def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
-    """A non-blocking socket for the upstream leg. Raises `OSError`."""
+    """A non-blocking TCP socket for the upstream. Raises `OSError`."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         tune(sock, keepalive)
@@ -277,7 +277,7 @@ def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
 
 
 def open_datagrams(family: int) -> socket.socket:
-    """A non-blocking UDP socket for the upstream leg. Raises `OSError`."""
+    """A non-blocking UDP socket for the upstream. Raises `OSError`."""
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UPSTREAM_QUEUE_BYTES)
@@ -290,8 +290,8 @@ def open_datagrams(family: int) -> socket.socket:
 def connect_datagrams(sock: socket.socket, address: Address, *, may_broadcast: bool) -> None:
     """Connect a UDP socket. Raises `OSError`.
 
-    A broadcast address has to be asked for. `may_broadcast` is for one that the configuration names: an answer of the
-    name system must not make clients write to a whole network.
+    A broadcast address needs `may_broadcast`, which is set only for an address in the configuration: a DNS answer must
+    not make clients write to a whole network.
     """
     try:
         sock.connect(address.sockaddr)
@@ -303,23 +303,23 @@ def connect_datagrams(sock: socket.socket, address: Address, *, may_broadcast: b
 
 
 def bind_source(sock: socket.socket, source: Address) -> None:
-    """Let `sock` connect from the address `source`. Raises `OSError`."""
-    # The port is chosen when it connects, when both ends are known: a port for each destination, not one for all.
+    """Set the source address of `sock`. Raises `OSError`."""
+    # The kernel chooses the port at the connect, so that one port can be used for several destinations.
     sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
     sock.bind(source.sockaddr)
 
 
 def is_connected_to_itself(sock: socket.socket, address: Address) -> bool:
-    """Whether the connect to `address` came back to its own socket.
+    """Whether the connect to `address` reached its own socket.
 
-    That happens where nobody listens on a port of this machine and the kernel chooses that port for the outgoing end:
-    once in 28,000 tries, so surely with clients that try again. The port would then be taken for whom it belongs to.
+    This happens if no process listens on a port of this machine and the kernel chooses this port as the source port:
+    once in 28,000 tries, so certainly with clients that retry. The port would then be in use when its server starts.
     """
     return bool(sock.getsockname()[1] == address.port and sock.getsockname() == sock.getpeername())
 
 
 def close_with_reset(sock: socket.socket) -> None:
-    """Close so that the peer sees a reset; what the kernel has not sent yet is thrown away."""
+    """Close with a reset; unsent data is discarded."""
     if sock.fileno() >= 0:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -328,22 +328,22 @@ def close_with_reset(sock: socket.socket) -> None:
 
 
 def unsent_bytes(sock: socket.socket) -> int:
-    """Bytes in the send queue that the peer has not acknowledged yet."""
+    """The number of bytes that the peer has not acknowledged."""
     answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     return int(struct.unpack("i", answer)[0])
 
 
 def client_address(sockaddr: SocketAddress) -> tuple[str, int]:
-    """The client as the log names it: an IPv4 client of an IPv6 listener is an IPv4 client."""
+    """The client's address for the log: an IPv4-mapped address becomes an IPv4 address."""
     host, port = sockaddr[0], sockaddr[1]
     return (host[7:], port) if host.startswith("::ffff:") and "." in host else (host, port)
 
 
 def host_and_port(host: str, port: int) -> str:
-    """Both in one word, as `ss` and URLs write them."""
+    """`host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def bound_address(sock: socket.socket) -> Address:
-    """The address that `sock` is bound to, with the port that the kernel chose."""
+    """The bound address of `sock`, with the port that the kernel chose."""
     return Address(sock.family, sock.getsockname())

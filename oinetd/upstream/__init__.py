@@ -1,1 +1,1 @@
-"""Where connections go: names, their addresses, and which of them serve."""
+"""Destinations: names, their addresses, and which addresses work."""

@@ -1,7 +1,6 @@
-"""That an address of a destination fails, and that it works again: each is said once, with the address and the reason.
+"""Log lines about addresses of a destination: one when an address fails, with the reason, one when it works again.
 
-Both lanes and all listeners tell it here. An address that changes more often than once a second is told of once a
-second, as it is then.
+Both lanes and all listeners report here. An address that changes often has at most one line each second.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ __all__ = ["AddressHealth", "words_for"]
 log = logging.getLogger("oinetd")
 
 PAUSE_S: Final = 1.0
-"""Least time between two lines about one address."""
+"""Minimum time between two lines about one address."""
 
 _WORDS: Final = {
     errno.EINPROGRESS: "does not answer (another address was faster)",
@@ -30,12 +29,12 @@ _WORDS: Final = {
 
 
 def words_for(code: int) -> str:
-    """What an address that fails with this errno does."""
+    """The text for an address that fails with this errno."""
     return _WORDS.get(code) or f"fails ({os.strerror(code).lower()})"
 
 
 class _State:
-    """One address: how it fails, 0 where it works; what was said of it last, and the timer until it may be again."""
+    """One address: its errno, 0 if it works; the errno logged last; the timer until the next line is allowed."""
 
     __slots__ = ("code", "said", "timer")
 
@@ -46,7 +45,7 @@ class _State:
 
 
 class AddressHealth:
-    """The addresses of one host, with their ports; `usable` says how many of a port there are."""
+    """The addresses of one host, with their ports; `usable` returns the number of addresses."""
 
     def __init__(self, host: str, usable: Callable[[], int]) -> None:
         self._host = host
@@ -55,7 +54,7 @@ class AddressHealth:
         self._stopped = False
 
     def failed(self, host: str, port: int, code: int) -> None:
-        """An address does not take connections; `code` is the errno."""
+        """An address failed; `code` is the errno."""
         state = self._states.get((host, port))
         if self._stopped:
             return
@@ -66,21 +65,21 @@ class AddressHealth:
             self._changed(host, port, state)
 
     def worked(self, host: str, port: int) -> None:
-        """An address took a connection."""
+        """An address accepted a connection."""
         state = self._states.get((host, port))
         if state is not None and state.code:
             state.code = 0
             self._changed(host, port, state)
 
     def changed(self, host: str, port: int, code: int) -> None:
-        """An address fails with an errno, or works again at 0."""
+        """An address failed with an errno, or works again if `code` is 0."""
         if code:
             self.failed(host, port, code)
         else:
             self.worked(host, port)
 
     def forget(self, hosts: set[str]) -> None:
-        """Only `hosts` are addresses of it any more."""
+        """Keep only the addresses in `hosts`."""
         for key, state in tuple(self._states.items()):
             if key[0] not in hosts:
                 if state.timer is not None:
@@ -97,7 +96,7 @@ class AddressHealth:
             self._say(host, port, state)
 
     def _say(self, host: str, port: int, state: _State) -> None:
-        """Say how it is now, where that is something new, and nothing more of this address for a while."""
+        """Log the state if it has changed, and nothing more about this address for a while."""
         state.timer = None
         if bool(state.code) is bool(state.said):
             if not state.code:
@@ -116,7 +115,7 @@ class AddressHealth:
         state.timer = asyncio.get_running_loop().call_later(PAUSE_S, self._say, host, port, state)
 
     def stop(self) -> None:
-        """Say nothing more."""
+        """Log nothing more."""
         self._stopped = True
         for state in self._states.values():
             if state.timer is not None:

@@ -1,8 +1,9 @@
-"""Which address of a destination to try next, from what is remembered of each.
+"""The order in which the addresses of a destination are tried.
 
-Addresses that work take turns within their family, families alternate, and the family of the resolver's first answer
-goes first (RFC 8305, section 4). An address that failed is tried last for a while, that which failed longest ago before
-the others. `_fastpath/shared/target.pxd` does the same for the native lane, and a test holds the two together.
+Working addresses of a family take turns (round robin). Families alternate, and the family of the resolver's first
+answer goes first (RFC 8305, section 4). An address that failed is tried last for a while; of several, the one that
+failed longest ago goes first. `_fastpath/shared/target.pxd` does the same for the native lane, and a test compares the
+two.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from oinetd.net.sockets import SHORTAGE, Address
 __all__ = ["AddressOrder", "is_of_the_server", "now_ms"]
 
 HOLD_MS: Final = 10_000
-"""How long an address that failed is tried last; doubled when it fails again after that."""
+"""How long a failed address is tried last; the time doubles if it then fails again."""
 HOLD_MAX_MS: Final = 300_000
 
 _OURS: Final = SHORTAGE | {errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ELOOP}
 
 
 def is_of_the_server(code: int) -> bool:
-    """Whether a failure to connect with this errno says something of the address, and not only of this machine."""
+    """Whether a connect error is a failure of the address, and not of this machine."""
     return code not in _OURS
 
 
 class _State:
-    """One address: its place among those of its family, and when it failed; 0 where it did not since it worked."""
+    """One address: its rank in its family, and when it failed; 0 if it works."""
 
     __slots__ = ("failed_ms", "hold_ms", "rank", "relatives", "second")
 
@@ -41,7 +42,7 @@ class _State:
 
 
 class AddressOrder:
-    """The addresses of one destination and port, in the resolver's order; `before` tells what is known of the same."""
+    """The addresses of one destination and port, in the resolver's order; failures known to `before` are kept."""
 
     def __init__(self, addresses: tuple[Address, ...], before: AddressOrder | None = None) -> None:
         self.addresses = addresses
@@ -56,14 +57,14 @@ class AddressOrder:
                 state.failed_ms, state.hold_ms = old.failed_ms, old.hold_ms
 
     def begin(self) -> int:
-        """A search begins; the number of its turn."""
+        """Begin a search; returns the number of its turn."""
         if len(self.addresses) < 2:
             return 0
         self._turn += 1
         return self._turn - 1
 
     def pick(self, tried: int, turn: int, now_ms: int) -> int:
-        """The number of the address to try next, of those whose bit in `tried` is not set; -1 where there is none."""
+        """The index of the next address whose bit in `tried` is not set; -1 if there is none."""
         best, best_key = -1, (0, 0)
         for at, state in enumerate(self._states):
             if tried >> at & 1:
@@ -75,7 +76,7 @@ class AddressOrder:
         return best
 
     def failed(self, at: int, now_ms: int) -> None:
-        """Address number `at` did not take a connection."""
+        """The address with index `at` failed."""
         state = self._states[at]
         if not state.failed_ms:
             state.hold_ms = HOLD_MS
@@ -84,7 +85,7 @@ class AddressOrder:
         state.failed_ms = now_ms
 
     def worked(self, at: int) -> None:
-        """Address number `at` took a connection, or answered."""
+        """The address with index `at` accepted a connection, or answered."""
         state = self._states[at]
         state.failed_ms = state.hold_ms = 0
 

@@ -1,8 +1,8 @@
-"""Where connections go: a name, its addresses of the moment, and when to ask again.
+"""A destination: a name, its present addresses, and when it is resolved again.
 
-A name is looked up at start, at reload, every `dns_refresh_s`, and when connecting failed three times in a row.
-Connections use the addresses known so far; only the first answer is waited for, and not for long: a name server that
-does not answer yet leaves the destination without addresses, and it is asked again until it has some.
+A name is resolved at start, on reload, every `dns_refresh_s`, and after three failed connects in a row. Connections use
+the addresses known so far. Only a start or a reload waits for the first answer, and only for some seconds: without one
+the destination has no addresses, and the name is resolved again until it has.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ["START_PATIENCE_S", "Destination", "DestinationState"]
 log = logging.getLogger("oinetd")
 
 FAILURES_BEFORE_LOOKUP = 3
-"""Connects that fail in a row before the name is asked for again."""
+"""Failed connects in a row before the name is resolved again."""
 LOOKUP_PAUSE_S = 1.0
-"""Least time between two lookups that failures asked for: a dead destination must not flood the resolver."""
+"""Minimum time between two lookups caused by failures: a dead destination must not flood the resolver."""
 START_PATIENCE_S = 3.0
-"""How long a start waits for the first answers, in which an unknown name is an error. All names are asked at once."""
+"""How long a start waits for the first answers; an unknown name is then an error. All names are resolved at once."""
 RETRY_S = 1.0
 RETRY_MAX_S = 4.0
-"""Between two lookups of a name that has no address yet; the pause doubles from the first to the second.
+"""The first and the longest time between two lookups of a name without addresses; it doubles each time.
 Clients wait meanwhile."""
 
 
 class Destination:
-    """The addresses of one host, a name or a number; `on_change` is called when a lookup brought others."""
+    """The addresses of one host, a name or an address; `on_change` is called when a lookup returned other addresses."""
 
     def __init__(self, host: str, refresh_s: float, addresses: tuple[Address, ...] = ()) -> None:
         self.host = host
@@ -48,14 +48,14 @@ class Destination:
         self.health = AddressHealth(host, lambda: len(self._addresses))
         self.on_change: Callable[[], object] | None = None
         self.error: OSError | None = None
-        """Why the last lookup failed; None where it did not."""
+        """The error of the last lookup; None if it succeeded."""
         self._failures = 0
         self._timer: asyncio.TimerHandle | None = None
         self._lookup: asyncio.Task[None] | None = None
         self._looked_up_at = 0.0
         self._retry_s = RETRY_S
         self._resolved = asyncio.Event()
-        self._in_trouble = False
+        self._failing = False
         self._stopped = False
 
     @property
@@ -65,15 +65,15 @@ class Destination:
 
     @property
     def state(self) -> DestinationState:
-        """What is known of it."""
+        """Its state for the status."""
         error = _reason(self.error) if self.error is not None else ""
         failing = tuple((*place, code) for place, code in self.health.failing.items())
         return DestinationState(self.host, tuple(address.host for address in self._addresses), error, failing)
 
     async def resolve(self, origin: Origin, what: str = "destination", patience_s: float = START_PATIENCE_S) -> None:
-        """Look the name up for the first time. Raises `ConfigError` where it has no address.
+        """Resolve the name for the first time. Raises `ConfigError` if it has no address.
 
-        Where no name server says so within `patience_s` seconds the destination is left without addresses.
+        Without an answer within `patience_s` seconds, the destination has no addresses yet.
         """
         if is_numeric(self.host):
             try:
@@ -87,11 +87,11 @@ class Destination:
         if self.error is not None and not is_temporary(self.error):
             raise self._unknown(self.error, origin, what) from self.error
         if not self._addresses:
-            self._in_trouble = True
+            self._failing = True
             reason = _reason(self.error) if self.error else f"no answer from the name server within {patience_s:g} s"
             where = f"{origin}: " if origin.line else ""
             log.warning(
-                "%sDNS: the %s %s cannot be resolved yet (%s); its clients wait up to connect-timeout",
+                "%sDNS: cannot resolve the %s %s yet (%s); clients wait up to connect-timeout",
                 where, what, self.host, reason,
             )  # fmt: skip
 
@@ -99,11 +99,11 @@ class Destination:
         hint = "check the spelling and the resolver (`getent hosts NAME`)"
         if is_numeric(self.host):
             hint = "check the scope: it has to be an interface of this machine (`ip link`)"
-        message = f"the {what} {self.host} cannot be resolved: {_reason(error)}"
+        message = f"cannot resolve the {what} {self.host}: {_reason(error)}"
         return ConfigError(Problem(message, file=origin.file, line=origin.line, hint=hint))
 
     async def wait_resolved(self, timeout_s: float) -> bool:
-        """Whether it has an address, or gets one within `timeout_s` seconds."""
+        """Wait at most `timeout_s` seconds for an address; whether it has one."""
         if not self._addresses and not self._stopped:
             self.look_up_again()
             try:
@@ -114,11 +114,11 @@ class Destination:
         return self.resolved
 
     def at(self, port: int) -> tuple[Address, ...]:
-        """The addresses of the moment, with `port`, in the resolver's order."""
+        """The present addresses, with `port`, in the resolver's order."""
         return self.order(port).addresses
 
     def order(self, port: int) -> AddressOrder:
-        """The addresses of the moment, with `port`, and in which order to try them."""
+        """The present addresses, with `port`, and the order in which to try them."""
         order = self._orders.get(port)
         if order is None or len(order.addresses) != len(self._addresses):
             found = tuple(address.at(port) for address in self._addresses)
@@ -126,7 +126,7 @@ class Destination:
         return order
 
     def start(self) -> None:
-        """Keep the addresses fresh from now on; nothing to do for a number."""
+        """Refresh the addresses from now on; does nothing for an address."""
         if self._timer is not None or is_numeric(self.host) or self._stopped:
             return
         if not self._addresses:
@@ -135,7 +135,7 @@ class Destination:
             self._timer = asyncio.get_running_loop().call_later(self.refresh_s, self._refresh)
 
     def stop(self) -> None:
-        """End refreshing; a lookup under way is dropped. Sessions that dial meanwhile use what is known."""
+        """Stop refreshing, and cancel a running lookup. Sessions that dial later use the known addresses."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -147,20 +147,20 @@ class Destination:
         self.health.stop()
 
     def connected(self) -> None:
-        """To be called when an address took a connection."""
+        """Call this when an address accepted a connection."""
         self._failures = 0
 
     def failed(self) -> None:
-        """To be called when no address took a connection."""
+        """Call this when no address accepted a connection."""
         self._failures += 1
         if self._failures >= FAILURES_BEFORE_LOOKUP:
             self._failures = 0
             self.look_up_again()
 
     def note_failed(self, address: Address, code: int) -> None:
-        """To be called when an address did not take a connection, or refused datagrams; it is tried last for a while.
+        """Call this when a connect to an address failed, or it refused datagrams; it is tried last for a while.
 
-        A failure that says nothing of the address is none.
+        A failure of this machine is ignored.
         """
         if not is_of_the_server(code):
             return
@@ -170,28 +170,28 @@ class Destination:
             self.health.failed(address.host, address.port, code)
 
     def note_worked(self, address: Address) -> None:
-        """To be called when an address took a connection, or answered to datagrams."""
+        """Call this when an address accepted a connection, or answered datagrams."""
         order = self.order(address.port)
         if address in order.addresses:
             order.worked(order.addresses.index(address))
             self.health.worked(address.host, address.port)
 
     def note_answer(self, address: Address, now: float) -> None:
-        """Datagrams came from an address, at a time of the loop."""
+        """Call this when datagrams arrived from an address; `now` is the loop's time."""
         if len(self._addresses) > 1:
             self._answered[address] = now
 
     def answered_since(self, address: Address, when: float) -> bool:
-        """Whether datagrams came from it after a time of the loop."""
+        """Whether datagrams arrived from the address after `when`, in the loop's time."""
         return self._answered.get(address, 0.0) > when
 
     def look_up_again(self) -> None:
-        """The addresses do not serve: ask for others, but not more often than `LOOKUP_PAUSE_S`."""
+        """Resolve the name again, at most once in `LOOKUP_PAUSE_S`: its addresses do not work."""
         if asyncio.get_running_loop().time() - self._looked_up_at >= LOOKUP_PAUSE_S:
             self._begin_lookup()
 
     def look_up_now(self) -> None:
-        """Ask for the addresses: somebody has a reason to think that there are others."""
+        """Resolve the name again now."""
         self._begin_lookup()
 
     def _begin_lookup(self) -> None:
@@ -203,18 +203,18 @@ class Destination:
         self._begin_lookup()
 
     def _retry(self) -> None:
-        """It has no address: ask again and again, at first soon."""
+        """Resolve a name without addresses again and again, with a growing delay."""
         self._begin_lookup()
         self._timer = asyncio.get_running_loop().call_later(self._retry_s, self._retry)
         self._retry_s = min(self._retry_s * 2, RETRY_MAX_S)
 
     async def _update(self) -> None:
-        """One lookup. The task is not cancelled but by `stop`."""
+        """One lookup. Only `stop` cancels this task."""
         try:
             found = await resolve(self.host)
         except OSError as error:
             self.error = error
-            self._trouble(error)
+            self._log_failure(error)
         else:
             self.error = None
             self._take(found)
@@ -222,21 +222,19 @@ class Destination:
             self._looked_up_at = asyncio.get_running_loop().time()
             self._lookup = None
 
-    def _trouble(self, error: OSError) -> None:
-        """Say once that it cannot be looked up; a first lookup is told by who asked for it."""
-        if not self._in_trouble and self._addresses:
-            self._in_trouble = True
-            log.warning(
-                "DNS: %s cannot be resolved now (%s); its last addresses stay in use", self.host, _reason(error)
-            )
+    def _log_failure(self, error: OSError) -> None:
+        """Log the first of several failed lookups; `resolve` reports a failure without known addresses."""
+        if not self._failing and self._addresses:
+            self._failing = True
+            log.warning("DNS: cannot resolve %s (%s); still using its last addresses", self.host, _reason(error))
 
     def _take(self, found: tuple[Address, ...]) -> None:
         before = self._addresses
         found = self._cut(found)
-        # The resolver rotates its answers; only another set of addresses is a change.
+        # The resolver rotates its answers; a change of the order is no change.
         changed = set(found) != set(before)
-        if before and self._in_trouble:
-            log.info("DNS: %s is resolved again", self.host)
+        if before and self._failing:
+            log.info("DNS: %s resolves again", self.host)
         if changed:
             self._addresses = found
             self._answered.clear()
@@ -245,9 +243,9 @@ class Destination:
                 for port, order in self._orders.items()
             }
             self.health.forget({address.host for address in found})
-            if before or self._in_trouble:
+            if before or self._failing:
                 log.info("DNS: %s now resolves to %s", self.host, ", ".join(address.host for address in found))
-        self._in_trouble = False
+        self._failing = False
         self._retry_s = RETRY_S
         if not before:
             self._resolved.set()
@@ -256,23 +254,23 @@ class Destination:
             self.on_change()
 
     def _cut(self, found: tuple[Address, ...]) -> tuple[Address, ...]:
-        """At most `ADDRESSES_MAX` of the addresses: those in use first, then as many as there is room for."""
+        """At most `ADDRESSES_MAX` of the addresses: those in use first, then others of both families in turn."""
         if len(found) <= ADDRESSES_MAX:
             return found
         kept = [address for address in found if address in self._addresses]
         order = AddressOrder(tuple(address for address in found if address not in self._addresses))
         tried = 0
-        while len(kept) < ADDRESSES_MAX:  # from both families in turn
+        while len(kept) < ADDRESSES_MAX:
             at = order.pick(tried, 0, 0)
             tried |= 1 << at
             kept.append(order.addresses[at])
         kept.sort(key=found.index)
         if set(kept) != set(self._addresses):
-            log.warning("DNS: %s has %d addresses; %d of them are used", self.host, len(found), ADDRESSES_MAX)
+            log.warning("DNS: %s has %d addresses; using %d of them", self.host, len(found), ADDRESSES_MAX)
         return tuple(kept)
 
     def _resume(self) -> None:
-        """The first address is there: from retries back to the usual refreshing."""
+        """Go back from retries to the usual refreshing, after the first addresses."""
         if self.on_change is None or self._stopped:
             return
         if self._timer is not None:
@@ -283,13 +281,13 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class DestinationState:
-    """What is known of a host: its addresses, none where it is not resolved yet, and why the last lookup failed."""
+    """The state of a host: its addresses, none if it is not resolved yet, and the error of the last lookup."""
 
     host: str
     addresses: tuple[str, ...]
     error: str
     failing: tuple[tuple[str, int, int], ...] = ()
-    """Addresses that do not take connections: each with its port and the errno."""
+    """Addresses that fail: each with its port and the errno."""
 
     def __str__(self) -> str:
         if not self.addresses:

@@ -1,4 +1,4 @@
-"""Every host that the rules of a configuration name, each looked up once, and kept over reloads."""
+"""All hosts in the rules of a configuration, each resolved once and kept over reloads."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from oinetd.upstream.destination import START_PATIENCE_S, Destination, Destinati
 __all__ = ["Destinations"]
 
 RELOAD_PATIENCE_S = 1.0
-"""How long a reload waits for names that are new; those that are known keep their addresses meanwhile."""
+"""How long a reload waits for new names; known names keep their addresses meanwhile."""
 
 
 class Destinations:
-    """Every host that the rules of `config` name, looked up once: where connections go and, for `src=`, come from.
+    """All destinations in the rules of `config`, and the source addresses of `src=`.
 
-    Those that `before` has too are the same objects, with the addresses they know.
+    Those that are also in `before` are the same objects, with their known addresses.
     """
 
     def __init__(self, config: Config, before: Destinations | None = None) -> None:
@@ -40,7 +40,7 @@ class Destinations:
         if key in self._known:
             destination = self._known[key][0]
         else:
-            # Refreshed at another pace it is another object, which need not ask again for what is known.
+            # With another refresh time it is a new object, which takes the known addresses.
             same = (each for (host, _), (each, _, _) in self._known.items() if host == key[0] and each.resolved)
             found = next(same, None)
             destination = Destination(*key, tuple(each.at(0) for each in found.at(0)) if found is not None else ())
@@ -53,9 +53,9 @@ class Destinations:
         return (destination for destination, _, _ in self._hosts.values())
 
     async def resolve(self) -> None:
-        """Look those up that have no address. Raises `ConfigError` with all that are unknown.
+        """Resolve the hosts that have no address. Raises `ConfigError` with all unknown names.
 
-        Those that have no answer within `START_PATIENCE_S`, at a reload `RELOAD_PATIENCE_S`, go on without an address.
+        Waits `START_PATIENCE_S`, on reload `RELOAD_PATIENCE_S`. A host without an answer then has no addresses yet.
         """
         patience_s = START_PATIENCE_S if self._first else RELOAD_PATIENCE_S
         asked = [(each, rule, what) for each, rule, what in self._hosts.values() if not each.resolved]
@@ -78,18 +78,18 @@ class Destinations:
             raise ConfigError(*problems)
 
     def of(self, rule: Rule) -> Destination:
-        """Where the connections of `rule` go."""
+        """The destination of `rule`."""
         return self._hosts[self._key(rule)][0]
 
     def source_of(self, rule: Rule) -> Destination | None:
-        """Where the outgoing connections of `rule` come from; None where the kernel chooses."""
+        """The source address of `rule`; None if the kernel chooses it."""
         source = rule.options.source
         return self._hosts[source, self._key(rule)[1]][0] if source else None
 
     def start(self, on_change: Callable[[Destination], object]) -> None:
-        """Take the place of those before: keep the addresses fresh from now on, and ask again for those that are known.
+        """Replace the hosts of `before`: refresh the addresses from now on, and resolve known names again now.
 
-        `on_change` is told of each that has others.
+        `on_change` is called with a destination whose addresses changed.
         """
         for key, (destination, _, _) in self._known.items():
             if self._hosts.get(key, (None,))[0] is not destination:
@@ -102,13 +102,13 @@ class Destinations:
         self._known = {}
 
     def states(self) -> list[DestinationState]:
-        """What is known of each name, and of the addresses that fail."""
+        """The state of each name, and of each address that fails."""
         states = {each.host: each.state for each in self}
         return [state for host, state in states.items() if not is_numeric(host) or state.failing]
 
     @contextlib.contextmanager
     def unless_it_fails(self) -> Iterator[None]:
-        """Discard them where the body raises."""
+        """Call `discard` if the body raises."""
         try:
             yield
         except BaseException:
@@ -116,12 +116,12 @@ class Destinations:
             raise
 
     def discard(self) -> None:
-        """It does not come into force: stop what is not of those before."""
+        """Stop the hosts that are not in `before`: this configuration does not come into force."""
         for key, (destination, _, _) in self._hosts.items():
             if key not in self._known:
                 destination.stop()
 
     def stop(self) -> None:
-        """End refreshing."""
+        """Stop refreshing."""
         for destination, _, _ in self._hosts.values():
             destination.stop()

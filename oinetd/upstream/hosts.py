@@ -1,4 +1,4 @@
-"""The names in a configuration: what a start has to ask the name server for."""
+"""The names in a configuration that a start resolves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["names_of"]
 
 
 def names_of(config: Config) -> dict[str, tuple[Rule, str]]:
-    """The names that a start would look up, each with the first rule that has it and what it is there."""
+    """The names that a start resolves, each with its first rule and its use in this rule."""
     names: dict[str, tuple[Rule, str]] = {}
     for rule in config.rules:
         source = rule.options.source

@@ -1,8 +1,8 @@
-"""Loops: connections and datagrams that would come back to a listener of oinetd itself.
+"""Forwarding loops: connections and datagrams that would come back to one of oinetd's own listeners.
 
-A rule may lead to another rule of the same configuration; a circle of rules is what has to be broken, for it takes all
-descriptors with one client, or a core with one datagram. `find_loops` marks the destinations that close a circle.
-Whether such an address belongs to this machine is asked when it is dialled, because addresses come and go.
+The destination of a rule may be the listener of another rule. A cycle of rules must be broken: one client would use all
+descriptors, one datagram a whole core. `find_loops` finds the destinations in a cycle. Whether such an address belongs
+to this machine is checked at each connect, because addresses change.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["LOOP_ERRNO", "Bound", "Leg", "LoopGuard", "Loops", "find_loops", "is
 log = logging.getLogger("oinetd")
 
 LOOP_ERRNO = errno.ELOOP
-"""With `Ending.CONNECT_FAILED`: the destination is a listener of oinetd itself and closes a circle."""
+"""With `Ending.CONNECT_FAILED`: the destination is one of oinetd's own listeners and closes a cycle."""
 
 
 class Bound(NamedTuple):
-    """A listening or UDP socket: what it takes, if it belongs to this machine."""
+    """The address of a listening TCP socket or a UDP socket, to match destinations against."""
 
     protocol: Protocol
     address: Address
@@ -37,14 +37,14 @@ class Bound(NamedTuple):
 
     @classmethod
     def of(cls, sock: socket.socket) -> Bound:
-        """That of a socket of ours."""
+        """The address of `sock`."""
         six = sock.family == socket.AF_INET6
         v6only = bool(six and sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
         protocol = Protocol.UDP if sock.type == socket.SOCK_DGRAM else Protocol.TCP
         return cls(protocol, bound_address(sock), v6only)
 
     def takes(self, address: Address) -> bool:
-        """Whether packets to `address`, which is one of this machine with the right port, come to this socket."""
+        """Whether this socket gets packets to `address`, an address of this machine with the same port."""
         if self.address.host == "::":
             return not (self.v6only and _plain(address.host)[0] == socket.AF_INET)
         if self.address.host == "0.0.0.0":
@@ -53,7 +53,7 @@ class Bound(NamedTuple):
 
 
 class Leg(NamedTuple):
-    """A listening socket, and where its clients go."""
+    """A listening socket and its destinations."""
 
     bound: Bound
     protocol: Protocol
@@ -61,21 +61,22 @@ class Leg(NamedTuple):
 
 
 def _plain(host: str) -> tuple[int, str]:
-    """Family and text of an address, by which the same addresses compare equal."""
+    """Family and text of an address in one form, so that equal addresses compare equal."""
     text, _, scope = host.partition("%")
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is None:
-            # Connecting to the unspecified address is connecting to this machine.
+            # A connect to the unspecified address reaches this machine.
             return socket.AF_INET6, f"{address}%{scope}" if int(address) else "::1%"
         address = address.ipv4_mapped
     return socket.AF_INET, str(address) if int(address) else "127.0.0.1"
 
 
 def find_loops(legs: Sequence[Leg]) -> list[frozenset[Address]]:
-    """The destinations of each leg that lead back to it, where they are addresses of this machine.
+    """For each leg, its destinations that lead back to it if they are addresses of this machine.
 
-    What only leads to another rule, and from there out, is none of them. Linear in the legs and their destinations.
+    A destination that leads to another rule and from there out of the machine is not included. Linear in the legs and
+    their destinations.
     """
     at: dict[tuple[Protocol, int], list[int]] = {}
     for index, leg in enumerate(legs):
@@ -94,13 +95,13 @@ def find_loops(legs: Sequence[Leg]) -> list[frozenset[Address]]:
 
 
 def _cut_ends(next_of: dict[int, dict[int, list[Address]]]) -> None:
-    """Take everything away that leads out, or to which nothing leads; what is left goes in circles."""
+    """Remove the legs without a next or a previous leg, repeatedly; the rest are in cycles or between two cycles."""
     before: dict[int, set[int]] = {}
     for index, following in next_of.items():
         for other in following:
             before.setdefault(other, set()).add(index)
     ends = [index for index in before if index not in next_of]
-    while ends:  # each leg is an end once
+    while ends:  # bounded: each leg is an end once
         end = ends.pop()
         for index in before.pop(end, ()):
             del next_of[index][end]
@@ -117,9 +118,9 @@ def _cut_ends(next_of: dict[int, dict[int, list[Address]]]) -> None:
 
 
 def is_local(address: Address) -> bool:
-    """Whether `address` belongs to this machine now. Sends nothing; asks the kernel which way it would go.
+    """Whether `address` belongs to this machine now. Nothing is sent: the kernel's routing decides.
 
-    A socket that is connected to an address of its own machine comes from that very address, but for 127.0.0.0/8.
+    The source address of a socket connected to an address of its own machine is this address, except in 127.0.0.0/8.
     """
     host = address.host.removeprefix("::ffff:").partition("%")[0]
     if host.startswith("127.") or host in ("0.0.0.0", "::", "::1"):
@@ -129,20 +130,20 @@ def is_local(address: Address) -> bool:
         own: SocketAddress = probe.getsockname()
         peer: SocketAddress = probe.getpeername()
         return own[0] == peer[0]
-    return False  # no route, or no descriptor: what follows meets the same and says so
+    return False  # No route or no descriptor: the connect that follows fails in the same way and reports it.
 
 
 class Loops:
-    """What one forwarder has to do with itself: its listeners, and what was said of loops since the last reload."""
+    """The listeners of one forwarder, and the loops that were logged since the last reload."""
 
     def __init__(self) -> None:
         self._guards: list[LoopGuard] = []
         self._datagrams: dict[int, list[Bound]] = {}
-        self._said: set[tuple[Route, bool]] = set()
+        self._logged: set[tuple[Route, bool]] = set()
 
     def renew(self, services: Iterable[tuple[socket.socket, Route, Destination]]) -> list[LoopGuard]:
-        """These sockets listen now, for these routes, and what loops is said again. A guard for each of them."""
-        self._said.clear()
+        """Replace the sockets and routes, and log their loops again. Returns a guard for each."""
+        self._logged.clear()
         self._guards = [LoopGuard(self, Bound.of(sock), route, destination) for sock, route, destination in services]
         self._datagrams = {}
         for guard in self._guards:
@@ -152,7 +153,7 @@ class Loops:
         return self._guards
 
     def refresh(self) -> set[LoopGuard]:
-        """A destination has other addresses: rules may have come into a circle, or out of one. The guards of those."""
+        """Find the loops again after a change of addresses. Returns the guards that changed."""
         legs = [
             Leg(guard.bound, guard.route.connect.protocol, guard.destination.at(guard.route.connect.port))
             for guard in self._guards
@@ -170,36 +171,36 @@ class Loops:
         return [bound for bounds in self._datagrams.values() for bound in bounds]
 
     def is_own(self, sender: SocketAddress) -> bool:
-        """Whether datagrams of this sender were sent, or are said to be, by a UDP listener of ours."""
+        """Whether `sender` is the address of one of our UDP listeners, forged or not."""
         bounds = self._datagrams.get(sender[1])
         if bounds is None:
             return False
         address = Address(socket.AF_INET if len(sender) == 2 else socket.AF_INET6, sender)
         return any(bound.takes(address) for bound in bounds) and is_local(address)
 
-    def say_destination(self, route: Route, address: str) -> None:
-        """A destination was refused."""
-        if self._say_once(route, True):
+    def log_destination(self, route: Route, address: str) -> None:
+        """Log that a destination was refused, once for each route."""
+        if self._first_time(route, True):
             log.warning(
-                "%s: refused: %s is a listener of oinetd itself, and what is sent there comes back here (ELOOP); "
-                "change the destination or the bind address%s",
+                "%s: refused: %s is one of oinetd's own listeners and leads back here (ELOOP); change the destination "
+                "or the bind address%s",
                 route, address, _place(route),
             )  # fmt: skip
 
-    def say_source(self, route: Route, address: str) -> None:
-        """Datagrams were dropped."""
-        if self._say_once(route, False):
+    def log_source(self, route: Route, address: str) -> None:
+        """Log that datagrams were dropped, once for each route."""
+        if self._first_time(route, False):
             log.warning(
-                "%s: dropping datagrams from %s: the source is a listener of oinetd itself (a loop, or a forged "
-                "source); they are counted as lost",
+                "%s: dropping datagrams from %s, one of oinetd's own listeners (a loop, or a forged source); they are "
+                "counted as lost",
                 route, address,
             )  # fmt: skip
 
-    def _say_once(self, route: Route, destination: bool) -> bool:
+    def _first_time(self, route: Route, destination: bool) -> bool:
         key = route, destination
-        if key in self._said:
+        if key in self._logged:
             return False
-        self._said.add(key)
+        self._logged.add(key)
         return True
 
 
@@ -210,7 +211,7 @@ def _place(route: Route) -> str:
 
 @dataclass(slots=True, eq=False)
 class LoopGuard:
-    """What closes a circle for one route: `addresses` come back, where they are addresses of this machine."""
+    """Refuses loops of one route: its destinations in `addresses` lead back if they are addresses of this machine."""
 
     loops: Loops
     bound: Bound
@@ -219,15 +220,15 @@ class LoopGuard:
     addresses: frozenset[Address] = frozenset()
 
     def refuses(self, address: Address) -> bool:
-        """Whether connecting to `address` would come back; it is said once."""
+        """Whether a connect to `address` would come back; this is logged once."""
         if address not in self.addresses or not is_local(address):
             return False
-        self.loops.say_destination(self.route, str(address))
+        self.loops.log_destination(self.route, str(address))
         return True
 
     def is_own(self, sender: SocketAddress) -> bool:
-        """Whether a datagram's sender is a UDP listener of ours; it is said once."""
+        """Whether a datagram's sender is one of our UDP listeners; this is logged once."""
         if not self.loops.is_own(sender):
             return False
-        self.loops.say_source(self.route, host_and_port(*client_address(sender)))
+        self.loops.log_source(self.route, host_and_port(*client_address(sender)))
         return True

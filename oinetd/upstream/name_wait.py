@@ -1,4 +1,4 @@
-"""Waiting for the first addresses of names, as long as the client does."""
+"""Waits for the first addresses of names, as long as the client is connected."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from oinetd.upstream.destination import Destination
 __all__ = ["SHORT_MAX_S", "wait_for_names"]
 
 SHORT_MAX_S = 10.0
-"""The longest wait for a descriptor, or for a name, where there is no connect timeout."""
+"""The longest wait for a descriptor or a name, without a connect timeout."""
 
 
 async def wait_for_names(
     poller: Poller, names: tuple[Destination | None, ...], settings: Settings, client: socket.socket | None
 ) -> bool:
-    """Wait for the first addresses of names that have none yet, no longer than for a connect.
+    """Wait for the first addresses of names that have none, at most for the connect timeout.
 
-    False where the client has gone meanwhile.
+    False if the client has disconnected.
     """
     unresolved = [name for name in names if name is not None and not name.resolved]
     if not unresolved:
@@ -38,7 +38,7 @@ async def wait_for_names(
 
     try:
         if client is not None:
-            with contextlib.suppress(OSError):  # no room to watch it: it is waited for all the same
+            with contextlib.suppress(OSError):  # epoll is out of memory: wait without watching the client
                 poller.watch(client.fileno(), on_client)
                 watched = True
         await asyncio.wait({resolving, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Looking the names of a configuration up without serving it, for `oinetd -t --resolve`."""
+"""Resolves the names of a configuration without serving it, for `oinetd -t --resolve`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["check_names"]
 
 
 async def check_names(config: Config) -> list[str]:
-    """Look every name up. What cannot be said now is the answer, a sentence for each name.
+    """Resolve every name. Returns a message for each name that got no answer.
 
-    Raises `ConfigError` with all that are unknown.
+    Raises `ConfigError` with all unknown names.
     """
     names = names_of(config)
     answers = await asyncio.gather(*(resolve(host) for host in names), return_exceptions=True)
@@ -24,7 +24,7 @@ async def check_names(config: Config) -> list[str]:
     for (host, (rule, what)), answer in zip(names.items(), answers, strict=True):
         if not isinstance(answer, OSError):
             continue
-        message = f"the {what} {host} cannot be resolved: {answer.strerror or answer}"
+        message = f"cannot resolve the {what} {host}: {answer.strerror or answer}"
         problem = Problem(message, file=rule.origin.file, line=rule.origin.line)
         if is_temporary(answer):
             unanswered.append(str(problem))

@@ -1,8 +1,8 @@
-"""UDP clients whose questions stay without an answer: how long they wait at one address, and which one is next.
+"""UDP clients without answers: how long a session stays with one address, and which address is next.
 
-A client goes from address to address as long as none answers. Back at the first one it stays `ROUND_TIMES` as long as
-before, and its next round is as quick as the first: traffic in one direction, which nobody ever answers, mostly stays
-where it was. `_fastpath/udp/silence.pxd` does the same for the native lane.
+A client moves from address to address until one answers. Back at the first one it stays `ROUND_TIMES` longer than
+before, and its next round is as quick as the first: traffic in one direction, which is never answered, mostly stays at
+one address. `_fastpath/udp/silence.pxd` does the same for the native lane.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from oinetd.upstream.address_order import AddressOrder, now_ms
 __all__ = ["ANSWERED_TIMES", "SILENCE_S", "Trail", "in_order", "patience_s"]
 
 SILENCE_S: Final = 4.0
-"""How long the question of a client that was never answered waits at one address. Both lanes have it from here.
-Resolvers and game clients ask again within one to five seconds."""
+"""How long a client that never got an answer stays with one address. Both lanes use this constant.
+Resolvers and game clients retry within one to five seconds."""
 
 ANSWERED_TIMES: Final = 5
-"""Where an answer came before, a question waits this many times as long, and no less than the rule's `timeout`.
+"""A client that got an answer before stays this many times as long, and at least the rule's `timeout`.
 WireGuard is silent for up to ten seconds, the receiving end of an IPsec tunnel for up to thirty."""
 
 ROUND_TIMES: Final = 16
 ROUNDS_MAX: Final = 2
-"""Rounds that make the stay at the first address longer: up to 256 times, 17 minutes."""
+"""The stay at the first address grows with each of these rounds: up to 256 times, 17 minutes."""
 
 NOT_AGAIN: Final = 3
-"""Rounds of a client that has nowhere to go, and the name was looked up for each."""
+"""The number of rounds of a client without another address to go to; each of them has resolved the name again."""
 
 
 class Trail(NamedTuple):
-    """The way of a client whose questions no address has answered yet.
+    """The addresses that a client without answers has tried.
 
-    `left` are the addresses that it left in this round, the first of them first; `rounds` says how often it was at
-    every address, and `since` when it asked the first of `left`, as a time of the loop.
+    `left` are the addresses that it left in this round, in this order; `rounds` is the number of complete rounds, and
+    `since` the loop's time when it wrote to the first of `left`.
     """
 
     left: tuple[Address, ...] = ()
@@ -43,22 +43,22 @@ class Trail(NamedTuple):
     since: float = 0.0
 
     def leave(self, address: Address, asked: float, addresses: tuple[Address, ...], same: bool) -> Trail:
-        """The trail of a client that leaves `address`, which it has asked at the time `asked`, for one of `addresses`;
-        `same` says that the destination had these when the client came."""
+        """The trail of a client that leaves `address`, which it wrote to at the time `asked`, for one of `addresses`;
+        `same` is whether the destination had the same addresses when the client came."""
         left = tuple(each for each in (*self.left, address) if each in addresses)
         return Trail(left, self.rounds if same else 0, self.since if self.left else asked)
 
     def arrive(self, address: Address | None) -> Trail:
-        """The same once it has come to `address`; one that it had left begins the next round."""
+        """The trail after the move to `address`; one that it had left before begins the next round."""
         if address not in self.left:
             return self
         return Trail((), min(self.rounds + 1, ROUNDS_MAX))
 
 
 def patience_s(trail: Trail, answered: bool, timeout_s: float, same: bool) -> float:
-    """How long a question waits at an address; infinite where it is not left.
+    """How long a client waits for an answer of an address; infinite if it stays.
 
-    `answered` says that an answer came before, `timeout_s` is the rule's, and `same` says that the destination has
+    `answered` is whether an answer came before, `timeout_s` is the rule's, and `same` is whether the destination has
     the same addresses as when the client came.
     """
     if answered:
@@ -69,7 +69,7 @@ def patience_s(trail: Trail, answered: bool, timeout_s: float, same: bool) -> fl
 
 
 def in_order(order: AddressOrder, left: tuple[Address, ...]) -> Iterator[Address]:
-    """The addresses in the order in which a client that has left some tries them: those last, the first one first."""
+    """The addresses in the order of a client that has left some: these come last, in the order it left them."""
     turn = order.begin()
     gone = sum(1 << at for at, address in enumerate(order.addresses) if address in left)
     tried = gone

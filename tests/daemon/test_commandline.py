@@ -338,7 +338,7 @@ def test_the_check_says_that_names_were_not_looked_up(tmp_path: Path) -> None:
     ]
     answer = call(tmp_path, "-t", "--resolve", "-c", "x.conf")
     assert (answer.returncode, answer.stdout) == (78, "")
-    assert answer.stderr.startswith("x.conf:1: the destination no-such-host.invalid cannot be resolved: ")
+    assert answer.stderr.startswith("x.conf:1: cannot resolve the destination no-such-host.invalid: ")
     (tmp_path / "x.conf").write_text("127.0.0.1 0 localhost 9\n")
     answer = call(tmp_path, "-t", "--resolve", "-c", "x.conf")
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "OK\n", "")

@@ -31,7 +31,7 @@ def limited(count: int) -> Callable[[], None]:
 @pytest.mark.parametrize(("limit", "least"), [(64, 14), (128, 45)])
 def test_a_low_limit_serves_many_and_says_how_many(oinetd: Start, engine: str, limit: int, least: int) -> None:
     daemon = oinetd(f"engine {engine}\n127.0.0.1 0 UPSTREAM\n", before=limited(limit)).ready()
-    room = int(daemon.wait_said(rf"room for (\d+) connections \(limit of {limit} descriptors")[1])
+    room = int(daemon.wait_said(rf"room for (\d+) connections \(descriptor limit {limit}:")[1])
     assert least <= room < limit // 2
     with ExitStack() as stack:
         clients = [stack.enter_context(Client(daemon.address)) for _ in range(room)]

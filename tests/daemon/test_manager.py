@@ -203,4 +203,4 @@ def test_a_port_that_another_program_has_is_not_blamed_on_an_inherited_socket(
     with socket.create_server((own_address(), 0)) as other:
         host, port = other.getsockname()
         said = held(listener, f"{host} {port}", oinetd)
-    assert f"cannot listen on {host}:{port}: the port is taken" in said
+    assert f"cannot listen on {host}:{port}: the port is in use" in said

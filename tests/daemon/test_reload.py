@@ -153,7 +153,7 @@ def test_a_taken_port_changes_nothing(oinetd: Start, echo: EchoServer, hosts: tu
     daemon = oinetd(rule).ready()
     with socket.create_server((other, 7001)):
         said = daemon.reload(f"{rule}{other} 7002 {echo.host} {echo.port}\n{other} 7001 {echo.host} {echo.port}\n")
-        assert re.search(rf"oinetd\.conf:3: cannot listen on {other}:7001: the port is taken", said)
+        assert re.search(rf"oinetd\.conf:3: cannot listen on {other}:7001: the port is in use", said)
         assert refuses((other, 7002))
     with Client((host, 7001)) as client:
         assert client.echo(b"hello") == b"hello"

@@ -98,7 +98,7 @@ def test_a_reload_that_fails_changes_nothing(oinetd: Start, upstream: socket.soc
     daemon = oinetd(AT_ONCE + rule(upstream)).ready()
     port = ask(client, upstream, daemon.address)
     taken = upstream.getsockname()[1]
-    assert "is taken" in daemon.reload(f"{rule(upstream)}127.0.0.1 {taken}/udp 127.0.0.1 9/udp\n")
+    assert "is in use" in daemon.reload(f"{rule(upstream)}127.0.0.1 {taken}/udp 127.0.0.1 9/udp\n")
     assert ask(client, upstream, daemon.address) == port
     assert daemon.stop() == 0
 

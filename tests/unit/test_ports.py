@@ -85,7 +85,7 @@ async def test_all_that_fails_is_told_at_once() -> None:
             open_ports(config, await plan_ports(config, {}), {})
     assert failure.value.errno == errno.EADDRINUSE
     assert "taken" in str(failure.value)
-    assert "no such address" in str(failure.value)
+    assert "does not have this address" in str(failure.value)
     assert "net.ipv4.ip_nonlocal_bind=1 or start after network-online.target" in str(failure.value)
 
 

@@ -91,7 +91,7 @@ async def test_the_rule_listens_and_its_clients_are_served_when_the_name_is_reso
         assert forwarder.destinations()[0].addresses == ("127.0.0.1",)
     said = [message for message in caplog.messages if "name.example" in message and "DNS" in message]
     assert len(said) == 2, said
-    assert "cannot be resolved yet" in said[0]
+    assert "cannot resolve the " in said[0]
     assert said[1] == "DNS: name.example now resolves to 127.0.0.1"
     assert not any(record.ending is Ending.RESOLVE_FAILED for record in seen.closed)
 

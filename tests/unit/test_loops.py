@@ -103,7 +103,7 @@ async def test_a_rule_to_itself_is_refused(
         assert forwarder.stats().failed == 3
     said = warnings_of(caplog, "ELOOP")
     assert len(said) == 1
-    assert "listener of oinetd itself" in said[0]
+    assert "own listeners" in said[0]
     assert f"{port}" in said[0]
 
 

@@ -81,7 +81,7 @@ def test_the_table_is_the_same_in_both_renderers() -> None:
 
 
 def test_the_bound_of_held_lines() -> None:
-    assert f"up to {HELD_BYTES_MAX >> 20} MiB of lines are\nheld" in PAGE
+    assert f"up to {HELD_BYTES_MAX >> 20} MiB of lines are\nqueued" in PAGE
 
 
 @pytest.mark.skipif(shutil.which("mandoc") is None, reason="mandoc is not installed")

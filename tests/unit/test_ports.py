@@ -84,7 +84,7 @@ async def test_all_that_fails_is_told_at_once() -> None:
         with pytest.raises(BindError) as failure:
             open_ports(config, await plan_ports(config, {}), {})
     assert failure.value.errno == errno.EADDRINUSE
-    assert "taken" in str(failure.value)
+    assert "in use" in str(failure.value)
     assert "does not have this address" in str(failure.value)
     assert "net.ipv4.ip_nonlocal_bind=1 or start after network-online.target" in str(failure.value)
 
@@ -171,7 +171,7 @@ async def test_one_listener_in_place_of_another_loses_no_connection(
         # No socket is left in a state in which a taken port is not seen.
         for listener in forwarder._listeners.values():
             assert not listener.sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
-        with pytest.raises(BindError, match="taken"):
+        with pytest.raises(BindError, match="in use"):
             async with Forwarder(Config(rules=(rule(upstream, f"127.0.0.1 {port}"),))):
                 pass
         with pytest.raises(OSError, match="in use"):
@@ -189,7 +189,7 @@ async def test_a_port_that_somebody_else_has_stays_an_error(
         foreign.bind(("127.0.0.2", port))
         foreign.listen()
         async with Forwarder(config) as forwarder:
-            with pytest.raises(BindError, match="taken"):
+            with pytest.raises(BindError, match="in use"):
                 await forwarder.reload(replace(config, rules=(rule(upstream, f"0.0.0.0 {port}"),)))
             assert bound(forwarder) == ("127.0.0.1", port)
             (listener,) = forwarder._listeners.values()

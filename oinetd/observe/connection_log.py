@@ -14,7 +14,7 @@ from oinetd.core.safe_open import Location, UnsafePath, own_descriptor
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import LogSettings
 from oinetd.observe.formats import line_format
-from oinetd.observe.refusals import GAP_S, RefusedLines
+from oinetd.observe.refusals import GAP_S, RefusedLines, is_bounded
 from oinetd.observe.writer import LineWriter
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ class Journal:
     once when the failure begins and once when it ends. It is mostly called on the writer's thread, so it has to be
     thread-safe. By default the messages are warnings of the logger `oinetd`.
 
-    The lines about refused clients are limited (see `refusals`); one line counts those above the limit. `call_later`
-    is the event loop's, to write this line in time; without it the line is written together with a later one.
+    The lines about refused clients, and about UDP clients that fail without an answer, are limited (see `refusals`);
+    one line counts those above the limit. `call_later` is the event loop's, to write this line in time; without it the
+    line is written together with a later one.
     """
 
     def __init__(
@@ -80,22 +81,33 @@ class Journal:
 
     def opened(self, record: SessionRecord) -> None:
         """Log that the connection was admitted."""
-        if self._writer is not None:
-            self._writer.write(self._format.opened(record, time.time()))
+        if self._writer is None:
+            return
+        line = self._format.opened(record, time.time())
+        if self._refused.holds(record, line):
+            self._begin_gap(record)
+        else:
+            self._writer.write(line)
 
     def closed(self, record: SessionRecord) -> None:
         """Log how the connection ended, or why it was refused; `record.ending` is set."""
         if self._writer is None:
             return
         assert record.ending is not None
-        if record.ending.refused and not self._refused.admits(record.route):
-            self._leave_out(record)
-            return
+        opened = self._refused.release(record)
+        if is_bounded(record):
+            begun = opened is None and not record.ending.refused
+            if not self._refused.admits(record.route, begun=begun):
+                self._begin_gap(record)
+                return
         if self._gap_due and self._gap_due <= time.monotonic():
             self._tell_gaps()
+        if opened is not None:
+            self._writer.write(opened)
         self._writer.write(self._format.closed(record, time.time()))
 
-    def _leave_out(self, record: SessionRecord) -> None:
+    def _begin_gap(self, record: SessionRecord) -> None:
+        """A line is left out, or waits."""
         now = time.monotonic()
         if not self._gap_due:
             self._gap_due = now + GAP_S
@@ -106,7 +118,7 @@ class Journal:
             self._tell_gaps()
 
     def _tell_gaps(self) -> None:
-        """Write how many clients were omitted; schedule the next report if there were any."""
+        """Write how many clients were omitted, and lines that were held back; schedule the next report if needed."""
         if self._gap_timer is not None:
             self._gap_timer.cancel()
             self._gap_timer = None
@@ -114,12 +126,19 @@ class Journal:
         if self._writer is not None:
             for route, count in self._refused.take_left_out():
                 self._writer.write(self._format.left_out(route, count, time.time()))
+            for line in self._refused.take_held():
+                self._writer.write(line)
+        more = more or self._refused.any_held
         self._gap_due = time.monotonic() + GAP_S if more else 0.0
         if more and self._call_later is not None:
             self._gap_timer = self._call_later(GAP_S, self._tell_gaps)
 
     def end_gaps(self) -> None:
-        """Write now how many refused clients were omitted. Call it on the loop's thread, unlike `close`."""
+        """Write now how many clients were omitted, and all lines that were held back. Call it on the loop's thread,
+        unlike `close`."""
+        for line in self._refused.take_held(every=True):
+            if self._writer is not None:
+                self._writer.write(line)
         self._tell_gaps()
         self._tell_gaps()  # Nothing was omitted since the first call, so this one stops the timer.
 

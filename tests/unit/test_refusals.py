@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from oinetd import Ending, Forwarder, SessionRecord, parse_config
-from oinetd.model import Endpoint, LogFormat, LogSettings, Rule
+from oinetd.model import Endpoint, LogFormat, LogSettings, Protocol, Rule
 from oinetd.observe import refusals
 from oinetd.observe.connection_log import Journal
 from tests.peers import until
@@ -135,3 +135,82 @@ async def test_a_flood_in_both_lanes(
     assert sum(found.values()) == count
     assert found["refused"] in (10, 11)  # one comes back when that second was a slow one
     assert {record.ending for record in closed} == {Ending.NOT_ALLOWED}
+
+
+def udp_record(number: int, ending: Ending | None = None, answers: int = 0) -> SessionRecord:
+    rule = Rule(Endpoint("0.0.0.0", 53, Protocol.UDP), Endpoint("example.org", 53, Protocol.UDP))
+    route = next((UDP_RULES.setdefault("rule", rule)).routes())
+    return SessionRecord(number, route, "192.0.2.7", 51234, 0.0, ending=ending, datagrams_down=answers)
+
+
+UDP_RULES: dict[str, Rule] = {}
+
+
+def pairs(path: Path) -> tuple[list[int], list[int], int]:
+    """The ids that have begun and those that ended in a JSON log, and how many clients were left out."""
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    begun, ended = ([each["id"] for each in told if each["event"] == event] for event in ("opened", "closed"))
+    return begun, ended, sum(each.get("count", 0) for each in told)
+
+
+@pytest.mark.usefixtures("small")
+def test_udp_sessions_that_fail_have_both_lines_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    journal = Journal(LogSettings(str(path), LogFormat.JSON), lambda _text: None)
+    for number in range(15):  # they begin before the bound is reached, and have their ends in any case
+        journal.opened(udp_record(number))
+    for number in range(15):
+        journal.closed(udp_record(number, Ending.UPSTREAM_RESET))
+    for number in range(15, 40):
+        journal.opened(udp_record(number))
+        journal.closed(udp_record(number, Ending.DISPLACED if number % 2 else Ending.CONNECT_FAILED))
+    for number, ending, answers in ((40, Ending.UPSTREAM_RESET, 1), (41, Ending.IDLE_TIMEOUT, 0)):
+        journal.opened(udp_record(number))
+        assert number not in pairs(path)[0]
+        journal.closed(udp_record(number, ending, answers))
+    journal.opened(udp_record(42))
+    journal.close()
+    whole = [*range(15), 40, 41]
+    assert pairs(path) == ([*whole, 42], whole, 25)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_session_that_lives_has_its_line_as_soon_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("oinetd.observe.refusals.time.monotonic", lambda: now)
+    lines = refusals.RefusedLines()
+    for number in range(12):
+        lines.admits(udp_record(number).route)
+    assert lines.holds(udp_record(20), b"line")
+    assert lines.any_held
+    assert list(lines.take_held()) == []
+    now = 1e6
+    assert list(lines.take_held()) == [b"line"]
+    assert lines.release(udp_record(20)) is None
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("engine", ["native", "python"])
+@pytest.mark.parametrize("destination", ["127.0.0.1 9/udp", "::1 9/udp [src=127.0.0.1]"], ids=["refuses", "no source"])
+async def test_a_flood_of_clients_that_fail_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, destination: str
+) -> None:
+    monkeypatch.setattr("oinetd.observe.connection_log.GAP_S", 0.05)
+    path = tmp_path / "log"
+    opened: list[SessionRecord] = []
+    closed: list[SessionRecord] = []
+    text = f"engine {engine}\nlogfile {path}\nlogformat json\n127.0.0.1 0/udp {destination}\n"
+    async with Forwarder(parse_config(text), on_open=opened.append, on_close=closed.append) as forwarder:
+        for times in (1, 2):  # the second time the bound is reached already
+            count = times * await asyncio.to_thread(flood_udp, forwarder.addresses[0][1:])
+            if destination.startswith("::1"):  # each address is told of once
+                await until(lambda count=count: forwarder.stats().datagrams_lost == count)
+                count = 50
+            await until(lambda count=count: len(closed) == count)
+        await until(lambda: pairs(path)[2] + len(pairs(path)[1]) == len(closed))
+    begun, ended, left_out = pairs(path)
+    assert sorted(begun) == sorted(ended)
+    assert left_out > 0
+    assert len(opened) == len(closed)

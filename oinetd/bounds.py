@@ -1,6 +1,6 @@
-"""What numbers a configuration may hold: the language and the values that a program makes keep to the same.
+"""The ranges of numbers in a configuration, for the language and for values that a program makes.
 
-A program may also give a value of another type, such as the text of a rule for the rule; that is told at once, too.
+Values of a program are also checked for their type, such as a text in place of a `Rule`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 TIME_S_MAX: Final = 365 * 86400
-"""A year: what is meant to be longer is meant to be `off`."""
+"""A year: for a longer time use `off`."""
 
 TIME_S_MIN: Final = 0.001
-"""A millisecond, the finest step of the timers; less would silently mean `off`."""
+"""A millisecond, the resolution of the timers; less would silently mean `off`."""
 
 SIZE_BYTES_MAX: Final = 1 << 30
-"""A gigabyte for a buffer: more can only be a slip."""
+"""A gigabyte: a larger buffer is certainly a slip."""
 
 KEEPALIVE_S_MAX: Final = 32767
 KEEPALIVE_COUNT_MAX: Final = 127
@@ -44,17 +44,17 @@ CONNECTIONS_MAX: Final = 1 << 20
 
 PREFIX_IPV4_MAX: Final = 32
 PREFIX_IPV6_MAX: Final = 128
-"""The bits of an address."""
+"""The number of bits of an address."""
 
 ADDRESSES_MAX: Final = 16
-"""Addresses of one destination that are used, as many as the native lane has room for."""
+"""The number of addresses of a destination that are used; the native lane has this number of slots."""
 
 BACKLOG_MAX: Final = 1 << 20
 THREADS_MAX: Final = 1024
-"""More reactors than any machine has cores can only be a slip."""
+"""More reactors than any machine has cores are certainly a slip."""
 
 BUSY_POLL_US_MAX: Final = 10_000
-"""Ten milliseconds: whoever polls for longer has no use for sleeping at all."""
+"""Ten milliseconds: with a longer poll a thread would hardly ever sleep."""
 
 _WHOLE: Final = {
     "buffer_bytes": (1, SIZE_BYTES_MAX),
@@ -72,7 +72,7 @@ _WHOLE: Final = {
 
 
 def check_numbers(values: Any) -> None:
-    """Raise `ValueError` for a number in the dataclass `values` that is out of its range; None is none."""
+    """Raise `ValueError` if a number in the dataclass `values` is out of its range; None is not checked."""
     for field in fields(values):
         name, value = field.name, getattr(values, field.name)
         if value is None:
@@ -80,12 +80,12 @@ def check_numbers(values: Any) -> None:
         if name in _WHOLE:
             low, high = _WHOLE[name]
             if not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}, and has to be a whole number from {low} to {high}")
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
         elif name.endswith("_s") and (
             not isinstance(value, int | float) or (value and not TIME_S_MIN <= value <= TIME_S_MAX)
         ):
             raise ValueError(
-                f"{name} is {value!r}, and has to be seconds from {TIME_S_MIN} to {TIME_S_MAX}, or 0, which is off"
+                f"{name} is {value!r}; it must be a number of seconds from {TIME_S_MIN} to {TIME_S_MAX}, or 0 for off"
             )
 
 
@@ -93,20 +93,20 @@ _T = TypeVar("_T")
 
 _REMEDIES: Final = {
     "AccessRule": 'such as AccessRule(Verb.DENY, "192.0.2.*")',
-    "Config": "parse_config makes one of a text, load_config of a file",
-    "Rule": "parse_rule makes one of a text",
+    "Config": "use parse_config for a text, load_config for a file",
+    "Rule": "use parse_rule for a text",
 }
 
 
 def check_type(value: object, kind: type[_T]) -> _T:
-    """`value` itself. Raises `TypeError`, which names the remedy, where it is not of type `kind`."""
+    """`value` itself. Raises `TypeError` with the remedy if it is not of type `kind`."""
     if not isinstance(value, kind):
         raise TypeError(f"{value!r} is not of type {kind.__name__}; {_REMEDIES[kind.__name__]}")
     return value
 
 
 def check_types(values: object, kind: type) -> None:
-    """Raise `TypeError` unless `values` is a tuple of `kind`; a list will do."""
+    """Raise `TypeError` unless `values` is a tuple or list of `kind`."""
     if not isinstance(values, tuple | list):
         raise TypeError(f"{values!r} is not a tuple of {kind.__name__}")
     for value in values:

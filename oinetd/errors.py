@@ -1,7 +1,7 @@
-"""The errors oinetd raises, split by who is at fault.
+"""The errors that oinetd raises, by their cause.
 
-The operator's mistakes are `ConfigError`, the machine's refusals are `BindError`, a missing engine is
-`EngineUnavailable`. What a peer does is never an exception: it is an `oinetd.Ending`.
+A mistake of the operator is a `ConfigError`, a refusal of the system a `BindError`, a missing engine an
+`EngineUnavailable`. The behaviour of a peer is never an exception; it is an `oinetd.Ending`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ __all__ = ["BindError", "ConfigError", "EngineUnavailable", "OinetdError", "Prob
 
 
 class OinetdError(Exception):
-    """The base of every error that oinetd raises."""
+    """The base class of all errors of oinetd."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in a configuration: what is wrong, where, and the remedy. An error, or a warning (`Config.warnings`).
+    """An error or a warning (`Config.warnings`) about a configuration: what is wrong, its position, and the remedy.
 
-    `line` and `column` count from 1; both are 0 where the mistake has no place in a text (an unreadable file).
-    `width` is the length of the offending words in characters, `text` the line as written, without its end.
+    `line` and `column` count from 1; both are 0 without a position (an unreadable file). `width` is the length of the
+    wrong words in characters, `text` is the line without its end.
     """
 
     message: str
@@ -33,13 +33,13 @@ class Problem:
 
     @property
     def place(self) -> str:
-        """`file:line:column`, as much of it as is known."""
+        """`file:line:column`, without unknown parts."""
         return ":".join(str(part) for part in (self.file, self.line, self.column) if part)
 
     def __str__(self) -> str:
         rows = [f"{self.place}: {self.message}" if self.place else self.message]
         if self.text and self.column:
-            # Tabs are kept under the line, so that the caret stands below its word in any terminal.
+            # Tabs are repeated, so that the caret is below its word in any terminal.
             lead = "".join("\t" if char == "\t" else " " for char in self.text[: self.column - 1])
             rows += [f"    {self.text}", f"    {lead}{'^' * max(1, self.width)}"]
         if self.hint:
@@ -48,7 +48,7 @@ class Problem:
 
 
 class ConfigError(OinetdError):
-    """A configuration that cannot be used; `problems` holds all its mistakes, in the order of the text."""
+    """A configuration that cannot be used; `problems` has all its errors, in the order of the text."""
 
     def __init__(self, *problems: Problem) -> None:
         if not problems:
@@ -58,22 +58,22 @@ class ConfigError(OinetdError):
 
     @property
     def line(self) -> int:
-        """The line of the first problem, counted from 1; 0 where it has none."""
+        """The line of the first problem, counted from 1; 0 if it has none."""
         return self.problems[0].line
 
     @property
     def column(self) -> int:
-        """The column of the first problem, counted from 1; 0 where it has none."""
+        """The column of the first problem, counted from 1; 0 if it has none."""
         return self.problems[0].column
 
     @property
     def hint(self) -> str:
-        """The suggested remedy of the first problem; empty where there is none."""
+        """The suggested remedy of the first problem; empty if there is none."""
         return self.problems[0].hint
 
 
 class BindError(OinetdError):
-    """A listening socket could not be opened; `errno` is the kernel's reason."""
+    """A listening socket could not be opened; `errno` has the reason."""
 
     def __init__(self, message: str, errno: int = 0) -> None:
         super().__init__(message)
@@ -81,4 +81,4 @@ class BindError(OinetdError):
 
 
 class EngineUnavailable(OinetdError):
-    """The engine that was asked for cannot serve here; the message names what is missing."""
+    """The configured engine is not available; the message has the reason."""

@@ -1,7 +1,7 @@
-"""The words for hosts and ports: what forms they have, and what is wrong with the others.
+"""Parses hosts and ports, and explains what is wrong with an invalid one.
 
-Nothing is resolved here. Service names are looked up in the system's table of services, because a rule's
-ports are numbers in the log.
+No host name is resolved here. Service names are looked up in the system's table of services, because the log has port
+numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
 
 
 class Host(NamedTuple):
-    """What a host word means: 4 or 16 bytes and a scope, or else a name in lower case without its trailing dot."""
+    """A parsed host: an address of 4 or 16 bytes with a scope, or a name in lower case without a trailing dot."""
 
     packed: bytes
     scope: str = ""
@@ -41,12 +41,12 @@ class Host(NamedTuple):
 
     @property
     def wildcard(self) -> bool:
-        """Whether it stands for every address of its family."""
+        """Whether it is the unspecified address, which means all addresses."""
         return bool(self.packed) and not any(self.packed)
 
 
 class Ports(NamedTuple):
-    """A port word: `first` to `last`, both included."""
+    """A parsed port or range: `first` to `last`, both included."""
 
     first: int
     last: int
@@ -58,7 +58,7 @@ class Ports(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def parse_host(text: str) -> Host:
-    """A host as a rule or `src=` names it: IPv4, bare `0`, IPv6 with or without brackets and scope, a name.
+    """Parse the host of a rule or of `src=`: IPv4, `0`, IPv6 with or without brackets and scope, or a name.
 
     Raises `Mistake`.
     """
@@ -86,7 +86,7 @@ def _bracketed(text: str) -> Host:
 
 
 def _bracket_example(inside: str) -> str:
-    # The word itself where it is an address, so that the hint can be copied.
+    # The word itself if it is an address, so that the hint can be copied.
     try:
         _ipv6(inside)
     except Mistake:
@@ -126,18 +126,18 @@ def _ipv4(text: str) -> Host:
                     width=len(octet),
                 )
         raise Mistake(
-            f"{shown(text)} has a number with a leading zero, which some programs read as octal",
+            f"{shown(text)} has a leading zero, and some programs would read the number as octal",
             f"write {'.'.join(str(int(octet[-3:])) for octet in octets)}",
         )
     raise Mistake(
         f"{shown(text)} is not a valid IPv4 address: it needs four numbers from 0 to 255",
-        "0 alone stands for every IPv4 address; the last part of a name needs a letter",
+        "0 alone means every IPv4 address; the last part of a name needs a letter",
     )
 
 
 def _name(text: str) -> Host:
     if text == "*":
-        raise Mistake("'*' is not a valid address", "0.0.0.0 stands for every IPv4 address, :: for every address")
+        raise Mistake("'*' is not a valid address", "0.0.0.0 means every IPv4 address, :: means every address")
     if "/" in text:
         _refuse_host_and_port(text)
         raise Mistake(
@@ -175,7 +175,7 @@ def _name(text: str) -> Host:
 
 
 def host_and_port(text: str) -> Mistake | None:
-    """The mistake that `text` is where an address and a port were written as one word or as a URL, else None."""
+    """The mistake if `text` is a URL, or an address and a port in one word; else None."""
     url = _URL.fullmatch(text)
     if url is not None:
         port = url[3] or _PORT_OF_SCHEME.get(url[1].lower(), "PORT")
@@ -204,7 +204,7 @@ def _ascii_hint(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def parse_ports(text: str) -> Ports:
-    """A port as a rule names it: number, service or range, and the protocol after a slash.
+    """Parse the port of a rule: a number, service or range, and an optional protocol after a slash.
 
     Raises `Mistake`.
     """
@@ -222,9 +222,9 @@ def parse_ports(text: str) -> Ports:
     if ends is not None:
         first, last = _number(ends[1], 0), _number(ends[2], len(ends[1]) + 1)
         if first > last:
-            raise Mistake(f"the range {shown(word)} runs backwards", f"write {last}-{first}", width=len(word))
+            raise Mistake(f"the range {shown(word)} is backwards", f"write {last}-{first}", width=len(word))
         if first == 0:
-            raise Mistake("a range cannot begin with port 0", "0 alone takes any free port", width=len(word))
+            raise Mistake("a range cannot begin with port 0", "0 alone means any free port", width=len(word))
         return Ports(first, last, protocol)
     port = _service(word, protocol)
     return Ports(port, port, protocol)

@@ -1,6 +1,6 @@
 """Statements → `Config`.
 
-Everything that is wrong is found in one go. No name is resolved, no file is read.
+All problems are found in one pass. No name is resolved, no file is read.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from oinetd.model import AccessRule, Config, LogSettings, Origin, Rule, Settings
 __all__ = ["argument_problem", "compile_config"]
 
 PROBLEMS_MAX = 10_000
-"""Nobody reads on after so many; a file with more is no configuration, but a slip of the file's name."""
+"""A file with more problems is no configuration; its name was probably a slip."""
 
 
 @dataclass(slots=True)
 class _Draft:
-    """A rule that may still be given access rules; `index` is that of its statement."""
+    """A rule whose access rules may still follow; `index` is the index of its statement."""
 
     index: int
     said: RuleLine
@@ -45,7 +45,7 @@ class _Draft:
 
 
 def compile_config(statements: Iterable[Statement], file: str) -> Config:
-    """The configuration that the statements of `file` make, with its warnings.
+    """Compile the statements of `file` to a configuration with its warnings.
 
     Raises `ConfigError` with every problem, in the order of the text.
     """
@@ -58,7 +58,7 @@ def compile_config(statements: Iterable[Statement], file: str) -> Config:
 
 
 def argument_problem(statement: Statement, entry: Entry) -> Problem | None:
-    """What is wrong with the number of words behind a directive."""
+    """The problem with the number of words after a directive; None if there is none."""
     line, (keyword, *arguments) = statement.line, statement.words
     wanted = 0 if entry.value is None else 1
     if len(arguments) < wanted:
@@ -69,7 +69,7 @@ def argument_problem(statement: Statement, entry: Entry) -> Problem | None:
     if entry.duty is Duty.ACCESS:
         hint = f"write one pattern on a line: {entry.name} {extra.text}"
     elif isinstance(entry.value, FileName):
-        hint = "put a name with blanks in double quotes"
+        hint = "put double quotes around a name with blanks"
     else:
         hint = entry.usage if wanted else ""
     takes = "no value" if wanted == 0 else "one value"
@@ -77,14 +77,14 @@ def argument_problem(statement: Statement, entry: Entry) -> Problem | None:
 
 
 class _Compiler:
-    """What has been said so far."""
+    """The statements that were read so far."""
 
     def __init__(self, file: str) -> None:
         self._file = file
         self._problems: list[tuple[int, Problem]] = []
         self._drafts: list[_Draft] = []
         self._global_access: list[AccessRule] = []
-        # Where an allow or deny goes now: to everybody, or to the last rule, also if that is a faulty one.
+        # The list for the next allow or deny: of all rules, or of the last rule, even if that one is faulty.
         self._access = self._global_access
         self._access_lines: list[AccessLine] = []
         self._said: dict[str, Any] = {}
@@ -104,9 +104,9 @@ class _Compiler:
             self._problems.append((index, problem))
         elif entry.duty is Duty.INCLUDE:
             word = statement.words[0]
-            hint = "a configuration that is read from a file may include others"
+            hint = "read the configuration from a file"
             self._problems.append(
-                (index, statement.line.problem("include works in files only", word.column, word.width, hint))
+                (index, statement.line.problem("include works only in files", word.column, word.width, hint))
             )
         else:
             self._directive(index, statement, entry)
@@ -143,7 +143,7 @@ class _Compiler:
         self._problems.extend((index, problem) for problem in problems)
 
     def config(self) -> Config:
-        """All of it, checked as a whole."""
+        """The configuration, checked as a whole. Raises `ConfigError`."""
         found = conflicts([draft.said for draft in self._drafts])
         self._problems.extend((self._drafts[index].index, problem) for index, problem in found)
         if self._problems:

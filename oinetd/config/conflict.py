@@ -1,11 +1,10 @@
-"""Rules that cannot listen side by side: the same address and port twice, or a wildcard beside one of its
-addresses.
+"""Rules that cannot listen at the same time: the same address and port twice, or a wildcard and one of its addresses.
 
-The kernel lets only one socket listen on a port of an address, and none beside a wildcard of the same family.
-The two wildcards `0.0.0.0` and `::` are of different families and may share a port. Port 0 is any free one
-and never conflicts. Two names may turn out to be one address; that shows when the sockets are opened.
+The kernel allows one listener on a port of an address, and none together with a wildcard of the same family. The two
+wildcards `0.0.0.0` and `::` have different families and may share a port. Port 0 means any free port and never
+conflicts. Two names may have the same address; this is found when the sockets are opened.
 
-Everything here is a search in sorted lists, so that ten thousand rules take no longer than they should.
+All searches are in sorted lists, so that ten thousand rules are checked quickly.
 """
 
 from __future__ import annotations
@@ -24,28 +23,28 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 class _PortTable:
-    """Which rule holds which ports: ranges that do not overlap, sorted."""
+    """The rule of each port: ranges that do not overlap, sorted."""
 
     def __init__(self) -> None:
         self._firsts: list[int] = []
         self._held: list[tuple[int, int]] = []  # the range's last port, and the rule's index
 
     def holder(self, ports: range) -> int | None:
-        """The index of a rule that holds one of `ports`."""
+        """The index of a rule that has one of `ports`; None if no rule has."""
         at = bisect_right(self._firsts, ports[-1]) - 1
         if at >= 0 and self._held[at][0] >= ports[0]:
             return self._held[at][1]
         return None
 
     def add(self, ports: range, index: int) -> None:
-        """Note a range that nobody holds any part of."""
+        """Add a range that overlaps with no other."""
         at = bisect_right(self._firsts, ports[0])
         self._firsts.insert(at, ports[0])
         self._held.insert(at, (ports[-1], index))
 
 
 def conflicts(rules: Sequence[RuleLine]) -> Iterator[tuple[int, Problem]]:
-    """The index of each rule that conflicts with an earlier one, and the problem, which names the other's line."""
+    """The index of each rule that conflicts with an earlier one, and the problem, with the line of the other."""
     tables: dict[tuple[Protocol, Host], _PortTable] = {}
     twice: set[int] = set()
     for index, rule in enumerate(rules):
@@ -64,7 +63,7 @@ def conflicts(rules: Sequence[RuleLine]) -> Iterator[tuple[int, Problem]]:
 def _beside_wildcards(
     rules: Sequence[RuleLine], tables: dict[tuple[Protocol, Host], _PortTable], twice: set[int]
 ) -> Iterator[tuple[int, Problem]]:
-    told: set[int] = set()
+    reported: set[int] = set()
     for index, rule in enumerate(rules):
         host = _bound(rule)
         if index in twice or rule.bind.port == 0 or not host.packed or host.wildcard:
@@ -74,13 +73,13 @@ def _beside_wildcards(
         if holder is None:
             continue
         later, earlier = max(index, holder), min(index, holder)
-        if later not in told:
-            told.add(later)
+        if later not in reported:
+            reported.add(later)
             yield later, _beside(rules[later], rules[earlier])
 
 
 def _bound(rule: RuleLine) -> Host:
-    """What the rule binds. An IPv4 address written as an IPv6 one is the IPv4 address to the kernel."""
+    """The address that the rule binds; an IPv4-mapped address is the IPv4 address."""
     host = parse_host(rule.bind.host)
     if host.packed.startswith(_MAPPED) and len(host.packed) == 16:
         return Host(host.packed[len(_MAPPED) :])
@@ -88,7 +87,7 @@ def _bound(rule: RuleLine) -> Host:
 
 
 def _ports(rule: RuleLine, other: RuleLine) -> str:
-    """The ports that both rules name."""
+    """The ports of both rules, as text."""
     first = max(rule.bind.port, other.bind.port)
     last = min(rule.bind.last_port, other.bind.last_port)
     return f"port {first}" if first == last else f"ports {first}-{last}"
@@ -97,10 +96,10 @@ def _ports(rule: RuleLine, other: RuleLine) -> str:
 def _twice(rule: RuleLine, other: RuleLine) -> Problem:
     word = rule.bind_word
     return rule.line.problem(
-        f"{rule.bind.host} {_ports(rule, other)} is taken: {other.line} listens there",
+        f"{rule.bind.host} {_ports(rule, other)} is already used by {other.line}",
         word.column,
         word.width,
-        "one of the two rules has to go, or take another port",
+        "remove one of the two rules, or change its port",
     )
 
 
@@ -108,8 +107,8 @@ def _beside(rule: RuleLine, other: RuleLine) -> Problem:
     word = rule.bind_word
     wildcard, specific = (rule, other) if _bound(rule).wildcard else (other, rule)
     return rule.line.problem(
-        f"{rule.bind.host} {_ports(rule, other)} is taken: {other.line} listens on {other.bind.host}",
+        f"{rule.bind.host} {_ports(rule, other)} is already used by {other.line} on {other.bind.host}",
         word.column,
         word.width,
-        f"{wildcard.bind.host} includes {specific.bind.host}, and the system lets only one of them listen",
+        f"{wildcard.bind.host} includes {specific.bind.host}, and the kernel allows only one of the two listeners",
     )

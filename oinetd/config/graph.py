@@ -1,4 +1,4 @@
-"""Cycles in a directed graph that is given as a function from a node to those it leads to."""
+"""Cycles in a directed graph, given as a function from a node to its successors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _Node = TypeVar("_Node", bound=Hashable)
 def strong_components(nodes: Iterable[_Node], following: Callable[[_Node], Iterable[_Node]]) -> Iterator[list[_Node]]:
     """Tarjan's algorithm: groups of nodes that can all reach each other. A node on no cycle is a group of its own.
 
-    It takes time in proportion to nodes and edges, and does not recurse: a cycle may be longer than Python's stack.
+    The time is linear in nodes and edges. There is no recursion: a cycle may be longer than Python's stack.
     """
-    order: dict[_Node, int] = {}  # when a node was found, and the earliest node that it is known to reach
-    low: dict[_Node, int] = {}
-    open_nodes: dict[_Node, None] = {}  # found, and not yet in a group; in the order in which they were found
+    order: dict[_Node, int] = {}  # the number of a node in the order of discovery
+    low: dict[_Node, int] = {}  # the lowest number that is known to be reachable from a node
+    open_nodes: dict[_Node, None] = {}  # discovered and not yet in a group, in the order of discovery
     for root in nodes:
         if root in order:
             continue
@@ -50,7 +50,7 @@ def strong_components(nodes: Iterable[_Node], following: Callable[[_Node], Itera
 def cycle_through(
     start: _Node, following: Callable[[_Node], Iterable[_Node]], within: frozenset[_Node]
 ) -> tuple[_Node, ...]:
-    """A shortest cycle from `start` back to it, which visits only nodes of `within`; empty where there is none."""
+    """A shortest cycle from `start` back to it, only through nodes of `within`; empty if there is none."""
     came_from: dict[_Node, _Node] = {}
     waiting = deque([start])
     while waiting:

@@ -1,7 +1,7 @@
-"""Warnings: what a configuration may say and probably does not mean.
+"""Warnings: settings that are valid and probably mistakes.
 
 A warning never prevents a start, because rinetd starts with the same file. A check is a function from the `Source` to
-the problems that it finds, each with the index of its statement; `CHECKS` lists them all.
+the problems that it finds, each with the index of its statement. `CHECKS` has all of them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from oinetd.model import AccessRule, Config
 __all__ = ["CHECKS", "AccessLine", "Source", "find_warnings"]
 
 WARNINGS_MAX = 200
-"""For one check of one configuration. Nobody reads more, and each reload writes all of them."""
+"""For one check of one configuration: each reload logs all warnings."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessLine:
-    """One `allow` or `deny` as it was written; `index` is that of its statement."""
+    """One `allow` or `deny` as written; `index` is the index of its statement."""
 
     index: int
     line: Line
@@ -36,7 +36,7 @@ class AccessLine:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A configuration and where its parts were written; `rules` are those of `config`, with their statements' index."""
+    """A configuration with the source of its parts; `rules` are those of `config`, each with its statement's index."""
 
     file: str
     config: Config
@@ -56,12 +56,12 @@ def find_warnings(source: Source) -> tuple[Problem, ...]:
         cut = cut or len(some) > WARNINGS_MAX
         found += some[:WARNINGS_MAX]
     found.sort(key=lambda item: item[0])
-    more = [Problem("there are more warnings, which are not shown", source.file)] if cut else []
+    more = [Problem("more warnings are not shown", source.file)] if cut else []
     return (*(problem for _, problem in found), *more)
 
 
 def _loops(source: Source) -> Iterator[tuple[int, Problem]]:
-    """Rules whose connections come back to one of their own listeners."""
+    """Rules whose connections would come back to their own listener."""
     lines = [line for _, line in source.rules]
     for loop in find_loops(source.config.rules):
         index, rule = source.rules[loop.rules[0]]
@@ -71,20 +71,20 @@ def _loops(source: Source) -> Iterator[tuple[int, Problem]]:
                 loop.message([lines[number].line for number in loop.rules]),
                 rule.connect_word.column,
                 rule.connect_word.width,
-                "no client of this rule can be served; name another address or port",
+                "no client of this rule can be served; use another address or port",
             ),
         )
 
 
 def _no_rules(source: Source) -> Iterator[tuple[int, Problem]]:
-    """A configuration without a forwarding rule, such as the one that comes with a package."""
+    """A configuration without a forwarding rule, such as the one of a package."""
     if not source.rules:
         hint = "write a rule: bindaddress bindport connectaddress connectport"
         yield 0, Problem("no forwarding rule: nothing is forwarded", source.file, hint=hint)
 
 
 def _patterns(source: Source) -> Iterator[tuple[int, Problem]]:
-    """Patterns that match nobody, or fewer than they seem to."""
+    """Patterns that match no client, or fewer clients than expected."""
     firsts = [index for index, _ in source.rules]
     ipv4 = [":" not in line.bind.host for _, line in source.rules]
     for access in source.access:

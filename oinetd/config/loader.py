@@ -1,8 +1,7 @@
-"""The reading of files: a configuration and what it includes → statements, in the order in which they count.
+"""Reads a configuration file and its includes → statements, in order.
 
-`include GLOB` is relative to the folder of the file that says it, takes the files in the order of their
-names, and stands for their text: what comes before and after it goes on around it. A name without wildcards
-has to exist.
+`include GLOB` is relative to the directory of the including file. The files are read in the order of their names, as
+if their text were in place of the directive. A name without wildcards must exist.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from oinetd.errors import ConfigError, Problem
 __all__ = ["load_statements"]
 
 INCLUDE_DEPTH_MAX = 16
-"""Deep enough for any tree of files that somebody keeps."""
+"""Deep enough for any real tree of files."""
 
 INCLUDE_FILES_MAX = 10_000
-"""Files that include each other twice on every level would otherwise be read 2¹⁶ times."""
+"""If each file included two others, `INCLUDE_DEPTH_MAX` alone would allow 2¹⁶ files."""
 
 FILE_BYTES_MAX = 64 << 20
-"""A million rules. It ends the reading of something that has no end, such as /dev/zero."""
+"""A million rules. It is the limit for endless files such as /dev/zero."""
 
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def load_statements(path: str) -> Iterator[Statement]:
-    """The statements of the file and of all it includes.
+    """The statements of the file and of its includes.
 
-    Raises `ConfigError` where the file itself cannot be read.
+    Raises `ConfigError` if the file itself cannot be read.
     """
     try:
         content = _read(path, path)
@@ -53,7 +52,7 @@ class _Unreadable(Exception):
 
 
 class _Content(NamedTuple):
-    """A file that was read. `identity` is its device and inode, `hidden` whether no message shows its text."""
+    """The content of a file. `identity` is its device and inode; if it is `hidden`, no message shows its text."""
 
     text: str
     identity: tuple[int, int]
@@ -62,13 +61,13 @@ class _Content(NamedTuple):
 
 @dataclass(slots=True)
 class _Reader:
-    """Counts the files of one configuration."""
+    """Reads the files of one configuration, and counts them."""
 
     main: str
     files: int = 1
 
     def statements(self, path: str, content: _Content, stack: tuple[tuple[int, int], ...]) -> Iterator[Statement]:
-        """The statements of a file that has been read; `stack` holds the identities of the files around it."""
+        """The statements of a file; `stack` has the identities of this file and of those that include it."""
         for statement in read_statements(content.text, path, hidden=content.hidden):
             entry = DIRECTIVES.get(statement.words[0].text) if statement.words else None
             sound = entry is not None and not statement.problems and argument_problem(statement, entry) is None
@@ -92,7 +91,7 @@ class _Reader:
                     raise _Unreadable(f"more than {INCLUDE_FILES_MAX} files are included")
                 content = _read(name, self.main, regular=True)
                 if content.identity in stack:
-                    raise _Unreadable("it is being read already: the files include each other in a circle")
+                    raise _Unreadable("it includes itself, directly or through other files")
             except _Unreadable as error:
                 problem = statement.line.problem(
                     f"{name} cannot be included: {error.reason}", word.column, word.width, error.hint
@@ -106,7 +105,7 @@ class _Reader:
 
 
 def _read(path: str, main: str, *, regular: bool = False) -> _Content:
-    """What is in a file. `main` is the configuration's main file. `regular` refuses pipes, which might never end."""
+    """Read a file. `main` is the configuration's main file. `regular` refuses pipes, which might never end."""
     try:
         if regular and not stat.S_ISREG(os.stat(path).st_mode):
             raise _Unreadable("it is not a regular file")
@@ -122,5 +121,5 @@ def _read(path: str, main: str, *, regular: bool = False) -> _Content:
         raise _Unreadable(f"it has more than {FILE_BYTES_MAX >> 20} MiB")
     if content.startswith(_UTF16_MARKS):
         raise _Unreadable("it is in UTF-16", "save it as UTF-8")
-    # A stray byte of another encoding, in a comment or a file's name, is carried through and does no harm.
+    # A byte of another encoding is kept as a surrogate escape: in a comment or a file name it does no harm.
     return _Content(content.decode("utf-8", "surrogateescape"), (found.st_dev, found.st_ino), hidden)

@@ -1,12 +1,11 @@
-"""Rules that forward to themselves: a destination that is a listener of the same configuration, and leads back.
+"""Forwarding loops in a configuration: destinations that lead back to the listener of their own rule.
 
-What is known of the machine is what the configuration shows: no name is looked up. `localhost` is the loopback
-addresses (RFC 6761, 6.3), and an address that a rule binds or goes out from is one of this machine, which the wildcards
-`0.0.0.0` and `::` then listen on, too.
+No name is resolved and the machine is not asked. `localhost` means the loopback addresses (RFC 6761, 6.3). An address
+that a rule binds, or uses as its source address, belongs to this machine, so the wildcards `0.0.0.0` and `::` listen
+on it, too.
 
-The search has two steps. Rules are nodes first: an edge goes to each rule that listens where the first one connects to.
-Only rules on a cycle of that graph are then looked at port by port, because two ranges may overlap and still lead away
-from each other.
+The search has two steps. First, the nodes are rules, with an edge to each rule that listens on the destination. Then
+only rules on a cycle of this graph are searched port by port, because two port ranges may overlap without a loop.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from oinetd.model import Endpoint, Protocol, Rule
 __all__ = ["Loop", "find_loops"]
 
 PORTS_MAX = 1 << 20
-"""Ports looked at one by one. No process opens more listeners, so that nothing more can be a loop that runs."""
+"""The number of ports to search. No process can open more listeners."""
 
 NAMED_MAX = 8
-"""Rules that a message names; a longer cycle is cut."""
+"""The number of rules in a message; a longer cycle is cut."""
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _LOOPBACK4 = bytes([127, 0, 0, 1])
@@ -36,23 +35,23 @@ _Node = tuple[int, int]
 
 
 class Loop(NamedTuple):
-    """A cycle: the indexes of its rules, from the last one in the text on, and the destination of that one."""
+    """A cycle: the indexes of its rules, beginning with the last one in the text, and the destination of that one."""
 
     rules: tuple[int, ...]
     connect: Endpoint
 
     def message(self, places: Sequence[object]) -> str:
-        """The sentence for a reader; `places` says for each of `rules` where it stands."""
+        """The message; `places` has the file and line of each of `rules`."""
         if len(self.rules) == 1:
             return f"the destination {self.connect} is the rule's own listener"
         named = [str(place) for place in places[1:NAMED_MAX]]
         if len(places) > NAMED_MAX:
             named.append(f"{len(places) - NAMED_MAX} more")
-        return f"the destination {self.connect} leads back to this rule, by {', '.join(named)}"
+        return f"the destination {self.connect} leads back to this rule, through {', '.join(named)}"
 
 
 def find_loops(rules: Sequence[Rule]) -> Iterator[Loop]:
-    """The loops of a configuration whose rules do not conflict: one for each group of rules that lead to each other."""
+    """The loops of a configuration without conflicts: one for each group of rules that lead to each other."""
     listeners = _Listeners(rules)
     onward = [sorted({other for other, _ in listeners.receivers(rule)}) for rule in rules]
     for group in strong_components(range(len(rules)), onward.__getitem__):
@@ -61,7 +60,7 @@ def find_loops(rules: Sequence[Rule]) -> Iterator[Loop]:
 
 
 def _by_port(rules: Sequence[Rule], listeners: _Listeners, group: frozenset[int]) -> Iterator[Loop]:
-    """The loops among rules that are a cycle where ports are not looked at."""
+    """The loops among rules that are on a cycle if ports are ignored."""
     onward: dict[_Node, list[_Node]] = {}
     for index in sorted(group):
         rule = rules[index]
@@ -90,7 +89,7 @@ def _by_port(rules: Sequence[Rule], listeners: _Listeners, group: frozenset[int]
 
 
 class _Listeners:
-    """Which rule listens where: for each bound address its ranges of ports in order. They do not overlap."""
+    """The listeners: for each bound address its sorted ranges of ports, which do not overlap."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._held: dict[tuple[Protocol, Host], list[tuple[int, int, int]]] = {}  # last port, first port, rule
@@ -114,7 +113,7 @@ class _Listeners:
         }
 
     def receivers(self, rule: Rule) -> Iterator[tuple[int, range]]:
-        """The rules that listen on the destination of `rule`, each with the ports of the destination it listens on."""
+        """The rules that listen on the destination of `rule`, each with its ports there."""
         protocol, ports = rule.connect.protocol, rule.connect.ports
         for host in _targets(rule):
             yield from self._on(protocol, host, ports)
@@ -123,7 +122,7 @@ class _Listeners:
                 continue
             yield from self._on(protocol, Host(bytes(size)), ports)
             if size == 4:
-                # `::` takes IPv4, too, on a port where no rule listens for IPv4.
+                # `::` also accepts IPv4 on a port that no rule binds for IPv4.
                 for other, part in self._on(protocol, Host(bytes(16)), ports):
                     yield from ((other, left) for left in _without(part, self._ipv4_ports[protocol]))
 
@@ -136,17 +135,17 @@ class _Listeners:
 
 
 def _unmapped(host: Host) -> Host:
-    """An IPv4 address written as an IPv6 one is the IPv4 address to the kernel."""
+    """The IPv4 address of an IPv4-mapped address; any other host as it is."""
     return Host(host.packed[len(_MAPPED) :]) if len(host.packed) == 16 and host.packed.startswith(_MAPPED) else host
 
 
 def _localhost(host: Host) -> tuple[Host, ...]:
-    """The addresses of the one name that has the same ones everywhere; none for any other."""
+    """The loopback addresses if the name is `localhost`, else none."""
     return (Host(_LOOPBACK4), Host(_LOOPBACK6)) if host.name == "localhost" else ()
 
 
 def _targets(rule: Rule) -> Iterator[Host]:
-    """What a connection to the rule's destination reaches: addresses, or the name itself."""
+    """The hosts that a connection to the rule's destination reaches: addresses, or the name itself."""
     host = _unmapped(parse_host(rule.connect.host))
     source = _unmapped(parse_host(rule.options.source)) if rule.options.source else Host(b"")
     if host.name:
@@ -155,14 +154,14 @@ def _targets(rule: Rule) -> Iterator[Host]:
     elif not host.wildcard:
         yield host
     elif len(host.packed) == 4:
-        # The kernel takes a connect to 0.0.0.0 for one to the socket's own address, or to the loopback address.
+        # To the kernel, a connect to 0.0.0.0 is one to the socket's own address, or to the loopback address.
         yield source if len(source.packed) == 4 and not source.wildcard else Host(_LOOPBACK4)
     else:
         yield Host(_LOOPBACK6)
 
 
 def _without(ports: range, taken: Sequence[tuple[int, int]]) -> Iterator[range]:
-    """The parts of `ports` that are in none of the ranges `taken`, which are in order."""
+    """The parts of `ports` that are in none of the sorted ranges `taken`."""
     first = ports[0]
     for low, high in taken:
         if low > ports[-1]:

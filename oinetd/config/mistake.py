@@ -1,7 +1,7 @@
-"""How a mistake in a configuration is told: the words that are quoted, the remedy that is suggested.
+"""Error messages about a configuration: quoted words and suggested remedies.
 
-Whoever finds out that a word is wrong seldom knows where it stands. It raises a `Mistake`; the caller, who
-holds the word's place, makes a `Problem` of it.
+A parser of a word does not know the position of the word. It raises a `Mistake`, and the caller, which knows the
+position, makes a `Problem` of it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from functools import lru_cache
 __all__ = ["Mistake", "did_you_mean", "nearest", "printable", "shown"]
 
 SHOWN_CHARS_MAX = 60
-"""A quoted word is cut here, so that a message stays a line."""
+"""A longer quoted word is cut, so that a message stays on one line."""
 
 NEAREST_CHARS_MAX = 40
-"""A longer word is no misspelling of a keyword, and comparing takes the product of the lengths."""
+"""A longer word is no misspelled keyword, and the comparison takes the product of the lengths."""
 
 
 class Mistake(Exception):
     """What is wrong with one word.
 
-    `start` is where in the word the wrong part begins, `width` its length, 0 being the rest of the word.
+    `start` is the index of the wrong part in the word, `width` its length; 0 means the rest of the word.
     """
 
     def __init__(self, message: str, hint: str = "", *, start: int = 0, width: int = 0) -> None:
@@ -33,9 +33,9 @@ class Mistake(Exception):
 
 
 def printable(text: str) -> str:
-    """`text` with one U+FFFD for each character that a terminal would obey, hide, or fail to encode.
+    """`text` with U+FFFD for each character that a terminal would interpret, hide, or fail to encode.
 
-    The length stays, so that a caret below the text still stands where it should. Tabs are left alone.
+    The length does not change, so that a caret below the text is in the right column. Tabs are kept.
     """
     if text.isprintable():
         return text
@@ -50,7 +50,7 @@ def shown(word: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The one of `known` that `word` most resembles, empty where none does."""
+    """The word of `known` that is most similar to `word`; empty if none is."""
     if not word or len(word) > NEAREST_CHARS_MAX:
         return ""
     return _nearest(word.lower(), tuple(known), cutoff)
@@ -58,7 +58,7 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 @lru_cache(maxsize=1024)
 def _nearest(word: str, known: tuple[str, ...], cutoff: float) -> str:
-    # Imported here, because a configuration without mistakes has no need of it.
+    # Imported here, because only a mistake needs it.
     from difflib import get_close_matches
 
     found = get_close_matches(word, known, n=1, cutoff=cutoff)
@@ -66,7 +66,7 @@ def _nearest(word: str, known: tuple[str, ...], cutoff: float) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], kind: str = "words") -> str:
-    """The hint that names the nearest known word, empty where there is none. `kind` is what the known words are."""
+    """A hint with the nearest known word; empty if there is none. `kind` is what the known words are."""
     match = nearest(word, known)
     if not match:
         return ""

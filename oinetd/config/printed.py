@@ -1,12 +1,12 @@
-"""The texts that `allow` and `deny` are matched against, as an automaton: whether a pattern can match any of them.
+"""Whether a pattern of `allow` or `deny` can match any address at all, decided with an automaton of all printed texts.
 
-An address is printed in one way only: without leading zeros, in lower case, an IPv6 address with `::` for its leftmost
-longest run of two zero groups or more (RFC 5952, `inet_ntop`). A pattern that is written in another way matches nobody,
-whatever it looks like. Which do is not a list of cases: the pattern and the automaton of all printed texts are followed
-side by side, and a pattern matches somebody if and only if both can end together.
+An address has one printed form: no leading zeros, lower case, and in an IPv6 address `::` for the leftmost longest run
+of at least two zero groups (RFC 5952, `inet_ntop`). A pattern for another form never matches. The pattern and the
+automaton of all printed forms are followed in parallel; a pattern matches an address if and only if both can end
+together.
 
-The texts are: IPv4; IPv6; `::ffff:` and IPv4; and where the C library prints it so, `::` and IPv4. A link-local address
-has a scope behind it, too: `%` and the name of an interface.
+The printed forms are: IPv4; IPv6; `::ffff:` and IPv4; and with some C libraries `::` and IPv4. A link-local address
+also has a scope: `%` and the name of an interface.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ _COMPATIBLE_DOTTED: Final = "." in socket.inet_ntop(socket.AF_INET6, bytes(12) +
 
 
 class _Literal(NamedTuple):
-    """What stands before an embedded IPv4 address, and how much of it was read."""
+    """In the text before an embedded IPv4 address; `at` characters were read."""
 
     text: str
     at: int = 0
 
 
 class _Dotted(NamedTuple):
-    """Within an IPv4 address: the number of the octet and what was read of it.
+    """In an IPv4 address: the number of the octet, and the part of it that was read.
 
-    `first_zero` is whether `::` stood before the address and its octets so far are 0: two of them are not printed so.
+    `first_zero` is whether `::` precedes the address and all its octets so far are 0: with two of them, another form is
+    printed.
     """
 
     octet: int
@@ -51,12 +52,12 @@ class _Dotted(NamedTuple):
 
 
 class _Groups(NamedTuple):
-    """Within an IPv6 address.
+    """In an IPv6 address.
 
-    `gap` is the number of zero groups that `::` stands for, known from the start, 0 where there is no `::`. `mode` is
-    one of the constants below. `groups` were read so far, the last `run` of them zero and next to each other, then
-    `read`, which is the beginning of one more: `0`, or `x` for each digit, or as it is where that matters. `local` is
-    whether the first group is one of a link-local address.
+    `gap` is the number of zero groups that `::` replaces, chosen at the start, 0 without `::`. `mode` is one of the
+    constants below. `groups` is the number of complete groups, and the last `run` of them are zero. `read` is the part
+    of the present group: `0`, or `x` for each digit, or the digits if their values matter. `local` is whether the first
+    group is that of a link-local address.
     """
 
     gap: int
@@ -69,7 +70,7 @@ class _Groups(NamedTuple):
 
 
 class _Scope(NamedTuple):
-    """Within a scope, of which `chars` were read."""
+    """In a scope; `chars` characters were read."""
 
     chars: int
 
@@ -79,13 +80,13 @@ _Place = tuple[_State, int]
 """A state, and the index in the pattern."""
 
 _Step = tuple[_Place, str]
-"""Where a place was reached from, and by which character; none where the pattern alone moved on."""
+"""The previous place, and the character that leads from it; empty if only the pattern advanced."""
 
 _START, _GROUP, _COLON, _FIRST_COLON, _GAP = range(5)
 
 
 def printed_example(pattern: str) -> str | None:
-    """A printed text that `pattern` matches, None where there is none. `*` is any run of characters, `?` any one."""
+    """A printed address that `pattern` matches; None if there is none. `*` is any run of characters, `?` any one."""
     if sum(char != "*" for char in pattern) > TEXT_CHARS_MAX:
         return None
     came_from: dict[_Place, _Step | None] = {}
@@ -151,7 +152,7 @@ def _ends(state: _State) -> bool:
 
 @lru_cache(maxsize=16384)
 def _steps(state: _State) -> tuple[tuple[str, _State], ...]:
-    """The states that follow, each with the characters that lead there."""
+    """The next states, each with the characters that lead to it."""
     found: dict[_State, str] = {}
     for char, following in _moves(state):
         found[following] = found.get(following, "") + char
@@ -208,12 +209,12 @@ def _group_moves(state: _Groups) -> Iterator[tuple[str, _State]]:
 
 
 def _dotted_only(state: _Groups) -> bool:
-    """Whether what follows the `::` that begins a text is printed as IPv4."""
+    """Whether the text after a leading `::` is printed as IPv4."""
     return _COMPATIBLE_DOTTED and state.gap == 6 and not state.groups
 
 
 def _fits(state: _Groups) -> bool:
-    """Whether the group that was read may stand there."""
+    """Whether the present group may end here."""
     if state.read == "0":
         # The gap is the longest run of zeros, and the first one of that length.
         return state.run + 1 <= (1 if not state.gap else state.gap if state.after else state.gap - 1)
@@ -222,7 +223,7 @@ def _fits(state: _Groups) -> bool:
 
 
 def _read(state: _Groups, digit: str) -> _Groups:
-    """`state` with one more digit. Digits that do not matter are all the same."""
+    """`state` with one more digit. Digits whose value does not matter become `x`."""
     read = state.read + digit
     first = not state.groups
     if first and not state.after:

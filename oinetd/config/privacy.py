@@ -1,12 +1,12 @@
-"""Whose text a message may show: an error in a file goes to readers who may not be allowed to read the file.
+"""Hides the text of a file in error messages, if their readers may not be allowed to read the file.
 
-A process of root's reads every file, also one that a link in a directory of somebody else's leads to, and its messages
-go to a log that others read. So root shows the text of a file only if everyone may read it; any other user has read it
-with that user's own rights, and shows it. A directory on the way to an included file counts, unless it is on the way to
-the main file, too: whoever named that one can get there.
+Root reads every file, also through a link in another user's directory, and its messages go to a log that other users
+read. So a process of root shows the text of a file only if every user may read it. A process of another user has read
+it with this user's rights, and shows it. The directories above an included file count as well, except those above the
+main file, which the operator has named.
 
-What is not shown is the line and each word of it that a message quotes; file, line, column and the rest of the message
-stay.
+The line is hidden, and each word of it that the message quotes. File, line number, column and the rest of the message
+are shown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 __all__ = ["HIDDEN_HINT", "everyone_may_read", "without_words_of"]
 
-HIDDEN_HINT = "not everyone may read this file, so its text is not shown"
+HIDDEN_HINT = "this file is not world-readable, so its text is not shown"
 
 _QUOTED = re.compile(r"'.*'")
 _PUNCTUATION = ".,:;!?…'\"()"
@@ -31,7 +31,7 @@ def everyone_may_read(fd: int, path: str, main: str) -> bool:
     if not os.fstat(fd).st_mode & stat.S_IROTH:
         return False
     try:
-        # Not where the name leads now, but what is open.
+        # The path of the open file, not the present target of `path`.
         way = Path(os.readlink(f"/proc/self/fd/{fd}")).parents
         known = Path(os.path.realpath(main)).parents
         return all(folder.stat().st_mode & stat.S_IXOTH for folder in way if folder not in known)
@@ -40,7 +40,7 @@ def everyone_may_read(fd: int, path: str, main: str) -> bool:
 
 
 def without_words_of(text: str, message: str) -> str:
-    """`message` with `…` for whatever it quotes of the line `text`."""
+    """`message` with `…` for each word that it quotes from the line `text`."""
     words = [word for word in re.split(r"[\s\[\],=\"]+", text) if len(word) > 1]
 
     def hidden(match: re.Match[str]) -> str:

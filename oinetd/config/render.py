@@ -1,4 +1,4 @@
-"""`Config` → text that reads back as an equal `Config`, with every setting written out."""
+"""`Config` → text with every setting, which parses to an equal `Config`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ __all__ = ["render_config"]
 
 
 def render_config(config: Config) -> str:
-    """The configuration in force as text, defaults included.
+    """The configuration as text, with defaults.
 
-    Raises `ValueError` for what a program may put into a `Config` and the language cannot say, such as a host
-    with a blank in it.
+    Raises `ValueError` for a `Config` of a program that the language cannot express, such as a host with a blank.
     """
     return "\n".join(_lines(config)) + "\n"
 
 
 def _lines(config: Config) -> Iterator[str]:
-    yield "# The configuration in force: every setting, also those at their defaults."
+    yield "# The configuration in force: every setting, with defaults."
     yield ""
     for entry in VOCABULARY:
         if entry.duty is Duty.SET and entry.setting and not entry.alias:
@@ -62,7 +61,7 @@ def _access(access: AccessRule) -> str:
 
 
 def _value(entry: Entry, value: object) -> str:
-    assert entry.value is not None  # only an alias goes without a value
+    assert entry.value is not None  # only an alias has no value
     return entry.value.format(value)
 
 

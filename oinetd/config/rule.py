@@ -1,4 +1,4 @@
-"""One forwarding rule: its words and options → bind side, connect side, `RuleOptions`; and what can be wrong."""
+"""Parses a forwarding rule: its words and options → bind side, connect side, `RuleOptions`; or its problems."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ RULE_USAGE = "bindaddress bindport connectaddress connectport [options]"
 ROLES = ("bind address", "bind port", "connect address", "connect port")
 
 NEAR_ENOUGH = 0.7
-"""How much like a directive the first word of a line has to be to be taken for one; above what words that merely
-have letters in common reach ('hello' and 'allow': 0.6)."""
+"""The similarity from which the first word of a line counts as a misspelled directive. It is above that of words that
+only share letters ('hello' and 'allow': 0.6)."""
 
 _Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
 class RuleLine:
-    """What a line says about a rule. `bind_word` and `connect_word` are where a problem of that side is shown."""
+    """A parsed rule. `bind_word` and `connect_word` are the positions for a problem of that side."""
 
     line: Line
     bind_word: Word
@@ -38,7 +38,7 @@ class RuleLine:
 
 
 def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
-    """The rule in a statement; None where it is none, and then `problems` has been given the reasons."""
+    """The rule in a statement; if it has problems, they are added to `problems` and the result is None."""
     before = len(problems)
     line, words = statement.line, statement.words
     other = _other_than_a_rule(line, words)
@@ -85,20 +85,20 @@ def _endpoint(host: Word, ports: Ports) -> Endpoint:
 
 
 def _unfit_ports(line: Line, words: tuple[Word, ...], bind: Ports, connect: Ports) -> Iterator[Problem]:
-    """What is wrong with two sides that are each right for themselves."""
+    """The problems of two ports that are each valid alone."""
     if not connect.first:
         yield line.problem(
             "port 0 cannot be a destination",
             words[3].column,
             words[3].width,
-            "0 is for the bind side: it takes any free port",
+            "0 is only for the bind side: it means any free port",
         )
     if len(bind) != len(connect):
         yield line.problem(
             f"{_ports(len(bind))} to listen on, {_ports(len(connect))} to connect to",
             words[3].column,
             words[3].width,
-            "the two ranges of a rule have the same length",
+            "the two ranges of a rule must have the same length",
         )
 
 
@@ -122,7 +122,7 @@ def _is_numeric(word: Word) -> bool:
 
 
 def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
-    """The problem of a line that was meant to be something else, None where it may have been a rule."""
+    """The problem of a line that was not meant to be a rule; None if it may be one."""
     for word in words:
         if not word.text.isprintable():
             space = next((index for index, char in enumerate(word.text) if char.isspace()), -1)
@@ -143,10 +143,10 @@ def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
         )
     if name in OPTIONS and len(words) < len(ROLES):
         return line.problem(
-            f"'{name}' is an option of a rule and not a directive",
+            f"'{name}' is an option of a rule, not a directive",
             first.column,
             len(name),
-            f"{OPTIONS[name].option_usage} goes in the brackets at the end of a rule",
+            f"write {OPTIONS[name].option_usage} in brackets at the end of a rule",
         )
     if _is_numeric(first) or "." in first.text:
         return None
@@ -171,7 +171,7 @@ def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
 
 
 def _missing(line: Line, words: tuple[Word, ...]) -> Iterator[Problem]:
-    """The problems of a line that has too few words for a rule."""
+    """The problems of a line with too few words for a rule."""
     joined = [(word, mistake) for word in words if (mistake := host_and_port(word.text)) is not None]
     if joined:
         for word, mistake in joined:
@@ -205,7 +205,7 @@ def _too_many(line: Line, word: Word) -> Problem:
 
 
 def _read_options(line: Line, options: tuple[Option, ...], problems: list[Problem]) -> RuleOptions:
-    """The values of the options; where one is named twice, the last holds."""
+    """The values of the options; if an option occurs twice, the last one counts."""
     said: dict[str, Any] = {}
     for option in options:
         name = option.name
@@ -216,7 +216,7 @@ def _read_options(line: Line, options: tuple[Option, ...], problems: list[Proble
             place = name if option.value is None else option.value
             problems.append(line.problem(f"{name.text} needs a value", place.column, place.width, entry.option_usage))
         else:
-            assert entry.value is not None  # no option goes without a value
+            assert entry.value is not None  # every option has a value
             try:
                 said[entry.option] = entry.value.parse(option.value.text)
             except Mistake as mistake:
@@ -238,7 +238,7 @@ def _unknown_option(line: Line, name: Word) -> Problem:
         )
     if name.text in DIRECTIVES:
         return line.problem(
-            f"'{name.text}' is a directive for the whole configuration and not an option of a rule",
+            f"'{name.text}' is a directive, not an option of a rule",
             name.column,
             name.width,
             "write it on a line of its own",

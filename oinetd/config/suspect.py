@@ -1,7 +1,7 @@
-"""Patterns of `allow` and `deny` that match nobody, or fewer than they seem to; and what was probably meant.
+"""Patterns of `allow` and `deny` that match no client, or fewer clients than expected, with a suggestion.
 
-Whether a pattern can match at all is decided exactly (`printed`). What was meant is a guess, and each guess is checked
-before it is made: no suggestion is a pattern that can never match.
+Whether a pattern can match at all is decided exactly (`printed`). A suggestion is a guess, but it is checked: it is
+never a pattern that cannot match.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _PREFIX = re.compile(r"((?:[0-9a-f]{1,4}:){1,7})(:?)\*")
 _LINK_LOCAL = "fe80"
 
 EVERYBODY = "* matches every address"
-AS_PRINTED = "an address is matched as it is printed, such as 192.0.2.1 or 2001:db8::1"
+AS_PRINTED = "an address is matched in its printed form, such as 192.0.2.1 or 2001:db8::1"
 
 
 def suspect_pattern(pattern: str, *, ipv4_listens: bool) -> Mistake | None:
-    """What is suspicious about a pattern that compiles, None where nothing is.
+    """What is suspicious about a valid pattern; None if nothing is.
 
-    `ipv4_listens` is whether a listener that it holds for takes IPv4 on an IPv4 address. The message goes on from the
-    pattern: "can never match".
+    `ipv4_listens` is whether it applies to a listener on an IPv4 address. The message continues a sentence that begins
+    with the pattern: "can never match".
     """
     kind, data = compile_pattern(pattern)
     if kind is Kind.GLOB:
@@ -75,7 +75,7 @@ def _can_match(pattern: str) -> bool:
 
 
 def _guesses(text: str) -> Iterator[str]:
-    """What may have been meant by a pattern that can never match, the likeliest first."""
+    """What a pattern that can never match may have meant, the most likely first."""
     if not text.strip("0.:"):
         yield "*"
     with_port = _WITH_PORT.fullmatch(text)
@@ -97,7 +97,7 @@ def _guesses(text: str) -> Iterator[str]:
 
 
 def _network_of(pattern: str) -> str:
-    """The network of the pattern `groups:*` or `groups::*`, empty where it is neither."""
+    """The network of the pattern `groups:*` or `groups::*`; empty if it is neither."""
     prefix = _PREFIX.fullmatch(pattern)
     if prefix is None:
         return ""
@@ -107,7 +107,7 @@ def _network_of(pattern: str) -> str:
 
 
 def _part_of_a_network(text: str) -> Mistake | None:
-    """An IPv6 address with a run of zeros is printed with `::`, so that its beginning is not the network's."""
+    """The mistake if the pattern matches a part of a network only: an address with a run of zeros has `::` instead."""
     prefix = _PREFIX.fullmatch(text)
     if prefix is None:
         return None
@@ -126,7 +126,7 @@ def _part_of_a_network(text: str) -> Mistake | None:
 
 
 def _one_address(network: bytes) -> Mistake | None:
-    """An address without a prefix length that ends like a network's."""
+    """The mistake if an address without a prefix length looks like a network."""
     zeros = len(network) - len(network.rstrip(b"\0"))
     if zeros == 0 or (len(network) == 16 and zeros < 8):
         return None
@@ -135,13 +135,13 @@ def _one_address(network: bytes) -> Mistake | None:
     else:
         address, length = socket.inet_ntop(socket.AF_INET6, network), 128 - 16 * (zeros // 2)
     return Mistake(
-        "matches one address and no network",
-        f"for the network write {address}/{length}, for this address alone {address}/{len(network) * 8}",
+        "matches one address, not a network",
+        f"for the network write {address}/{length}, for this address only {address}/{len(network) * 8}",
     )
 
 
 def _mapped_only(plain: str) -> Mistake:
     return Mistake(
-        "matches IPv4 clients of an IPv6 listener, and none of an IPv4 listener",
+        "matches IPv4 clients of an IPv6 listener, but not of an IPv4 listener",
         f"{plain} matches both",
     )

@@ -1,11 +1,11 @@
-"""Text → statements: words with their places, nothing about their meaning. No I/O.
+"""Text → statements: words with their positions, without their meaning. No I/O.
 
-Lines end with LF or CRLF. Words are separated by blanks and tabs, and `#` begins a comment, also where it is
-glued to a word. A line whose first word is a directive is one; any other is a forwarding rule, and may end
-with a block of options in brackets, which may be glued to the last word.
+Lines end with LF or CRLF. Words are separated by blanks and tabs, and `#` begins a comment, even directly after a word.
+A line whose first word is a directive is a directive. Any other line is a forwarding rule; it may end with options in
+brackets, also directly after the last word.
 
-File names are the exception that rinetd makes: inside one, a `#` belongs to the name, and one in double
-quotes may hold blanks.
+File names are an exception, as in rinetd: `#` in a file name is part of it, and a file name in double quotes may
+contain blanks.
 """
 
 from __future__ import annotations
@@ -24,25 +24,22 @@ from oinetd.errors import Problem
 __all__ = ["Line", "Option", "Statement", "Word", "read_statements"]
 
 LINE_CHARS_MAX = 4096
-"""No rule needs more, and it bounds the work and the size of a message for one line.
-
-Comment lines are free.
-"""
+"""No rule needs more. It limits the work and the message for one line; comment lines have no limit."""
 
 OPTIONS_MAX = 64
-"""Several times as many as there are; it bounds the number of problems that one line can have."""
+"""Several times the number of known options; it limits the number of problems of one line."""
 
 _BLANKS = " \t"
 _WORD = re.compile(r"[^ \t]+")
 _UNGLUED = re.compile(r"[^ \t#]+")
 _RULE_WORD = re.compile(r"[^ \t#\[]+")
-# An IPv6 address in brackets and what is glued to it; the closing bracket may be missing, which is told later.
+# An IPv6 address in brackets, with text directly after it. The closing bracket may be missing; this is reported later.
 _IPV6_WORD = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[^] \t#]*)?\]?[^ \t#\[]*")
 _RULE_WORDS = 4
 
 
 class Word(NamedTuple):
-    """One word: `column` counts from 1, `width` is what it takes in the line (quotes included)."""
+    """One word: `column` counts from 1, `width` is its length in the line (with quotes)."""
 
     text: str
     column: int
@@ -55,7 +52,7 @@ class Word(NamedTuple):
 
 
 class Option(NamedTuple):
-    """One option of a rule; `value` is None where there is no `=`."""
+    """One option of a rule; `value` is None without `=`."""
 
     name: Word
     value: Word | None
@@ -74,14 +71,14 @@ class Line:
         return f"{self.file}:{self.number}"
 
     def problem(self, message: str, column: int, width: int = 1, hint: str = "") -> Problem:
-        """A problem at a place in this line."""
+        """A problem at a position in this line."""
         shown_text = printable(self.text)
         if self.hidden:
             return Problem(without_words_of(shown_text, message), self.file, self.number, column, hint=HIDDEN_HINT)
         return Problem(printable(message), self.file, self.number, column, width, shown_text, printable(hint))
 
     def mistaken(self, word: Word, mistake: Mistake) -> Problem:
-        """The problem that a mistake in `word` is."""
+        """The problem for a mistake in `word`."""
         quote = 1 if word.width > len(word.text) else 0
         width = mistake.width or word.width - mistake.start
         return self.problem(
@@ -94,9 +91,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A line that says something.
+    """A line that is neither empty nor a comment.
 
-    `problems` is what is wrong with its form; there may then be no words at all.
+    `problems` are errors of its form; `words` may then be empty.
     """
 
     line: Line
@@ -106,9 +103,9 @@ class Statement:
 
 
 def read_statements(text: str, file: str, *, hidden: bool = False) -> Iterator[Statement]:
-    """The statements of `text`, in order; empty lines and comments are none.
+    """The statements of `text`, in order, without empty lines and comments.
 
-    No message shows anything of a `hidden` text.
+    No message shows a part of a `hidden` text.
     """
     for number, row in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         row = row.rstrip("\r")
@@ -133,7 +130,7 @@ def _statement(line: Line, start: int) -> Statement:
 
 
 def _damage(line: Line) -> Problem | None:
-    """What makes a line unreadable as a whole."""
+    """The problem of a line that cannot be parsed at all; None if it can."""
     text = line.text
     if len(text) > LINE_CHARS_MAX:
         return Problem(f"a line of {len(text)} characters; the limit is {LINE_CHARS_MAX}", line.file, line.number)
@@ -207,7 +204,7 @@ def _rule(line: Line, at: int) -> Statement:
 
 
 def _block(line: Line, start: int) -> tuple[list[Option], list[Problem]]:
-    """The options in the brackets that open at `start`."""
+    """The options in the brackets that begin at `start`."""
     text = line.text
     end, depth = start, 0
     while not _ends(text, end):

@@ -1,8 +1,7 @@
-"""The kinds of values that directives and options take: how each is read, and written so that it reads back
-equal.
+"""The kinds of values of directives and options: how each is parsed and formatted.
 
-A kind has a `form`, which is how messages and the manual write it, a `parse` that raises `Mistake`, and a
-`format`.
+A kind has a `form`, its notation in messages and the manual; a `parse`, which raises `Mistake`; and a `format`, whose
+result parses to an equal value.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Value(Protocol):
 
 
 class Choice:
-    """One word of a few: the values of an enumeration."""
+    """A word: a value of an enumeration."""
 
     def __init__(self, words: type[enum.Enum]) -> None:
         self._members = {str(member.value): member for member in words}
@@ -74,7 +73,7 @@ class Choice:
 
 
 class Count:
-    """A whole number within bounds, or one of a few words that stand for one."""
+    """A whole number in a range, or a word that means a number."""
 
     def __init__(self, low: int, high: int, words: dict[str, int], form: str = "N") -> None:
         self._low, self._high, self._words = low, high, words
@@ -97,9 +96,9 @@ class Count:
 
 
 class Time:
-    """A duration in seconds, with s, m or h for its unit and fractions allowed; `off` is 0.
+    """A duration in seconds, with the unit s, m or h; fractions are allowed, and `off` is 0.
 
-    `zero_s` is what a written 0 means, where that is not `off`.
+    `zero_s` is the value of a written 0, if that is not `off`.
     """
 
     form = "TIME|off"
@@ -116,7 +115,7 @@ class Time:
         number, unit = float(match[1]), match[2]
         if not number:
             return self._zero_s
-        # Rounding takes off what the multiplication adds: 1.1h is 3960 s and not 3960.0000000000005.
+        # Rounded because of the multiplication: 1.1h is 3960 s, not 3960.0000000000005.
         seconds = number if _UNIT_S[unit] == 1 else round(number * _UNIT_S[unit], 6)
         if seconds > TIME_S_MAX:
             raise Mistake(f"{shown(text)} is longer than a year", "write off for no limit")
@@ -153,7 +152,7 @@ class Size:
 
 
 class KeepAliveForm:
-    """TCP keep-alive: `on`, `off`, or when the first probe goes out, the seconds between probes, and their number."""
+    """TCP keep-alive: `on`, `off`, or the seconds before the first probe, the seconds between probes, their number."""
 
     form = "on|off|IDLE:INTERVAL:COUNT"
 
@@ -197,7 +196,7 @@ class KeepAliveForm:
 
 
 class PrefixPair:
-    """Two prefix lengths, of IPv4 and of IPv6 addresses."""
+    """Two prefix lengths, for IPv4 and IPv6 addresses."""
 
     form = "IPV4/IPV6"
 
@@ -219,7 +218,7 @@ class PrefixPair:
 
 
 class FileName:
-    """A file's name, or with `form` GLOB a pattern of names; quotes around it are not part of it."""
+    """A file name, or with the `form` GLOB a pattern of names; without the quotes around it."""
 
     def __init__(self, form: str = "FILE") -> None:
         self.form = form
@@ -230,21 +229,21 @@ class FileName:
         return text
 
     def format(self, value: str) -> str:
-        """The name, in quotes where it needs them.
+        """The name, in quotes if it needs them.
 
-        Raises `ValueError` for one that the language cannot say.
+        Raises `ValueError` for a name that the language cannot express.
         """
         if not value or any(char in value for char in "\0\r\n"):
-            raise ValueError(f"a configuration cannot hold the file name {value!r}")
+            raise ValueError(f"a configuration cannot contain the file name {value!r}")
         if " " not in value and "\t" not in value and value[0] not in '"#':
             return value
         if '"' in value:
-            raise ValueError(f"a configuration cannot hold the file name {value!r}: it has quotes and blanks")
+            raise ValueError(f"a configuration cannot contain the file name {value!r}: it has quotes and blanks")
         return f'"{value}"'
 
 
 class AccessPattern:
-    """What `allow` and `deny` match; kept as written."""
+    """A pattern of `allow` and `deny`; kept as written."""
 
     form = "PATTERN"
 

@@ -1,7 +1,6 @@
-"""The words of the language: every directive and every option of a rule, in one table.
+"""The words of the language: all directives and all options of a rule, in one table.
 
-Reading, suggesting, writing, and the test of the manual all go by `VOCABULARY`. A new setting is a new row
-here.
+The parser, the suggestions, `render` and the test of the manual use `VOCABULARY`. A new setting is a new row here.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ __all__ = ["DIRECTIVES", "OPTIONS", "VOCABULARY", "Duty", "Entry"]
 
 
 class Duty(enum.Enum):
-    """What a directive is for."""
+    """What a directive does."""
 
     SET = enum.auto()
     ACCESS = enum.auto()
@@ -39,10 +38,10 @@ class Duty(enum.Enum):
 class Entry:
     """One word of the language.
 
-    `value` is the kind of value it takes, None where it takes none and `constant` is set. `setting` is the
-    field of `Config` that the directive sets (with a dot for one of a part), empty where the word is no
-    directive that sets anything; `option` is the field of `RuleOptions` that it sets in `[...]`, empty where
-    it is no option. An `alias` is another way to say what another directive says, and is never written.
+    `value` is the kind of its value; None if it has none, and `constant` is set instead. `setting` is the field of
+    `Config` that the directive sets, with a dot for a field of a part; empty if it sets none. `option` is the field of
+    `RuleOptions` that the option sets; empty if it is no option. An `alias` means the same as another directive, and
+    `render` never writes it.
     """
 
     name: str
@@ -55,17 +54,17 @@ class Entry:
 
     @property
     def usage(self) -> str:
-        """The directive with its value, as messages and the manual write it."""
+        """The directive with the form of its value, for messages and the manual."""
         return f"{self.name} {self.value.form}" if self.value else self.name
 
     @property
     def option_usage(self) -> str:
-        """The option with its value."""
+        """The option with the form of its value."""
         return f"{self.name}={self.value.form}" if self.value else self.name
 
 
 def _both(name: str, value: Value, field: str) -> Entry:
-    """A word that is a directive for all rules and an option for one."""
+    """A word that is a directive for all rules and an option of one rule."""
     return Entry(name, value, setting=f"settings.{field}", option=field)
 
 

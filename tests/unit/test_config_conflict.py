@@ -66,7 +66,7 @@ def test_not_side_by_side(one: str, other: str) -> None:
             parse_config(f"# x\n{rule(first)}\n0 1 h 1\n{rule(second)}", "conf")
         (problem,) = caught.value.problems
         assert problem.line == 4
-        assert "conf:2 listens" in problem.message
+        assert "used by conf:2" in problem.message
 
 
 def test_each_rule_is_told_once() -> None:

@@ -67,7 +67,7 @@ oinetd.conf:1:12: '[::1]:80' is an address and a port in one word
 oinetd.conf:1:1: '*' is not a valid address
     * 80 example.org 80
     ^
-    hint: 0.0.0.0 stands for every IPv4 address, :: for every address""",
+    hint: 0.0.0.0 means every IPv4 address, :: means every address""",
     ),
     "256": (
         "0 80 10.0.256.1 80",
@@ -82,7 +82,7 @@ oinetd.conf:1:11: '10.0.256.1' is not a valid IPv4 address: 256 is more than 255
 oinetd.conf:1:6: '1.2.3' is not a valid IPv4 address: it needs four numbers from 0 to 255
     0 80 1.2.3 80
          ^^^^^
-    hint: 0 alone stands for every IPv4 address; the last part of a name needs a letter""",
+    hint: 0 alone means every IPv4 address; the last part of a name needs a letter""",
     ),
     "port-out-of-range": (
         "0 8000-70000 h 80",
@@ -98,7 +98,7 @@ oinetd.conf:1:8: port 70000 is out of range
 oinetd.conf:1:15: 11 ports to listen on, 10 ports to connect to
     0 8000-8010 h 8000-8009
                   ^^^^^^^^^
-    hint: the two ranges of a rule have the same length""",
+    hint: the two ranges of a rule must have the same length""",
     ),
     "unknown-service": (
         "0 htpp h 80",
@@ -143,10 +143,10 @@ oinetd.conf:1:1: a directive and its value are two words
     "option-as-directive": (
         "timeout 3",
         """\
-oinetd.conf:1:1: 'timeout' is an option of a rule and not a directive
+oinetd.conf:1:1: 'timeout' is an option of a rule, not a directive
     timeout 3
     ^^^^^^^
-    hint: timeout=TIME|off goes in the brackets at the end of a rule""",
+    hint: write timeout=TIME|off in brackets at the end of a rule""",
     ),
     "value-missing": (
         "  logfile",
@@ -162,7 +162,7 @@ oinetd.conf:1:10: logfile needs a value
 oinetd.conf:1:20: 'pid': pidlogfile takes one value
     pidlogfile /run/my pid
                        ^^^
-    hint: put a name with blanks in double quotes""",
+    hint: put double quotes around a name with blanks""",
     ),
     "misspelt-value": (
         "engine nativ",
@@ -187,7 +187,7 @@ oinetd.conf:1:42: 'many' is not a valid number
     "directive-as-option": (
         "0 80 h 80 [logfile=/x]",
         """\
-oinetd.conf:1:12: 'logfile' is a directive for the whole configuration and not an option of a rule
+oinetd.conf:1:12: 'logfile' is a directive, not an option of a rule
     0 80 h 80 [logfile=/x]
                ^^^^^^^
     hint: write it on a line of its own""",
@@ -226,18 +226,18 @@ oinetd.conf:1:7: '10.1/16' is not a valid pattern: what stands before the / is n
     "listens-twice": (
         "0.0.0.0 80 a 80\n\n0 80 b 80",
         """\
-oinetd.conf:3:1: 0 port 80 is taken: oinetd.conf:1 listens there
+oinetd.conf:3:1: 0 port 80 is already used by oinetd.conf:1
     0 80 b 80
     ^
-    hint: one of the two rules has to go, or take another port""",
+    hint: remove one of the two rules, or change its port""",
     ),
     "beside-a-wildcard": (
         "127.0.0.1 8000-8010 a 8000-8010\n0.0.0.0 8005 b 80",
         """\
-oinetd.conf:2:1: 0.0.0.0 port 8005 is taken: oinetd.conf:1 listens on 127.0.0.1
+oinetd.conf:2:1: 0.0.0.0 port 8005 is already used by oinetd.conf:1 on 127.0.0.1
     0.0.0.0 8005 b 80
     ^^^^^^^
-    hint: 0.0.0.0 includes 127.0.0.1, and the system lets only one of them listen""",
+    hint: 0.0.0.0 includes 127.0.0.1, and the kernel allows only one of the two listeners""",
     ),
     "international-name": (
         "0 80 bücher.example 80",
@@ -377,7 +377,7 @@ oinetd.conf:1:1: '::g' is not a valid IPv6 address
 oinetd.conf:1:8: port 0 cannot be a destination
     0 80 h 0
            ^
-    hint: 0 is for the bind side: it takes any free port""",
+    hint: 0 is only for the bind side: it means any free port""",
     ),
     "option-in-capitals": (
         "0 80 h 80 [Relay=copy]",

@@ -75,12 +75,12 @@ def test_it_is_told_once_and_at_the_last_rule_of_the_cycle() -> None:
     text = "127.0.0.1 2 127.0.0.1 3\n127.0.0.1 3 127.0.0.1 1\n127.0.0.1 1 127.0.0.1 2"
     (warning,) = parse_config(text, "x").warnings
     assert warning.place == "x:3:13"
-    assert warning.message == "the destination 127.0.0.1 2 leads back to this rule, by x:1, x:2"
+    assert warning.message == "the destination 127.0.0.1 2 leads back to this rule, through x:1, x:2"
 
 
 def test_a_range_names_the_ports_that_are_a_loop() -> None:
     (warning,) = parse_config("0.0.0.0 8000-8009 127.0.0.1 9000-9009\n0.0.0.0 9005-9019 127.0.0.1 8005-8019").warnings
-    assert warning.message == "the destination 127.0.0.1 8005-8009 leads back to this rule, by <text>:1"
+    assert warning.message == "the destination 127.0.0.1 8005-8009 leads back to this rule, through <text>:1"
 
 
 def test_two_loops_are_told_apart() -> None:

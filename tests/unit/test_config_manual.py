@@ -33,7 +33,7 @@ def test_every_word_of_the_language_has_its_entry() -> None:
 
 
 def test_the_options_are_listed() -> None:
-    listing = PAGE[PAGE.index("These directives are options") : PAGE.index(".Ss UDP")]
+    listing = PAGE[PAGE.index("These directives are also options") : PAGE.index(".Ss UDP")]
     listed = {
         word for line in listing.splitlines() if line.startswith(".Cm") for word in re.findall(r"[a-z-]{3,}", line)
     }

@@ -14,7 +14,7 @@ RULE = "127.0.0.1 8080 127.0.0.1 80"
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a text as a rule": (
         {"rules": (RULE,)},
-        f"'{RULE}' is not of type Rule; parse_rule makes one of a text",
+        f"'{RULE}' is not of type Rule; use parse_rule for a text",
     ),
     "a text as all rules": ({"rules": RULE}, f"'{RULE}' is not a tuple of Rule"),
     "a text as an access rule": (
@@ -43,7 +43,7 @@ def test_a_list_will_do() -> None:
 
 
 async def test_a_forwarder_takes_a_configuration() -> None:
-    message = f"'{RULE}' is not of type Config; parse_config makes one of a text, load_config of a file"
+    message = f"'{RULE}' is not of type Config; use parse_config for a text, load_config for a file"
     text: Any = RULE
     with pytest.raises(TypeError) as caught:
         Forwarder(text)

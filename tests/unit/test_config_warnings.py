@@ -20,15 +20,15 @@ SAID = {
 oinetd.conf:1:15: the destination 127.0.0.1 8080 is the rule's own listener
     0.0.0.0 8080  127.0.0.1   8080 # oops
                   ^^^^^^^^^^^^^^^^
-    hint: no client of this rule can be served; name another address or port""",
+    hint: no client of this rule can be served; use another address or port""",
     ),
     "there-and-back": (
         "127.0.0.1 1 127.0.0.1 2/udp\n127.0.0.1 2/udp 127.0.0.1 1",
         """\
-oinetd.conf:2:17: the destination 127.0.0.1 1 leads back to this rule, by oinetd.conf:1
+oinetd.conf:2:17: the destination 127.0.0.1 1 leads back to this rule, through oinetd.conf:1
     127.0.0.1 2/udp 127.0.0.1 1
                     ^^^^^^^^^^^
-    hint: no client of this rule can be served; name another address or port""",
+    hint: no client of this rule can be served; use another address or port""",
     ),
     "a-range": (
         "::1 8000-8009/udp localhost 8000-8009/udp",
@@ -36,7 +36,7 @@ oinetd.conf:2:17: the destination 127.0.0.1 1 leads back to this rule, by oinetd
 oinetd.conf:1:19: the destination localhost 8000-8009/udp is the rule's own listener
     ::1 8000-8009/udp localhost 8000-8009/udp
                       ^^^^^^^^^^^^^^^^^^^^^^^
-    hint: no client of this rule can be served; name another address or port""",
+    hint: no client of this rule can be served; use another address or port""",
     ),
     "no-rule": (
         "logfile /var/log/rinetd.log\n",
@@ -61,7 +61,7 @@ oinetd.conf:1:8: deny 127.0.0.01 can never match
 oinetd.conf:1:7: allow 1.2.3.4.5 can never match
     allow 1.2.3.4.5
           ^^^^^^^^^
-    hint: an address is matched as it is printed, such as 192.0.2.1 or 2001:db8::1""",
+    hint: an address is matched in its printed form, such as 192.0.2.1 or 2001:db8::1""",
     ),
     "never-by-its-number": (
         "deny 10.256.*",
@@ -90,15 +90,15 @@ oinetd.conf:1:6: deny 2001:db8:1:2::* matches only a part of 2001:db8:1:2::/64
     "one-address": (
         "deny 192.168.7.0",
         """\
-oinetd.conf:1:6: deny 192.168.7.0 matches one address and no network
+oinetd.conf:1:6: deny 192.168.7.0 matches one address, not a network
     deny 192.168.7.0
          ^^^^^^^^^^^
-    hint: for the network write 192.168.7.0/24, for this address alone 192.168.7.0/32""",
+    hint: for the network write 192.168.7.0/24, for this address only 192.168.7.0/32""",
     ),
     "mapped": (
         "deny ::ffff:10.0.0.1",
         """\
-oinetd.conf:1:6: deny ::ffff:10.0.0.1 matches IPv4 clients of an IPv6 listener, and none of an IPv4 listener
+oinetd.conf:1:6: deny ::ffff:10.0.0.1 matches IPv4 clients of an IPv6 listener, but not of an IPv4 listener
     deny ::ffff:10.0.0.1
          ^^^^^^^^^^^^^^^
     hint: 10.0.0.1 matches both""",
@@ -207,7 +207,7 @@ def test_a_mapped_pattern_is_looked_at_for_the_listeners_it_holds_for() -> None:
 def test_what_is_cut_off_is_said() -> None:
     config = parse_config("\n".join([LISTENS, *(f"deny 10.{number}" for number in range(300))]), "x")
     assert len(config.warnings) == 201
-    assert str(config.warnings[-1]) == "x: there are more warnings, which are not shown"
+    assert str(config.warnings[-1]) == "x: more warnings are not shown"
 
 
 @pytest.mark.parametrize(("text", "message"), SAID_OF_PATTERNS.values(), ids=SAID_OF_PATTERNS)

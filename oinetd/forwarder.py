@@ -29,7 +29,7 @@ from oinetd.model import Config, LogSettings, Protocol, Route
 from oinetd.net.ports import BoundAddress, Port, PortKey, open_ports, plan_ports
 from oinetd.net.sockets import Address, bound_address, start_listening
 from oinetd.observe.announcement import listening, no_longer
-from oinetd.observe.connection_log import Journal
+from oinetd.observe.connection_log import ConnectionLog
 from oinetd.upstream.destination import Destination, DestinationState
 from oinetd.upstream.destinations import Destinations
 from oinetd.upstream.loops import Loops
@@ -66,8 +66,8 @@ class Forwarder:
         self._hooks = Hooks(on_open, on_close)
         self._inherited = list(inherited)
         self._limits = Limits()
-        self._account = self._limits.account
-        self._revocation = Revocation(self._account)
+        self._registry = self._limits.registry
+        self._revocation = Revocation(self._registry)
         self._loops = Loops()
         self._watcher = Callbacks(self._opened, self._closed, self._left)
         self._listeners: dict[PortKey, Listening] = {}
@@ -76,7 +76,9 @@ class Forwarder:
         self._stopping = asyncio.Lock()
         self._accepting = True
         self._stopped: asyncio.Event | None = None
-        self._journal = Journal(LogSettings(), log.warning, lambda *when: asyncio.get_running_loop().call_later(*when))
+        self._connection_log = ConnectionLog(
+            LogSettings(), log.warning, lambda *when: asyncio.get_running_loop().call_later(*when)
+        )
 
     # Start and stop
 
@@ -91,8 +93,8 @@ class Forwarder:
 
     def open_log(self) -> None:
         """Open the connection log before `start`, to give up privileges in between. Raises `ConfigError`."""
-        self._journal.check_change(self.config.log)
-        self._journal.reconfigure(self.config.log)
+        self._connection_log.check_change(self.config.log)
+        self._connection_log.reconfigure(self.config.log)
 
     async def start(self) -> None:
         """Open every listener and begin to accept; all of them or none.
@@ -104,7 +106,7 @@ class Forwarder:
         if self._stopped is not None:
             raise RuntimeError("a Forwarder starts once; make another one")
         self._loop = asyncio.get_running_loop()
-        self._lanes = Lanes(self._loop, self._account, self._watcher, self._loops, hooked=self._admit is not None)
+        self._lanes = Lanes(self._loop, self._registry, self._watcher, self._loops, hooked=self._admit is not None)
         self._unresolved = Unresolved(self._lanes)
         self._stopped = asyncio.Event()
         self._ended = asyncio.Event()
@@ -120,7 +122,7 @@ class Forwarder:
         A start or a reload that is under way gives up.
         """
         if self._stopped is None:
-            self._journal.close()  # after `open_log`; it has no line, so this takes no time
+            self._connection_log.close()  # after `open_log`; it has no line, so this takes no time
             return
         self._accepting = False
         async with self._stopping:
@@ -135,11 +137,11 @@ class Forwarder:
             await self._lanes.close()
             self._limits.close()
             await self._hooks.close()
-            self._journal.end_gaps()
+            self._connection_log.end_gaps()
             try:  # A dead disk takes two seconds.
-                await self._loop.run_in_executor(None, self._journal.close)
+                await self._loop.run_in_executor(None, self._connection_log.close)
             except RuntimeError:  # no thread can be had
-                self._journal.close()
+                self._connection_log.close()
             for sock in self._inherited:
                 sock.close()
             self._stopped.set()
@@ -162,7 +164,7 @@ class Forwarder:
         self._listeners.clear()
         deadline = self._loop.time() + timeout_s
         await self._until_empty(timeout_s, self._lanes.end_quiet_datagrams)
-        cut = self._account.count
+        cut = self._registry.count
         self._lanes.close_retired()
         self._lanes.abort_all()
         await self._until_empty(math.inf)
@@ -172,7 +174,7 @@ class Forwarder:
     async def _until_empty(self, timeout_s: float, look: Callable[[], object] = lambda: None) -> None:
         """Wait until nobody is connected, at most `timeout_s` seconds. Some places are given back without a word."""
         deadline = self._loop.time() + timeout_s
-        while (self._account.anybody or self._lanes.anybody) and (left_s := deadline - self._loop.time()) > 0:
+        while (self._registry.anybody or self._lanes.anybody) and (left_s := deadline - self._loop.time()) > 0:
             look()
             self._ended.clear()
             with contextlib.suppress(TimeoutError):
@@ -203,7 +205,7 @@ class Forwarder:
 
     async def _apply(self, config: Config) -> None:
         """Everything that can fail comes first; the change itself is one step of the loop."""
-        self._journal.check_change(config.log)
+        self._connection_log.check_change(config.log)
         choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
         access = {id(rule): access_control(config, rule) for rule in config.rules}
         destinations = Destinations(config, self._destinations)
@@ -234,8 +236,8 @@ class Forwarder:
                 global_access=config.access,
                 destination=destinations.of(rule),
                 source_host=destinations.source_of(rule),
-                rule=self._account.of(rule),
-                account=self._account,
+                rule=self._registry.of(rule),
+                registry=self._registry,
                 dialer=choice.dialer,
                 engine=choice.engine,
                 watcher=self._watcher,
@@ -253,7 +255,8 @@ class Forwarder:
         for line in (*listening(news), *no_longer(before)):
             log.info(line)
         # Behind the change: what this ends was let in by listeners that are all in their new place now.
-        self._reconfigure_log(config)
+        self._lanes.report_each_session(bool(config.log.file or self._hooks))
+        self._connection_log.reconfigure(config.log)
         self._lanes.limit_datagrams(self._limits.udp_sessions(config))
         for key, listener in before.items():
             self._retire(key, listener, handshakes=True)
@@ -262,10 +265,6 @@ class Forwarder:
         self._destinations = destinations
         destinations.start(on_change=self._refresh)
         self.config = config
-
-    def _reconfigure_log(self, config: Config) -> None:
-        self._lanes.tell(bool(config.log.file or self._hooks))
-        self._journal.reconfigure(config.log)
 
     def _put_in_service(
         self, listener: Listening | None, port: Port, sock: socket.socket, service: Service, choice: Choice
@@ -306,7 +305,7 @@ class Forwarder:
 
     def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first, with their counts of this moment and `ending` None."""
-        records = [*self._account.sessions(), *self._native_sessions()]
+        records = [*self._registry.sessions(), *self._native_sessions()]
         return sorted(records, key=lambda record: record.id)
 
     def kill(self, session_id: int) -> bool:
@@ -316,10 +315,10 @@ class Forwarder:
     def stats(self) -> Stats:
         """The counters since the start."""
         if self._stopped is None:
-            return self._account.stats()
+            return self._registry.stats()
         self._lanes.settle()
         self._lanes.count_lost()
-        return self._limits.completed(self._account.stats(self._native_sessions(), self._lanes.admitted()))
+        return self._limits.completed(self._registry.stats(self._native_sessions(), self._lanes.admitted()))
 
     def destinations(self) -> list[DestinationState]:
         """The names that destinations and source addresses have, each once, and what they resolve to."""
@@ -327,7 +326,7 @@ class Forwarder:
 
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""
-        self._journal.reopen()
+        self._connection_log.reopen()
 
     def _native_sessions(self) -> list[SessionRecord]:
         return self._lanes.sessions() if self._stopped is not None else []
@@ -335,7 +334,7 @@ class Forwarder:
     # What sessions tell
 
     def _opened(self, record: SessionRecord) -> None:
-        self._journal.opened(record)
+        self._connection_log.opened(record)
         self._hooks.opened(record)
 
     def _left(self) -> None:
@@ -345,5 +344,5 @@ class Forwarder:
         self._ended.set()
         if self._unresolved:
             self._loop.call_soon(self._unresolved.move, self._listeners)
-        self._journal.closed(record)
+        self._connection_log.closed(record)
         self._hooks.closed(record)

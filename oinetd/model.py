@@ -199,7 +199,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_numbers(self)
 
-    def over(self, options: RuleOptions) -> Settings:
+    def with_overrides(self, options: RuleOptions) -> Settings:
         """These settings, with what `options` say put over them."""
         said = {item.name: value for item in fields(Settings) if (value := getattr(options, item.name)) is not None}
         return replace(self, **said) if said else self
@@ -337,4 +337,4 @@ class Config:
 
     def settings_of(self, rule: Rule) -> Settings:
         """What is in force for `rule`: its own options over the configuration's settings."""
-        return self.settings.over(rule.options)
+        return self.settings.with_overrides(rule.options)

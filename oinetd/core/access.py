@@ -11,27 +11,19 @@ that are a beginning and a `*` in one `str.startswith`. Only what is left is mat
 
 from __future__ import annotations
 
-import enum
 import socket
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from oinetd.core.pattern import CompiledRule, Kind, PatternError, compile_access
+from oinetd.core.record import Ending
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import AccessRule, Config, Rule, Verb
 
-__all__ = ["AccessControl", "Verdict", "access_control", "glob_match"]
+__all__ = ["AccessControl", "access_control", "glob_match"]
 
 MAPPED_PREFIX = b"\0" * 10 + b"\xff\xff"
 """The first 12 bytes of an IPv4 address as an IPv6 socket shows it (RFC 4291, 2.5.5.2)."""
-
-
-class Verdict(enum.Enum):
-    """What is decided about a client."""
-
-    ALLOWED = "allowed"
-    NOT_ALLOWED = "not-allowed"
-    DENIED = "denied"
 
 
 class AccessControl:
@@ -47,15 +39,15 @@ class AccessControl:
         stages = (*_global_stages(global_rules), *_stages(compile_access(rule_rules)))
         self._stages = stages
 
-    def decide(self, address: str) -> Verdict:
-        """The verdict on a client with this numeric address, as the socket gave it."""
+    def decide(self, address: str) -> Ending | None:
+        """Why a client with this numeric address, as the socket gave it, is refused; None if it is not."""
         if not self._stages:
-            return Verdict.ALLOWED
+            return None
         client = _client(address)
-        for matches_are, verdict, matcher in self._stages:
-            if matcher.matches(client) is matches_are:
-                return verdict
-        return Verdict.ALLOWED
+        for refuse_when, refusal, matcher in self._stages:
+            if matcher.matches(client) is refuse_when:
+                return refusal
+        return None
 
 
 class _Client(NamedTuple):
@@ -67,10 +59,10 @@ class _Client(NamedTuple):
 
 
 class _Stage(NamedTuple):
-    """One of the four questions: the client is refused with `verdict` where `matcher` answers `refuse_when`."""
+    """One of the four questions: the client is refused with `refusal` if `matcher` answers `refuse_when`."""
 
     refuse_when: bool
-    verdict: Verdict
+    refusal: Ending
     matcher: _Matcher
 
 
@@ -125,9 +117,9 @@ def _stages(rules: tuple[CompiledRule, ...]) -> tuple[_Stage, ...]:
     denies = [rule for rule in rules if rule.verb is Verb.DENY]
     stages = []
     if allows:
-        stages.append(_Stage(False, Verdict.NOT_ALLOWED, _Matcher(allows)))
+        stages.append(_Stage(False, Ending.NOT_ALLOWED, _Matcher(allows)))
     if denies:
-        stages.append(_Stage(True, Verdict.DENIED, _Matcher(denies)))
+        stages.append(_Stage(True, Ending.DENIED, _Matcher(denies)))
     return tuple(stages)
 
 

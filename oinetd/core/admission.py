@@ -1,8 +1,9 @@
-"""Who may be inside: a count with bounds, in all and for each source.
+"""A gate: a counted limit of sessions, in all and for each source.
 
-A place is taken before a connection is accepted, so that one that has no room stays in the kernel's queue. This is the
-gate of a process without the extension, and of each rule of the Python lane; `oinetd._fastpath.Permits` is the same
-for both lanes and all threads.
+A place is taken before a connection is accepted, so that one for which there is no room stays in the accept queue.
+A gate has two implementations. `LocalGate` is for one thread: each rule of the Python lane has one, and the process if
+the extension is missing. `oinetd._fastpath.Permits` is for both lanes and all threads: the process has one for
+connections and one for UDP sessions, and each rule of the native lane has one.
 """
 
 from __future__ import annotations
@@ -21,38 +22,38 @@ MAPPED_PREFIX = b"\0" * 10 + b"\xff\xff"
 
 
 class Gate(Protocol):
-    """What both kinds of gate answer; a bound of 0 is no bound."""
+    """A counted limit; a limit of 0 is no limit."""
 
     @property
     def live(self) -> int:
-        """Who is inside."""
+        """The number of sessions that have a place."""
         ...
 
     @property
     def live_max(self) -> int:
-        """The bound; 0 is none."""
+        """The limit of `live`."""
         ...
 
     @property
     def full(self) -> int:
-        """How often somebody found no place."""
+        """How often there was no place to take."""
         ...
 
     @property
     def is_full(self) -> bool:
-        """Whether the next one would find no place."""
+        """Whether there is no place to take now."""
         ...
 
     def calm(self) -> None:
-        """That it is full is to be told again, the next time."""
+        """Report it again when the gate is full the next time."""
         ...
 
     def set_limits(self, max_connections: int, max_per_source: int) -> None:
-        """Change the bounds; who is inside stays."""
+        """Change the limits; sessions that have a place keep it."""
         ...
 
     def enter(self) -> bool:
-        """Take a place; False where all are taken."""
+        """Take a place; False if all are taken."""
         ...
 
     def leave(self) -> None:
@@ -60,11 +61,11 @@ class Gate(Protocol):
         ...
 
     def enter_source(self, host: str, prefix: SourcePrefix) -> bool:
-        """Count one more connection of a client's source; False where it has all it may have."""
+        """Count one more session of a client's source; False if it has all it may have."""
         ...
 
     def leave_source(self, host: str, prefix: SourcePrefix) -> None:
-        """Count one connection of a client's source less; `prefix` is that with which it was counted."""
+        """Count one session less of a client's source; `prefix` is the one with which it was counted."""
         ...
 
     def next_id(self) -> int:
@@ -73,10 +74,10 @@ class Gate(Protocol):
 
 
 def source_of(host: str, prefix: SourcePrefix) -> tuple[int, int]:
-    """The source that a client's numeric address belongs to: the bits of its prefix, and how many they are.
+    """The source that a client's numeric address belongs to: the bits of its prefix, and their number.
 
     An IPv4 client of an IPv6 socket counts as IPv4. Link-local addresses are sources of their own: they share one
-    prefix on every link, and all hosts of a link would be one. (`_fastpath/shared/source.pxd` does the same.)
+    prefix on every link, so all hosts of a link would be one source. (`_fastpath/shared/source.pxd` does the same.)
     """
     plain = host.partition("%")[0]
     if ":" in plain:
@@ -91,7 +92,7 @@ def source_of(host: str, prefix: SourcePrefix) -> tuple[int, int]:
 
 
 class LocalGate:
-    """A gate of one thread; each place takes `cost` descriptors from `budget`."""
+    """A `Gate` of one thread; each place takes `cost` descriptors from `budget`."""
 
     __slots__ = ("_budget", "_cost", "_last_id", "_max_per_source", "_sources", "full", "live", "live_max")
 
@@ -133,7 +134,7 @@ class LocalGate:
         )
 
     def calm(self) -> None:
-        """Nothing is remembered of having told."""
+        """Nothing to do: only the gate of the reactors remembers that it was reported."""
 
     def enter_source(self, host: str, prefix: SourcePrefix) -> bool:
         source = source_of(host, prefix)
@@ -147,7 +148,7 @@ class LocalGate:
         left = self._sources[source] - 1
         if left > 0:
             self._sources[source] = left
-        else:  # clients come and go by the million: nothing is kept of those who have gone
+        else:  # clients come and go by the million: nothing is kept of those that have gone
             self._sources.pop(source, None)
 
     def next_id(self) -> int:

@@ -16,7 +16,7 @@ from oinetd.core.engine import Meter
 from oinetd.core.record import Ending, SessionRecord, Sums
 from oinetd.model import SOURCE_PREFIX, Endpoint, Rule, SourcePrefix
 
-__all__ = ["Account", "Live", "RuleAccount", "RuleStats", "Stats"]
+__all__ = ["Live", "Registry", "RuleEntry", "RuleStats", "Stats"]
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Stats:
     room: int = 0
 
 
-class RuleAccount:
+class RuleEntry:
     """The counters of one rule, and the gate of its sessions in the Python lane.
 
     A rule is known by its `identity`: a reload that changes its destination or options goes on counting here.
@@ -92,7 +92,7 @@ class Live:
     """
 
     record: SessionRecord
-    rule: RuleAccount
+    rule: RuleEntry
     kill: Callable[[], object]
     meter: Meter = field(default_factory=Meter)
     gates: tuple[Gate, ...] = ()
@@ -116,7 +116,7 @@ class Live:
         )
 
 
-class Account:
+class Registry:
     """Live sessions, limits, and counters, over the process's gates, which both lanes go through.
 
     `gate` is for connections, and numbers all sessions; `datagrams` is for UDP sessions. `on_full` is called when a
@@ -129,7 +129,7 @@ class Account:
         self.live: dict[int, Live] = {}
         self._max_per_source = 0
         self._source_prefix = SOURCE_PREFIX
-        self._rules: dict[Endpoint | Rule, RuleAccount] = {}
+        self._rules: dict[Endpoint | Rule, RuleEntry] = {}
         self._waiting: dict[Callable[[], object], None] = {}
         self.on_full: Callable[[Rule | None, Gate], object] = lambda rule, gate: None
 
@@ -151,20 +151,20 @@ class Account:
         self._source_prefix = source_prefix
         self.gate.set_limits(max_connections, max_per_source)
 
-    def of(self, rule: Rule) -> RuleAccount:
-        """The account of `rule`, which is from now on what is said of its `identity`."""
-        account = self._rules.get(rule.identity)
-        if account is None:
-            account = self._rules[rule.identity] = RuleAccount(rule)
-        account.rule = rule
-        account.gate.set_limits(rule.options.max_connections or 0, rule.options.max_connections_per_source or 0)
-        return account
+    def of(self, rule: Rule) -> RuleEntry:
+        """The entry of `rule`, which is from now on what is said of its `identity`."""
+        entry = self._rules.get(rule.identity)
+        if entry is None:
+            entry = self._rules[rule.identity] = RuleEntry(rule)
+        entry.rule = rule
+        entry.gate.set_limits(rule.options.max_connections or 0, rule.options.max_connections_per_source or 0)
+        return entry
 
     def rules(self) -> list[Rule]:
         """Every rule that was ever served, as it was said last."""
-        return [account.rule for account in self._rules.values()]
+        return [entry.rule for entry in self._rules.values()]
 
-    def take_place(self, rule: RuleAccount) -> bool:
+    def take_place(self, rule: RuleEntry) -> bool:
         """A place for one more connection of `rule`, to be taken before it is accepted; False where there is none."""
         if not rule.gate.enter():
             self.on_full(rule.rule, rule.gate)
@@ -175,7 +175,7 @@ class Account:
         self.on_full(None, self.gate)
         return False
 
-    def give_back(self, rule: RuleAccount) -> None:
+    def give_back(self, rule: RuleEntry) -> None:
         """Give a place back for which there was no connection."""
         rule.gate.leave()
         self.gate.leave()
@@ -253,7 +253,7 @@ class Account:
         self._count_ends(stats, ending, count)
         self._make_room()
 
-    def forged(self, rule: RuleAccount, datagrams: int) -> None:
+    def forged(self, rule: RuleEntry, datagrams: int) -> None:
         """Datagrams were dropped because their source address cannot be true."""
         rule.stats.datagrams_lost += datagrams
         rule.stats.datagrams_forged += datagrams
@@ -302,8 +302,7 @@ class Account:
     ) -> Stats:
         """A snapshot of all counters. Of the native lane it is given the live sessions and all that were admitted."""
         rules = {
-            bind: replace(account.stats, endings=Counter(account.stats.endings))
-            for bind, account in self._rules.items()
+            bind: replace(entry.stats, endings=Counter(entry.stats.endings)) for bind, entry in self._rules.items()
         }
         for identity, admitted in (native_admitted or {}).items():
             rules[identity].accepted += admitted
@@ -319,7 +318,7 @@ class Account:
             failed=sum(stats.failed for stats in every),
             bytes_up=sum(stats.bytes_up for stats in every),
             bytes_down=sum(stats.bytes_down for stats in every),
-            rules={account.rule: rules[bind] for bind, account in self._rules.items()},
+            rules={entry.rule: rules[bind] for bind, entry in self._rules.items()},
             datagrams_up=sum(stats.datagrams_up for stats in every),
             datagrams_down=sum(stats.datagrams_down for stats in every),
             datagrams_lost=sum(stats.datagrams_lost for stats in every),

@@ -10,9 +10,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from oinetd.core.access import AccessControl, Verdict
+from oinetd.core.access import AccessControl
 from oinetd.core.capacity import label_of
-from oinetd.core.registry import Account
+from oinetd.core.registry import Registry
 from oinetd.model import AccessRule, Config, OnDeny, Protocol, Rule
 
 __all__ = ["Revocation"]
@@ -23,16 +23,16 @@ Judge = Callable[[Mapping[Rule, tuple[tuple[AccessRule, ...], bool]]], dict[Rule
 
 
 class Revocation:
-    """Knows by which access rules the connections of `account` were let in."""
+    """Knows by which access rules the connections of `registry` were let in."""
 
-    def __init__(self, account: Account) -> None:
-        self._account = account
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self._judged: dict[object, tuple[tuple[AccessRule, ...], ...]] = {}
 
     def apply(self, config: Config, judge_native: Judge) -> None:
         """Put `config` to the connections of every rule whose access it changed, of rules that are gone as well."""
         changed = {}
-        for rule in self._account.rules():
+        for rule in self._registry.rules():
             access = (config.access, rule.access)
             before, self._judged[rule.identity] = self._judged.get(rule.identity), access
             if rule.bind.protocol is Protocol.TCP and before is not None and before != access:
@@ -51,11 +51,11 @@ class Revocation:
         rules = {rule.identity: rule for rule in changed}
         controls = {rule: AccessControl(access, rule.access) for rule, (access, _) in changed.items()}
         refused: Counter[Rule] = Counter()
-        for live in tuple(self._account.live.values()):
+        for live in tuple(self._registry.live.values()):
             rule = rules.get(live.record.route.rule.identity)
             if rule is None or live.revoke is None:
                 continue
-            if controls[rule].decide(live.record.client) is not Verdict.ALLOWED:
+            if controls[rule].decide(live.record.client) is not None:
                 refused[rule] += 1
                 if changed[rule][1]:
                     live.revoke()

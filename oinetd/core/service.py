@@ -11,7 +11,7 @@ from oinetd.core.access import AccessControl
 from oinetd.core.engine import Engine
 from oinetd.core.hooks import Admit
 from oinetd.core.record import Ending, SessionRecord, Try
-from oinetd.core.registry import Account, RuleAccount
+from oinetd.core.registry import Registry, RuleEntry
 from oinetd.model import SOURCE_PREFIX, AccessRule, Route, Settings, SourcePrefix
 from oinetd.net.poller import Poller
 from oinetd.net.sockets import Address
@@ -38,12 +38,12 @@ class Dialed:
 
 
 class Watcher(Protocol):
-    """Whoever is told of sessions: the journal, and the hooks of an embedding program."""
+    """What is told of sessions: the connection log, and the hooks of an embedding program."""
 
     def opened(self, record: SessionRecord) -> None: ...
     def closed(self, record: SessionRecord) -> None: ...
     def left(self) -> None:
-        """Sessions have ended that are not told one by one, because `Lanes.tell` said so."""
+        """Sessions have ended that are not reported one by one, because of `Lanes.report_each_session`."""
         ...
 
 
@@ -87,8 +87,8 @@ class Service:
     global_access: tuple[AccessRule, ...]
     destination: Destination
     source_host: Destination | None
-    rule: RuleAccount
-    account: Account
+    rule: RuleEntry
+    registry: Registry
     dialer: Dials
     engine: Engine
     watcher: Watcher

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from oinetd.core.engine import Engine
 from oinetd.core.record import Ending, SessionRecord, Sums
-from oinetd.core.registry import Account
+from oinetd.core.registry import Registry
 from oinetd.core.service import Dials, Service, Watcher
 from oinetd.errors import EngineUnavailable
 from oinetd.lanes.native.lane import NativeLane
@@ -91,7 +91,7 @@ class Lanes:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        account: Account,
+        registry: Registry,
         watcher: Watcher,
         loops: Loops,
         *,
@@ -99,13 +99,13 @@ class Lanes:
     ) -> None:
         self._loop = loop
         self._loops = loops
-        self._account = account
+        self._registry = registry
         self._watcher = watcher
         self._hooked = hooked
         self.poller = Poller(loop)
         self.dialer = Dialer(loop, self.poller)
         self.tasks: set[asyncio.Task[None]] = set()
-        self.datagrams = DatagramPlane(loop, self.poller, self.tasks, account.datagrams)
+        self.datagrams = DatagramPlane(loop, self.poller, self.tasks, registry.datagrams)
         self.lingering: dict[PortKey, DatagramListener | ReactorDatagrams] = {}
         self._portable = PortableEngine(loop, self.poller)
         self._plane: DataPlane | None = None
@@ -161,8 +161,8 @@ class Lanes:
                 raise EngineUnavailable(reason)
             self._plane = DataPlane(
                 self._loop,
-                permits=self._account.gate,
-                udp_permits=self._account.datagrams,
+                permits=self._registry.gate,
+                udp_permits=self._registry.datagrams,
                 threads=config.threads,
                 busy_poll_us=config.busy_poll_us,
             )
@@ -177,7 +177,7 @@ class Lanes:
                 on_address=self._address_changed,
                 on_emptied=self._emptied,
                 on_looped=self._looped,
-                on_full=self._account.on_full,
+                on_full=self._registry.on_full,
             )
             self._lane.tell(self._each)
         return self._engine
@@ -238,17 +238,17 @@ class Lanes:
     def end_quiet_datagrams(self) -> None:
         """End the UDP sessions in which nothing is under way; to be called as often as one likes."""
         now = self._loop.time()
-        if self._account.datagrams.live and now >= self._quiet_at:
+        if self._registry.datagrams.live and now >= self._quiet_at:
             self._quiet_at = now + QUIET_LOOK_S
             self.datagrams.table.end_quiet()
             if self._lane is not None:
                 self._lane.end_quiet()
 
     def count_lost(self) -> None:
-        """Bring the account of datagrams that the reactors dropped up to date."""
+        """Count the datagrams that the reactors dropped since the last call."""
         if self._lane is not None:
             for rule, lost, forged in self._lane.lost():
-                self._account.native_lost(rule, lost, forged)
+                self._registry.native_lost(rule, lost, forged)
 
     def retire(self, key: PortKey, listening: Listening, *, ours: bool = True, handshakes: bool = False) -> None:
         """Serve those in the queue, then close the socket; see `Retired.take`. UDP closes with its last session."""
@@ -264,8 +264,8 @@ class Lanes:
         """Have done with listeners that still wait, for handshakes or for places; their addresses are free then."""
         self._retired.close()
 
-    def tell(self, each: bool) -> None:
-        """Whether the watcher wants to hear of each session; those of the Python lane are told in any case."""
+    def report_each_session(self, each: bool) -> None:
+        """Whether the native lane reports each session to the watcher, or only totals; the Python lane always does."""
         if each != self._each and self._lane is not None:
             self._lane.tell(each)
         self._each = each
@@ -291,7 +291,7 @@ class Lanes:
 
     def kill(self, session_id: int) -> bool:
         """End one session; False where there is none of this number."""
-        live = self._account.live.get(session_id)
+        live = self._registry.live.get(session_id)
         if live is not None:
             live.kill()
             return True
@@ -299,7 +299,7 @@ class Lanes:
 
     def abort_all(self) -> None:
         """End every session; both peers of each see a reset."""
-        for live in tuple(self._account.live.values()):
+        for live in tuple(self._registry.live.values()):
             live.kill()
         if self._lane is not None:
             self._lane.abort_all()
@@ -319,11 +319,11 @@ class Lanes:
         self.poller.close()
 
     def _native_counted(self, route: Route, ending: Ending, sums: Sums) -> None:
-        self._account.native_counted(route.rule, ending, sums)
+        self._registry.native_counted(route.rule, ending, sums)
         self._watcher.left()
 
     def _native_closed(self, record: SessionRecord) -> None:
-        self._account.native_closed(record)
+        self._registry.native_closed(record)
         self._watcher.closed(record)
 
     def _looped(self, route: Route, address: str, source: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from oinetd.core.admission import Gate, LocalGate
 from oinetd.core.capacity import Capacity, label_of
-from oinetd.core.registry import Account, Stats
+from oinetd.core.registry import Registry, Stats
 from oinetd.lanes.native.plane import available, new_budget, new_permits
 from oinetd.model import Config, Rule
 from oinetd.net.descriptors import CONNECTION_DESCRIPTORS, UDP_SESSION_DESCRIPTORS, Descriptors, LocalBudget
@@ -19,7 +19,7 @@ log = logging.getLogger("oinetd")
 
 
 class Limits:
-    """Makes the account of a forwarder, and bounds it as configurations say. Its gates are good for reactors if there
+    """Makes the registry of a forwarder, and bounds it as configurations say. Its gates are good for reactors if there
     may be any."""
 
     def __init__(self) -> None:
@@ -34,8 +34,8 @@ class Limits:
             budget = new_budget()
             self.descriptors = Descriptors(budget)
             gates = new_permits(budget, CONNECTION_DESCRIPTORS), new_permits(budget, UDP_SESSION_DESCRIPTORS)
-        self.account = Account(*gates)
-        self.account.on_full = self.found_full
+        self.registry = Registry(*gates)
+        self.registry.on_full = self.found_full
         self._capacity = Capacity()
         self._max_connections = 0
         self._said = ""
@@ -49,7 +49,7 @@ class Limits:
         names = {rule.connect.address for rule in config.rules if not is_numeric(rule.connect.address)}
         self.descriptors.measure(listeners, reactors, len(names))
         self._max_connections, possible = config.max_connections, self.descriptors.connections
-        self.account.set_limits(config.max_connections, config.max_connections_per_source, config.source_prefix)
+        self.registry.set_limits(config.max_connections, config.max_connections_per_source, config.source_prefix)
         said = self.descriptors.room(config.max_connections)
         if said != self._said:
             self._said = said
@@ -75,11 +75,11 @@ class Limits:
             self._capacity.found_full(None, gate, "all rules", self._how_full)
 
     def _how_full(self) -> str:
-        gate, budget = self.account.gate, self.descriptors.budget
+        gate, budget = self.registry.gate, self.descriptors.budget
         if gate.live_max and gate.live >= gate.live_max:
             return f"{gate.live} of {gate.live_max}"
         return (
-            f"{gate.live} connections and {self.account.datagrams.live} UDP sessions have all {budget.total} "
+            f"{gate.live} connections and {self.registry.datagrams.live} UDP sessions have all {budget.total} "
             "descriptors that the limit leaves them; raise `ulimit -n` or LimitNOFILE"
         )
 

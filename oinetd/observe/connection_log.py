@@ -20,12 +20,12 @@ from oinetd.observe.writer import LineWriter
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
-__all__ = ["Journal"]
+__all__ = ["ConnectionLog"]
 
 STDOUT_FD = 1
 
 
-class Journal:
+class ConnectionLog:
     """The log that `settings` describe. Without a file it does nothing.
 
     The file `-` is standard output; a path such as /dev/stdout or /dev/stderr is the standard stream. Lines reach the

@@ -16,7 +16,7 @@ from typing import Final
 from oinetd.observe.systemlog import SystemLog
 from oinetd.observe.writer import LineWriter
 
-__all__ = ["LEVELS", "Messages"]
+__all__ = ["LEVELS", "ProcessLog"]
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -29,7 +29,7 @@ SYSLOG_BYTES_MAX: Final = 2048
 """One datagram: every system log accepts this size, and some truncate longer messages."""
 
 
-class Messages:
+class ProcessLog:
     """Where the messages of the loggers `oinetd` and `asyncio` go; one object for the life of the process."""
 
     def __init__(self, level: str, environ: Mapping[str, str]) -> None:

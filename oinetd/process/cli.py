@@ -179,13 +179,13 @@ def _find(asked: str | None, usual: tuple[str, ...]) -> tuple[str, str, int]:
 def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
     """`-t` and `-T`: check the configuration, or print it. `strict` treats warnings as errors."""
     from oinetd.config import load_config, render_config
-    from oinetd.observe.connection_log import Journal
+    from oinetd.observe.connection_log import ConnectionLog
     from oinetd.process.pidfile import PidFile
     from oinetd.upstream.hosts import names_of
 
     try:
-        config = options.over(load_config(options.conf_file))
-        Journal.check(config.log)
+        config = options.with_overrides(load_config(options.conf_file))
+        ConnectionLog.check(config.log)
         PidFile.check(config.pid_file)
         unanswered = _unanswered(config) if resolve else []
     except ConfigError as error:

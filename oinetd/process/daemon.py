@@ -18,8 +18,8 @@ from oinetd.core.safe_open import give_empty_file
 from oinetd.errors import ConfigError, OinetdError, Problem
 from oinetd.forwarder import Forwarder
 from oinetd.model import Config
-from oinetd.observe.connection_log import Journal
-from oinetd.observe.process_log import Messages
+from oinetd.observe.connection_log import ConnectionLog
+from oinetd.observe.process_log import ProcessLog
 from oinetd.observe.status import summary
 from oinetd.process.background import Handover, split
 from oinetd.process.context import HELD_SIGNALS, close_inherited, raise_descriptor_limit, working_directory
@@ -51,17 +51,17 @@ def run(options: Options) -> int:
         # The daemon changes to the root directory, and reads the file again at each reload.
         options = replace(options, conf_file=os.path.join(base, options.conf_file))
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-    messages = Messages(options.log_level, os.environ)
+    process_log = ProcessLog(options.log_level, os.environ)
     sockets = inherited_sockets(os.environ, pid)
-    daemon = Daemon(options, base, messages, ServiceManager.of(os.environ, pid), handover)
+    daemon = Daemon(options, base, process_log, ServiceManager.of(os.environ, pid), handover)
     factory = loop_factory()  # before `prepare`: the user that serves may not be able to read the interpreter's files
     code = daemon.prepare(sockets)
     if code is None:
-        messages.write_in_background()
+        process_log.write_in_background()
         # Never closed: see the end of this function.
         runner = asyncio.Runner(loop_factory=factory)
         code = runner.run(daemon.run())
-    messages.close()
+    process_log.close()
     if daemon.failure:
         print(daemon.failure, file=sys.stderr)
     if handover is not None:
@@ -88,12 +88,12 @@ class Daemon:
     """
 
     def __init__(
-        self, options: Options, base: str, messages: Messages, manager: ServiceManager, handover: Handover | None
+        self, options: Options, base: str, process_log: ProcessLog, manager: ServiceManager, handover: Handover | None
     ) -> None:
         self.failure = ""
         self._options = options
         self._base = base  # the directory of relative paths in the configuration
-        self._messages = messages
+        self._process_log = process_log
         self._manager = manager
         self._handover = handover
         self._forwarder: Forwarder | None = None
@@ -164,17 +164,17 @@ class Daemon:
         if self._pid_file is not None:
             self._pid_file.write()
         if self._handover is not None:
-            self._messages.to_syslog()
+            self._process_log.to_syslog()
             if not self._handover.ready():
                 logger.info("parent process has exited: stopping")
                 self._stop.set()
 
     def _resolve(self, config: Config) -> Config:
         """`config` with the command line's overrides and absolute paths. Raises `ConfigError`."""
-        config = self._options.over(config)
+        config = self._options.with_overrides(config)
         if config.pid_file:
             config = replace(config, pid_file=self._absolute("pid file", config.pid_file))
-        if Journal.is_standard_stream(config.log):
+        if ConnectionLog.is_standard_stream(config.log):
             if not self._options.foreground:
                 hint = "use a file, or run in the foreground (-f)"
                 raise ConfigError(Problem(f"logfile {config.log.file}: a daemon has no standard output", hint=hint))
@@ -192,7 +192,7 @@ class Daemon:
     def _become(identity: Identity, config: Config) -> None:
         """Drop root. The new user, who has to reopen the log, becomes its owner if it is still empty."""
         log = config.log.file
-        if log and not Journal.is_standard_stream(config.log):
+        if log and not ConnectionLog.is_standard_stream(config.log):
             with contextlib.suppress(FileNotFoundError):
                 give_empty_file(log, identity.uid, identity.gid)
         identity.assume()

@@ -49,7 +49,7 @@ class Options:
     threads: int | None = None
     log_level: str = "info"
 
-    def over(self, config: Config) -> Config:
+    def with_overrides(self, config: Config) -> Config:
         """`config` with what the command line says put over it, and over what single rules say."""
         if self.pid_file is not None:
             config = replace(config, pid_file=self.pid_file)

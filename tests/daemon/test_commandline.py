@@ -222,7 +222,7 @@ def test_the_name_of_rinetd(
     assert cli.main() == 0
     (options,) = called
     assert Path(options.conf_file).name == file
-    assert options.over(Config()).pid_file == pid_file
+    assert options.with_overrides(Config()).pid_file == pid_file
     monkeypatch.setattr(os, "geteuid", lambda: 1000)  # who may not write there
     assert cli.main() == 0
     assert called[1].default_pid_file == ""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from oinetd.core.admission import LocalGate
 from oinetd.core.record import Ending
-from oinetd.core.registry import RuleAccount
+from oinetd.core.registry import RuleEntry
 from oinetd.lanes.python.udp.table import GRAIN_S, HELD_BYTES_MAX, Queue, SessionTable
 from oinetd.model import Endpoint, Rule, RuleOptions
 
@@ -52,7 +52,7 @@ class Client:
 
     queue: Queue
 
-    def __init__(self, table: SessionTable, rule: RuleAccount, timeout_s: float) -> None:
+    def __init__(self, table: SessionTable, rule: RuleEntry, timeout_s: float) -> None:
         self.table, self.rule, self.timeout_s = table, rule, timeout_s
         self.last = 0.0
         self.answered = False
@@ -76,10 +76,10 @@ def table_of(sessions_max: int = 100) -> tuple[Clock, SessionTable]:
     return clock, SessionTable(clock, gate)  # type: ignore[arg-type]
 
 
-def rule_of(sessions_max: int = 0) -> RuleAccount:
-    account = RuleAccount(Rule(Endpoint("0", 1), Endpoint("0", 1), RuleOptions(max_connections=sessions_max)))
-    account.gate.set_limits(sessions_max, 0)
-    return account
+def rule_of(sessions_max: int = 0) -> RuleEntry:
+    entry = RuleEntry(Rule(Endpoint("0", 1), Endpoint("0", 1), RuleOptions(max_connections=sessions_max)))
+    entry.gate.set_limits(sessions_max, 0)
+    return entry
 
 
 def test_silence_and_traffic() -> None:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from oinetd.core.access import AccessControl, Verdict, glob_match
+from oinetd.core.access import AccessControl, glob_match
 from oinetd.core.pattern import Kind, PatternError, compile_access, compile_pattern
+from oinetd.core.record import Ending
 from oinetd.model import AccessRule, Verb
 
-ALLOWED, NOT_ALLOWED, DENIED = Verdict.ALLOWED, Verdict.NOT_ALLOWED, Verdict.DENIED
+ALLOWED, NOT_ALLOWED, DENIED = None, Ending.NOT_ALLOWED, Ending.DENIED
 
 
 def rules(*lines: str) -> tuple[AccessRule, ...]:
@@ -48,9 +49,9 @@ ORDER = [
 ]
 
 
-@pytest.mark.parametrize(("of_all", "own", "address", "verdict"), ORDER)
-def test_order(of_all: tuple[str, ...], own: tuple[str, ...], address: str, verdict: Verdict) -> None:
-    assert AccessControl(rules(*of_all), rules(*own)).decide(address) is verdict
+@pytest.mark.parametrize(("of_all", "own", "address", "refusal"), ORDER)
+def test_order(of_all: tuple[str, ...], own: tuple[str, ...], address: str, refusal: Ending | None) -> None:
+    assert AccessControl(rules(*of_all), rules(*own)).decide(address) is refusal
 
 
 MATCHING = [

@@ -1,4 +1,4 @@
-"""The native access rules give the verdicts of `oinetd.core.access`, whatever the rules and whoever the client."""
+"""The native access rules refuse as `oinetd.core.access`, whatever the rules and whoever the client."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oinetd.core.access import AccessControl, Verdict
+from oinetd.core.access import AccessControl
+from oinetd.core.record import Ending
 from oinetd.lanes.native.plane import available, compile_rules
 from oinetd.model import AccessRule, Settings, Verb
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())
 
-VERDICTS = [Verdict.ALLOWED, Verdict.NOT_ALLOWED, Verdict.DENIED]
+REFUSALS = [None, Ending.NOT_ALLOWED, Ending.DENIED]
 
 ipv4 = st.one_of(
     st.ip_addresses(v=4).map(str),
@@ -50,11 +51,11 @@ rules = st.lists(st.builds(AccessRule, st.sampled_from(Verb), patterns), max_siz
 
 @settings(max_examples=600, deadline=None)
 @given(rules, rules, st.lists(hosts, min_size=1, max_size=5))
-def test_same_verdicts(globally: tuple[AccessRule, ...], own: tuple[AccessRule, ...], who: list[str]) -> None:
+def test_same_refusals(globally: tuple[AccessRule, ...], own: tuple[AccessRule, ...], who: list[str]) -> None:
     python = AccessControl(globally, own)
     native = compile_rules(1, None, Settings(), access=(globally, own))
     for host in who:
-        assert VERDICTS[native.decide(host)] is python.decide(host), host
+        assert REFUSALS[native.decide(host)] is python.decide(host), host
 
 
 def test_every_prefix_length() -> None:

@@ -24,7 +24,7 @@ import oinetd.net.resolver
 import oinetd.upstream.destination
 from oinetd import Config, Ending, Forwarder, KeepAlive, Settings
 from oinetd.net.sockets import Address, lookup
-from oinetd.observe.connection_log import Journal
+from oinetd.observe.connection_log import ConnectionLog
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
 from tests.peers import Peer, dial, pattern, server, until
 
@@ -168,7 +168,7 @@ async def test_a_log_that_takes_its_time_to_close_does_not_hold_up_the_loop(
     began, turned = threading.Event(), threading.Event()
     told: list[bool] = []
 
-    def close(journal: Journal) -> None:
+    def close(journal: ConnectionLog) -> None:
         began.set()
         told.append(turned.wait(5))
 
@@ -176,7 +176,7 @@ async def test_a_log_that_takes_its_time_to_close_does_not_hold_up_the_loop(
         await until(began.is_set)
         turned.set()
 
-    monkeypatch.setattr(Journal, "close", close)
+    monkeypatch.setattr(ConnectionLog, "close", close)
     async with forwarding(rule(upstream), settings=settings):
         turning = asyncio.create_task(turn())
     await turning

@@ -19,12 +19,12 @@ CONFIG = Config(rules=(RULE,), settings=Settings(engine=EngineChoice.PYTHON, buf
 
 
 def test_no_word_changes_nothing() -> None:
-    assert Options(conf_file="x").over(CONFIG) is CONFIG
+    assert Options(conf_file="x").with_overrides(CONFIG) is CONFIG
 
 
 def test_every_word_counts_for_every_rule() -> None:
     options = Options(conf_file="x", pid_file="b", engine=EngineChoice.NATIVE, relay=RelayMode.SPLICE, threads=0)
-    config = options.over(CONFIG)
+    config = options.with_overrides(CONFIG)
     assert (config.pid_file, config.threads, config.settings.buffer_bytes) == ("b", 0, 1)
     in_force = config.settings_of(config.rules[0])
     assert (in_force.engine, in_force.relay) == (EngineChoice.NATIVE, RelayMode.SPLICE)
@@ -32,13 +32,13 @@ def test_every_word_counts_for_every_rule() -> None:
 
 
 def test_the_usual_pid_file_is_for_a_configuration_without_one() -> None:
-    assert Options(conf_file="x", default_pid_file="b").over(CONFIG).pid_file == "a"
-    assert Options(conf_file="x", default_pid_file="b").over(Config()).pid_file == "b"
-    assert Options(conf_file="x", default_pid_file="b", pid_file="c").over(Config()).pid_file == "c"
+    assert Options(conf_file="x", default_pid_file="b").with_overrides(CONFIG).pid_file == "a"
+    assert Options(conf_file="x", default_pid_file="b").with_overrides(Config()).pid_file == "b"
+    assert Options(conf_file="x", default_pid_file="b", pid_file="c").with_overrides(Config()).pid_file == "c"
 
 
 def test_one_word_leaves_the_others() -> None:
-    config = Options(conf_file="x", relay=RelayMode.AUTO).over(CONFIG)
+    config = Options(conf_file="x", relay=RelayMode.AUTO).with_overrides(CONFIG)
     in_force = config.settings_of(config.rules[0])
     assert (in_force.engine, in_force.relay) == (EngineChoice.PYTHON, RelayMode.AUTO)
 

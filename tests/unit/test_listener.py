@@ -125,7 +125,7 @@ async def test_no_descriptor_pauses_and_recovers(
             assert await exchange(old)
             assert len(forwarder.sessions()) == 1
             # The places that were taken for nothing were given back.
-            assert forwarder._account.gate.live == 1
+            assert forwarder._registry.gate.live == 1
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for client in clients:
                 assert await exchange(client)
@@ -145,7 +145,7 @@ async def test_an_error_nobody_foresaw_pauses_too(upstream: tuple[str, int], cap
         listener.sock.shutdown(socket.SHUT_RDWR)
         await until(lambda: any("cannot accept" in message for message in caplog.messages))
         assert not listener._reading
-        assert forwarder._account.gate.live == 0
+        assert forwarder._registry.gate.live == 0
 
 
 async def test_a_client_that_has_gone_from_the_queue(upstream: tuple[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Strangers who are refused do not fill the disk, and none of them is lost from the account."""
+"""Strangers who are refused do not fill the disk, and none of them is lost from the registry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from oinetd import Ending, Forwarder, SessionRecord, parse_config
 from oinetd.model import Endpoint, LogFormat, LogSettings, Protocol, Rule
 from oinetd.observe import refusals
-from oinetd.observe.connection_log import Journal
+from oinetd.observe.connection_log import ConnectionLog
 from tests.peers import until
 
 RULES = [Rule(Endpoint("0.0.0.0", port), Endpoint("example.org", 80)) for port in (8080, 8081)]
@@ -46,13 +46,13 @@ def events(path: Path) -> list[tuple[str, int]]:
 def test_each_rule_has_lines_of_its_own_and_the_gaps_are_told(tmp_path: Path) -> None:
     troubles: list[str] = []
     path = tmp_path / "log"
-    journal = Journal(LogSettings(str(path), LogFormat.JSON), troubles.append)
+    connection_log = ConnectionLog(LogSettings(str(path), LogFormat.JSON), troubles.append)
     for number in range(100):
-        journal.closed(refused(number))
+        connection_log.closed(refused(number))
     for number in range(5):
-        journal.closed(refused(number, RULES[1]))
-    journal.closed(SessionRecord(1, next(RULES[0].routes()), "::1", 1, 0.0, ending=Ending.CLIENT_CLOSED))
-    journal.close()
+        connection_log.closed(refused(number, RULES[1]))
+    connection_log.closed(SessionRecord(1, next(RULES[0].routes()), "::1", 1, 0.0, ending=Ending.CLIENT_CLOSED))
+    connection_log.close()
     assert events(path) == [("refused", 15), ("closed", 1), ("left-out", 90)]
     assert troubles == [
         "0.0.0.0 8080 -> example.org 80: more than 0.001 refused clients per second; the connection log omits "
@@ -77,14 +77,14 @@ def test_lines_come_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_a_rotation_tells_the_gap_in_the_file_it_belongs_to(tmp_path: Path) -> None:
     path, moved = tmp_path / "log", tmp_path / "log.1"
-    journal = Journal(LogSettings(str(path), LogFormat.JSON), lambda _text: None)
+    connection_log = ConnectionLog(LogSettings(str(path), LogFormat.JSON), lambda _text: None)
     for number in range(30):
-        journal.closed(refused(number))
+        connection_log.closed(refused(number))
     path.rename(moved)
-    journal.reopen()
+    connection_log.reopen()
     for number in range(5):
-        journal.closed(refused(number))
-    journal.close()
+        connection_log.closed(refused(number))
+    connection_log.close()
     assert events(moved) == [("refused", 10), ("left-out", 20)]
     assert events(path) == [("left-out", 5)]
 
@@ -156,20 +156,20 @@ def pairs(path: Path) -> tuple[list[int], list[int], int]:
 @pytest.mark.usefixtures("small")
 def test_udp_sessions_that_fail_have_both_lines_or_none(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    journal = Journal(LogSettings(str(path), LogFormat.JSON), lambda _text: None)
+    connection_log = ConnectionLog(LogSettings(str(path), LogFormat.JSON), lambda _text: None)
     for number in range(15):  # they begin before the bound is reached, and have their ends in any case
-        journal.opened(udp_record(number))
+        connection_log.opened(udp_record(number))
     for number in range(15):
-        journal.closed(udp_record(number, Ending.UPSTREAM_RESET))
+        connection_log.closed(udp_record(number, Ending.UPSTREAM_RESET))
     for number in range(15, 40):
-        journal.opened(udp_record(number))
-        journal.closed(udp_record(number, Ending.DISPLACED if number % 2 else Ending.CONNECT_FAILED))
+        connection_log.opened(udp_record(number))
+        connection_log.closed(udp_record(number, Ending.DISPLACED if number % 2 else Ending.CONNECT_FAILED))
     for number, ending, answers in ((40, Ending.UPSTREAM_RESET, 1), (41, Ending.IDLE_TIMEOUT, 0)):
-        journal.opened(udp_record(number))
+        connection_log.opened(udp_record(number))
         assert number not in pairs(path)[0]
-        journal.closed(udp_record(number, ending, answers))
-    journal.opened(udp_record(42))
-    journal.close()
+        connection_log.closed(udp_record(number, ending, answers))
+    connection_log.opened(udp_record(42))
+    connection_log.close()
     whole = [*range(15), 40, 41]
     assert pairs(path) == ([*whole, 42], whole, 25)
 

@@ -4,7 +4,7 @@ The forwarder drives it:
 
     plane = DataPlane(loop, threads=config.threads)             # EngineUnavailable where it cannot run
     plane.permits.set_limits(max_connections, max_per_source)   # of the process, both lanes; see `engine.native`
-    lane = NativeLane(plane, on_opened=account.enter, on_closed=account.leave, on_unreachable=look_up_again)
+    lane = NativeLane(plane, on_opened=registry.enter, on_closed=registry.leave, on_unreachable=look_up_again)
     key = lane.add(sock, Serving(route=route, settings=settings, addresses=addresses, access=config.access))
     lane.replace(key, Serving(...))                             # reload: socket and queue stay
     lane.update(key, addresses)                                 # another answer of the resolver

@@ -63,7 +63,7 @@ class Listener:
 
     def exchange(self, service: Service) -> None:
         """Serve the connections to come differently."""
-        self.service.account.forget_waiting(self.start)
+        self.service.registry.forget_waiting(self.start)
         self.service = service
         self.start()
 
@@ -73,7 +73,7 @@ class Listener:
     def release(self) -> None:
         """Accept no more; the socket and its queue stay."""
         self._pause()
-        self.service.account.forget_waiting(self.start)
+        self.service.registry.forget_waiting(self.start)
         for timer in (self._timer, self._calm):
             if timer is not None:
                 timer.cancel()
@@ -81,10 +81,10 @@ class Listener:
 
     def empty_queue(self) -> None:
         """Serve those who are in the queue already, as far as there is room: a client that was let in stays."""
-        account, rule = self.service.account, self.service.rule
+        registry, rule = self.service.registry, self.service.rule
         # The kernel's queue holds one more than asked for.
         for _ in range(self.service.settings.listen_backlog + 1):
-            if not account.take_place(rule) or not self._accept_one():
+            if not registry.take_place(rule) or not self._accept_one():
                 return
 
     def _pause(self) -> None:
@@ -93,12 +93,12 @@ class Listener:
             self._loop.remove_reader(self.sock.fileno())
 
     def _accept(self) -> None:
-        account, rule = self.service.account, self.service.rule
+        registry, rule = self.service.registry, self.service.rule
         for _ in range(ACCEPT_BATCH):
-            if not account.take_place(rule):
+            if not registry.take_place(rule):
                 self._pause()
-                account.when_room(self.start)
-                if account.gate.is_full:  # pipes may give way, of which no session's end tells
+                registry.when_room(self.start)
+                if registry.gate.is_full:  # pipes may give way, of which no session's end tells
                     self._look_later()
                 return
             if not self._accept_one():
@@ -115,7 +115,7 @@ class Listener:
         try:
             client, peer = self.sock.accept()
         except OSError as error:
-            service.account.give_back(service.rule)
+            service.registry.give_back(service.rule)
             if error.errno in _CLIENT_GONE:
                 # accept(2): errors of the client's network are told here and concern only the one that has gone.
                 return True
@@ -125,7 +125,7 @@ class Listener:
             return False
         self._pause_s = 0.0
         client.setblocking(False)
-        Session(service, service.account.gate.next_id(), client, peer).start(self._loop, self._tasks)
+        Session(service, service.registry.gate.next_id(), client, peer).start(self._loop, self._tasks)
         return True
 
     def _back_off(self, error: OSError) -> None:

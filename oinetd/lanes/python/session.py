@@ -8,7 +8,6 @@ import logging
 import socket
 import time
 
-from oinetd.core.access import Verdict
 from oinetd.core.hooks import Admit
 from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live
@@ -19,8 +18,6 @@ from oinetd.net.sockets import client_address, close_with_reset
 __all__ = ["Session", "ask"]
 
 log = logging.getLogger("oinetd")
-
-_REFUSED = {Verdict.NOT_ALLOWED: Ending.NOT_ALLOWED, Verdict.DENIED: Ending.DENIED}
 
 
 async def ask(admit: Admit, record: SessionRecord) -> bool:
@@ -55,7 +52,7 @@ class Session:
         host, port = client_address(peer)
         record = SessionRecord(session_id, service.route, host, port, time.time())
         self._live = Live(record, service.rule, self.kill, revoke=self.revoke)
-        service.account.enter(self._live)
+        service.registry.enter(self._live)
 
     def start(self, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
         """Begin; `tasks` holds the session's task until the session has ended."""
@@ -130,10 +127,9 @@ class Session:
     async def _admit(self) -> Ending | None:
         """Why the client may not pass; None where it may."""
         service = self._service
-        verdict = service.access.decide(self._peer)
-        if verdict is not Verdict.ALLOWED:
-            return _REFUSED[verdict]
-        if not service.account.admit_source(self._live):
+        if (refusal := service.access.decide(self._peer)) is not None:
+            return refusal
+        if not service.registry.admit_source(self._live):
             return Ending.LIMITED
         if service.admit is None:
             return None
@@ -165,5 +161,5 @@ class Session:
         record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down
         record.datagrams_lost = meter.datagrams_lost
         record.duration_s = time.monotonic() - self._live.since
-        self._service.account.leave(self._live)
+        self._service.registry.leave(self._live)
         self._service.watcher.closed(record)

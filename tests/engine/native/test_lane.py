@@ -42,7 +42,7 @@ class Stage:
         rule = Rule(Endpoint(*self.address), Endpoint(*self.destination), RuleOptions(**options))
         return Serving(
             route=next(rule.routes()),
-            settings=Settings().over(rule.options),
+            settings=Settings().with_overrides(rule.options),
             addresses=(self.destination,),
             access=access,
         )

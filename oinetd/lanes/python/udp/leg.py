@@ -49,7 +49,7 @@ class DatagramLeg(DatagramSession):
 
     def begin_at_once(self, dialed: Dialed) -> None:
         """Begin with a leg that is there already."""
-        self.service.account.enter(self.live)
+        self.service.registry.enter(self.live)
         self.home.plane.table.enter(self)
         self.tell_opened()
         if self.ended:  # a hook did not want it

@@ -10,7 +10,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-from oinetd.core.access import AccessControl, Verdict
+from oinetd.core.access import AccessControl
 from oinetd.core.record import Ending
 from oinetd.core.service import Service
 from oinetd.lanes.python.udp.leg import DatagramLeg, StreamLeg
@@ -26,8 +26,6 @@ __all__ = ["DatagramListener"]
 
 TOLD_MAX = 4096
 """Refused source addresses that are remembered, so that each is logged once; more of them push the oldest out."""
-
-_REFUSED = {Verdict.NOT_ALLOWED: Ending.NOT_ALLOWED, Verdict.DENIED: Ending.DENIED}
 
 
 class DatagramListener:
@@ -82,7 +80,7 @@ class DatagramListener:
         self._judged = by
         control, ended = AccessControl(*by), 0
         for session in tuple(self._sessions.values()):
-            if control.decide(self.batch.explain(session.key).address[0]) is not Verdict.ALLOWED:
+            if control.decide(self.batch.explain(session.key).address[0]) is not None:
                 session.end(Ending.REVOKED)
                 ended += 1
         return ended
@@ -130,7 +128,7 @@ class DatagramListener:
         except OSError:
             return  # memory is short, say; nothing was taken, and the next wake tries again
         if self.batch.forged:
-            self.service.account.forged(self.service.rule, self.batch.forged)
+            self.service.registry.forged(self.service.rule, self.batch.forged)
         late = self.plane.loop.time() - silence.SILENCE_S
         for group in groups:
             session = self._sessions.get(group.key)
@@ -157,17 +155,16 @@ class DatagramListener:
         service, sender = self.service, self.batch.explain(group.key)
         streams = service.route.connect.protocol is Protocol.TCP
         session = (StreamLeg if streams else DatagramLeg)(self, service, group.key, sender, trail)
-        verdict = service.access.decide(sender.address[0])
-        if verdict is not Verdict.ALLOWED:
-            self._turn_away(session, _REFUSED[verdict])
+        if (refusal := service.access.decide(sender.address[0])) is not None:
+            self._turn_away(session, refusal)
             return None
         if service.guard is not None and service.guard.is_own(sender.address):
             return None
-        if not service.account.admit_source(session.live):
+        if not service.registry.admit_source(session.live):
             self._turn_away(session, Ending.LIMITED)
             return None
         if not self.plane.table.make_room(service.rule):
-            service.account.dismiss_source(session.live)
+            service.registry.dismiss_source(session.live)
             return None
         self._sessions[group.key] = session
         if isinstance(session, DatagramLeg) and service.admit is None and service.resolved:
@@ -186,7 +183,7 @@ class DatagramListener:
             session.begin_at_once(dialed)
             return
         del self._sessions[session.key]
-        service.account.forget(session.live)
+        service.registry.forget(session.live)
         session.ended = True
         self._turn_away(session, dialed.failed, dialed.errno)
 
@@ -201,5 +198,5 @@ class DatagramListener:
         record.ending, record.errno = ending, code
         if not ending.refused:  # it was let in and failed: events come in pairs
             self.service.watcher.opened(record)
-        self.service.account.turned_away(session.live)
+        self.service.registry.turned_away(session.live)
         self.service.watcher.closed(record)

@@ -96,7 +96,7 @@ class DatagramSession:
         self._held_bytes = 0
         self._opened = False
         host, port = client_address(sender.address)
-        record = SessionRecord(service.account.gate.next_id(), service.route, host, port, time.time())
+        record = SessionRecord(service.registry.gate.next_id(), service.route, host, port, time.time())
         self.live = Live(record, service.rule, self.kill, datagrams=True)
 
     # To be filled in by the kind of upstream
@@ -125,7 +125,7 @@ class DatagramSession:
 
     def begin(self) -> None:
         """Enter the tables, with a place taken, and make the upstream leg."""
-        self.service.account.enter(self.live)
+        self.service.registry.enter(self.live)
         self.home.plane.table.enter(self)
         self._task = self.home.plane.loop.create_task(self._begin())
         self.home.plane.tasks.add(self._task)
@@ -293,7 +293,7 @@ class DatagramSession:
         record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down
         record.datagrams_lost = meter.datagrams_lost
         record.duration_s = time.monotonic() - self.live.since
-        service.account.leave(self.live)
+        service.registry.leave(self.live)
         self.home.gone(self)
         service.watcher.closed(record)
         if self._task is not None and not self._task.done() and self._task is not asyncio.current_task():

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from oinetd.core.admission import Gate
 from oinetd.core.record import Ending
-from oinetd.core.registry import RuleAccount
+from oinetd.core.registry import RuleEntry
 from oinetd.lanes.python.udp.shares import Shares
 
 __all__ = ["Queue", "SessionTable", "Timed"]
@@ -38,7 +38,7 @@ class Timed(Protocol):
 
     answered: bool
     asked: float
-    rule: RuleAccount
+    rule: RuleEntry
     queue: Queue
     last: float
     timeout_s: float
@@ -67,12 +67,12 @@ class SessionTable:
         self._loop = loop
         self._count = 0
         self._shares: Shares[Timed] = Shares()
-        self._queues: dict[RuleAccount, dict[float, Queue]] = {}
+        self._queues: dict[RuleEntry, dict[float, Queue]] = {}
 
     def __len__(self) -> int:
         return self._count
 
-    def make_room(self, rule: RuleAccount) -> bool:
+    def make_room(self, rule: RuleEntry) -> bool:
         """Take a place for one more session of `rule`, ending others where need be.
 
         False where the reactors have all places; then none is taken.
@@ -84,7 +84,7 @@ class SessionTable:
             self._shares.victim_of(rule).end(Ending.DISPLACED)
         return True
 
-    def displace(self, newcomer: RuleAccount | None = None) -> bool:
+    def displace(self, newcomer: RuleEntry | None = None) -> bool:
         """End a session for one of the rule `newcomer`; False where there is none. `shares` says which."""
         session = self._shares.victim(newcomer)
         if session is None:

@@ -21,7 +21,7 @@ from oinetd.core.record import Ending, SessionRecord
 from oinetd.errors import ConfigError
 from oinetd.model import Endpoint, LogFormat, LogSettings, Rule
 from oinetd.observe import writer as linewriter
-from oinetd.observe.connection_log import Journal
+from oinetd.observe.connection_log import ConnectionLog
 from oinetd.observe.writer import BATCH_BYTES_MAX, LineWriter
 
 ROUTE = next(Rule(Endpoint("0.0.0.0", 8080), Endpoint("example.org", 80)).routes())
@@ -60,12 +60,12 @@ def troubles() -> list[str]:
 
 def test_lines_reach_the_file_while_it_is_open(tmp_path: Path, troubles: list[str]) -> None:
     path = tmp_path / "log"
-    journal = Journal(LogSettings(str(path)), troubles.append)
-    journal.opened(session(1))
+    connection_log = ConnectionLog(LogSettings(str(path)), troubles.append)
+    connection_log.opened(session(1))
     eventually(lambda: path.read_bytes().endswith(b"\t0\t0\topened\n"), "the first line")
-    journal.closed(session(1))
+    connection_log.closed(session(1))
     eventually(lambda: path.read_bytes().endswith(b"\t1\t0\tdone-remote-closed\n"), "the second line")
-    journal.close()
+    connection_log.close()
     assert path.read_bytes().count(b"\n") == 2
     assert path.stat().st_mode & 0o007 == 0
     assert troubles == []
@@ -73,30 +73,30 @@ def test_lines_reach_the_file_while_it_is_open(tmp_path: Path, troubles: list[st
 
 def test_close_writes_what_is_left_and_is_the_end(tmp_path: Path, troubles: list[str]) -> None:
     path = tmp_path / "log"
-    journal = Journal(LogSettings(str(path)), troubles.append)
+    connection_log = ConnectionLog(LogSettings(str(path)), troubles.append)
     for number in range(5000):
-        journal.closed(session(number))
-    journal.close()
-    journal.close()
-    journal.closed(session(0))
-    journal.reopen()
+        connection_log.closed(session(number))
+    connection_log.close()
+    connection_log.close()
+    connection_log.closed(session(0))
+    connection_log.reopen()
     assert [int(line.split(b"\t")[6]) for line in path.read_bytes().splitlines()] == list(range(5000))
     assert troubles == []
 
 
 def test_without_a_file_there_is_nothing(troubles: list[str]) -> None:
-    journal = Journal(LogSettings(), troubles.append)
-    journal.opened(session(1))
-    journal.closed(session(1))
-    journal.reopen()
+    connection_log = ConnectionLog(LogSettings(), troubles.append)
+    connection_log.opened(session(1))
+    connection_log.closed(session(1))
+    connection_log.reopen()
     assert "oinetd-log" not in [thread.name for thread in threading.enumerate()]
-    journal.close()
+    connection_log.close()
 
 
 def test_no_thread_before_the_first_line(tmp_path: Path, troubles: list[str]) -> None:
-    journal = Journal(LogSettings(str(tmp_path / "log")), troubles.append)
+    connection_log = ConnectionLog(LogSettings(str(tmp_path / "log")), troubles.append)
     assert "oinetd-log" not in [thread.name for thread in threading.enumerate()]
-    journal.close()
+    connection_log.close()
     assert (tmp_path / "log").read_bytes() == b""
 
 
@@ -110,11 +110,11 @@ def test_append_keeps_what_is_there(tmp_path: Path, troubles: list[str]) -> None
 
 
 def test_dash_is_standard_output(capfd: pytest.CaptureFixture[str], troubles: list[str]) -> None:
-    journal = Journal(LogSettings("-", LogFormat.JSON), troubles.append)
-    journal.closed(session(3))
-    journal.reopen()
-    journal.closed(session(4))
-    journal.close()
+    connection_log = ConnectionLog(LogSettings("-", LogFormat.JSON), troubles.append)
+    connection_log.closed(session(3))
+    connection_log.reopen()
+    connection_log.closed(session(4))
+    connection_log.close()
     assert [json.loads(line)["id"] for line in capfd.readouterr().out.splitlines()] == [3, 4]
     assert troubles == []
 
@@ -136,16 +136,16 @@ writer.close()
 
 def test_reconfigure_file_and_format(tmp_path: Path, troubles: list[str]) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    journal = Journal(LogSettings(), troubles.append)
-    journal.reconfigure(LogSettings(str(first)))
-    journal.closed(session(1))
-    journal.reconfigure(LogSettings(str(second), LogFormat.JSON))
-    journal.closed(session(2))
-    journal.reconfigure(LogSettings(str(second), LogFormat.COMMON))
-    journal.closed(session(3))
-    journal.reconfigure(LogSettings())
-    journal.closed(session(4))
-    journal.close()
+    connection_log = ConnectionLog(LogSettings(), troubles.append)
+    connection_log.reconfigure(LogSettings(str(first)))
+    connection_log.closed(session(1))
+    connection_log.reconfigure(LogSettings(str(second), LogFormat.JSON))
+    connection_log.closed(session(2))
+    connection_log.reconfigure(LogSettings(str(second), LogFormat.COMMON))
+    connection_log.closed(session(3))
+    connection_log.reconfigure(LogSettings())
+    connection_log.closed(session(4))
+    connection_log.close()
     assert first.read_bytes().count(b"\n") == 1
     assert b"\tdone-remote-closed\n" in first.read_bytes()
     in_json, in_common = second.read_bytes().splitlines()
@@ -373,14 +373,14 @@ def test_failures_do_not_hold_on_to_memory(troubles: list[str], monkeypatch: pyt
 
 def test_a_missing_directory_comes_back(tmp_path: Path, troubles: list[str]) -> None:
     path = tmp_path / "gone" / "log"
-    journal = Journal(LogSettings(str(path)), troubles.append)
+    connection_log = ConnectionLog(LogSettings(str(path)), troubles.append)
     assert troubles == []
-    journal.closed(session(1))
+    connection_log.closed(session(1))
     eventually(lambda: len(troubles) == 1, "the trouble is reported")
     path.parent.mkdir()
     eventually(path.exists, "the file")
     eventually(lambda: len(troubles) == 2, "the end of the trouble is reported")
-    journal.close()
+    connection_log.close()
     assert path.read_bytes().count(b"\n") == 1
     assert "No such file or directory" in troubles[0]
 
@@ -504,9 +504,9 @@ def test_a_callback_that_raises_does_not_end_the_log(tmp_path: Path, caplog: pyt
 
 
 def test_trouble_without_a_callback_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    journal = Journal(LogSettings("/dev/full"))
-    journal.closed(session(1))
-    journal.close()
+    connection_log = ConnectionLog(LogSettings("/dev/full"))
+    connection_log.closed(session(1))
+    connection_log.close()
     assert [record.levelname for record in caplog.records if record.name == "oinetd"] == ["WARNING"] * 2
 
 
@@ -515,43 +515,43 @@ class TestCheck:
 
     @pytest.mark.parametrize("file", ["", "-", "/dev/full", "/dev/null"])
     def test_good(self, file: str) -> None:
-        Journal.check(LogSettings(file))
+        ConnectionLog.check(LogSettings(file))
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes the privileges away from itself")
     def test_no_file_is_good_wherever_the_process_is(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         os.seteuid(65534)
         try:
-            Journal.check(LogSettings())
+            ConnectionLog.check(LogSettings())
         finally:
             os.seteuid(0)
 
     def test_a_new_file_is_good_and_not_made(self, tmp_path: Path) -> None:
-        Journal.check(LogSettings(str(tmp_path / "new")))
+        ConnectionLog.check(LogSettings(str(tmp_path / "new")))
         assert not (tmp_path / "new").exists()
 
     def test_a_fifo_is_good(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "fifo")
-        Journal.check(LogSettings(str(tmp_path / "fifo")))
+        ConnectionLog.check(LogSettings(str(tmp_path / "fifo")))
 
     def test_a_directory(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="is a directory"):
-            Journal.check(LogSettings(str(tmp_path)))
+            ConnectionLog.check(LogSettings(str(tmp_path)))
 
     def test_a_missing_directory(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"there is no directory .*/gone"):
-            Journal.check(LogSettings(str(tmp_path / "gone" / "log")))
+            ConnectionLog.check(LogSettings(str(tmp_path / "gone" / "log")))
 
     def test_a_file_where_a_directory_should_be(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(ConfigError, match="Not a directory"):
-            Journal.check(LogSettings(str(tmp_path / "file" / "log")))
+            ConnectionLog.check(LogSettings(str(tmp_path / "file" / "log")))
 
     def test_a_socket(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "socket"))
             with pytest.raises(ConfigError, match="is a socket"):
-                Journal.check(LogSettings(str(tmp_path / "socket")))
+                ConnectionLog.check(LogSettings(str(tmp_path / "socket")))
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="takes the privileges away from itself")
     def test_no_permission(self, tmp_path: Path) -> None:
@@ -560,8 +560,8 @@ class TestCheck:
         os.seteuid(65534)
         try:
             with pytest.raises(ConfigError, match=r"[Pp]ermission"):
-                Journal.check(LogSettings(str(tmp_path / "log")))
+                ConnectionLog.check(LogSettings(str(tmp_path / "log")))
             with pytest.raises(ConfigError, match=r"[Pp]ermission"):
-                Journal.check(LogSettings(str(tmp_path / "new")))
+                ConnectionLog.check(LogSettings(str(tmp_path / "new")))
         finally:
             os.seteuid(0)

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from oinetd.observe import process_log as messages
-from oinetd.observe import systemlog
-from oinetd.observe.process_log import Messages
+from oinetd.observe import process_log, systemlog
+from oinetd.observe.process_log import ProcessLog
 
 LOGGER = logging.getLogger("oinetd")
 
@@ -25,11 +24,11 @@ def _loggers_as_before() -> Iterator[None]:
     yield
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-        assert not any(isinstance(one, messages.StderrHandler) for one in logging.getLogger(name).handlers)
+        assert not any(isinstance(one, process_log.StderrHandler) for one in logging.getLogger(name).handlers)
 
 
 def test_on_a_terminal_with_the_time(capfd: pytest.CaptureFixture[str]) -> None:
-    sink = Messages("info", {})
+    sink = ProcessLog("info", {})
     LOGGER.info("hello %s", "world")
     LOGGER.warning("mind")
     LOGGER.debug("not this")
@@ -41,7 +40,7 @@ def test_on_a_terminal_with_the_time(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_under_a_service_manager_without(capfd: pytest.CaptureFixture[str]) -> None:
     for environ in ({"INVOCATION_ID": "x"}, {"NOTIFY_SOCKET": "@x"}):
-        sink = Messages("info", environ)
+        sink = ProcessLog("info", environ)
         LOGGER.error("bad\nand more")
         sink.close()
         assert capfd.readouterr().err == "error: bad\nand more\n"
@@ -50,9 +49,9 @@ def test_under_a_service_manager_without(capfd: pytest.CaptureFixture[str]) -> N
 def test_in_the_journal_with_the_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "journal"
     fd = os.open(out, os.O_WRONLY | os.O_CREAT)
-    monkeypatch.setattr(messages, "STDERR_FD", fd)
+    monkeypatch.setattr(process_log, "STDERR_FD", fd)
     status = os.fstat(fd)
-    sink = Messages("debug", {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+    sink = ProcessLog("debug", {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
     LOGGER.debug("a")
     LOGGER.info("b")
     LOGGER.warning("c\nd")
@@ -64,14 +63,14 @@ def test_in_the_journal_with_the_priority(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_loop_speaks_here_too(capfd: pytest.CaptureFixture[str]) -> None:
-    sink = Messages("info", {"INVOCATION_ID": "x"})
+    sink = ProcessLog("info", {"INVOCATION_ID": "x"})
     logging.getLogger("asyncio").error("in the loop")
     sink.close()
     assert capfd.readouterr().err == "error: in the loop\n"
 
 
 def test_a_name_that_is_no_text(capfd: pytest.CaptureFixture[str]) -> None:
-    sink = Messages("info", {"INVOCATION_ID": "x"})
+    sink = ProcessLog("info", {"INVOCATION_ID": "x"})
     LOGGER.info("file \udcff")
     sink.close()
     assert capfd.readouterr().err == "file \\udcff\n"
@@ -79,8 +78,8 @@ def test_a_name_that_is_no_text(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_the_system_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     address = tmp_path / "log"
-    monkeypatch.setattr(messages, "SYSLOG_ADDRESS", str(address))
-    sink = Messages("info", {"INVOCATION_ID": "x"})
+    monkeypatch.setattr(process_log, "SYSLOG_ADDRESS", str(address))
+    sink = ProcessLog("info", {"INVOCATION_ID": "x"})
     LOGGER.info("before")
     sink.to_syslog()
     head = f"oinetd[{os.getpid()}]: "
@@ -101,11 +100,11 @@ def test_the_system_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
 
 def test_a_system_log_that_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = tmp_path / "log"
-    monkeypatch.setattr(messages, "SYSLOG_ADDRESS", str(address))
+    monkeypatch.setattr(process_log, "SYSLOG_ADDRESS", str(address))
     monkeypatch.setattr(systemlog, "CLOSE_WAIT_S", 0.01)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(address))
-        sink = Messages("info", {})
+        sink = ProcessLog("info", {})
         sink.to_syslog()
         for number in range(5000):
             LOGGER.info("line %d", number)  # never waits
@@ -114,10 +113,10 @@ def test_a_system_log_that_does_not_read(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_system_log_that_is_slow_gets_everything_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = tmp_path / "log"
-    monkeypatch.setattr(messages, "SYSLOG_ADDRESS", str(address))
+    monkeypatch.setattr(process_log, "SYSLOG_ADDRESS", str(address))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(address))
-        sink = Messages("info", {})
+        sink = ProcessLog("info", {})
         sink.to_syslog()
         for number in range(3000):  # more than the queue of the socket, fewer than are held
             LOGGER.info("line %d", number)
@@ -130,11 +129,11 @@ def test_what_the_system_log_does_not_get_is_counted_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = tmp_path / "log"
-    monkeypatch.setattr(messages, "SYSLOG_ADDRESS", str(address))
+    monkeypatch.setattr(process_log, "SYSLOG_ADDRESS", str(address))
     monkeypatch.setattr(systemlog, "HELD_MESSAGES_MAX", 100)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(address))
-        sink = Messages("info", {})
+        sink = ProcessLog("info", {})
         sink.to_syslog()
         for number in range(5000):
             LOGGER.info("line %d", number)
@@ -174,10 +173,10 @@ def test_standard_error_that_was_behind_says_what_it_lost(tmp_path: Path, monkey
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     size = fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
-    monkeypatch.setattr(messages, "STDERR_FD", writer)
-    sink = Messages("info", {"INVOCATION_ID": "x"})
+    monkeypatch.setattr(process_log, "STDERR_FD", writer)
+    sink = ProcessLog("info", {"INVOCATION_ID": "x"})
     handler = sink._handler
-    assert isinstance(handler, messages.StderrHandler)
+    assert isinstance(handler, process_log.StderrHandler)
     sink.write_in_background()
     assert handler._writer is not None
     handler._writer._held_bytes_max = handler._writer._crowded_bytes = 1000

@@ -181,7 +181,7 @@ class JsonLines(_Words):
     """One JSON object a line: `event` is `opened`, `closed`, `refused` or `left-out`; durations are seconds.
 
     `time` is local time with its zone, `started` the Unix time of the accept; `ending` is the value of the
-    `Ending`, `error` the name of `errno`, empty at 0. Datagrams are counted where a side of the rule is UDP.
+    `Ending`, `error` the name of `errno`, empty at 0. Datagrams are counted if a side of the rule is UDP.
     """
 
     __slots__ = ()

@@ -25,15 +25,12 @@ import sys
 from collections.abc import Collection
 from typing import Final
 
-from oinetd.process.inherited import passed_descriptors
+from oinetd.process.socket_activation import DESCRIPTORS_MAX, passed_descriptors
 
 __all__ = ["HELD_SIGNALS", "close_inherited", "prepare", "raise_descriptor_limit", "working_directory"]
 
 HELD_SIGNALS: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Blocked until there are handlers: by default they end the process."""
-
-DESCRIPTORS_MAX: Final = 1_048_576
-"""The soft limit of descriptors is never raised above this, the kernel's default of `fs.nr_open`."""
 
 UMASK_KEPT: Final = 0o077
 

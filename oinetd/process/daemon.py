@@ -24,11 +24,11 @@ from oinetd.observe.status import summary
 from oinetd.process.background import Handover, split
 from oinetd.process.context import HELD_SIGNALS, close_inherited, raise_descriptor_limit, working_directory
 from oinetd.process.eventloop import loop_factory
-from oinetd.process.inherited import inherited_sockets
 from oinetd.process.invocation import EX_OK, Options, exit_code
 from oinetd.process.pidfile import PidFile
 from oinetd.process.privileges import Identity
 from oinetd.process.service_manager import ServiceManager
+from oinetd.process.socket_activation import inherited_sockets
 
 __all__ = ["Daemon", "run"]
 

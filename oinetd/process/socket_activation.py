@@ -1,4 +1,4 @@
-"""Listening sockets that the service manager has opened: the protocol of sd_listen_fds(3)."""
+"""Socket activation: sockets that the service manager has opened and passes by the protocol of sd_listen_fds(3)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import socket
 from collections.abc import Mapping, MutableMapping
 from typing import Final
 
-__all__ = ["inherited_sockets", "passed_descriptors"]
+__all__ = ["DESCRIPTORS_MAX", "inherited_sockets", "passed_descriptors"]
 
 FIRST_FD: Final = 3
 """SD_LISTEN_FDS_START: behind standard input, output and error."""
 
 DESCRIPTORS_MAX: Final = 1_048_576
-"""The kernel's usual `fs.nr_open`."""
+"""The kernel's default of `fs.nr_open`: the soft limit of descriptors is never raised above this."""
 
 DIGITS_MAX: Final = 9
 """Of a number of descriptors: a longer number cannot be true."""

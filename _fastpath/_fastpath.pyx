@@ -3,7 +3,7 @@
 """The native data plane of oinetd: what of it Python can see.
 
 Everything that runs without Python is in the `.pxd` files beside this one, as inline functions; `reactor.pxd` begins
-with the facts it stands on. The classes here are called from one thread, that of the event loop, except `Permits`,
+with the facts it stands on. The classes here are called from one thread, that of the event loop, except `Gate`,
 which may be called from any. The stub `oinetd/_fastpath.pyi` says what everything is for.
 """
 
@@ -25,12 +25,13 @@ from state.command cimport (
 from state.datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
 from state.datagram_send cimport Sent, batch_send
 from shared.gate cimport (
-    Budget as BudgetState, Gate, budget_drop, budget_is_short, budget_new, gate_drop, gate_enter, gate_hold, gate_leave,
-    gate_new, source_count, source_enter, source_leave,
+    Budget as BudgetState, Gate as GateState, budget_drop, budget_is_short, budget_new, gate_drop, gate_enter,
+    gate_hold, gate_leave, gate_new, source_count, source_enter, source_leave,
 )
 from shared.inbox cimport (
-    LETTER_ABORT_ALL, LETTER_JUDGE, LETTER_KILL, LETTER_PAIR, LETTER_PIPES, LETTER_RETRY, LETTER_SNAPSHOT,
-    LETTER_STOP, Letter,
+    MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_PIPES, MESSAGE_RETRY, MESSAGE_SNAPSHOT,
+    MESSAGE_STOP, MESSAGE_UDP_ADD, MESSAGE_UDP_COUNT, MESSAGE_UDP_LINGER, MESSAGE_UDP_QUIET, MESSAGE_UDP_REMOVE,
+    MESSAGE_UDP_RENEW, MESSAGE_UDP_REPLACE, MESSAGE_UDP_REVOKE, MESSAGE_UDP_TRIM, Message,
 )
 from base.linux cimport (
     AF_INET, AF_INET6, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
@@ -38,24 +39,21 @@ from base.linux cimport (
     pthread_mutex_lock, pthread_mutex_unlock, sockaddr_in, sockaddr_in6, usleep,
 )
 from tcp.listener cimport unix_time
-from shared.policy cimport Policy, policy_drop, policy_hold
+from shared.policy cimport Policy as PolicyState, policy_drop, policy_hold
 from tcp.flow cimport SCRATCH_BYTES
 from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
 from state.return_address cimport ReturnAddress
 from shared.ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm, ring_peek, ring_pop
 from state.connection_slab cimport CHUNK_SLOTS, Conn
 from shared.source cimport Prefix
-from state.reactor cimport REACTORS_MAX, Hub, Reactor, Snapshot
+from state.reactor cimport REACTORS_MAX, Hub as HubState, Reactor, Snapshot
 from shared.target cimport (
     ADDRESSES_MAX, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold, targets_pick,
     targets_rank, targets_remember,
 )
-from shared.totals cimport TALLIES, Tally, tally_add
+from shared.totals cimport TOTALS_PLACES, Totals, totals_add
 from reactor.thread cimport hub_free, hub_new, hub_shut, reactor_free, reactor_new, reactor_start
-from udp.order cimport (
-    ORDER_ADD, ORDER_COUNT, ORDER_LINGER, ORDER_QUIET, ORDER_REMOVE, ORDER_RENEW, ORDER_REPLACE, ORDER_REVOKE,
-    ORDER_TRIM, least_listening, order_give,
-)
+from udp.message cimport least_listening, udp_message_send
 from state.udp_state cimport Session
 
 
@@ -179,9 +177,9 @@ cdef class Budget:
 
 
 @cython.final
-cdef class Permits:
-    cdef Gate *gate
-    cdef Core core
+cdef class Gate:
+    cdef GateState *gate
+    cdef Hub hub
 
     def __cinit__(
         self, uint64_t max_connections=0, uint64_t max_per_source=0, Budget budget=None, uint64_t cost=0,
@@ -200,15 +198,15 @@ cdef class Permits:
         self._room()
 
     cdef _room(self):
-        if self.core is not None:
-            self.core._retry()
+        if self.hub is not None:
+            self.hub._retry()
 
     def enter(self):
         if gate_enter(self.gate):
             return True
         oi_add(&self.gate.full, 1)
-        if self.core is not None and budget_is_short(self.gate.budget, self.gate.cost):
-            self.core._reclaim()
+        if self.hub is not None and budget_is_short(self.gate.budget, self.gate.cost):
+            self.hub._reclaim()
         return False
 
     def leave(self):
@@ -303,7 +301,7 @@ cdef int _compile(Access *access, list lists) except -1:
     return 0
 
 
-cdef Targets *_targets(addresses, Rules before) except NULL:
+cdef Targets *_targets(addresses, Policy before) except NULL:
     """The addresses of a destination; those of `before` where they are the same, else with what it knows of them."""
     cdef Targets *targets
     if len(addresses) > ADDRESSES_MAX:
@@ -330,19 +328,19 @@ cdef Targets *_targets(addresses, Rules before) except NULL:
 
 
 @cython.final
-cdef class Rules:
-    cdef Policy *policy
+cdef class Policy:
+    cdef PolicyState *policy
 
     def __cinit__(
-        self, uint64_t tag, Permits gate, *, addresses=(), looping=(), bint may_meet_itself=False,
+        self, uint64_t tag, Gate gate, *, addresses=(), looping=(), bint may_self_connect=False,
         bint may_broadcast=False,
         sources=(), access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), uint32_t flip_bytes=0,
         uint32_t silence_ms=4000,
-        source_prefix=(32, 64), Rules before=None,
+        source_prefix=(32, 64), Policy before=None,
     ):
-        self.policy = <Policy *> calloc(1, sizeof(Policy))
+        self.policy = <PolicyState *> calloc(1, sizeof(PolicyState))
         if self.policy == NULL:
             raise MemoryError
         self.policy.references = 1
@@ -354,7 +352,7 @@ cdef class Rules:
         self.policy.targets = _targets(addresses, before)
         for at, loops in enumerate(looping[:ADDRESSES_MAX]):
             self.policy.looping[at] = loops
-        self.policy.may_meet_itself = may_meet_itself
+        self.policy.may_self_connect = may_self_connect
         self.policy.may_broadcast = may_broadcast
         for place in sources:
             self.policy.has_source = True
@@ -418,27 +416,26 @@ cdef uint32_t _text_place(const Address *address):
     return (value ^ (value >> 15)) & (TEXTS - 1)
 
 
-@cython.final
-cdef class Core:
-    cdef Hub *hub
-    cdef Permits permits
-    cdef Permits udp_permits
+cdef class Hub:
+    cdef HubState *hub
+    cdef Gate gate
+    cdef Gate udp_gate
     cdef bint running
     cdef int turn
     cdef Address text_keys[TEXTS]
     cdef list texts
-    cdef Tally tallies[TALLIES]
+    cdef Totals totals[TOTALS_PLACES]
 
     def __cinit__(
-        self, Permits permits not None, int threads, uint64_t spin_us=0, uint32_t slots_max=0,
-        Permits udp_permits=None,
+        self, Gate gate not None, int threads, uint64_t spin_us=0, uint32_t slots_max=0,
+        Gate udp_gate=None,
     ):
         cdef Reactor *reactor
         cdef int error
-        self.permits = permits
-        self.udp_permits = Permits() if udp_permits is None else udp_permits
+        self.gate = gate
+        self.udp_gate = Gate() if udp_gate is None else udp_gate
         self.texts = [""] * TEXTS
-        self.hub = hub_new(permits.gate, self.udp_permits.gate)
+        self.hub = hub_new(gate.gate, self.udp_gate.gate)
         if self.hub == NULL:
             raise OSError(errno, "the data plane has no descriptor or no memory")
         self.hub.spin_us = spin_us
@@ -457,8 +454,8 @@ cdef class Core:
             if error:
                 self.stop()
                 raise OSError(error, "a reactor's thread cannot be started")
-        permits.core = self
-        self.udp_permits.core = self
+        gate.hub = self
+        self.udp_gate.hub = self
 
     def __dealloc__(self):
         if self.hub != NULL:
@@ -488,14 +485,14 @@ cdef class Core:
 
     cdef _reclaim(self):
         """Have the reactors give pipes back, if there are any."""
-        if self.running and oi_get(&self.permits.gate.budget.pipes):
+        if self.running and oi_get(&self.gate.gate.budget.pipes):
             with nogil:
-                post_all(self.hub, LETTER_PIPES, 0)
+                post_all(self.hub, MESSAGE_PIPES, 0)
 
     cdef _retry(self):
         if self.running:
             with nogil:
-                post_all(self.hub, LETTER_RETRY, 0)
+                post_all(self.hub, MESSAGE_RETRY, 0)
 
     cdef _must_run(self):
         if not self.running:
@@ -547,74 +544,79 @@ cdef class Core:
             if error:
                 raise OSError(error, "a reactor cannot watch the listening sockets")
 
-    def add_listener(self, int fd, Rules rules not None):
+    def add_listener(self, int fd, Policy policy not None):
         cdef int index
         self._must_run()
         with nogil:
-            index = listener_add(self.hub, fd, rules.policy)
+            index = listener_add(self.hub, fd, policy.policy)
         if index < 0:
             raise OSError(-index, "the listening socket cannot be watched")
         return index
 
-    def replace_listener(self, int index, Rules rules not None):
+    def replace_listener(self, int index, Policy policy not None):
         self._must_run()
         with nogil:
-            listener_replace(self.hub, index, rules.policy)
+            listener_replace(self.hub, index, policy.policy)
 
     def remove_listener(self, int index):
         if self.running:
             with nogil:
                 listener_remove(self.hub, index)
 
-    cdef long _order(self, int verb, uint64_t key, int fd, Rules rules) except? -1:
-        """Have the reactor of a UDP listener do something."""
+    cdef long _udp_message(self, int kind, uint64_t key, int fd, Policy policy) except? -1:
+        """Have the reactor of a UDP listener do something; the value of its answer."""
         cdef Reactor *reactor = self.hub.reactors[key >> 32]
-        cdef Policy *policy = NULL if rules is None else rules.policy
-        cdef long answer
+        cdef Message message
+        cdef long value
         self._must_run()
+        memset(&message, 0, sizeof(message))
+        message.kind = kind
+        message.fd = fd
+        message.id = <uint32_t> key
+        message.policy = NULL if policy is None else policy.policy
         with nogil:
-            answer = order_give(reactor, verb, <uint32_t> key, fd, policy)
-        if answer < 0:
-            raise OSError(-answer, strerror(-answer).decode())
-        return answer
+            value = udp_message_send(reactor, &message)
+        if value < 0:
+            raise OSError(-value, strerror(-value).decode())
+        return value
 
-    def add_udp_listener(self, int fd, Rules rules not None, beside=None):
+    def add_udp_listener(self, int fd, Policy policy not None, beside=None):
         cdef uint64_t reactor = least_listening(self.hub).index if beside is None else <uint64_t> beside >> 32
-        if rules.policy.gate == NULL:
-            raise ValueError("the rules of a UDP listener need a gate")
-        return reactor << 32 | <uint64_t> self._order(ORDER_ADD, reactor << 32, fd, rules)
+        if policy.policy.gate == NULL:
+            raise ValueError("the policy of a UDP listener needs a gate")
+        return reactor << 32 | <uint64_t> self._udp_message(MESSAGE_UDP_ADD, reactor << 32, fd, policy)
 
-    def replace_udp_listener(self, uint64_t key, Rules rules not None, bint anew):
-        self._order(ORDER_RENEW if anew else ORDER_REPLACE, key, -1, rules)
+    def replace_udp_listener(self, uint64_t key, Policy policy not None, bint anew):
+        self._udp_message(MESSAGE_UDP_RENEW if anew else MESSAGE_UDP_REPLACE, key, -1, policy)
 
     def linger_udp_listener(self, uint64_t key):
-        return self._order(ORDER_LINGER, key, -1, None)
+        return self._udp_message(MESSAGE_UDP_LINGER, key, -1, None)
 
     def udp_sessions_of(self, uint64_t key):
-        return self._order(ORDER_COUNT, key, -1, None)
+        return self._udp_message(MESSAGE_UDP_COUNT, key, -1, None)
 
-    def revoke_udp_sessions(self, uint64_t key, Rules rules not None):
-        return self._order(ORDER_REVOKE, key, -1, rules)
+    def revoke_udp_sessions(self, uint64_t key, Policy policy not None):
+        return self._udp_message(MESSAGE_UDP_REVOKE, key, -1, policy)
 
     def remove_udp_listener(self, uint64_t key):
         if self.running:
-            self._order(ORDER_REMOVE, key, -1, None)
+            self._udp_message(MESSAGE_UDP_REMOVE, key, -1, None)
 
     def end_quiet_udp_sessions(self):
         for index in range(self.hub.reactor_count):
-            self._order(ORDER_QUIET, <uint64_t> index << 32, -1, None)
+            self._udp_message(MESSAGE_UDP_QUIET, <uint64_t> index << 32, -1, None)
 
     def trim_udp_sessions(self):
         # One after the other: together they would end too many.
         for index in range(self.hub.reactor_count):
-            self._order(ORDER_TRIM, <uint64_t> index << 32, -1, None)
+            self._udp_message(MESSAGE_UDP_TRIM, <uint64_t> index << 32, -1, None)
 
     def epolls(self):
         return [self.hub.reactors[i].epoll_fd for i in range(self.hub.reactor_count)] if self.running else []
 
     def abandon(self):
         self.running = False
-        self.permits.core = None
+        self.gate.hub = None
 
     def set_own_listeners(self, listeners):
         cdef Address address
@@ -637,31 +639,31 @@ cdef class Core:
         own_set(&self.hub.own, table, len(listeners))
         pthread_mutex_unlock(&self.hub.lock)
 
-    def relay(self, int client_fd, int upstream_fd, Rules rules not None, uint64_t token):
-        cdef Letter letter
+    def relay(self, int client_fd, int upstream_fd, Policy policy not None, uint64_t token):
+        cdef Message message
         self._must_run()
-        memset(&letter, 0, sizeof(letter))
-        letter.kind = LETTER_PAIR
-        letter.fd = client_fd
-        letter.upstream_fd = upstream_fd
-        letter.policy = rules.policy
-        letter.token = token
-        letter.id = oi_add(&self.permits.gate.next_id, 1)
-        letter.started_s = unix_time()
-        policy_hold(rules.policy)
+        memset(&message, 0, sizeof(message))
+        message.kind = MESSAGE_PAIR
+        message.fd = client_fd
+        message.upstream_fd = upstream_fd
+        message.policy = policy.policy
+        message.token = token
+        message.id = oi_add(&self.gate.gate.next_id, 1)
+        message.started_s = unix_time()
+        policy_hold(policy.policy)
         with nogil:
-            post(emptiest(self.hub), &letter)
-        return letter.id
+            post(emptiest(self.hub), &message)
+        return message.id
 
     def kill(self, uint64_t id):
         if self.running:
             with nogil:
-                post_all(self.hub, LETTER_KILL, id)
+                post_all(self.hub, MESSAGE_KILL, id)
 
     def abort_all(self):
         if self.running:
             with nogil:
-                post_all(self.hub, LETTER_ABORT_ALL, 0)
+                post_all(self.hub, MESSAGE_ABORT_ALL, 0)
 
     def hush(self):
         """Take the ring of the bell: to be called when its descriptor is readable."""
@@ -669,24 +671,24 @@ cdef class Core:
         c_read(self.hub.bell.fd, &rung, sizeof(rung))
 
     @property
-    def brief(self):
-        return oi_get(&self.hub.brief) != 0
+    def totals_only(self):
+        return oi_get(&self.hub.totals_only) != 0
 
-    @brief.setter
-    def brief(self, bint value):
-        oi_put(&self.hub.brief, value)
+    @totals_only.setter
+    def totals_only(self, bint value):
+        oi_put(&self.hub.totals_only, value)
 
     cdef _empty_tallies(self, list rows):
         """Empty the table of sums."""
-        cdef Tally *tally
-        for i in range(TALLIES):
-            tally = &self.tallies[i]
-            if tally.count:
+        cdef Totals *each
+        for i in range(TOTALS_PLACES):
+            each = &self.totals[i]
+            if each.count:
                 rows.append((
-                    RECORD_COUNTED, tally.count, tally.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, tally.up, tally.down,
-                    tally.ending, 0, 0, tally.datagrams_up, tally.datagrams_down, tally.datagrams_lost,
+                    RECORD_COUNTED, each.count, each.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, each.up, each.down,
+                    each.ending, 0, 0, each.datagrams_up, each.datagrams_down, each.datagrams_lost,
                 ))
-                tally.count = 0
+                each.count = 0
 
     def drain(self, int at_most):
         """Records in the order of each reactor, at most so many; an empty answer means that the bell is armed."""
@@ -696,7 +698,7 @@ cdef class Core:
         cdef int idle
         cdef int taken
         cdef int taken_max = RING_RECORDS * self.hub.reactor_count
-        cdef bint brief = oi_get(&self.hub.brief) != 0
+        cdef bint totals_only = oi_get(&self.hub.totals_only) != 0
         for armed in range(2):
             idle = 0
             taken = 0
@@ -709,13 +711,13 @@ cdef class Core:
                     continue
                 idle = 0
                 taken += 1
-                if not brief or record.kind != RECORD_CLOSED or record.token:
+                if not totals_only or record.kind != RECORD_CLOSED or record.token:
                     rows.append(self._row(record))
-                elif not tally_add(self.tallies, record):
+                elif not totals_add(self.totals, record):
                     self._empty_tallies(rows)
-                    tally_add(self.tallies, record)
+                    totals_add(self.totals, record)
                 ring_pop(&reactor.ring)
-            if taken and brief:
+            if taken and totals_only:
                 self._empty_tallies(rows)
             if rows or armed:
                 break
@@ -745,7 +747,7 @@ cdef class Core:
             if snapshot.records == NULL:
                 raise MemoryError
             with nogil:
-                snapshot_take(self.hub, &snapshot, LETTER_SNAPSHOT)
+                snapshot_take(self.hub, &snapshot, MESSAGE_SNAPSHOT)
             if snapshot.count <= snapshot.capacity:
                 break
             free(snapshot.records)
@@ -756,23 +758,23 @@ cdef class Core:
 
     def judge(self, cases):
         cdef Snapshot snapshot
-        cdef Permits permits
-        cdef Rules rules
+        cdef Gate gate
+        cdef Policy policy
         if not self.running:
             return [0] * len(cases)
         memset(&snapshot, 0, sizeof(snapshot))
         pthread_mutex_init(&snapshot.lock, NULL)
         pthread_cond_init(&snapshot.done, NULL)
-        for permits, rules, ends in cases:
-            permits.gate.judge = rules.policy
-            permits.gate.judge_ends = ends
-            oi_put(&permits.gate.judged, 0)
+        for gate, policy, ends in cases:
+            gate.gate.judge = policy.policy
+            gate.gate.judge_ends = ends
+            oi_put(&gate.gate.judged, 0)
         with nogil:
-            snapshot_take(self.hub, &snapshot, LETTER_JUDGE)
+            snapshot_take(self.hub, &snapshot, MESSAGE_JUDGE)
         found = []
-        for permits, _rules, _ends in cases:
-            permits.gate.judge = NULL
-            found.append(oi_get(&permits.gate.judged))
+        for gate, _policy, _ends in cases:
+            gate.gate.judge = NULL
+            found.append(oi_get(&gate.gate.judged))
         return found
 
     def stats(self):
@@ -811,7 +813,7 @@ cdef class Core:
             return []
         rows = []
         with nogil:
-            post_all(self.hub, LETTER_STOP, 0)
+            post_all(self.hub, MESSAGE_STOP, 0)
         while not all_exited(self.hub):     # bounded: a stopping reactor needs nothing but room in its ring
             rows += self.drain(1024)
             with nogil:
@@ -821,8 +823,8 @@ cdef class Core:
                 with nogil:
                     pthread_join(self.hub.reactors[i].thread, NULL)
         self.running = False
-        self.permits.core = None
-        self.udp_permits.core = None
+        self.gate.hub = None
+        self.udp_gate.hub = None
         while True:
             more = self.drain(1024)
             if not more:

@@ -6,7 +6,9 @@ an `OSError`. Rows are plain tuples, in the order that `oinetd.lanes.native.plan
 """
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Self, final
+
+from typing_extensions import disjoint_base
 
 _Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int, float]
 _Place = tuple[str, int] | tuple[str, int, int, int]
@@ -32,12 +34,12 @@ class Budget:
         """How many of those in use are pipes."""
 
 @final
-class Permits:
+class Gate:
     """A gate: it counts who is inside and lets nobody in above its bounds; 0 is no bound. Of any thread."""
 
     def __new__(
         cls, max_connections: int = 0, max_per_source: int = 0, budget: Budget | None = None, cost: int = 0
-    ) -> Permits:
+    ) -> Gate:
         """Each place takes `cost` descriptors from `budget`."""
     def set_limits(self, max_connections: int, max_per_source: int) -> None:
         """Change the bounds. Who is inside stays. Sessions that began while `max_per_source` was 0 are not counted."""
@@ -81,7 +83,7 @@ class Permits:
         """Connections of the native lane that were let in, ever; those that ended too."""
 
 @final
-class Rules:
+class Policy:
     """What is in force for a listener or a pair; immutable. `tag` comes back in every row that goes by it.
 
     `access` is global allow, global deny, own allow, own deny: pairs of kind and bytes as
@@ -89,7 +91,7 @@ class Rules:
     `relay` is 0 auto, 1 copy, 2 splice. More than 16 addresses are a `ValueError`. What `before` knows of its addresses
     is kept for those that are the same.
     Connections come from the first of `sources` that is of the destination's family, where there are any, and from
-    a port of the kernel's choice. `may_meet_itself` says that this may be a destination's port: each connect is then
+    a port of the kernel's choice. `may_self_connect` says that this may be a destination's port: each connect is then
     looked at, and one that came back to its own socket counts as refused. `may_broadcast` lets UDP sessions write to a
     destination that is a broadcast address. `looping` says of each address whether it leads back to a listener of ours
     where it is one of this machine: then it is not connected to, and that is ELOOP.
@@ -98,11 +100,11 @@ class Rules:
     def __new__(
         cls,
         tag: int,
-        gate: Permits | None,
+        gate: Gate | None,
         *,
         addresses: Sequence[_Place] = (),
         looping: Sequence[bool] = (),
-        may_meet_itself: bool = False,
+        may_self_connect: bool = False,
         may_broadcast: bool = False,
         sources: Sequence[_Place] = (),
         access: Sequence[_Patterns] = ((), (), (), ()),
@@ -117,8 +119,8 @@ class Rules:
         flip_bytes: int = 0,
         silence_ms: int = 4000,
         source_prefix: tuple[int, int] = (32, 64),
-        before: Rules | None = None,
-    ) -> Rules: ...
+        before: Policy | None = None,
+    ) -> Policy: ...
     def begin_search(self) -> int:
         """The number of a search's turn."""
     def pick_address(self, tried: int, turn: int, now_ms: int) -> int:
@@ -133,22 +135,22 @@ class Rules:
     def decide(self, host: str) -> int:
         """The verdict on a client's numeric address: 0 allowed, 1 not allowed, 2 denied."""
 
-@final
-class Core:
+@disjoint_base
+class Hub:
     """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep.
 
     `slots_max` is for tests: a reactor has memory for so many connections, in multiples of 64, and no more.
-    `permits` are for connections, `udp_permits` for UDP sessions.
+    `gate` is the gate of connections, `udp_gate` that of UDP sessions.
     """
 
     def __new__(
         cls,
-        permits: Permits,
+        gate: Gate,
         threads: int,
         spin_us: int = 0,
         slots_max: int = 0,
-        udp_permits: Permits | None = None,
-    ) -> Core: ...
+        udp_gate: Gate | None = None,
+    ) -> Self: ...
     @property
     def threads(self) -> int:
         """The reactors that get new connections."""
@@ -165,34 +167,34 @@ class Core:
         """The bell: readable when there are records and the last `drain` was empty."""
     def hush(self) -> None:
         """Take the ring of the bell: to be called when its descriptor is readable."""
-    def add_listener(self, fd: int, rules: Rules) -> int:
+    def add_listener(self, fd: int, policy: Policy) -> int:
         """Serve a listening socket; the answer is its index."""
-    def replace_listener(self, index: int, rules: Rules) -> None:
-        """Put other rules in force for the connections to come."""
+    def replace_listener(self, index: int, policy: Policy) -> None:
+        """Put another policy in force for the connections to come."""
     def remove_listener(self, index: int) -> None:
         """Accept no more; on return no reactor touches the socket."""
-    def add_udp_listener(self, fd: int, rules: Rules, beside: int | None = None) -> int:
+    def add_udp_listener(self, fd: int, policy: Policy, beside: int | None = None) -> int:
         """Serve a bound UDP socket, in one of the reactors; the answer is the key for the other calls.
 
         It is the reactor that has, or had, the UDP socket with the key `beside`; else the one with the fewest of them.
 
-        `idle_ms` of the rules is the life of a silent session. Rows of these sessions have `token` 1 in the record of
+        `idle_ms` of the policy is the life of a silent session. Rows of these sessions have `token` 1 in the record of
         the last one of a listener that lingers.
         """
-    def replace_udp_listener(self, key: int, rules: Rules, anew: bool) -> None:
-        """Put other rules in force for sessions to come; `anew` ends lingering, and tells of the refused once more."""
+    def replace_udp_listener(self, key: int, policy: Policy, anew: bool) -> None:
+        """Put another policy in force for sessions to come; `anew` ends lingering and reports refused clients again."""
     def linger_udp_listener(self, key: int) -> int:
         """Let nobody new in; how many sessions there are."""
     def udp_sessions_of(self, key: int) -> int:
         """How many sessions a listener has."""
-    def revoke_udp_sessions(self, key: int, rules: Rules) -> int:
-        """End the sessions of clients whom the access lists of `rules` refuse; how many those were."""
+    def revoke_udp_sessions(self, key: int, policy: Policy) -> int:
+        """End the sessions of clients whom the access lists of `policy` refuse; how many those were."""
     def remove_udp_listener(self, key: int) -> None:
         """Abort its sessions; on return no reactor touches the socket."""
     def end_quiet_udp_sessions(self) -> None:
         """End the UDP sessions that wait for no answer, or have done so for two seconds."""
     def trim_udp_sessions(self) -> None:
-        """End the sessions above the bound of `udp_permits`, those that were silent for longest."""
+        """End the sessions above the bound of `udp_gate`, those that were silent for longest."""
     def epolls(self) -> list[int]:
         """The descriptors of the reactors' epolls."""
     def abandon(self) -> None:
@@ -202,14 +204,14 @@ class Core:
 
         Datagrams from one of them begin no session: they count as lost.
         """
-    def relay(self, client_fd: int, upstream_fd: int, rules: Rules, token: int) -> int:
+    def relay(self, client_fd: int, upstream_fd: int, policy: Policy, token: int) -> int:
         """Relay between two connected sockets, which belong to the reactors from here; the answer is its id."""
     def kill(self, id: int) -> None:
         """Reset both peers of a session, if there is one of this number."""
     def abort_all(self) -> None:
         """Reset both peers of every session."""
-    brief: bool
-    """Whether nobody wants to hear of each session: no row tells of an opening, and ends are added up."""
+    totals_only: bool
+    """Report no session one by one: openings have no row, and ends are added up."""
     def drain(self, at_most: int) -> list[_Row]:
         """Records in the order of each reactor; an empty answer means that the bell will ring for the next.
 
@@ -217,8 +219,8 @@ class Core:
         """
     def snapshot(self) -> list[_Row]:
         """Live connections as they are now."""
-    def judge(self, cases: Sequence[tuple[Permits, Rules, bool]]) -> list[int]:
-        """For each gate of a rule: how many of its live connections the access lists of the rules refuse.
+    def judge(self, cases: Sequence[tuple[Gate, Policy, bool]]) -> list[int]:
+        """For each gate of a rule: how many of its live connections the access lists of the policy refuse.
 
         Where the third of a case is true, these end with a reset.
         """

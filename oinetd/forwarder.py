@@ -275,7 +275,7 @@ class Forwarder:
         if port.key.protocol is Protocol.TCP:
             start_listening(sock, port.key.address, service.settings.listen_backlog)
         if listener.native == choice.native:
-            listener.exchange(service)
+            listener.replace_service(service)
             return listener
         return self._lanes.change_lane(listener, choice, service)
 

@@ -16,8 +16,9 @@ deadline of 50 to 200 us changes nothing (0.12 s a gigabyte on one stream with a
 
 from libc.stdint cimport uint64_t
 
+from base.clock cimport monotonic_us
 from base.atomic cimport oi_get, oi_put
-from base.linux cimport CLOCK_MONOTONIC, c_epoll_wait, clock_gettime, sched_yield, timespec
+from base.linux cimport c_epoll_wait, sched_yield
 from state.reactor cimport EVENTS_MAX, Reactor
 
 cdef enum:
@@ -27,12 +28,6 @@ cdef enum:
     CROWD_UNIT = 16             # one event, in the moving average of the events of a wake
     CROWD_MAX = 24              # an event and a half: above it no polling (8 connections: 1.36 -> 1.05 of rinetd's CPU)
     GAP_CAP = 4                 # a gap counts as at most so many `spin_us`, so that the habit comes back soon
-
-
-cdef inline uint64_t monotonic_us() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t> now.tv_sec * 1000000 + <uint64_t> now.tv_nsec // 1000
 
 
 cdef inline int poll_a_while(Reactor *self, uint64_t spin_us, uint64_t begin_us) noexcept nogil:

@@ -29,28 +29,28 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from shared.access cimport VERDICT_ALLOWED, access_decide
-from base.address cimport Address
+from base.clock cimport monotonic_us
+from base.socket cimport close_with_reset, socket_error
 from base.atomic cimport oi_add, oi_get, oi_give, oi_put, oi_swap
 from tcp.backoff cimport accept_calm
 from tcp.deadline cimport relay_due
 from tcp.dial cimport dial_due, dial_event, relay_begin, watch
 from tcp.ending cimport (
-    ENDING_ABORTED, ENDING_REVOKED, ENDING_SOCKET_FAILED, FLUSH_MS, abort, close_with_reset, finish, finish_failed,
-    flush_look, listeners_wake, record_fill, record_slot, report_rest, settle, socket_error,
+    ENDING_ABORTED, ENDING_REVOKED, FLUSH_MS, abort, finish, finish_failed, flush_look, listeners_wake, record_fill,
+    record_slot, report_rest, settle,
 )
 from tcp.flow cimport AGAIN, TURNED, flow_pump, side_fail
 from shared.gate cimport Gate
 from shared.inbox cimport (
-    LETTERS_MAX, LETTER_ABORT_ALL, LETTER_ACCEPTED, LETTER_KILL, LETTER_PAIR, LETTER_RETRY, LETTER_SNAPSHOT,
-    LETTER_JUDGE, LETTER_PIPES, LETTER_STOP, LETTER_UDP, LETTER_UDP_ROOM, Letter, inbox_return, inbox_take,
+    INBOX_MAX, MESSAGE_ABORT_ALL, MESSAGE_ACCEPTED, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_RETRY, MESSAGE_SNAPSHOT,
+    MESSAGE_JUDGE, MESSAGE_PIPES, MESSAGE_STOP, MESSAGE_UDP, MESSAGE_UDP_ROOM, Message, inbox_return, inbox_take,
 )
 from base.linux cimport (
-    ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP,
-    c_assert, c_close, errno,
+    ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, c_assert, errno,
     pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock,
 )
-from tcp.listener cimport conn_begin, listener_serve, listeners_serve, unix_time
-from reactor.busy_poll cimport monotonic_us, wait_for_events
+from tcp.listener cimport conn_begin, listener_serve, listeners_serve
+from reactor.busy_poll cimport wait_for_events
 from shared.policy cimport Policy, policy_drop
 from state.pool cimport pool_due
 from state.queue cimport ready_add, ready_remove
@@ -60,9 +60,9 @@ from state.connection_slab cimport (
     CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_BITS, KIND_INBOX,
     KIND_LISTENER, KIND_UDP_LISTENER, UP, UPSTREAM, CHUNK_SLOTS, Conn, Dir, Side, slab_at, slab_take,
 )
-from state.reactor cimport Hub, Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
+from state.reactor cimport Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
 from udp.end cimport give_room, report_closed_rest
-from udp.order cimport Order, order_read
+from udp.message cimport udp_message_read
 from udp.turn cimport udp_each, udp_event, udp_next_ms, udp_turn, udp_waits
 from state.wheel cimport wheel_arm, wheel_disarm, wheel_next
 
@@ -81,7 +81,7 @@ cdef inline void conn_event(Reactor *self, Conn *conn, int which, uint32_t event
     if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI):
         side.rd = 1
         if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI):
-            side.odd = 1
+            side.short_read_inconclusive = 1
             if events & EPOLLPRI:
                 side.urgent = 1
     if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
@@ -162,41 +162,41 @@ cdef inline void pump_ready(Reactor *self) noexcept nogil:
         turns += 1
 
 
-cdef inline bint pair_refuse(Reactor *self, const Letter *letter) noexcept nogil:
+cdef inline bint pair_refuse(Reactor *self, const Message *message) noexcept nogil:
     """End a pair for which there is no memory; false where the ring has no room for its record."""
     cdef Record *record = record_slot(self)
     if record == NULL:
         return False
-    close_with_reset(letter.fd)
-    close_with_reset(letter.upstream_fd)
+    close_with_reset(message.fd)
+    close_with_reset(message.upstream_fd)
     memset(record, 0, sizeof(Record))
     record.kind = RECORD_RELAYED
     record.ending = ENDING_ABORTED
     record.error = ENOMEM
-    record.id = letter.id
-    record.tag = letter.policy.tag
-    record.token = letter.token
-    record.started_s = letter.started_s
+    record.id = message.id
+    record.tag = message.policy.tag
+    record.token = message.token
+    record.started_s = message.started_s
     ring_push(&self.ring, &self.hub.bell)
-    policy_drop(letter.policy)
+    policy_drop(message.policy)
     return True
 
 
-cdef inline bint pair_begin(Reactor *self, const Letter *letter) noexcept nogil:
-    """Relay between two connected sockets that Python handed over; false where the letter has to wait."""
+cdef inline bint pair_begin(Reactor *self, const Message *message) noexcept nogil:
+    """Relay between two connected sockets that Python handed over; false where the message has to wait."""
     cdef Conn *conn = slab_take(&self.slab)
     cdef bint watched
     if conn == NULL:
-        return pair_refuse(self, letter)
+        return pair_refuse(self, message)
     conn.handed_over = 1
     conn.kept_alive = 1
-    conn.policy = letter.policy
-    conn.id = letter.id
-    conn.token = letter.token
-    conn.started_s = letter.started_s
+    conn.policy = message.policy
+    conn.id = message.id
+    conn.token = message.token
+    conn.started_s = message.started_s
     conn.started_us = self.now_us
-    conn.side[CLIENT].fd = letter.fd
-    conn.side[UPSTREAM].fd = letter.upstream_fd
+    conn.side[CLIENT].fd = message.fd
+    conn.side[UPSTREAM].fd = message.upstream_fd
     conn.state = CONN_CONNECTING
     oi_put(&self.live, oi_get(&self.live) + 1)
     watched = watch(self, conn, CLIENT) == 0 and watch(self, conn, UPSTREAM) == 0
@@ -225,14 +225,14 @@ cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snaps
         conn = slab_at(&self.slab, i)
         if conn.state == CONN_FREE or conn.state == CONN_CLOSED:
             continue
-        if kind == LETTER_SNAPSHOT:
+        if kind == MESSAGE_SNAPSHOT:
             if snapshot.count < snapshot.capacity:
                 record_fill(&snapshot.records[snapshot.count], conn, self.now_us)
                 snapshot.records[snapshot.count].idle_us = idle_us(self, conn)
             snapshot.count += 1
-        elif kind == LETTER_ABORT_ALL or conn.id == id:
+        elif kind == MESSAGE_ABORT_ALL or conn.id == id:
             abort(self, conn, ENDING_ABORTED, 0)
-    udp_each(self, kind == LETTER_ABORT_ALL, id, snapshot)
+    udp_each(self, kind == MESSAGE_ABORT_ALL, id, snapshot)
 
 
 cdef inline void conns_judge(Reactor *self) noexcept nogil:
@@ -252,52 +252,52 @@ cdef inline void conns_judge(Reactor *self) noexcept nogil:
             abort(self, conn, ENDING_REVOKED, 0)
 
 
-cdef inline bint letter_read(Reactor *self, const Letter *letter) noexcept nogil:
+cdef inline bint message_read(Reactor *self, const Message *message) noexcept nogil:
     """Do what it says; false where there is neither memory for that nor room in the ring to say so."""
-    cdef Snapshot *snapshot = <Snapshot *> letter.answer
-    if letter.kind == LETTER_ACCEPTED:
-        return conn_begin(self, letter)
-    if letter.kind == LETTER_PAIR:
-        return pair_begin(self, letter)
-    if letter.kind == LETTER_KILL or letter.kind == LETTER_ABORT_ALL:
-        each_conn(self, letter.kind, letter.id, NULL)
-    elif letter.kind == LETTER_SNAPSHOT:
+    cdef Snapshot *snapshot = <Snapshot *> message.answer
+    if message.kind == MESSAGE_ACCEPTED:
+        return conn_begin(self, message)
+    if message.kind == MESSAGE_PAIR:
+        return pair_begin(self, message)
+    if message.kind == MESSAGE_KILL or message.kind == MESSAGE_ABORT_ALL:
+        each_conn(self, message.kind, message.id, NULL)
+    elif message.kind == MESSAGE_SNAPSHOT:
         pthread_mutex_lock(&snapshot.lock)
-        each_conn(self, LETTER_SNAPSHOT, 0, snapshot)
+        each_conn(self, MESSAGE_SNAPSHOT, 0, snapshot)
         snapshot.missing -= 1
         pthread_cond_broadcast(&snapshot.done)
         pthread_mutex_unlock(&snapshot.lock)
-    elif letter.kind == LETTER_JUDGE:
+    elif message.kind == MESSAGE_JUDGE:
         conns_judge(self)
         pthread_mutex_lock(&snapshot.lock)
         snapshot.missing -= 1
         pthread_cond_broadcast(&snapshot.done)
         pthread_mutex_unlock(&snapshot.lock)
-    elif letter.kind == LETTER_RETRY:
+    elif message.kind == MESSAGE_RETRY:
         report_rest(self)
         report_closed_rest(self)
         listeners_wake(self)
         self.accept_again = True
-    elif letter.kind == LETTER_UDP:
-        order_read(self, <Order *> letter.answer)
-    elif letter.kind == LETTER_UDP_ROOM:
+    elif message.kind >= MESSAGE_UDP:
+        udp_message_read(self, message)
+    elif message.kind == MESSAGE_UDP_ROOM:
         give_room(self)
-    elif letter.kind == LETTER_PIPES:
+    elif message.kind == MESSAGE_PIPES:
         pipes_reclaim(self, self.hub.gate.cost)
-    elif letter.kind == LETTER_STOP:
+    elif message.kind == MESSAGE_STOP:
         self.stopping = True
     return True
 
 
-cdef inline void letters_read(Reactor *self) noexcept nogil:
-    cdef Letter letter
+cdef inline void messages_read(Reactor *self) noexcept nogil:
+    cdef Message message
     cdef int _turn
     oi_swap(&self.inbox.rung, 0)
-    for _turn in range(LETTERS_MAX):
-        if not inbox_take(&self.inbox, &letter):
+    for _turn in range(INBOX_MAX):
+        if not inbox_take(&self.inbox, &message):
             return
-        if not letter_read(self, &letter):
-            inbox_return(&self.inbox, &letter)
+        if not message_read(self, &message):
+            inbox_return(&self.inbox, &message)
             return
     oi_swap(&self.inbox.rung, 1)    # there may be more: look again without being rung for
 
@@ -368,7 +368,7 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
         for i in range(count):
             event_take(self, self.events[i].data.u64, self.events[i].events)
         if oi_get(&self.inbox.rung):
-            letters_read(self)
+            messages_read(self)
         if not self.stopping:
             udp_turn(self)
         pump_ready(self)
@@ -388,5 +388,5 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
             listeners_serve(self)
         oi_put(&self.stats.loops, oi_get(&self.stats.loops) + 1)
         if self.stopping:
-            each_conn(self, LETTER_ABORT_ALL, 0, NULL)
+            each_conn(self, MESSAGE_ABORT_ALL, 0, NULL)
     oi_give(&self.exited, 1)

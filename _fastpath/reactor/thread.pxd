@@ -4,15 +4,15 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
-from base.atomic cimport oi_give, oi_show
+from base.socket cimport fd_close
+from base.atomic cimport oi_show
 from tcp.flow cimport SCRATCH_BYTES
 from shared.gate cimport Gate
 from shared.inbox cimport inbox_free, inbox_init
 from base.linux cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLET, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, SIG_SETMASK,
-    c_close, c_epoll_create1, c_epoll_ctl, c_eventfd, epoll_event,
-    pthread_cond_destroy, pthread_cond_init, pthread_create, pthread_join, pthread_mutex_destroy, pthread_mutex_init,
-    pthread_setname_np, pthread_sigmask, sigfillset, sigset_t,
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLET, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, SIG_SETMASK, c_epoll_create1,
+    c_epoll_ctl, c_eventfd, epoll_event, pthread_cond_destroy, pthread_cond_init, pthread_create, pthread_mutex_destroy,
+    pthread_mutex_init, pthread_setname_np, pthread_sigmask, sigfillset, sigset_t,
 )
 from shared.policy cimport policy_drop
 from state.pool cimport pool_destroy
@@ -26,13 +26,6 @@ from udp.listener cimport datagrams_free
 cdef inline void *reactor_thread(void *argument) noexcept nogil:
     reactor_loop(<Reactor *> argument)
     return NULL
-
-
-cdef inline int fd_close(int fd) noexcept nogil:
-    """Close what is open; a closed descriptor is -1."""
-    if fd >= 0:
-        c_close(fd)
-    return -1
 
 
 cdef inline void reactor_shut(Reactor *self) noexcept nogil:

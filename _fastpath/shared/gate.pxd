@@ -10,7 +10,7 @@ The gates of the process take the descriptors of a session from one budget, from
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_replace, oi_see, oi_show, oi_swap
+from base.atomic cimport oi_add, oi_get, oi_raise_by, oi_replace, oi_see, oi_show, oi_swap
 from shared.source cimport (
     Prefix, Sources, source_count_in, source_count_out, source_counted, sources_free, sources_init,
 )

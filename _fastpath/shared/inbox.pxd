@@ -1,6 +1,6 @@
-"""Letters to a reactor, from Python and from other reactors: a bounded queue under a mutex, and an eventfd.
+"""Messages to a reactor, from Python and from other reactors: a bounded queue under a mutex, and an eventfd.
 
-A letter is written rarely (a hand-over, a kill, a stop), so a mutex costs nothing that could be seen. The eventfd is
+A message is written rarely (a hand-over, a kill, a stop), so a mutex costs nothing that could be seen. The eventfd is
 registered edge-triggered and never read: each write is an edge of its own.
 """
 
@@ -14,39 +14,49 @@ from base.linux cimport (
 from shared.policy cimport Policy
 
 cdef enum:
-    LETTERS_MAX = 1024          # a power of two; one place is kept for a letter that is put back
-    LETTER_ACCEPTED = 1         # a client from the reactor that accepted it
-    LETTER_PAIR = 2             # two connected sockets from Python
-    LETTER_KILL = 3
-    LETTER_ABORT_ALL = 4
-    LETTER_SNAPSHOT = 5
-    LETTER_RETRY = 6            # a place is free, or the ring has room: try to accept again
-    LETTER_STOP = 7
-    LETTER_UDP = 8              # an order for the UDP listeners
-    LETTER_UDP_ROOM = 9         # another reactor has no UDP session to end for a new one: end one here
-    LETTER_PIPES = 10           # descriptors are short: give pipes back
-    LETTER_JUDGE = 11           # access rules have changed: whom do they refuse now?
+    INBOX_MAX = 1024            # a power of two; one place is kept for a message that is put back
+    MESSAGE_ACCEPTED = 1        # a client from the reactor that accepted it
+    MESSAGE_PAIR = 2            # two connected sockets from Python
+    MESSAGE_KILL = 3
+    MESSAGE_ABORT_ALL = 4
+    MESSAGE_SNAPSHOT = 5
+    MESSAGE_RETRY = 6           # a place is free, or the ring has room: try to accept again
+    MESSAGE_STOP = 7
+    MESSAGE_UDP_ROOM = 8        # another reactor has no UDP session to end for a new one: end one here
+    MESSAGE_PIPES = 9           # descriptors are short: give pipes back
+    MESSAGE_JUDGE = 10          # access rules have changed: which connections do they refuse now?
 
-cdef struct Letter:
+    MESSAGE_UDP = 16            # from here on: for UDP listeners; the sender waits for the answer
+    MESSAGE_UDP_ADD = 16        # serve `fd` by `policy`; the answer is the listener's index
+    MESSAGE_UDP_REPLACE = 17    # `policy` is in force for new sessions, and nothing else changes
+    MESSAGE_UDP_RENEW = 18      # the same after a reload: it lingers no more, and refused clients are reported again
+    MESSAGE_UDP_LINGER = 19     # admit no new client; the answer is the number of sessions
+    MESSAGE_UDP_COUNT = 20      # the answer is the number of sessions
+    MESSAGE_UDP_REMOVE = 21     # abort its sessions and let go of its socket
+    MESSAGE_UDP_TRIM = 22       # end the sessions above the bound
+    MESSAGE_UDP_QUIET = 23      # end the sessions in which nothing is under way
+    MESSAGE_UDP_REVOKE = 24     # end the sessions of clients that `policy` refuses; the answer is their number
+
+cdef struct Message:
     int kind
     int fd
     int upstream_fd
     int counted                 # which per-source tables hold the client, bits: 1 process, 2 rule
-    uint64_t id
+    uint64_t id                 # of the connection; of a message to a UDP listener, its index
     uint64_t token
     double started_s
     uint64_t started_us
     Policy *policy
     Address client
-    void *answer                # of a snapshot or an order
+    void *answer                # a Snapshot or an Answer of the sender, which waits
 
 cdef struct Inbox:
     pthread_mutex_t lock
     uint64_t rung               # atomic: the eventfd was written and the reactor has not looked yet
     int fd                      # the eventfd
-    int first                   # place of the oldest letter
+    int first                   # place of the oldest message
     int count
-    Letter letters[LETTERS_MAX]
+    Message messages[INBOX_MAX]
 
 
 cdef inline void inbox_init(Inbox *self, int fd) noexcept nogil:
@@ -58,13 +68,13 @@ cdef inline void inbox_free(Inbox *self) noexcept nogil:
     pthread_mutex_destroy(&self.lock)
 
 
-cdef inline bint inbox_post(Inbox *self, const Letter *letter) noexcept nogil:
-    """Put a letter in; false where there is no room."""
+cdef inline bint inbox_post(Inbox *self, const Message *message) noexcept nogil:
+    """Put a message in; false where there is no room."""
     cdef uint64_t one = 1
     cdef bint posted = False
     pthread_mutex_lock(&self.lock)
-    if self.count < LETTERS_MAX - 1:
-        self.letters[(self.first + self.count) & (LETTERS_MAX - 1)] = letter[0]
+    if self.count < INBOX_MAX - 1:
+        self.messages[(self.first + self.count) & (INBOX_MAX - 1)] = message[0]
         self.count += 1
         posted = True
     pthread_mutex_unlock(&self.lock)
@@ -73,26 +83,26 @@ cdef inline bint inbox_post(Inbox *self, const Letter *letter) noexcept nogil:
     return posted
 
 
-cdef inline bint inbox_take(Inbox *self, Letter *letter) noexcept nogil:
-    """Take the oldest letter out; false where there is none."""
+cdef inline bint inbox_take(Inbox *self, Message *message) noexcept nogil:
+    """Take the oldest message out; false where there is none."""
     cdef bint taken = False
     pthread_mutex_lock(&self.lock)
     if self.count:
-        letter[0] = self.letters[self.first]
-        self.first = (self.first + 1) & (LETTERS_MAX - 1)
+        message[0] = self.messages[self.first]
+        self.first = (self.first + 1) & (INBOX_MAX - 1)
         self.count -= 1
         taken = True
     pthread_mutex_unlock(&self.lock)
     return taken
 
 
-cdef inline void inbox_return(Inbox *self, const Letter *letter) noexcept nogil:
-    """Put the letter that was just taken back, and look again soon.
+cdef inline void inbox_return(Inbox *self, const Message *message) noexcept nogil:
+    """Put the message that was just taken back, and look again soon.
 
     Behind the others: the control plane may wait for the answer to one of them before it makes room.
     """
     pthread_mutex_lock(&self.lock)
-    self.letters[(self.first + self.count) & (LETTERS_MAX - 1)] = letter[0]
+    self.messages[(self.first + self.count) & (INBOX_MAX - 1)] = message[0]
     self.count += 1
     pthread_mutex_unlock(&self.lock)
     oi_swap(&self.rung, 1)

@@ -8,12 +8,12 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
-from base.address cimport Address, address_is_four, address_read
+from base.socket cimport connected_locally
+from base.address cimport Address, address_is_four
 from base.atomic cimport oi_get, oi_put
 from base.linux cimport (
-    AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
-    c_close, c_connect, c_getsockname, c_socket, htons, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
-    sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t,
+    AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, c_close, c_connect, c_socket, htons, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock, sockaddr, sockaddr_in, sockaddr_in6, socklen_t,
 )
 
 cdef enum:
@@ -68,17 +68,6 @@ cdef inline bint own_bound(const Own *self, const Address *address) noexcept nog
             return True
         low += 1
     return False
-
-
-cdef inline bint connected_locally(int fd, const Address *peer) noexcept nogil:
-    """Whether a socket that is connected, or on its way, to `peer` comes from that very address."""
-    cdef sockaddr_storage place
-    cdef socklen_t size = sizeof(place)
-    cdef Address local
-    if c_getsockname(fd, <sockaddr *> &place, &size) != 0:
-        return False
-    address_read(&local, &place)
-    return memcmp(local.ip, peer.ip, sizeof(local.ip)) == 0
 
 
 cdef inline bint always_local(const Address *address) noexcept nogil:

@@ -30,7 +30,7 @@ cdef struct Policy:
     bint looping[ADDRESSES_MAX]         # leads back to us, where it is an address of this machine
     uint64_t looked[ADDRESSES_MAX]      # atomic: see `loop.pxd`
     uint64_t loops_said[2]              # atomic: of a destination, of a source
-    bint may_meet_itself        # the kernel may give the outgoing end the very port that it connects to
+    bint may_self_connect        # the kernel may give the outgoing end the very port that it connects to
     bint may_broadcast          # over UDP: the configuration gives the destination as a number
     bint has_source             # `src=`: the outgoing end is bound to ...
     SocketAddress sources[2]    # ... the first of the destination's family, IPv4 and IPv6; size 0 is none

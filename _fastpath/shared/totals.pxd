@@ -9,9 +9,9 @@ from libc.stdint cimport uint64_t
 from shared.ring cimport Record
 
 cdef enum:
-    TALLIES = 64                # a power of two: some policies with the four usual endings
+    TOTALS_PLACES = 64                # a power of two: some policies with the four usual endings
 
-cdef struct Tally:
+cdef struct Totals:
     uint64_t tag                # the policy's
     uint64_t ending
     uint64_t count              # 0 is a free place
@@ -22,9 +22,9 @@ cdef struct Tally:
     uint64_t datagrams_lost
 
 
-cdef inline bint tally_add(Tally *table, const Record *record) noexcept nogil:
+cdef inline bint totals_add(Totals *table, const Record *record) noexcept nogil:
     """Add a closed session; false where its place is taken by others."""
-    cdef Tally *self = &table[(record.tag * 4 + record.ending) & (TALLIES - 1)]
+    cdef Totals *self = &table[(record.tag * 4 + record.ending) & (TOTALS_PLACES - 1)]
     if self.count == 0:
         self.tag = record.tag
         self.ending = record.ending

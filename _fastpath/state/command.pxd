@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from base.atomic cimport oi_get, oi_put, oi_see, oi_show, oi_swap, oi_take
-from shared.inbox cimport LETTER_RETRY, LETTER_STOP, Letter, inbox_post
+from shared.inbox cimport MESSAGE_RETRY, Message, inbox_post
 from base.linux cimport (
     EMFILE, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
     c_epoll_ctl, epoll_event, errno, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock, usleep,
@@ -15,23 +15,23 @@ from state.connection_slab cimport KIND_LISTENER, event_data
 from state.reactor cimport Hub, LISTENERS_MAX, Listener, Reactor, Snapshot
 
 cdef enum:
-    POST_PAUSE_US = 50          # between two tries to put a letter into a full inbox
+    POST_PAUSE_US = 50          # between two tries to put a message into a full inbox
 
 
-cdef inline void post(Reactor *reactor, const Letter *letter) noexcept nogil:
+cdef inline void post(Reactor *reactor, const Message *message) noexcept nogil:
     """Post, waiting for room: a reactor empties its inbox each time around, so that this is a matter of a moment."""
-    while not inbox_post(&reactor.inbox, letter):
+    while not inbox_post(&reactor.inbox, message):
         usleep(POST_PAUSE_US)
 
 
 cdef inline void post_all(Hub *hub, int kind, uint64_t id) noexcept nogil:
-    cdef Letter letter
+    cdef Message message
     cdef int i
-    memset(&letter, 0, sizeof(letter))
-    letter.kind = kind
-    letter.id = id
+    memset(&message, 0, sizeof(message))
+    message.kind = kind
+    message.id = id
     for i in range(hub.reactor_count):
-        post(hub.reactors[i], &letter)
+        post(hub.reactors[i], &message)
 
 
 cdef inline Reactor *emptiest(Hub *hub) noexcept nogil:
@@ -96,7 +96,7 @@ cdef inline void reactor_leaves(Hub *hub) noexcept nogil:
     """The last reactor that serves gets no new connections; who waits in a queue is for the others."""
     oi_show(&hub.serving, hub.serving - 1)
     reactor_ignores(hub, hub.reactors[hub.serving])
-    post_all(hub, LETTER_RETRY, 0)
+    post_all(hub, MESSAGE_RETRY, 0)
 
 
 cdef inline int listener_add(Hub *hub, int fd, Policy *policy) noexcept nogil:
@@ -142,7 +142,7 @@ cdef inline void listener_replace(Hub *hub, int index, Policy *policy) noexcept 
     pthread_mutex_unlock(&hub.lock)
     policy_drop(before)
     # A higher bound may let somebody in.
-    post_all(hub, LETTER_RETRY, 0)
+    post_all(hub, MESSAGE_RETRY, 0)
 
 
 cdef inline void listener_remove(Hub *hub, int index) noexcept nogil:
@@ -165,15 +165,15 @@ cdef inline void listener_remove(Hub *hub, int index) noexcept nogil:
 
 cdef inline void snapshot_take(Hub *hub, Snapshot *snapshot, int kind) noexcept nogil:
     """Have every reactor write its live connections down, or put them to the judges of their gates."""
-    cdef Letter letter
+    cdef Message message
     cdef int i
-    memset(&letter, 0, sizeof(letter))
-    letter.kind = kind
-    letter.answer = snapshot
+    memset(&message, 0, sizeof(message))
+    message.kind = kind
+    message.answer = snapshot
     snapshot.count = 0
     snapshot.missing = hub.reactor_count
     for i in range(hub.reactor_count):
-        post(hub.reactors[i], &letter)
+        post(hub.reactors[i], &message)
     pthread_mutex_lock(&snapshot.lock)
     while snapshot.missing:
         pthread_cond_wait(&snapshot.done, &snapshot.lock)
@@ -182,8 +182,8 @@ cdef inline void snapshot_take(Hub *hub, Snapshot *snapshot, int kind) noexcept 
 
 cdef inline void tell_of_room(Hub *hub) noexcept nogil:
     """Records were taken out of the rings: whoever waited for that goes on."""
-    if oi_see(&hub.starved) and oi_swap(&hub.starved, 0):
-        post_all(hub, LETTER_RETRY, 0)
+    if oi_see(&hub.ring_full) and oi_swap(&hub.ring_full, 0):
+        post_all(hub, MESSAGE_RETRY, 0)
 
 
 cdef inline bint all_exited(Hub *hub) noexcept nogil:

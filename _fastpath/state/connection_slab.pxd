@@ -50,7 +50,7 @@ cdef struct Side:
     int32_t error               # the first errno seen here; 0 is none
     uint8_t rd                  # reading may give something
     uint8_t wr                  # writing may take something
-    uint8_t odd                 # RDHUP, HUP, ERR or PRI was seen: a short read proves nothing
+    uint8_t short_read_inconclusive                 # RDHUP, HUP, ERR or PRI was seen: a short read proves nothing
     uint8_t urgent              # an urgent byte may be in the way of splice
     uint8_t failing             # ERR was seen and reading has not come to it yet
 

@@ -101,9 +101,9 @@ cdef struct Hub:
     uint64_t reactor_count      # atomic: reactors that run; it only grows
     uint64_t serving            # atomic: how many of them, the first, get new connections; at least 1
     Reactor *reactors[REACTORS_MAX]
-    uint64_t starved            # atomic: a reactor waits for room in its ring
-    uint64_t troubled           # atomic: that accepting pauses was said
-    uint64_t brief              # atomic: nobody wants to hear of each session
+    uint64_t ring_full            # atomic: a reactor waits for room in its ring
+    uint64_t accept_paused           # atomic: that accepting pauses was said
+    uint64_t totals_only              # atomic: nobody wants to hear of each session
     uint64_t trouble_ms         # atomic: when a descriptor or memory was last missing
     uint64_t splice_refused     # atomic: errno with which splice was refused for good
     uint64_t spin_us            # atomic: 0 is off

@@ -1,7 +1,7 @@
 """What UDP is made of in a reactor: listeners, sessions, and the lines in which sessions stand.
 
 A UDP listener belongs to one reactor, and its sessions with it. So nothing here is locked: whoever wants something of
-a listener writes a letter to its reactor (`udp_order`).
+a listener writes a message to its reactor (`udp.message`).
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -41,7 +41,7 @@ cdef struct Session:
     uint8_t counted             # per-source tables that hold the client, bits: 1 process, 2 rule
     uint8_t address             # which address of the policy the socket is connected to
     uint8_t answered            # an answer came for it
-    uint8_t odd                 # ERR was seen: a short read proves nothing
+    uint8_t short_read_inconclusive                 # ERR was seen: a short read proves nothing
     uint8_t queued              # in the line BY_TURN
     uint8_t ending
     uint8_t last                # of a listener that lingers

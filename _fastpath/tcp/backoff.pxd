@@ -42,7 +42,7 @@ cdef inline void accept_pause(Reactor *reactor, int error) noexcept nogil:
     if error == EMFILE or error == ENFILE:
         pool_empty(reactor)
     oi_put(&reactor.hub.trouble_ms, reactor.now_ms)
-    if oi_swap(&reactor.hub.troubled, 1) == 0:
+    if oi_swap(&reactor.hub.accept_paused, 1) == 0:
         reactor.calm_ms = reactor.now_ms + CALM_MS
         say(reactor, RECORD_ACCEPT_TROUBLE, error)
 
@@ -59,5 +59,5 @@ cdef inline void accept_calm(Reactor *reactor) noexcept nogil:
         reactor.calm_ms = calm_ms
         return
     reactor.calm_ms = 0
-    oi_swap(&reactor.hub.troubled, 0)
+    oi_swap(&reactor.hub.accept_paused, 0)
     say(reactor, RECORD_ACCEPT_RESUMED, 0)

@@ -7,11 +7,10 @@ from tcp.ending cimport (
 )
 from tcp.flow cimport side_fail
 from base.linux cimport (
-    ECONNRESET, ETIMEDOUT, IPPROTO_TCP, SOL_SOCKET, SO_KEEPALIVE, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL,
-    c_setsockopt,
+    ECONNRESET, IPPROTO_TCP, SOL_SOCKET, SO_KEEPALIVE, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, c_setsockopt,
 )
 from shared.policy cimport Policy
-from state.connection_slab cimport CLIENT, DOWN, UP, UPSTREAM, Conn, Dir
+from state.connection_slab cimport DOWN, UP, UPSTREAM, Conn, Dir
 from state.reactor cimport Reactor
 from state.wheel cimport wheel_arm
 

@@ -6,13 +6,14 @@ The client is registered but not read: its bytes and its FIN wait in the kernel,
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
+from base.socket cimport close_with_reset, socket_error
 from base.address cimport Address, SocketAddress, address_read
 from base.atomic cimport oi_add, oi_get, oi_put
 from tcp.backoff cimport accept_pause, is_shortage
 from tcp.deadline cimport relay_arm
 from tcp.ending cimport (
     ENDING_BIND_FAILED, ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_RESOLVE_FAILED,
-    ENDING_SOCKET_FAILED, close_with_reset, finish, record_slot, report, settle, socket_error,
+    ENDING_SOCKET_FAILED, finish, record_slot, settle,
 )
 from tcp.flow cimport side_fail
 from tcp.loop cimport came_back, leads_back
@@ -26,9 +27,7 @@ from base.linux cimport (
 from shared.policy cimport Policy
 from state.queue cimport ready_add
 from shared.ring cimport RECORD_UNREACHABLE, Record, ring_push
-from state.connection_slab cimport (
-    CLIENT, CONN_CONNECTING, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, event_data,
-)
+from state.connection_slab cimport CLIENT, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, event_data
 from state.reactor cimport Reactor
 from shared.target cimport targets_pick
 from tcp.target_report cimport note_failed, note_worked
@@ -169,7 +168,7 @@ cdef inline void dial_failed(Reactor *reactor, Conn *conn, int ending, int error
     conn.side[UPSTREAM].fd = -1
     conn.side[UPSTREAM].rd = 0
     conn.side[UPSTREAM].wr = 0
-    conn.side[UPSTREAM].odd = 0
+    conn.side[UPSTREAM].short_read_inconclusive = 0
     dial_next(reactor, conn)
 
 
@@ -195,7 +194,7 @@ cdef inline void relay_begin(Reactor *reactor, Conn *conn) noexcept nogil:
         ready_add(reactor, &conn.dir[DOWN])
 
 
-cdef inline bint met_itself(const Conn *conn) noexcept nogil:
+cdef inline bint self_connected(const Conn *conn) noexcept nogil:
     """Whether the connect came back to its own socket: nobody listens on a port of this machine, and the kernel chose
     that port for the outgoing end."""
     cdef sockaddr_storage place
@@ -234,7 +233,7 @@ cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t eve
         side_fail(&conn.side[UPSTREAM], error)
         settle(reactor, conn)
     elif events & EPOLLOUT:
-        if conn.policy.may_meet_itself and met_itself(conn):
+        if conn.policy.may_self_connect and self_connected(conn):
             dial_failed(reactor, conn, ENDING_CONNECT_FAILED, ECONNREFUSED)
         else:
             acknowledge(conn)

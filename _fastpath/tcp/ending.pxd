@@ -7,23 +7,17 @@ queue. Everything nobody asked for (a timeout, a stall, a kill) is a reset to bo
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
+from base.socket cimport close_with_reset
 from base.atomic cimport oi_get, oi_put, oi_see, oi_show
 from shared.gate cimport gate_leave, source_leave
-from base.linux cimport (
-    ECONNRESET, EPIPE, SHUT_WR, SIOCOUTQ, SOL_SOCKET, SO_ERROR, SO_LINGER,
-    c_assert, c_close, c_getsockopt, c_ioctl, c_setsockopt, c_shutdown, errno, linger, socklen_t,
-)
+from base.linux cimport ECONNRESET, SHUT_WR, SIOCOUTQ, c_assert, c_close, c_ioctl, c_shutdown
 from shared.policy cimport policy_drop
 from state.pool cimport holder_drop
 from state.queue cimport ready_add, ready_remove
 from tcp.flow cimport side_fail
-from shared.ring cimport (
-    RECORD_ACCEPT_RESUMED, RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, RECORD_RELAYED, Record, ring_push, ring_slot,
-)
-from state.connection_slab cimport (
-    CLIENT, CONN_CLOSED, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, UP, UPSTREAM, Conn, Dir, Side, slab_give,
-)
-from state.reactor cimport Hub, Reactor, TICK_MS
+from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, RECORD_RELAYED, Record, ring_push, ring_slot
+from state.connection_slab cimport CLIENT, CONN_CLOSED, CONN_FLUSH, CONN_FREE, DOWN, UP, UPSTREAM, Conn, Dir, slab_give
+from state.reactor cimport Hub, Reactor
 from state.wheel cimport wheel_arm, wheel_disarm
 
 cdef enum:      # in the order of `oinetd.core.record.Ending`
@@ -49,14 +43,6 @@ cdef enum:      # in the order of `oinetd.core.record.Ending`
     ENDING_UPSTREAM_SILENT = 19
 
     FLUSH_MS = 1000             # a peer that acknowledges nothing for so long gets its reset at once
-
-
-cdef inline void close_with_reset(int fd) noexcept nogil:
-    cdef linger reset
-    reset.l_onoff = 1
-    reset.l_linger = 0
-    c_setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset))
-    c_close(fd)
 
 
 cdef inline void record_fill(Record *record, const Conn *conn, uint64_t now_us) noexcept nogil:
@@ -86,7 +72,7 @@ cdef inline Record *record_slot(Reactor *reactor) noexcept nogil:
     """Where the next record goes; NULL where the ring is full, and then Python says when it no longer is."""
     cdef Record *record = ring_slot(&reactor.ring)
     if record == NULL:
-        oi_show(&reactor.hub.starved, 1)
+        oi_show(&reactor.hub.ring_full, 1)
         record = ring_slot(&reactor.ring)
     return record
 
@@ -265,15 +251,6 @@ cdef inline void settle(Reactor *reactor, Conn *conn) noexcept nogil:
                 break
     if conn.side[CLIENT].error or conn.side[UPSTREAM].error:
         settle_failed(reactor, conn)
-
-
-cdef inline int socket_error(int fd, int otherwise) noexcept nogil:
-    """Take the error that the kernel holds for a socket."""
-    cdef int error = 0
-    cdef socklen_t size = sizeof(error)
-    if c_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0 or error == 0:
-        return otherwise
-    return ECONNRESET if error == EPIPE else error
 
 
 cdef inline void abort(Reactor *reactor, Conn *conn, int ending, int error) noexcept nogil:

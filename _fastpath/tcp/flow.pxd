@@ -16,7 +16,7 @@ or error: `ending.settle` decides).
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from base.atomic cimport oi_add, oi_get, oi_put
+from base.atomic cimport oi_get, oi_put
 from base.linux cimport (
     EAGAIN, ECONNRESET, EINTR, EINVAL, EIO, ENOMEM, ENOSYS, EPERM, EPIPE, IPPROTO_TCP, MSG_NOSIGNAL, SPLICE_F_MOVE,
     SPLICE_F_NONBLOCK, TCP_MAXSEG, c_assert, c_getsockopt, c_read, c_recv, c_send, c_splice, errno, socklen_t,
@@ -200,7 +200,7 @@ cdef inline int64_t flow_copy(
     got = c_recv(source.fd, reactor.scratch, size, 0)
     if got <= 0:
         return -errno if got < 0 else 0
-    if <uint32_t> got < size and not source.odd:
+    if <uint32_t> got < size and not source.short_read_inconclusive:
         source.rd = 0
     self.moved_by |= MOVED_BY_COPY
     self.moved_in += <uint64_t> got
@@ -304,7 +304,7 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
                 side_fail(source, ECONNRESET)
         elif moved == -EAGAIN:
             source.rd = 0
-            source.odd = 0
+            source.short_read_inconclusive = 0
             source.urgent = 0
             if source.error:        # seen on a write: what came before it has been read, and no event may follow
                 self.eof = 1

@@ -10,20 +10,21 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from shared.access cimport VERDICT_ALLOWED, VERDICT_DENIED, access_decide
+from base.clock cimport unix_time
+from base.socket cimport close_with_reset
 from base.address cimport Address, address_read
 from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
 from tcp.backoff cimport accept_pause, accept_recovered, is_shortage
 from tcp.dial cimport dial_next, watch
 from tcp.ending cimport (
     ENDING_ACCEPT_FAILED, ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_RESOLVE_FAILED,
-    ENDING_SOCKET_FAILED, close_with_reset, finish, listeners_wake, record_slot, report,
+    ENDING_SOCKET_FAILED, finish, listeners_wake, record_slot, report,
 )
 from shared.gate cimport Gate, gate_enter_or_wait, gate_leave, source_enter, source_leave
-from shared.inbox cimport LETTER_ACCEPTED, LETTER_RETRY, Letter, inbox_post
+from shared.inbox cimport MESSAGE_ACCEPTED, MESSAGE_RETRY, Message, inbox_post
 from base.linux cimport (
-    CLOCK_REALTIME, EAGAIN, EINVAL, ENOMEM, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, clock_gettime,
-    errno, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_storage, socklen_t,
-    timespec,
+    EAGAIN, EINVAL, ENOMEM, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, errno, pthread_cond_broadcast,
+    pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_storage, socklen_t,
 )
 from shared.policy cimport Policy, policy_drop, policy_hold
 from tcp.reclaim cimport descriptors_make_room
@@ -35,12 +36,6 @@ from shared.target cimport targets_begin
 cdef enum:
     ACCEPT_BATCH = 16           # then the events of those already here
     HAND_OFF = 2                # connections more than the least busy reactor has
-
-
-cdef inline double unix_time() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_REALTIME, &now)
-    return <double> now.tv_sec + <double> now.tv_nsec * 1e-9
 
 
 cdef inline void leave_gates(Reactor *reactor, Policy *policy, const Address *client, int counted) noexcept nogil:
@@ -56,29 +51,29 @@ cdef inline void leave_gates(Reactor *reactor, Policy *policy, const Address *cl
         listeners_wake(reactor)
 
 
-cdef inline void refuse(Reactor *reactor, const Letter *letter, int ending, int error) noexcept nogil:
+cdef inline void refuse(Reactor *reactor, const Message *message, int ending, int error) noexcept nogil:
     """Close a client that is not served, and say why. There is room: accepting began with RING_RESERVE places."""
     cdef Record *record = record_slot(reactor)
-    leave_gates(reactor, letter.policy, &letter.client, letter.counted)
+    leave_gates(reactor, message.policy, &message.client, message.counted)
     if error:
-        close_with_reset(letter.fd)
+        close_with_reset(message.fd)
     else:
-        c_close(letter.fd)
+        c_close(message.fd)
     c_assert(record != NULL)
     memset(record, 0, sizeof(Record))
     record.kind = RECORD_CLOSED
     record.ending = ending
     record.error = error
-    record.id = letter.id
-    record.tag = letter.policy.tag
-    record.started_s = letter.started_s
-    record.client = letter.client
+    record.id = message.id
+    record.tag = message.policy.tag
+    record.started_s = message.started_s
+    record.client = message.client
     ring_push(&reactor.ring, &reactor.hub.bell)
     oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
 
 
-cdef inline bint conn_begin(Reactor *reactor, const Letter *letter) noexcept nogil:
-    """Make a connection of an accepted client. The policy's reference comes with the letter.
+cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept nogil:
+    """Make a connection of an accepted client. The policy's reference comes with the message.
 
     False where there is neither memory for it nor room in the ring to say so: then nothing is done.
     """
@@ -86,23 +81,23 @@ cdef inline bint conn_begin(Reactor *reactor, const Letter *letter) noexcept nog
     if conn == NULL:
         if record_slot(reactor) == NULL:
             return False
-        refuse(reactor, letter, ENDING_ACCEPT_FAILED, ENOMEM)
-        policy_drop(letter.policy)
+        refuse(reactor, message, ENDING_ACCEPT_FAILED, ENOMEM)
+        policy_drop(message.policy)
         accept_pause(reactor, ENOMEM)
         return True
-    conn.side[CLIENT].fd = letter.fd
-    conn.policy = letter.policy
-    conn.id = letter.id
-    conn.counted = <unsigned char> letter.counted
-    conn.started_s = letter.started_s
-    conn.started_us = letter.started_us
-    conn.client = letter.client
+    conn.side[CLIENT].fd = message.fd
+    conn.policy = message.policy
+    conn.id = message.id
+    conn.counted = <unsigned char> message.counted
+    conn.started_s = message.started_s
+    conn.started_us = message.started_us
+    conn.client = message.client
     oi_add(&conn.policy.gate.admitted, 1)
     conn.state = CONN_CONNECTING
     conn.ending = ENDING_RESOLVE_FAILED     # should the policy have no address at all
     conn.turn = <uint32_t> targets_begin(conn.policy.targets)
     oi_put(&reactor.live, oi_get(&reactor.live) + 1)
-    if oi_get(&reactor.hub.brief) == 0:
+    if oi_get(&reactor.hub.totals_only) == 0:
         conn.opened_due = 1
         report(reactor, conn)
     if watch(reactor, conn, CLIENT) != 0:
@@ -130,35 +125,35 @@ cdef inline Reactor *least_busy(Reactor *self) noexcept nogil:
     return best
 
 
-cdef inline void admit(Reactor *reactor, Letter *letter) noexcept nogil:
+cdef inline void admit(Reactor *reactor, Message *message) noexcept nogil:
     """Decide on an accepted client, who is inside both gates already."""
-    cdef Policy *policy = letter.policy
+    cdef Policy *policy = message.policy
     cdef Hub *hub = reactor.hub
-    cdef int verdict = access_decide(&policy.access, &letter.client)
+    cdef int verdict = access_decide(&policy.access, &message.client)
     cdef uint64_t bound
     cdef Reactor *server
     cdef bint begun
     if verdict != VERDICT_ALLOWED:
-        refuse(reactor, letter, ENDING_DENIED if verdict == VERDICT_DENIED else ENDING_NOT_ALLOWED, 0)
+        refuse(reactor, message, ENDING_DENIED if verdict == VERDICT_DENIED else ENDING_NOT_ALLOWED, 0)
         return
     bound = oi_get(&hub.gate.source_max)
     if bound:
-        if not source_enter(hub.gate, letter.client.ip, policy.source_prefix, bound):
-            refuse(reactor, letter, ENDING_LIMITED, 0)
+        if not source_enter(hub.gate, message.client.ip, policy.source_prefix, bound):
+            refuse(reactor, message, ENDING_LIMITED, 0)
             return
-        letter.counted |= 1
+        message.counted |= 1
     bound = oi_get(&policy.gate.source_max)
     if bound:
-        if not source_enter(policy.gate, letter.client.ip, policy.source_prefix, bound):
-            refuse(reactor, letter, ENDING_LIMITED, 0)
+        if not source_enter(policy.gate, message.client.ip, policy.source_prefix, bound):
+            refuse(reactor, message, ENDING_LIMITED, 0)
             return
-        letter.counted |= 2
+        message.counted |= 2
     policy_hold(policy)
     server = least_busy(reactor)
-    if server != reactor and inbox_post(&server.inbox, letter):
+    if server != reactor and inbox_post(&server.inbox, message):
         oi_put(&reactor.stats.handed_off, oi_get(&reactor.stats.handed_off) + 1)
         return
-    begun = conn_begin(reactor, letter)
+    begun = conn_begin(reactor, message)
     c_assert(begun)     # for the same reason as in `refuse`
 
 
@@ -181,11 +176,11 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
     """Accept one connection; false where there is no point in trying again now."""
     cdef sockaddr_storage peer
     cdef socklen_t size = sizeof(peer)
-    cdef Letter letter
+    cdef Message message
     cdef Hub *hub = reactor.hub
     cdef int error
     if ring_room(&reactor.ring) < RING_RESERVE:
-        oi_show(&hub.starved, 1)
+        oi_show(&hub.ring_full, 1)
         if ring_room(&reactor.ring) < RING_RESERVE:
             return False
     if not gate_enter_or_wait(policy.gate):
@@ -196,9 +191,9 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
             gate_leave(policy.gate)
             found_full(reactor, policy, hub.gate)
             return False
-    memset(&letter, 0, sizeof(letter))
-    letter.fd = c_accept4(listener.fd, <sockaddr *> &peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
-    if letter.fd < 0:
+    memset(&message, 0, sizeof(message))
+    message.fd = c_accept4(listener.fd, <sockaddr *> &peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+    if message.fd < 0:
         error = errno
         leave_gates(reactor, policy, NULL, 0)
         if error == EAGAIN or error == EINVAL:      # EINVAL: it no longer listens
@@ -208,15 +203,15 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
             accept_pause(reactor, error)
             return False
         return True     # a client that has gone again, or an error of the network that belongs to it: the next one
-    address_read(&letter.client, &peer)
-    letter.kind = LETTER_ACCEPTED
-    letter.policy = policy
-    letter.id = oi_add(&hub.gate.next_id, 1)
-    letter.started_s = unix_time()
-    letter.started_us = reactor.now_us
+    address_read(&message.client, &peer)
+    message.kind = MESSAGE_ACCEPTED
+    message.policy = policy
+    message.id = oi_add(&hub.gate.next_id, 1)
+    message.started_s = unix_time()
+    message.started_us = reactor.now_us
     oi_put(&reactor.stats.accepted, oi_get(&reactor.stats.accepted) + 1)
     accept_recovered(reactor)
-    admit(reactor, &letter)
+    admit(reactor, &message)
     return reactor.accept_retry_ms == 0
 
 
@@ -253,14 +248,14 @@ cdef inline void listener_serve(Reactor *reactor, Listener *listener, uint32_t g
 cdef inline void listeners_serve(Reactor *reactor) noexcept nogil:
     """Go on where accepting stopped: a batch was full, a place became free, a pause is over."""
     cdef Hub *hub = reactor.hub
-    cdef Letter letter
+    cdef Message message
     cdef uint64_t i
     reactor.accept_again = False
     if <uint64_t> reactor.index >= oi_see(&hub.serving):
         # It gets no new connections: the room that it made is for the others.
-        memset(&letter, 0, sizeof(letter))
-        letter.kind = LETTER_RETRY
-        reactor.accept_again = not inbox_post(&hub.reactors[0].inbox, &letter)
+        memset(&message, 0, sizeof(message))
+        message.kind = MESSAGE_RETRY
+        reactor.accept_again = not inbox_post(&hub.reactors[0].inbox, &message)
         return
     for i in range(oi_see(&hub.listener_count)):
         if oi_get(&hub.listeners[i].ready[reactor.index]):

@@ -8,10 +8,11 @@ another. Others are not looked at. Between two looks a TCP connect shows it, aft
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
+from base.socket cimport connected_locally
 from base.address cimport Address
 from base.atomic cimport oi_get, oi_put, oi_swap
 from tcp.ending cimport record_slot
-from shared.own cimport connected_locally, is_local
+from shared.own cimport is_local
 from shared.policy cimport Policy
 from shared.ring cimport RECORD_LOOPED, Record, ring_push
 from state.reactor cimport Reactor

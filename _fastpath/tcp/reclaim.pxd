@@ -10,14 +10,14 @@ from libc.string cimport memset
 from base.atomic cimport oi_get, oi_replace, oi_see
 from tcp.flow cimport flow_unpipe
 from shared.gate cimport Budget, budget_is_short
-from shared.inbox cimport LETTER_PIPES, Letter, inbox_post
+from shared.inbox cimport MESSAGE_PIPES, Message, inbox_post
 from state.pool cimport holder_release, pool_trim
 from state.connection_slab cimport Dir
 from state.reactor cimport Hub, Pipe, Reactor
 
 cdef enum:
     RECLAIM_PIPES = 16          # in one go, each a copy of what it holds: some 50 us for a full one
-    ASK_MS = 50                 # between two letters to the other reactors
+    ASK_MS = 50                 # between two messages to the other reactors
 
 
 cdef inline void pipes_reclaim(Reactor *reactor, uint64_t cost) noexcept nogil:
@@ -42,15 +42,15 @@ cdef inline void pipes_ask(Reactor *reactor) noexcept nogil:
     """Have the other reactors give pipes back; what they free wakes who waits for it."""
     cdef Hub *hub = reactor.hub
     cdef uint64_t asked_ms = oi_get(&hub.pipes_asked_ms)
-    cdef Letter letter
+    cdef Message message
     cdef uint64_t i
     if reactor.now_ms < asked_ms + ASK_MS or not oi_replace(&hub.pipes_asked_ms, asked_ms, reactor.now_ms):
         return
-    memset(&letter, 0, sizeof(letter))
-    letter.kind = LETTER_PIPES
+    memset(&message, 0, sizeof(message))
+    message.kind = MESSAGE_PIPES
     for i in range(oi_see(&hub.reactor_count)):
         if hub.reactors[i] != reactor:
-            inbox_post(&hub.reactors[i].inbox, &letter)
+            inbox_post(&hub.reactors[i].inbox, &message)
 
 
 cdef inline bint descriptors_make_room(Reactor *reactor, uint64_t cost) noexcept nogil:
@@ -64,7 +64,7 @@ cdef inline bint descriptors_make_room(Reactor *reactor, uint64_t cost) noexcept
     if not budget_is_short(budget, cost):
         return True
     pipes_ask(reactor)
-    # What they free may be taken by somebody else, and a letter may find no room: look again.
+    # What they free may be taken by somebody else, and a message may find no room: look again.
     reactor.accept_retry_ms = reactor.now_ms + ASK_MS
     return False
 

@@ -7,7 +7,7 @@ from base.address cimport Address, address_read
 from base.atomic cimport oi_get, oi_put, oi_see, oi_swap
 from tcp.ending cimport ENDING_ABORTED, ENDING_DISPLACED, ENDING_IDLE_TIMEOUT, record_slot
 from shared.gate cimport Gate, budget_is_short, gate_enter, gate_leave, source_leave
-from shared.inbox cimport LETTER_UDP_ROOM, Letter, inbox_post
+from shared.inbox cimport MESSAGE_UDP_ROOM, Message, inbox_post
 from base.linux cimport c_assert, c_close
 from shared.policy cimport Policy, policy_drop
 from tcp.reclaim cimport descriptors_make_room
@@ -163,16 +163,16 @@ cdef inline void ask_for_room(Reactor *reactor) noexcept nogil:
     """Other reactors hold every place: have the one with the most sessions end one, for whoever tries again."""
     cdef Hub *hub = reactor.hub
     cdef Reactor *most = reactor
-    cdef Letter letter
+    cdef Message message
     cdef uint64_t i
     for i in range(oi_see(&hub.reactor_count)):
         if oi_get(&hub.reactors[i].udp_sessions) > oi_get(&most.udp_sessions):
             most = hub.reactors[i]
     if most == reactor or oi_swap(&hub.udp_room_wanted, 1):
         return
-    memset(&letter, 0, sizeof(letter))
-    letter.kind = LETTER_UDP_ROOM
-    if not inbox_post(&most.inbox, &letter):
+    memset(&message, 0, sizeof(message))
+    message.kind = MESSAGE_UDP_ROOM
+    if not inbox_post(&most.inbox, &message):
         oi_swap(&hub.udp_room_wanted, 0)
 
 

@@ -9,6 +9,7 @@ from libc.stdlib cimport calloc
 from libc.string cimport memset
 
 from shared.access cimport VERDICT_ALLOWED, VERDICT_DENIED, access_decide
+from base.clock cimport unix_time
 from base.address cimport Address, address_read
 from base.atomic cimport oi_add, oi_get, oi_put, oi_show
 from state.datagram cimport MESSAGES_MAX, Group, batch_receive
@@ -18,7 +19,6 @@ from tcp.ending cimport (
 )
 from shared.gate cimport gate_leave, source_enter
 from base.linux cimport ECONNREFUSED, ENOPROTOOPT, ETIMEDOUT, c_assert
-from tcp.listener cimport unix_time
 from tcp.loop cimport loop_say
 from shared.own cimport is_own
 from shared.policy cimport Policy, policy_hold
@@ -75,7 +75,7 @@ cdef inline void turn_away(
     if listener.told != NULL and not told_add(listener.told, client):
         return
     id = oi_add(&reactor.hub.gate.next_id, 1)
-    if failed and oi_get(&reactor.hub.brief) == 0:      # nobody refused it: events come in pairs
+    if failed and oi_get(&reactor.hub.totals_only) == 0:      # nobody refused it: events come in pairs
         report_turned_away(reactor, listener.policy, client, RECORD_OPENED, id, 0, 0)
     report_turned_away(reactor, listener.policy, client, RECORD_CLOSED, id, ending, error)
     oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
@@ -138,7 +138,7 @@ cdef inline Session *session_open(
     if policy.idle_ms:
         due_by(udp, reactor.now_ms + policy.idle_ms)
     oi_add(&policy.gate.admitted, 1)
-    if oi_get(&reactor.hub.brief) == 0:
+    if oi_get(&reactor.hub.totals_only) == 0:
         report_opened(reactor, session)
     return session
 
@@ -154,7 +154,7 @@ cdef inline Session *session_begin(
     if listener.lingering:
         return NULL
     if ring_room(&reactor.ring) < RING_RESERVE:
-        oi_show(&reactor.hub.starved, 1)
+        oi_show(&reactor.hub.ring_full, 1)
         if ring_room(&reactor.ring) < RING_RESERVE:
             return NULL     # Python has not taken the records of those before
     address_read(&client, &group.sender.place)
@@ -266,8 +266,8 @@ cdef inline int session_turn(Reactor *reactor, Session *session) noexcept nogil:
         got = answer(reactor, session)
         if got >= 0 or not nobody_listens(-got):
             if got == 0:
-                session.odd = 0
-            elif got < 0 or got == MESSAGES_MAX or session.odd:
+                session.short_read_inconclusive = 0
+            elif got < 0 or got == MESSAGES_MAX or session.short_read_inconclusive:
                 session_ready(reactor.udp, session)     # an error is told once, and may have hidden datagrams
             return max(got, 0)
         session.error = -got

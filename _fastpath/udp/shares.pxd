@@ -6,7 +6,7 @@ from libc.stdint cimport uint64_t
 
 from shared.gate cimport Gate
 from base.linux cimport c_assert
-from state.udp_state cimport BY_AGE, Datagrams, Line, Ranking, RuleSessions, Session
+from state.udp_state cimport BY_AGE, Datagrams, Ranking, RuleSessions, Session
 from state.udp_table cimport line_append, line_cut, rule_find
 
 cdef extern from * nogil:

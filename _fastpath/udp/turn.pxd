@@ -39,7 +39,7 @@ cdef inline void udp_event(
     if session == NULL or session.generation != generation:
         return      # it ended earlier in this batch
     if events & (EPOLLERR | EPOLLHUP):
-        session.odd = 1
+        session.short_read_inconclusive = 1
     session_ready(self.udp, session)
 
 

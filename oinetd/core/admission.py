@@ -2,7 +2,7 @@
 
 A place is taken before a connection is accepted, so that one for which there is no room stays in the accept queue.
 A gate has two implementations. `LocalGate` is for one thread: each rule of the Python lane has one, and the process if
-the extension is missing. `oinetd._fastpath.Permits` is for both lanes and all threads: the process has one for
+the extension is missing. `oinetd._fastpath.Gate` is for both lanes and all threads: the process has one for
 connections and one for UDP sessions, and each rule of the native lane has one.
 """
 

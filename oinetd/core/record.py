@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from oinetd.model import Route
 
-__all__ = ["Ending", "RelayResult", "SessionRecord", "Sums", "Try"]
+__all__ = ["Ending", "RelayResult", "SessionRecord", "Totals", "Try"]
 
 
 class Ending(enum.Enum):
@@ -95,7 +95,7 @@ class RelayResult:
     errno: int = 0
 
 
-class Sums(NamedTuple):
+class Totals(NamedTuple):
     """What ended sessions have moved together; the fields are those of their records."""
 
     sessions: int

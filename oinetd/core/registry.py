@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from oinetd.core.admission import Gate, LocalGate
 from oinetd.core.engine import Meter
-from oinetd.core.record import Ending, SessionRecord, Sums
+from oinetd.core.record import Ending, SessionRecord, Totals
 from oinetd.model import SOURCE_PREFIX, Endpoint, Rule, SourcePrefix
 
 __all__ = ["Live", "Registry", "RuleEntry", "RuleStats", "Stats"]
@@ -245,11 +245,11 @@ class Registry:
         self._count(stats, record)
         self._make_room()
 
-    def native_counted(self, rule: Rule, ending: Ending, sums: Sums) -> None:
+    def native_counted(self, rule: Rule, ending: Ending, totals: Totals) -> None:
         """Sessions of the native lane have ended, or were refused, whose records nobody wants."""
-        stats, count = self._rules[rule.identity].stats, sums.sessions
+        stats, count = self._rules[rule.identity].stats, totals.sessions
         stats.accepted += count * ending.refused
-        self._count_moved(stats, sums)
+        self._count_moved(stats, totals)
         self._count_ends(stats, ending, count)
         self._make_room()
 
@@ -271,7 +271,7 @@ class Registry:
         cls._count_ends(stats, record.ending, 1)
 
     @staticmethod
-    def _count_moved(stats: RuleStats, moved: SessionRecord | Sums) -> None:
+    def _count_moved(stats: RuleStats, moved: SessionRecord | Totals) -> None:
         stats.bytes_up += moved.bytes_up
         stats.bytes_down += moved.bytes_down
         stats.datagrams_up += moved.datagrams_up

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from oinetd.core.engine import Engine
-from oinetd.core.record import Ending, SessionRecord, Sums
+from oinetd.core.record import Ending, SessionRecord, Totals
 from oinetd.core.registry import Registry
 from oinetd.core.service import Dials, Service, Watcher
 from oinetd.errors import EngineUnavailable
+from oinetd.lanes.native.engine import NativeEngine
 from oinetd.lanes.native.lane import NativeLane
 from oinetd.lanes.native.listener import ReactorDatagrams, ReactorListener
-from oinetd.lanes.native.plane import DataPlane, NativeEngine, available
+from oinetd.lanes.native.plane import Hub, available
 from oinetd.lanes.python.dialer import Dialer
 from oinetd.lanes.python.listener import Listener
 from oinetd.lanes.python.relay import PortableEngine
@@ -72,7 +73,7 @@ class Listening(Protocol):
         """Accept from now on. Raises `OSError` where the machine has no room to watch the socket."""
         ...
 
-    def exchange(self, service: Service) -> None:
+    def replace_service(self, service: Service) -> None:
         """Serve the connections to come differently; socket, queue and sessions stay."""
         ...
 
@@ -108,7 +109,7 @@ class Lanes:
         self.datagrams = DatagramPlane(loop, self.poller, self.tasks, registry.datagrams)
         self.lingering: dict[PortKey, DatagramListener | ReactorDatagrams] = {}
         self._portable = PortableEngine(loop, self.poller)
-        self._plane: DataPlane | None = None
+        self._hub: Hub | None = None
         self._lane: NativeLane | None = None
         self._engine: NativeEngine | None = None
         self._reactor_listeners: dict[int, ReactorListener] = {}
@@ -159,17 +160,17 @@ class Lanes:
         if self._engine is None:
             if reason := available():
                 raise EngineUnavailable(reason)
-            self._plane = DataPlane(
+            self._hub = Hub(
                 self._loop,
-                permits=self._registry.gate,
-                udp_permits=self._registry.datagrams,
+                gate=self._registry.gate,
+                udp_gate=self._registry.datagrams,
                 threads=config.threads,
                 busy_poll_us=config.busy_poll_us,
             )
-            self._held.core = self._plane.core
-            self._engine = NativeEngine(self._plane)
+            self._held.core = self._hub
+            self._engine = NativeEngine(self._hub)
             self._lane = NativeLane(
-                self._plane,
+                self._hub,
                 on_opened=self._watcher.opened,
                 on_closed=self._native_closed,
                 on_counted=self._native_counted,
@@ -179,7 +180,7 @@ class Lanes:
                 on_looped=self._looped,
                 on_full=self._registry.on_full,
             )
-            self._lane.tell(self._each)
+            self._lane.report_each_session(self._each)
         return self._engine
 
     def serve(self, choice: Choice, sock: socket.socket, service: Service) -> Listening:
@@ -205,7 +206,7 @@ class Lanes:
     def change_lane(self, listening: Listening, choice: Choice, service: Service) -> Listening:
         """Serve the socket of `listening` by `choice`, in the other lane; its UDP sessions end."""
         if isinstance(listening, DatagramListener):
-            listening.exchange(service)  # one that lingers would close with its last session
+            listening.replace_service(service)  # one that lingers would close with its last session
             listening.end()
         listening.release()
         return self.serve(choice, listening.sock, service)
@@ -213,12 +214,12 @@ class Lanes:
     @property
     def reactors(self) -> int:
         """How many reactors there are."""
-        return self._plane.core.reactors if self._plane is not None else 0
+        return self._hub.reactors if self._hub is not None else 0
 
     def reconfigure(self, config: Config) -> None:
         """Have as many reactors as `config` says, and let them poll as long."""
-        if self._plane is not None:
-            self._plane.reconfigure(config.threads, config.busy_poll_us)
+        if self._hub is not None:
+            self._hub.reconfigure(config.threads, config.busy_poll_us)
 
     def judge(self, rules: Mapping[Rule, tuple[tuple[AccessRule, ...], bool]]) -> dict[Rule, int]:
         """As `NativeLane.judge`; nothing where there are no reactors."""
@@ -267,7 +268,7 @@ class Lanes:
     def report_each_session(self, each: bool) -> None:
         """Whether the native lane reports each session to the watcher, or only totals; the Python lane always does."""
         if each != self._each and self._lane is not None:
-            self._lane.tell(each)
+            self._lane.report_each_session(each)
         self._each = each
 
     @property
@@ -278,8 +279,8 @@ class Lanes:
 
     def settle(self) -> None:
         """Account for what has ended in the native lane, where that calls nobody's hooks."""
-        if self._plane is not None and not self._each:
-            self._plane.collect()
+        if self._hub is not None and not self._each:
+            self._hub.collect()
 
     def admitted(self) -> dict[Endpoint | Rule, int]:
         """How many sessions the native lane ever admitted, by the `identity` of rules."""
@@ -313,13 +314,13 @@ class Lanes:
         for listener in tuple(self.lingering.values()):
             listener.end()
         await self._portable.close()
-        if self._engine is not None and self._plane is not None:
+        if self._engine is not None and self._hub is not None:
             await self._engine.close()
-            await self._plane.close()
+            await self._hub.close()
         self.poller.close()
 
-    def _native_counted(self, route: Route, ending: Ending, sums: Sums) -> None:
-        self._registry.native_counted(route.rule, ending, sums)
+    def _native_counted(self, route: Route, ending: Ending, totals: Totals) -> None:
+        self._registry.native_counted(route.rule, ending, totals)
         self._watcher.left()
 
     def _native_closed(self, record: SessionRecord) -> None:

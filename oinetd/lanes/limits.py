@@ -8,7 +8,7 @@ from dataclasses import replace
 from oinetd.core.admission import Gate, LocalGate
 from oinetd.core.capacity import Capacity, label_of
 from oinetd.core.registry import Registry, Stats
-from oinetd.lanes.native.plane import available, new_budget, new_permits
+from oinetd.lanes.native.plane import available, new_budget, new_gate
 from oinetd.model import Config, Rule
 from oinetd.net.descriptors import CONNECTION_DESCRIPTORS, UDP_SESSION_DESCRIPTORS, Descriptors, LocalBudget
 from oinetd.net.sockets import is_numeric
@@ -33,7 +33,7 @@ class Limits:
         else:
             budget = new_budget()
             self.descriptors = Descriptors(budget)
-            gates = new_permits(budget, CONNECTION_DESCRIPTORS), new_permits(budget, UDP_SESSION_DESCRIPTORS)
+            gates = new_gate(budget, CONNECTION_DESCRIPTORS), new_gate(budget, UDP_SESSION_DESCRIPTORS)
         self.registry = Registry(*gates)
         self.registry.on_full = self.found_full
         self._capacity = Capacity()

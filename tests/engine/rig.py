@@ -13,7 +13,8 @@ import pytest
 
 from oinetd.core.engine import Engine, Meter
 from oinetd.core.record import RelayResult
-from oinetd.lanes.native.plane import DataPlane, NativeEngine, available
+from oinetd.lanes.native.engine import NativeEngine
+from oinetd.lanes.native.plane import Hub, available
 from oinetd.lanes.python.relay import PortableEngine
 from oinetd.model import RelayMode, Settings
 from oinetd.net.poller import Poller
@@ -93,7 +94,7 @@ def native(relay: RelayMode, *, flip_bytes: int = 0) -> Factory:
     async def make() -> AsyncIterator[Rig]:
         if reason := available():
             pytest.skip(reason)
-        plane = DataPlane(asyncio.get_running_loop(), threads=2, flip_bytes=flip_bytes)
+        plane = Hub(asyncio.get_running_loop(), threads=2, flip_bytes=flip_bytes)
         engine = NativeEngine(plane)
         try:
             yield Rig(engine, Settings(relay=relay))

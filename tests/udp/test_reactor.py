@@ -38,15 +38,15 @@ class Ground:
     """A data plane with one UDP listener on every address; `upstream` is where its sessions write to."""
 
     def __init__(self, *, threads: int = 1, sessions_max: int = 0, **said: Any) -> None:
-        self.udp_permits = _fastpath.Permits(sessions_max)
-        self.core = _fastpath.Core(_fastpath.Permits(), threads, udp_permits=self.udp_permits)
+        self.udp_gate = _fastpath.Gate(sessions_max)
+        self.hub = _fastpath.Hub(_fastpath.Gate(), threads, udp_gate=self.udp_gate)
         self.upstream = udp()
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.sock.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
         self.sock.bind(("0.0.0.0", 0))
-        self.gate = _fastpath.Permits()
-        self.rules = _fastpath.Rules(7, self.gate, addresses=[self.upstream.getsockname()], **said)
-        self.key = self.core.add_udp_listener(self.sock.fileno(), self.rules)
+        self.gate = _fastpath.Gate()
+        self.policy = _fastpath.Policy(7, self.gate, addresses=[self.upstream.getsockname()], **said)
+        self.key = self.hub.add_udp_listener(self.sock.fileno(), self.policy)
 
     def at(self, number: int) -> tuple[str, int]:
         """One of 62,500 addresses at which the listener is reached."""
@@ -54,12 +54,12 @@ class Ground:
 
     def rows(self) -> list[Any]:
         found = []
-        while rows := self.core.drain(1000):
+        while rows := self.hub.drain(1000):
             found += rows
         return found
 
     def close(self) -> list[Any]:
-        rows = self.rows() + list(self.core.stop())
+        rows = self.rows() + list(self.hub.stop())
         for sock in (self.sock, self.upstream):
             sock.close()
         return rows
@@ -114,17 +114,17 @@ def test_ten_thousand_sessions() -> None:
             assert client.recvfrom(100) == (b"answer", made.at(number))
         opened += made.rows()
         assert [row[0] for row in opened] == [OPENED] * 10_000
-        stats = made.core.stats()
+        stats = made.hub.stats()
         assert stats["udp_sessions"] == [10_000]
         assert stats["udp_session_bytes"] <= 320
-        assert len(made.core.snapshot()) == 10_000
-        made.core.abort_all()
-        until_now(lambda: made.core.stats()["udp_sessions"] == [0])
+        assert len(made.hub.snapshot()) == 10_000
+        made.hub.abort_all()
+        until_now(lambda: made.hub.stats()["udp_sessions"] == [0])
         closed: list[Any] = []
         until_now(lambda: closed.extend(made.rows()) or len(closed) >= 10_000)
         assert {row[13] for row in closed} == {list(Ending).index(Ending.ABORTED)}
         assert len({row[1] for row in closed}) == 10_000
-        assert made.udp_permits.live == made.gate.live == 0
+        assert made.udp_gate.live == made.gate.live == 0
 
 
 @pytest.mark.parametrize("sessions", [300, 6000])
@@ -142,8 +142,8 @@ def test_a_bound_of_a_rule_that_is_lowered(sessions: int) -> None:
         for number in range(sessions, sessions + 3):  # before the reactor is told, a few end for each
             client.sendto(b"x", made.at(number))
         until_now(lambda: made.gate.live < sessions)
-        rules = _fastpath.Rules(8, made.gate, addresses=[made.upstream.getsockname()])
-        made.core.replace_udp_listener(made.key, rules, True)
+        rules = _fastpath.Policy(8, made.gate, addresses=[made.upstream.getsockname()])
+        made.hub.replace_udp_listener(made.key, rules, True)
         until_now(lambda: rows.extend(made.rows()) or made.gate.live <= 10)
         while not quiet(made.upstream):
             made.upstream.recvfrom(100)
@@ -161,14 +161,14 @@ def test_a_bounded_rule_serves_each_of_its_ports() -> None:
         others = [udp() for _ in range(3)]
         for sock in others:
             sock.setblocking(False)
-        keys = [made.core.add_udp_listener(sock.fileno(), made.rules, made.key) for sock in others]
+        keys = [made.hub.add_udp_listener(sock.fileno(), made.policy, made.key) for sock in others]
         assert {key >> 32 for key in keys} == {made.key >> 32}
         for _ in range(3):
             for sock in others:
                 client.sendto(b"x", sock.getsockname())
                 assert made.upstream.recvfrom(100)[0] == b"x"
         for key, sock in zip(keys, others, strict=True):
-            made.core.remove_udp_listener(key)
+            made.hub.remove_udp_listener(key)
             sock.close()
 
 
@@ -180,17 +180,17 @@ def test_records_of_connections_have_no_datagrams() -> None:
             made.upstream.recvfrom(100)
         listening = socket.create_server(("127.0.0.1", 0))
         listening.setblocking(False)
-        index = made.core.add_listener(
-            listening.fileno(), _fastpath.Rules(9, made.gate, addresses=[upstream.getsockname()])
+        index = made.hub.add_listener(
+            listening.fileno(), _fastpath.Policy(9, made.gate, addresses=[upstream.getsockname()])
         )
-        made.core.abort_all()
+        made.hub.abort_all()
         until_now(lambda: made.gate.live == 0)
         rows = made.rows()
         for _ in range(2100):  # once around the ring
             with socket.create_connection(listening.getsockname()):
                 upstream.accept()[0].close()
             rows += made.rows()
-        made.core.remove_listener(index)
+        made.hub.remove_listener(index)
         listening.close()
         rows += made.close()
         assert {row[16:19] for row in rows if row[2] == 9} == {(0, 0, 0)}
@@ -226,8 +226,8 @@ def test_records_wait_for_room_and_datagrams_do_not() -> None:
 def test_a_reactor_with_all_places_gives_one_up() -> None:
     with ground(threads=2, sessions_max=2) as made, udp() as client, udp() as other_client, udp() as second:
         second.setblocking(False)
-        key = made.core.add_udp_listener(second.fileno(), made.rules)
-        assert made.core.stats()["udp_listeners"] == [1, 1]
+        key = made.hub.add_udp_listener(second.fileno(), made.policy)
+        assert made.hub.stats()["udp_listeners"] == [1, 1]
         for number in range(2):
             client.sendto(b"x", made.at(number))
             made.upstream.recvfrom(100)
@@ -235,13 +235,13 @@ def test_a_reactor_with_all_places_gives_one_up() -> None:
         # It asks the other reactor for room, and is served at once where that is as fast.
         until_now(lambda: made.gate.take_lost() or not quiet(made.upstream))
         if quiet(made.upstream):
-            until_now(lambda: made.udp_permits.live == 1)
+            until_now(lambda: made.udp_gate.live == 1)
             other_client.sendto(b"served", second.getsockname())
         assert made.upstream.recvfrom(100)[0] == b"served"
-        assert sorted(made.core.stats()["udp_sessions"]) == [1, 1]
+        assert sorted(made.hub.stats()["udp_sessions"]) == [1, 1]
         (closed,) = [row for row in made.rows() if row[0] == CLOSED]
         assert (closed[1], closed[13]) == (1, list(Ending).index(Ending.DISPLACED))
-        made.core.remove_udp_listener(key)
+        made.hub.remove_udp_listener(key)
 
 
 def test_a_lower_bound_ends_the_oldest() -> None:
@@ -249,9 +249,9 @@ def test_a_lower_bound_ends_the_oldest() -> None:
         for number in range(10):
             client.sendto(b"x", made.at(number))
             made.upstream.recvfrom(100)
-        made.udp_permits.set_limits(3, 0)
-        made.core.trim_udp_sessions()
-        assert made.udp_permits.live == 3
+        made.udp_gate.set_limits(3, 0)
+        made.hub.trim_udp_sessions()
+        assert made.udp_gate.live == 3
         assert [row[1] for row in made.rows() if row[0] == CLOSED] == [1, 2, 3, 4, 5, 6, 7]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oinetd.bounds import ADDRESSES_MAX
-from oinetd.lanes.native.plane import available, compile_rules
+from oinetd.lanes.native.plane import available, compile_policy
 from oinetd.model import Settings
 from oinetd.net.sockets import Address
 from oinetd.upstream.address_order import HOLD_MAX_MS, HOLD_MS, AddressOrder, is_of_the_server
@@ -37,7 +37,7 @@ class NativeOrder:
     def __init__(self, addresses: tuple[Address, ...], before: NativeOrder | None = None) -> None:
         places = tuple(address.sockaddr for address in addresses)
         old = before.rules if before is not None else None
-        self.rules = compile_rules(1, None, Settings(), addresses=places, before=old)
+        self.rules = compile_policy(1, None, Settings(), addresses=places, before=old)
         self.begin = self.rules.begin_search
         self.pick = self.rules.pick_address
         self.failed = self.rules.note_failed

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from oinetd.core.access import AccessControl
 from oinetd.core.record import Ending
-from oinetd.lanes.native.plane import available, compile_rules
+from oinetd.lanes.native.plane import available, compile_policy
 from oinetd.model import AccessRule, Settings, Verb
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())
@@ -53,7 +53,7 @@ rules = st.lists(st.builds(AccessRule, st.sampled_from(Verb), patterns), max_siz
 @given(rules, rules, st.lists(hosts, min_size=1, max_size=5))
 def test_same_refusals(globally: tuple[AccessRule, ...], own: tuple[AccessRule, ...], who: list[str]) -> None:
     python = AccessControl(globally, own)
-    native = compile_rules(1, None, Settings(), access=(globally, own))
+    native = compile_policy(1, None, Settings(), access=(globally, own))
     for host in who:
         assert REFUSALS[native.decide(host)] is python.decide(host), host
 
@@ -63,7 +63,7 @@ def test_every_prefix_length() -> None:
         for bits in range((32 if version == 4 else 128) + 1):
             inside = ipaddress.ip_network(f"{host}/{bits}", strict=False)
             rule = AccessRule(Verb.ALLOW, str(inside))
-            native = compile_rules(1, None, Settings(), access=((), (rule,)))
+            native = compile_policy(1, None, Settings(), access=((), (rule,)))
             assert native.decide(host) == 0
             if bits:
                 first_bit_outside = int(ipaddress.ip_address(host)) ^ (1 << (inside.max_prefixlen - bits))

@@ -35,9 +35,9 @@ async def come(forwarder: Forwarder, count: int) -> list[Peer]:
 
 
 def live(forwarder: Forwarder) -> list[int]:
-    plane = forwarder._lanes._plane
+    plane = forwarder._lanes._hub
     assert plane is not None
-    return list(plane.core.stats()["live"])
+    return list(plane.stats()["live"])
 
 
 async def test_connections_live_on_and_new_ones_go_where_they_should(
@@ -124,9 +124,9 @@ async def test_udp_sessions_stay_with_their_reactor() -> None:
 
 async def test_polling_changes_as_well(upstream: tuple[str, int]) -> None:
     async with forwarding(rule(upstream), settings=NATIVE, busy_poll_us=0) as forwarder:
-        plane = forwarder._lanes._plane
+        plane = forwarder._lanes._hub
         assert plane is not None
-        assert plane.core.spin_us == 0
+        assert plane.spin_us == 0
         await change(forwarder, busy_poll_us=70)
-        assert plane.core.spin_us == 70
+        assert plane.spin_us == 70
         assert await echoes(bound(forwarder))

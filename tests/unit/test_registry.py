@@ -11,7 +11,7 @@ from oinetd.config import parse_rule
 from oinetd.core.admission import Gate, LocalGate
 from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live, Registry, RuleEntry
-from oinetd.lanes.native.plane import available, new_permits
+from oinetd.lanes.native.plane import available, new_gate
 from oinetd.model import Rule
 
 
@@ -23,7 +23,7 @@ def rule(text: str = "127.0.0.1 8000 127.0.0.1 80") -> Rule:
 def registry(request: pytest.FixtureRequest) -> Registry:
     if request.param == "native" and (reason := available()):
         pytest.skip(reason)
-    make: dict[str, Callable[[], Gate]] = {"local": LocalGate, "native": new_permits}
+    make: dict[str, Callable[[], Gate]] = {"local": LocalGate, "native": new_gate}
     return Registry(make[request.param](), make[request.param]())
 
 

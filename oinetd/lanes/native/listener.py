@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 
 from oinetd.core.service import Service
-from oinetd.lanes.native.lane import NativeLane, Serving
+from oinetd.lanes.native.lane import NativeLane
 from oinetd.model import AccessRule
 
 __all__ = ["ReactorDatagrams", "ReactorListener"]
@@ -27,20 +27,19 @@ class ReactorListener:
     def start(self) -> None:
         """Serve from now on. Raises `OSError` where the machine has no room to watch the socket."""
         if not self._key:
-            self._key = self._lane.add(self.sock, self._serving())
+            self._key = self._lane.add(self.sock, self.service)
             self._keys[self._key] = self
 
-    def exchange(self, service: Service) -> None:
+    def replace_service(self, service: Service) -> None:
         """Serve the sessions to come differently."""
         self.service = service
         if self._key:
-            self._lane.replace(self._key, self._serving())
+            self._lane.replace(self._key, service)
 
     def refresh(self) -> None:
         """The destination, or where its sockets are bound to, has other addresses."""
         if self._key:
-            serving = self._serving()
-            self._lane.update(self._key, serving.addresses, serving.sources, serving.looping)
+            self._lane.refresh(self._key)
 
     def release(self) -> None:
         """Accept no more; over UDP its sessions end."""
@@ -51,19 +50,6 @@ class ReactorListener:
 
     def emptied(self) -> None:
         """The last session of a UDP socket that lingers has ended."""
-
-    def _serving(self) -> Serving:
-        addresses = self.service.destination.at(self.service.route.connect.port)
-        guard = self.service.guard
-        return Serving(
-            route=self.service.route,
-            settings=self.service.settings,
-            addresses=tuple(address.sockaddr for address in addresses),
-            looping=tuple(address in guard.addresses for address in addresses) if guard is not None else (),
-            sources=tuple(address.sockaddr for address in self.service.source),
-            access=self.service.global_access,
-            source_prefix=self.service.source_prefix,
-        )
 
 
 class ReactorDatagrams(ReactorListener):
@@ -84,10 +70,10 @@ class ReactorDatagrams(ReactorListener):
         self._judged = by
         return self._lane.revoke(self._key, access)
 
-    def exchange(self, service: Service) -> None:
+    def replace_service(self, service: Service) -> None:
         """Serve the clients to come differently; it lingers no more."""
         self.on_closed = None
-        super().exchange(service)
+        super().replace_service(service)
 
     def linger(self, on_closed: Callable[[], object]) -> None:
         """Let nobody new in, and close with the last session; `on_closed` is called then, perhaps at once."""

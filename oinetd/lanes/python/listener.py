@@ -61,7 +61,7 @@ class Listener:
             self._reading = True
             self._loop.add_reader(self.sock.fileno(), self._accept)
 
-    def exchange(self, service: Service) -> None:
+    def replace_service(self, service: Service) -> None:
         """Serve the connections to come differently."""
         self.service.registry.forget_waiting(self.start)
         self.service = service

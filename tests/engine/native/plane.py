@@ -86,20 +86,20 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 class Plane:
-    """A running core and its records."""
+    """A running hub and its records."""
 
-    def __init__(self, threads: int = 1, spin_us: int = 0, slots_max: int = 0, **rules: Any) -> None:
+    def __init__(self, threads: int = 1, spin_us: int = 0, slots_max: int = 0, **settings: Any) -> None:
         self.budget = _fastpath.Budget()
-        self.permits = _fastpath.Permits(0, 0, self.budget, 2)
-        self.core = _fastpath.Core(self.permits, threads, spin_us, slots_max)
-        self.rules = rules
+        self.gate = _fastpath.Gate(0, 0, self.budget, 2)
+        self.hub = _fastpath.Hub(self.gate, threads, spin_us, slots_max)
+        self.settings = settings
         self.rows: list[tuple[Any, ...]] = []
         self._tokens = itertools.count(1)
         self._tags = itertools.count(1)
         self._sockets: list[socket.socket] = []
 
-    def make_rules(self, gate: Any = None, **said: Any) -> Any:
-        return _fastpath.Rules(next(self._tags), gate, **{**self.rules, **said})
+    def make_policy(self, gate: Any = None, **said: Any) -> Any:
+        return _fastpath.Policy(next(self._tags), gate, **{**self.settings, **said})
 
     def wire(
         self, *, client: dict[str, int] | None = None, upstream: dict[str, int] | None = None, **said: Any
@@ -108,7 +108,7 @@ class Plane:
         near_client, far_client = tcp_pair(**client or {})
         near_upstream, far_upstream = tcp_pair(**upstream or {})
         token = next(self._tokens)
-        self.core.relay(far_client.detach(), far_upstream.detach(), self.make_rules(**said), token)
+        self.hub.relay(far_client.detach(), far_upstream.detach(), self.make_policy(**said), token)
         self._sockets += [near_client, near_upstream]
         return near_client, near_upstream, token
 
@@ -117,8 +117,8 @@ class Plane:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._sockets.append(sock)
-        gate = gate if gate is not None else _fastpath.Permits()
-        index = self.core.add_listener(sock.fileno(), self.make_rules(gate, addresses=targets, **said))
+        gate = gate if gate is not None else _fastpath.Gate()
+        index = self.hub.add_listener(sock.fileno(), self.make_policy(gate, addresses=targets, **said))
         return Listening(sock, index, gate)
 
     def connect(self, listening: Listening) -> socket.socket:
@@ -140,15 +140,15 @@ class Plane:
                 if wanted(row):
                     return row
             seen = len(self.rows)
-            fresh = self.core.drain(4096)
+            fresh = self.hub.drain(4096)
             self.rows += fresh
             if not fresh:
                 left_s = deadline - time.monotonic()
                 assert left_s > 0, f"no such record among {self.rows}"
                 bell = select.poll()  # select refuses descriptors above 1023
-                bell.register(self.core.fileno(), select.POLLIN)
+                bell.register(self.hub.fileno(), select.POLLIN)
                 if bell.poll(left_s * 1000):
-                    self.core.hush()
+                    self.hub.hush()
 
     def result(self, token: int) -> tuple[Any, ...]:
         """Ending, bytes up, bytes down, errno of a pair."""
@@ -159,13 +159,13 @@ class Plane:
         """Wait until a condition of the data plane holds."""
         deadline = time.monotonic() + PATIENCE_S
         while not true():
-            assert time.monotonic() < deadline, self.core.stats()
+            assert time.monotonic() < deadline, self.hub.stats()
             time.sleep(0.001)
 
     def close(self) -> None:
         for sock in self._sockets:
             sock.close()
-        self.core.stop()
+        self.hub.stop()
 
 
 class Listening:

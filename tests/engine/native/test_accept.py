@@ -99,15 +99,15 @@ def test_a_session_from_accept_to_close(lane: Plane, echo: Echo) -> None:
     client = lane.connect(listening)
     round_trip(client)
     opened = lane.row(lambda row: row[0] == OPENED)
-    (live,) = lane.core.snapshot()
+    (live,) = lane.hub.snapshot()
     assert (live[1], live[5], live[6]) == (opened[1], *client.getsockname())
     assert (live[7], live[8]) == echo.address
-    assert (lane.permits.live, listening.gate.live) == (1, 1)
+    assert (lane.gate.live, listening.gate.live) == (1, 1)
     client.close()
     (row,) = closed(lane)
     assert row[1] == opened[1]
     assert (ENDINGS[row[13]], row[11], row[12], row[14]) == (Ending.CLIENT_CLOSED, 5, 5, 0)
-    assert (lane.permits.live, listening.gate.live) == (0, 0)
+    assert (lane.gate.live, listening.gate.live) == (0, 0)
 
 
 def test_server_speaks_first(lane: Plane) -> None:
@@ -140,7 +140,7 @@ def test_first_address_dead_second_alive(lane: Plane, echo: Echo) -> None:
     dead = ("127.0.0.1", free_port())
     client = lane.connect(lane.listen(dead, ("::1", dead[1], 0, 0), echo.address))
     round_trip(client)
-    assert lane.core.snapshot()[0][8] == echo.address[1]
+    assert lane.hub.snapshot()[0][8] == echo.address[1]
 
 
 def test_no_address_at_all(lane: Plane) -> None:
@@ -179,8 +179,8 @@ def test_client_gives_up_while_connecting(lane: Plane, silent: tuple[str, int]) 
     client = lane.connect(lane.listen(silent))
     lane.row(lambda row: row[0] == OPENED)
     client.shutdown(socket.SHUT_WR)  # legal: it may still want an answer
-    lane.core.snapshot()
-    assert lane.permits.live == 1
+    lane.hub.snapshot()
+    assert lane.gate.live == 1
     reset(client)
     (row,) = closed(lane)
     assert (ENDINGS[row[13]], row[14]) == (Ending.CLIENT_RESET, errno.ECONNRESET)
@@ -255,7 +255,7 @@ def test_a_connect_that_comes_back_to_itself_is_refused(make_plane: Plane) -> No
     lane = make_plane(threads=1)
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     port = next(port for port in range(first, last, 2) if can_listen(port))
-    listening = lane.listen(*[("127.0.0.1", port)] * ADDRESSES_MAX, may_meet_itself=True)
+    listening = lane.listen(*[("127.0.0.1", port)] * ADDRESSES_MAX, may_self_connect=True)
     for _ in range(3 * (last - first) // 2 // ADDRESSES_MAX):
         with pytest.raises(ConnectionResetError):
             ask(listening)
@@ -280,50 +280,50 @@ def test_unwelcome_clients_see_a_close(lane: Plane, echo: Echo, access: Any, ver
     (row,) = closed(lane)
     assert ENDINGS[row[13]] is verdict
     assert [row[0] for row in lane.rows] == [CLOSED]
-    assert (echo.accepted, lane.permits.live, listening.gate.live) == (0, 0, 0)
+    assert (echo.accepted, lane.gate.live, listening.gate.live) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("whose", ["process", "rule"])
 def test_at_the_maximum_connections_wait(lane: Plane, echo: Echo, whose: str) -> None:
     listening = lane.listen(echo.address)
-    (lane.permits if whose == "process" else listening.gate).set_limits(3, 0)
+    (lane.gate if whose == "process" else listening.gate).set_limits(3, 0)
     inside = [lane.connect(listening) for _ in range(3)]
     for client in inside:
         round_trip(client)
     waiting = [lane.connect(listening) for _ in range(5)]
     for client in waiting:
         client.sendall(b"hello")
-    loops = lane.core.stats()["loops"]
-    assert (lane.permits.live, lane.core.stats()["accepted"]) == (3, 3)
+    loops = lane.hub.stats()["loops"]
+    assert (lane.gate.live, lane.hub.stats()["accepted"]) == (3, 3)
     for client in [*inside, *waiting]:
         if client in waiting:
             assert read_exactly(client, 5) == b"hello"
-        assert lane.permits.live <= 3
+        assert lane.gate.live <= 3
         client.close()
     closed(lane, count=8)
-    assert lane.permits.live == 0
-    assert lane.core.stats()["loops"] - loops < 400  # it waited and did not ask again and again
+    assert lane.gate.live == 0
+    assert lane.hub.stats()["loops"] - loops < 400  # it waited and did not ask again and again
 
 
 def test_a_place_given_back_by_python_lets_the_next_in(lane: Plane, echo: Echo) -> None:
-    lane.permits.set_limits(1, 0)
-    assert lane.permits.enter()
-    assert not lane.permits.enter()
+    lane.gate.set_limits(1, 0)
+    assert lane.gate.enter()
+    assert not lane.gate.enter()
     client = lane.connect(lane.listen(echo.address))
     client.sendall(b"hello")
-    assert lane.core.stats()["accepted"] == 0
-    lane.permits.leave()
+    assert lane.hub.stats()["accepted"] == 0
+    lane.gate.leave()
     assert read_exactly(client, 5) == b"hello"
     second = lane.connect(lane.listen(echo.address))
     second.sendall(b"hello")
-    lane.permits.set_limits(2, 0)
+    lane.gate.set_limits(2, 0)
     assert read_exactly(second, 5) == b"hello"
 
 
 @pytest.mark.parametrize("whose", ["process", "rule"])
 def test_a_source_at_its_maximum_is_refused(lane: Plane, echo: Echo, whose: str) -> None:
     listening = lane.listen(echo.address)
-    gate = lane.permits if whose == "process" else listening.gate
+    gate = lane.gate if whose == "process" else listening.gate
     gate.set_limits(0, 2)
     inside = [lane.connect(listening) for _ in range(2)]
     for client in inside:
@@ -367,9 +367,9 @@ def test_rules_change_and_the_queue_stays(lane: Plane, echo: Echo) -> None:
     for thread in threads:
         thread.start()
     changes = 0
-    while lane.core.stats()["accepted"] < 1500 and not failures:
-        lane.core.replace_listener(listening.index, lane.make_rules(listening.gate, addresses=[echo.address]))
-        lane.core.drain(1000)
+    while lane.hub.stats()["accepted"] < 1500 and not failures:
+        lane.hub.replace_listener(listening.index, lane.make_policy(listening.gate, addresses=[echo.address]))
+        lane.hub.drain(1000)
         changes += 1
     stop.set()
     for thread in threads:
@@ -382,14 +382,14 @@ def test_removed_listener_is_let_go_and_may_come_back(lane: Plane, echo: Echo) -
     listening = lane.listen(echo.address)
     round_trip(lane.connect(listening))
     for _ in range(20):
-        lane.core.remove_listener(listening.index)
+        lane.hub.remove_listener(listening.index)
         waiting = lane.connect(listening)
         waiting.sendall(b"hello")
-        accepted = lane.core.stats()["accepted"]
-        rules = lane.make_rules(listening.gate, addresses=[echo.address])
-        listening.index = lane.core.add_listener(listening.sock.fileno(), rules)
+        accepted = lane.hub.stats()["accepted"]
+        rules = lane.make_policy(listening.gate, addresses=[echo.address])
+        listening.index = lane.hub.add_listener(listening.sock.fileno(), rules)
         assert read_exactly(waiting, 5) == b"hello"
-        assert lane.core.stats()["accepted"] == accepted + 1
+        assert lane.hub.stats()["accepted"] == accepted + 1
 
 
 @contextlib.contextmanager
@@ -444,11 +444,11 @@ def test_full_ring_stops_accepting_and_loses_nothing(make_plane: Plane, echo: Ec
 
     knocking = threading.Thread(target=knock)
     knocking.start()
-    plane.until(lambda: plane.core.stats()["refused"] >= 4000)
-    assert plane.core.stats()["refused"] <= 4096
+    plane.until(lambda: plane.hub.stats()["refused"] >= 4000)
+    assert plane.hub.stats()["refused"] <= 4096
     rows = []
     while len(rows) < total:
-        rows += plane.core.drain(100)
+        rows += plane.hub.drain(100)
     knocking.join()
     ids = [row[1] for row in rows]
     assert len(set(ids)) == len(ids) == total
@@ -461,10 +461,10 @@ def test_closing_records_wait_for_room(make_plane: Plane, echo: Echo) -> None:
     for _ in range(4032):
         with socket.create_connection(listening.sock.getsockname(), 20):
             pass
-    plane.until(lambda: plane.core.stats()["refused"] >= 4030)
+    plane.until(lambda: plane.hub.stats()["refused"] >= 4030)
     for _ in range(2):
-        plane.core.abort_all()
-    plane.until(lambda: plane.core.stats()["live"] == [0])
+        plane.hub.abort_all()
+    plane.until(lambda: plane.hub.stats()["live"] == [0])
     for _, _, token in wires:
         assert ENDINGS[plane.result(token)[0]] is Ending.ABORTED
 
@@ -473,7 +473,7 @@ def test_connections_spread_over_reactors(lane: Plane, echo: Echo) -> None:
     listening = lane.listen(echo.address)
     for _ in range(10):
         round_trip(lane.connect(listening))
-    live = lane.core.stats()["live"]
+    live = lane.hub.stats()["live"]
     assert sum(live) == 10
     assert max(live) - min(live) <= 2
 
@@ -489,7 +489,7 @@ def test_no_memory_for_a_pair(make_plane: Plane) -> None:
     with socket.socket() as sock:
         tokens = range(1_000_000, 1_000_000 + RING_RECORDS + 10)
         for each in tokens:
-            plane.core.relay(os.dup(sock.fileno()), os.dup(sock.fileno()), plane.make_rules(), each)
+            plane.hub.relay(os.dup(sock.fileno()), os.dup(sock.fileno()), plane.make_policy(), each)
     missing = set(tokens)
     plane.row(lambda row: missing.discard(row[3]) or not missing)
     told = sorted((row[3], ENDINGS[row[13]], row[14]) for row in plane.rows if row[3] in tokens)
@@ -511,6 +511,6 @@ def test_no_memory_for_a_client(echo: Echo, make_plane: Plane) -> None:
     row = plane.row(lambda row: row[0] == CLOSED)
     assert (ENDINGS[row[13]], row[14]) == (Ending.ACCEPT_FAILED, errno.ENOMEM)
     assert plane.row(lambda row: row[0] == TROUBLE)[14] == errno.ENOMEM
-    assert (plane.permits.live, listening.gate.live, plane.core.stats()["live"]) == (64, 64, [64])
+    assert (plane.gate.live, listening.gate.live, plane.hub.stats()["live"]) == (64, 64, [64])
     inside[0].close()
     round_trip(plane.connect(listening))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from oinetd.core.record import Ending, SessionRecord
-from oinetd.lanes.native.lane import NativeLane, Serving
-from oinetd.lanes.native.plane import DataPlane, available
-from oinetd.model import AccessRule, Endpoint, RelayMode, Rule, RuleOptions, Settings, Verb
+from oinetd.core.service import Service
+from oinetd.lanes.native.lane import NativeLane
+from oinetd.lanes.native.plane import Hub, available
+from oinetd.model import SOURCE_PREFIX, AccessRule, Endpoint, RelayMode, Rule, RuleOptions, Settings, Verb
 from tests.peers import dial, echo, server, until
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())
@@ -21,14 +23,14 @@ pytestmark = pytest.mark.skipif(bool(available()), reason=available())
 class Stage:
     """A lane with one listener, and what it told."""
 
-    def __init__(self, plane: DataPlane, destination: tuple[str, int]) -> None:
+    def __init__(self, hub: Hub, destination: tuple[str, int]) -> None:
         self.opened: list[SessionRecord] = []
         self.closed: list[SessionRecord] = []
         self.unreachable: list[int] = []
-        self.plane = plane
+        self.hub = hub
         self.destination = destination
         self.lane = NativeLane(
-            plane,
+            hub,
             on_opened=self.opened.append,
             on_closed=self.closed.append,
             on_unreachable=self.unreachable.append,
@@ -36,25 +38,31 @@ class Stage:
         self.sock = socket.create_server(("127.0.0.1", 0))
         self.sock.setblocking(False)
         self.address: tuple[str, int] = self.sock.getsockname()
-        self.key = self.lane.add(self.sock, self.serving())
+        self.key = self.lane.add(self.sock, self.service())
 
-    def serving(self, *, access: tuple[AccessRule, ...] = (), **options: Any) -> Serving:
+    def service(self, *, access: tuple[AccessRule, ...] = (), **options: Any) -> Service:
+        """The fields of a service that the lane reads; its destination is `self.destination` of the moment."""
         rule = Rule(Endpoint(*self.address), Endpoint(*self.destination), RuleOptions(**options))
-        return Serving(
+        at = SimpleNamespace(at=lambda port: [SimpleNamespace(sockaddr=self.destination)])
+        said = SimpleNamespace(
             route=next(rule.routes()),
             settings=Settings().with_overrides(rule.options),
-            addresses=(self.destination,),
-            access=access,
+            global_access=access,
+            destination=at,
+            source=(),
+            source_prefix=SOURCE_PREFIX,
+            guard=None,
         )
+        return cast("Service", said)
 
 
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
     async with server(echo) as destination:
-        plane = DataPlane(asyncio.get_running_loop(), threads=2)
-        stage = Stage(plane, destination)
+        hub = Hub(asyncio.get_running_loop(), threads=2)
+        stage = Stage(hub, destination)
         yield stage
-        await plane.close()
+        await hub.close()
         stage.sock.close()
 
 
@@ -98,14 +106,14 @@ async def test_replaced_rules_hold_for_those_to_come(stage: Stage) -> None:
     before = await dial(stage.address)
     await before.send(b"a")
     assert await before.read(1) == b"a"
-    stage.lane.replace(stage.key, stage.serving(access=(AccessRule(Verb.DENY, "127.*"),)))
+    stage.lane.replace(stage.key, stage.service(access=(AccessRule(Verb.DENY, "127.*"),)))
     refused = await dial(stage.address)
     assert await refused.read_all() == b""
     await until(lambda: stage.closed)
     assert (stage.closed[0].ending, stage.closed[0].engine) == (Ending.DENIED, "")
     await before.send(b"b")
     assert await before.read(1) == b"b"
-    stage.lane.replace(stage.key, stage.serving(relay=RelayMode.SPLICE))
+    stage.lane.replace(stage.key, stage.service(relay=RelayMode.SPLICE))
     after = await dial(stage.address)
     await after.send(b"c")
     assert await after.read(1) == b"c"
@@ -116,7 +124,7 @@ async def test_replaced_rules_hold_for_those_to_come(stage: Stage) -> None:
 
 
 async def test_the_rules_own_maximum(stage: Stage) -> None:
-    stage.lane.replace(stage.key, stage.serving(max_connections=1))
+    stage.lane.replace(stage.key, stage.service(max_connections=1))
     first = await dial(stage.address)
     second = await dial(stage.address)
     for client in (first, second):
@@ -143,12 +151,14 @@ async def test_kill(stage: Stage) -> None:
 async def test_other_addresses(stage: Stage) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        stage.lane.update(stage.key, [nobody.getsockname()])
+        destination, stage.destination = stage.destination, nobody.getsockname()
+        stage.lane.refresh(stage.key)
         for _ in range(3):
             with pytest.raises(ConnectionError):
                 await visit(stage.address)
         await until(lambda: stage.unreachable == [stage.key])
-    stage.lane.update(stage.key, [stage.destination])
+    stage.destination = destination
+    stage.lane.refresh(stage.key)
     client = await dial(stage.address)
     await client.send(b"x")
     assert await client.read(1) == b"x"
@@ -177,7 +187,7 @@ async def test_close_ends_and_tells_everything(stage: Stage) -> None:
     for client in clients:
         await client.send(b"x")
         assert await client.read(1) == b"x"
-    await stage.plane.close()
+    await stage.hub.close()
     assert len(stage.closed) == 20
     assert {record.ending for record in stage.closed} == {Ending.ABORTED}
     for client in clients:

@@ -18,7 +18,7 @@ CHUNK = bytes(1 << 16)
 def until(condition: Callable[[], object], plane: Plane) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        plane.rows += plane.core.drain(4096)
+        plane.rows += plane.hub.drain(4096)
         assert time.monotonic() < deadline, f"budget {plane.budget.used} used, {plane.budget.pipes} in pipes"
         time.sleep(0.002)
 
@@ -85,7 +85,7 @@ def test_every_descriptor_can_become_a_sessions(
         upstream = plane.own(server.accept()[0])
         upstream.settimeout(PATIENCE_S)
         assert upstream.recv(5) == b"hello"
-    assert plane.permits.live == 16
+    assert plane.gate.live == 16
     assert (plane.budget.used, plane.budget.pipes) == (32, 0)
     for (client, upstream), sent in zip(stuck, amounts, strict=True):
         upstream.shutdown(socket.SHUT_WR)
@@ -116,8 +116,8 @@ def test_idle_pipes_are_closed_after_a_while(make_plane: Callable[..., Plane]) -
 def test_a_gate_takes_nothing_that_is_not_there(make_plane: Callable[..., Plane]) -> None:
     plane = make_plane()
     plane.budget.total = 5
-    assert [plane.permits.enter() for _ in range(3)] == [True, True, False]
-    assert (plane.budget.used, plane.permits.is_full, plane.permits.full) == (4, True, 1)
-    plane.permits.leave()
-    assert (plane.budget.used, plane.permits.is_full) == (2, False)
-    plane.permits.leave()
+    assert [plane.gate.enter() for _ in range(3)] == [True, True, False]
+    assert (plane.budget.used, plane.gate.is_full, plane.gate.full) == (4, True, 1)
+    plane.gate.leave()
+    assert (plane.budget.used, plane.gate.is_full) == (2, False)
+    plane.gate.leave()

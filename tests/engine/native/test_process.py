@@ -59,7 +59,7 @@ def test_splice_forbidden_by_a_filter(error: int, relay: int) -> None:
         forbid_splice({error})
         plane = Plane(relay={relay})
         check(plane)
-        assert plane.core.stats()["splice_errno"] == {error}
+        assert plane.hub.stats()["splice_errno"] == {error}
         plane.close()
         """,
     )
@@ -77,13 +77,13 @@ def test_splice_forbidden_while_bytes_are_in_a_pipe() -> None:
         sender = threading.Thread(target=lambda: (client.sendall(block), client.shutdown(socket.SHUT_WR)))
         sender.start()
         before = -1
-        while (now := plane.core.snapshot()[0][11]) != before:  # until the pipe is stuck
+        while (now := plane.hub.snapshot()[0][11]) != before:  # until the pipe is stuck
             before = now
             time.sleep(0.2)
         forbid_splice(1, everywhere=True)
         assert read_all(upstream) == block
         sender.join()
-        assert plane.core.stats()["splice_errno"] == 1
+        assert plane.hub.stats()["splice_errno"] == 1
         plane.close()
         """,
     )
@@ -109,7 +109,7 @@ def test_no_pipe_to_be_had() -> None:
             sender.start()
             assert read_all(upstream) == block
             sender.join()
-        assert plane.core.stats()["pipes"] == 0
+        assert plane.hub.stats()["pipes"] == 0
         for plug in plugs:
             os.close(plug)
         plane.close()
@@ -132,7 +132,7 @@ def test_the_users_pages_are_used_up() -> None:
         plane = Plane(relay=2)
         check(plane)
         if small < 65536:
-            assert plane.core.stats()["pipes"] == 0
+            assert plane.hub.stats()["pipes"] == 0
         plane.close()
         """,
     )

@@ -71,7 +71,7 @@ def test_slow_reader_with_small_buffers(plane: Plane, chunk: int) -> None:
 
 
 def test_bulk_both_ways_at_once(plane: Plane) -> None:
-    size = 8_000_000 if plane.rules.get("flip_bytes") == 7 else 100_000_000
+    size = 8_000_000 if plane.settings.get("flip_bytes") == 7 else 100_000_000
     client, upstream, token = plane.wire()
     block = noise(1_000_000)
     sums: dict[str, Any] = {}
@@ -115,7 +115,7 @@ def test_fin_behind_data_while_the_destination_is_blocked(plane: Plane) -> None:
 
     sender = in_background(send)
     before = -1
-    while (now := plane.core.snapshot()[0][11]) != before:  # until nothing moves any more
+    while (now := plane.hub.snapshot()[0][11]) != before:  # until nothing moves any more
         before = now
         sent.wait(0.3)
     assert read_all(upstream) == data
@@ -165,7 +165,7 @@ def test_data_then_reset_is_data_then_reset(plane: Plane, size: int) -> None:
     data = noise(size)
     client.sendall(data)
     # What the client's kernel still holds is lost by its reset, so wait until the relay has taken it over.
-    plane.until(lambda: plane.core.snapshot()[0][11] == size)
+    plane.until(lambda: plane.hub.snapshot()[0][11] == size)
     reset(client)
     assert read_to_reset(upstream) == data
     assert plane.result(token)[:2] == (ENDINGS.index(Ending.CLIENT_RESET), size)
@@ -187,7 +187,7 @@ def test_reset_that_is_noticed_on_a_write(plane: Plane) -> None:
     client.send(b"hello")
     assert read_exactly(upstream, 5) == b"hello"
     upstream.send(b"unread by the client")
-    plane.until(lambda: plane.core.snapshot()[0][12] == 20)
+    plane.until(lambda: plane.hub.snapshot()[0][12] == 20)
     client.close()  # with bytes unread: a reset
     write_to_reset(upstream)
     assert ending(plane, token) is Ending.CLIENT_RESET
@@ -207,7 +207,7 @@ def test_reset_right_behind_a_fin(plane: Plane, size: int) -> None:
     for _ in range(20):
         client, upstream, token = plane.wire()
         client.sendall(noise(size))
-        plane.until(lambda size=size: plane.core.snapshot()[0][11] == size)
+        plane.until(lambda size=size: plane.hub.snapshot()[0][11] == size)
         client.shutdown(socket.SHUT_WR)
         reset(client)
         assert ending(plane, token) is Ending.CLIENT_RESET
@@ -257,10 +257,10 @@ def test_urgent_byte_mid_stream(plane: Plane, first: int, fin: bool) -> None:
         client.sendall(data[first + 1 :])
         client.shutdown(socket.SHUT_WR)
     assert read_all(upstream) == data
-    loops = plane.core.stats()["loops"]
-    plane.core.snapshot()
-    plane.core.snapshot()
-    assert plane.core.stats()["loops"] <= loops + 10  # nothing spins
+    loops = plane.hub.stats()["loops"]
+    plane.hub.snapshot()
+    plane.hub.snapshot()
+    assert plane.hub.stats()["loops"] <= loops + 10  # nothing spins
     upstream.close()
     assert ending(plane, token) is Ending.CLIENT_CLOSED
 
@@ -297,9 +297,9 @@ def test_kill_resets_both(plane: Plane) -> None:
     client, upstream, token = plane.wire()
     client.send(b"hello")
     assert read_exactly(upstream, 5) == b"hello"
-    (row,) = plane.core.snapshot()
+    (row,) = plane.hub.snapshot()
     assert (row[3], row[11], row[12]) == (token, 5, 0)
-    plane.core.kill(row[1])
+    plane.hub.kill(row[1])
     for sock in (client, upstream):
         with pytest.raises(ConnectionResetError):
             sock.recv(1)
@@ -308,8 +308,8 @@ def test_kill_resets_both(plane: Plane) -> None:
 
 def test_stop_aborts_and_tells(plane: Plane) -> None:
     wires = [plane.wire() for _ in range(10)]
-    plane.until(lambda: plane.core.stats()["live"] == [10])
-    rows = plane.core.stop()
+    plane.until(lambda: plane.hub.stats()["live"] == [10])
+    rows = plane.hub.stop()
     assert {row[3] for row in rows} == {token for _, _, token in wires}
     assert {ENDINGS[row[13]] for row in rows} == {Ending.ABORTED}
     for client, upstream, _ in wires:
@@ -373,11 +373,11 @@ def test_many_short_relays_reuse_descriptors(plane: Plane) -> None:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
         else:
-            plane.core.abort_all()
+            plane.hub.abort_all()
         client.close()
         upstream.close()
         plane.result(token)
-    assert plane.core.stats()["live"] == [0]
+    assert plane.hub.stats()["live"] == [0]
 
 
 def test_idle_connections_hold_nothing(plane: Plane) -> None:
@@ -386,5 +386,5 @@ def test_idle_connections_hold_nothing(plane: Plane) -> None:
         client.send(b"x")
         assert upstream.recv(1) == b"x"
     # However many went through a pipe, they went through the same one.
-    assert plane.core.stats()["pipes"] <= 2
-    assert plane.core.stats()["connection_bytes"] < 1024
+    assert plane.hub.stats()["pipes"] <= 2
+    assert plane.hub.stats()["connection_bytes"] < 1024

@@ -52,7 +52,7 @@ class DatagramListener:
             self.plane.poller.watch(self.sock.fileno(), self._on_readable, LEVEL_READ)
             self._watching = True
 
-    def exchange(self, service: Service) -> None:
+    def replace_service(self, service: Service) -> None:
         """Serve the clients to come differently."""
         self.service = service
         self.on_closed = None

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oinetd.core.admission import LocalGate
-from oinetd.core.record import Ending
 from oinetd.lanes.native.cores import usable_cores
-from oinetd.lanes.native.plane import ENDINGS, available
+from oinetd.lanes.native.plane import available
 from oinetd.model import SourcePrefix
 
 WHOLE = SourcePrefix(32, 128)
@@ -27,14 +26,14 @@ chain so long comes once in more than 10^20 tables."""
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())
 
 
-def permits(max_connections: int = 0, max_per_source: int = 0):  # type: ignore[no-untyped-def]
-    from oinetd._fastpath import Permits
+def make_gate(max_connections: int = 0, max_per_source: int = 0):  # type: ignore[no-untyped-def]
+    from oinetd._fastpath import Gate
 
-    return Permits(max_connections, max_per_source)
+    return Gate(max_connections, max_per_source)
 
 
 def test_never_more_than_the_bound() -> None:
-    gate = permits(10)
+    gate = make_gate(10)
     highest = 0
     turned_away = 0
 
@@ -60,7 +59,7 @@ def test_never_more_than_the_bound() -> None:
 
 
 def test_sources_are_counted_like_a_counter() -> None:
-    gate = permits(0, 3)
+    gate = make_gate(0, 3)
     random_ = random.Random(7)
     hosts = [f"10.{i % 7}.{i // 7}.{i}" for i in range(200)] + [f"2001:db8::{i:x}" for i in range(200)]
     expected: Counter[str] = Counter()
@@ -78,7 +77,7 @@ def test_sources_are_counted_like_a_counter() -> None:
 
 
 def test_an_ipv4_client_is_one_source_in_both_forms() -> None:
-    gate = permits(0, 1)
+    gate = make_gate(0, 1)
     assert gate.enter_source("192.0.2.1", SourcePrefix())
     assert not gate.enter_source("::ffff:192.0.2.1", SourcePrefix())
 
@@ -101,7 +100,7 @@ CHOSEN = {
 
 
 def check_chains(hosts: list[str]) -> None:
-    gate = permits()
+    gate = make_gate()
     for host in hosts:
         assert gate.enter_source(host, WHOLE)
     steps = [gate.source_steps(host, WHOLE) for host in hosts]
@@ -130,7 +129,7 @@ def test_addresses_that_collide_without_a_key_make_no_long_chain() -> None:
 
 def test_each_table_has_a_key_of_its_own() -> None:
     hosts = [str(ipaddress.IPv6Address(NETWORK + i.to_bytes(8, "big"))) for i in range(1000)]
-    gates = permits(), permits()
+    gates = make_gate(), make_gate()
     for gate in gates:
         for host in hosts:
             gate.enter_source(host, WHOLE)
@@ -139,19 +138,19 @@ def test_each_table_has_a_key_of_its_own() -> None:
 
 
 def test_a_network_of_ipv6_is_one_source() -> None:
-    gate = permits(0, 4)
+    gate = make_gate(0, 4)
     entered = [gate.enter_source(f"2001:db8::{i:x}", SourcePrefix()) for i in range(1, 41)]
     assert entered.count(True) == 4
     assert gate.enter_source("2001:db8:0:1::1", SourcePrefix())
 
 
 def test_link_local_addresses_are_sources_of_their_own() -> None:
-    gate = permits(0, 1)
+    gate = make_gate(0, 1)
     assert all(gate.enter_source(f"fe80::{i:x}%lo", SourcePrefix()) for i in range(1, 5))
 
 
 def test_connections_that_were_counted_with_another_prefix_leave_what_they_entered() -> None:
-    gate = permits(0, 10)
+    gate = make_gate(0, 10)
     assert gate.enter_source("2001:db8::1", WHOLE)
     assert gate.enter_source("2001:db8::1", SourcePrefix())
     gate.leave_source("2001:db8::1", WHOLE)
@@ -170,7 +169,7 @@ PREFIXES = st.builds(SourcePrefix, st.integers(0, 32), st.integers(0, 128))
 
 @given(addresses=st.lists(ADDRESSES, max_size=30), prefix=PREFIXES, bound=st.integers(1, 3))
 def test_both_lanes_see_the_same_sources(addresses: list[str], prefix: SourcePrefix, bound: int) -> None:
-    native, local = permits(0, bound), LocalGate()
+    native, local = make_gate(0, bound), LocalGate()
     local.set_limits(0, bound)
     for address in addresses:
         assert native.enter_source(address, prefix) == local.enter_source(address, prefix)
@@ -179,19 +178,12 @@ def test_both_lanes_see_the_same_sources(addresses: list[str], prefix: SourcePre
 @pytest.mark.parametrize("prefix", [(33, 0), (0, 129)])
 def test_a_prefix_that_is_longer_than_an_address(prefix: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="prefix"):
-        permits().enter_source("192.0.2.1", prefix)
+        make_gate().enter_source("192.0.2.1", prefix)
 
 
 def test_numbers_are_given_once() -> None:
-    gate = permits()
+    gate = make_gate()
     assert len({gate.next_id() for _ in range(1000)}) == 1000
-
-
-def test_endings_are_numbered_as_the_data_plane_does() -> None:
-    assert [ENDINGS.index(ending) for ending in (Ending.CLIENT_CLOSED, Ending.ABORTED, Ending.DENIED)] == [0, 7, 9]
-    assert ENDINGS[16] is Ending.RESOLVE_FAILED
-    # What only the Python lane knows comes behind.
-    assert ENDINGS[17:] == (Ending.DISPLACED, Ending.REVOKED)
 
 
 def test_cores(tmp_path) -> None:  # type: ignore[no-untyped-def]

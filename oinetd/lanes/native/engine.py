@@ -1,0 +1,110 @@
+"""The engine of the reactors: it relays pairs of sockets that the Python lane connected."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from oinetd.core.engine import Meter
+from oinetd.core.record import RelayResult
+from oinetd.lanes.native.plane import ENDINGS, RELAYED, Hub, Row, compile_policy
+from oinetd.model import Settings
+from oinetd.net.sockets import close_with_reset
+
+if TYPE_CHECKING:
+    from oinetd import _fastpath
+
+__all__ = ["NativeEngine"]
+
+REFRESH_S = 0.1
+REFRESH_SHARE = 0.02
+"""Meters of running relays are brought up to date ten times a second, or as often as takes this share of the loop."""
+
+
+class NativeEngine:
+    """Relays pairs of sockets in the reactors; see `oinetd.core.engine` for the contract."""
+
+    name = "native"
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._loop = asyncio.get_running_loop()
+        self._tokens = itertools.count(1)
+        self._running: dict[int, tuple[asyncio.Future[RelayResult], Meter]] = {}
+        self._policies: dict[Settings, _fastpath.Policy] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        hub.take(RELAYED, self._relayed)
+
+    async def relay(
+        self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter
+    ) -> RelayResult:
+        token = next(self._tokens)
+        try:
+            policy = self._policy_of(settings)
+            for sock in (client, upstream):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            session_id = self._hub.relay(client.fileno(), upstream.fileno(), policy, token)
+        except BaseException:
+            close_with_reset(client)
+            close_with_reset(upstream)
+            raise
+        client.detach()  # a reactor closes them
+        upstream.detach()
+        ended: asyncio.Future[RelayResult] = self._loop.create_future()
+        self._running[token] = (ended, meter)
+        if self._timer is None:
+            self._timer = self._loop.call_later(REFRESH_S, self._refresh)
+        cancelled: asyncio.CancelledError | None = None
+        while not ended.done():
+            try:
+                await asyncio.wait([ended])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self._hub.kill(session_id)
+        if cancelled is not None:
+            raise cancelled
+        return ended.result()
+
+    async def close(self) -> None:
+        """Abort every relay that runs and wait for their results; the hub stays."""
+        for row in self._hub.snapshot():
+            if row[3] in self._running:
+                self._hub.kill(row[1])
+        while self._running:
+            await asyncio.wait([ended for ended, _ in self._running.values()])
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def refresh(self) -> None:
+        """Bring the meters of all running relays up to date; it happens some times a second without being asked."""
+        for row in self._hub.snapshot():
+            if (running := self._running.get(row[3])) is not None:
+                running[1].bytes_up, running[1].bytes_down = row[11], row[12]
+                running[1].moved_at = time.monotonic() - row[19]
+
+    def _refresh(self) -> None:
+        self._timer = None
+        if self._running:
+            before = self._loop.time()
+            self.refresh()
+            pause_s = max(REFRESH_S, (self._loop.time() - before) / REFRESH_SHARE)
+            self._timer = self._loop.call_later(pause_s, self._refresh)
+
+    def _policy_of(self, settings: Settings) -> _fastpath.Policy:
+        policy = self._policies.get(settings)
+        if policy is None:
+            if len(self._policies) >= 64:  # reloads bring others; connections keep what they began with
+                self._policies.clear()
+            policy = self._policies[settings] = compile_policy(0, None, settings, flip_bytes=self._hub.flip_bytes)
+        return policy
+
+    def _relayed(self, row: Row) -> None:
+        ended, meter = self._running.pop(row[3])
+        meter.bytes_up, meter.bytes_down = row[11], row[12]
+        meter.result = RelayResult(ENDINGS[row[13]], row[11], row[12], row[14])
+        ended.set_result(meter.result)

@@ -24,10 +24,20 @@ class Meter:
     """The counters of one running relay, for whoever wants to look while it runs.
 
     An engine writes, everybody else reads. `moved_at` is when something last moved, in seconds of the monotonic clock,
-    0 before that. `result` is set when the relay has ended, also when it was cancelled.
+    0 before that. `result` is set when the relay has ended, also when it was cancelled. `upstream` is set when the
+    relay goes on with another address.
     """
 
-    __slots__ = ("bytes_down", "bytes_up", "datagrams_down", "datagrams_lost", "datagrams_up", "moved_at", "result")
+    __slots__ = (
+        "bytes_down",
+        "bytes_up",
+        "datagrams_down",
+        "datagrams_lost",
+        "datagrams_up",
+        "moved_at",
+        "result",
+        "upstream",
+    )
 
     def __init__(self) -> None:
         self.bytes_up = 0
@@ -37,6 +47,7 @@ class Meter:
         self.datagrams_lost = 0
         self.moved_at = 0.0
         self.result: RelayResult | None = None
+        self.upstream: tuple[str, int] | None = None
 
 
 class Engine(Protocol):

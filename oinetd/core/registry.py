@@ -104,6 +104,7 @@ class Live:
     def snapshot(self) -> SessionRecord:
         """The record as it would read if the session ended now, but for the ending."""
         now = time.monotonic()
+        self.note_upstream()
         return replace(
             self.record,
             bytes_up=self.meter.bytes_up,
@@ -114,6 +115,11 @@ class Live:
             duration_s=now - self.since,
             idle_s=max(0.0, now - max(self.since, self.meter.moved_at)),
         )
+
+    def note_upstream(self) -> None:
+        """Put the address into the record to which the relay has gone."""
+        if self.meter.upstream is not None:
+            self.record.upstream, self.record.upstream_port = self.meter.upstream
 
 
 class Registry:

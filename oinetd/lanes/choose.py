@@ -149,7 +149,7 @@ class Lanes:
         if rule.bind.protocol is Transport.UDP:
             return Choice(False, self._portable, self.dialer, why)
         engine = DatagramEngine(self.datagrams, rule.options, config.settings_of(rule))
-        return Choice(False, engine, DatagramDialer(self.datagrams), why)
+        return Choice(False, engine, DatagramDialer(engine), why)
 
     def choose_unresolved(self, choice: Choice, service: Service) -> Choice:
         """How a rule of `choice` is served as long as a name of it has no address: somebody has to wait for that."""

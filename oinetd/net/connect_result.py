@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
+import sys
+
+from oinetd.net.sockets import unsent_bytes
 
 __all__ = ["connect_result", "unacknowledged_s"]
 
 _SYN_SENT, _SYN_RECV, _CLOSE = 2, 3, 7
 """From linux/tcp_states.h; the first byte of struct tcp_info."""
 
-_UNACKED_AT, _LAST_ACK_AT = 24, 56
-"""Offsets of tcpi_unacked and tcpi_last_ack_recv (milliseconds) in struct tcp_info; 32 bits each."""
+_LAST_ACK_AT = 56
+"""The place of tcpi_last_ack_recv, milliseconds in 32 bits, in struct tcp_info."""
 
 
 def connect_result(sock: socket.socket) -> int:
@@ -41,11 +43,11 @@ def connect_result(sock: socket.socket) -> int:
 
 
 def unacknowledged_s(sock: socket.socket) -> float:
-    """The time since the last acknowledgement if data is unacknowledged, else 0.
+    """For how long the peer of a connection has acknowledged nothing, if the send queue holds something; else 0.
 
-    A peer whose receive window is zero acknowledges the window probes.
+    A peer without room acknowledges that it has none. Bytes that could not be sent, for want of a route, count too.
     """
+    if not unsent_bytes(sock):
+        return 0.0
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_ACK_AT + 4)
-    (unacked,) = struct.unpack_from("=I", info, _UNACKED_AT)
-    (last_ack_ms,) = struct.unpack_from("=I", info, _LAST_ACK_AT)
-    return last_ack_ms / 1000 if unacked else 0.0
+    return int.from_bytes(info[-4:], sys.byteorder) / 1000

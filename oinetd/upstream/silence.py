@@ -7,13 +7,15 @@ one address. `_fastpath/udp/silence.pxd` does the same for the native lane.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from oinetd.net.sockets import Address
 from oinetd.upstream.address_order import AddressOrder, now_ms
+from oinetd.upstream.destination import Destination
 
-__all__ = ["ANSWERED_TIMES", "SILENCE_S", "Trail", "in_order", "patience_s"]
+__all__ = ["ANSWERED_TIMES", "SILENCE_S", "Trail", "in_order", "note_answered", "patience_s"]
 
 SILENCE_S: Final = 4.0
 """How long a client that never got an answer stays with one address. Both lanes use this constant.
@@ -66,6 +68,15 @@ def patience_s(trail: Trail, answered: bool, timeout_s: float, same: bool) -> fl
     if trail.left or not same:
         return SILENCE_S
     return SILENCE_S * ROUND_TIMES**trail.rounds if trail.rounds < NOT_AGAIN else float("inf")
+
+
+def note_answered(destination: Destination, address: Address, trail: Trail) -> None:
+    """The first answer, from `address`: those that the client left fail, except if they answered others meanwhile."""
+    destination.connected()
+    destination.note_worked(address)
+    for left in trail.left:
+        if not destination.answered_since(left, trail.since):
+            destination.note_failed(left, errno.ETIMEDOUT)
 
 
 def in_order(order: AddressOrder, left: tuple[Address, ...]) -> Iterator[Address]:

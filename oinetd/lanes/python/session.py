@@ -157,6 +157,7 @@ class Session:
         if not self._opened and not ending.refused:  # events come in pairs
             self._service.watcher.opened(record)
         record.ending, record.errno = ending, code
+        self._live.note_upstream()
         record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
         record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down
         record.datagrams_lost = meter.datagrams_lost

@@ -96,23 +96,13 @@ class DatagramLeg(DatagramSession):
             return error.errno or errno.EIO
         code = batch.late_errno
         for group in groups:
-            if not self.live.meter.datagrams_down:
-                self._note_worked()
             if self.address is not None:
+                if not self.live.meter.datagrams_down:
+                    silence.note_answered(self.service.destination, self.address, self.trail)
                 self.service.destination.note_answer(self.address, self.home.plane.loop.time())
             self.send_down(group)
             self.heard_answer()
         return code
-
-    def _note_worked(self) -> None:
-        """The first answer: the addresses that the client left fail, but for those that answered somebody meanwhile."""
-        destination = self.service.destination
-        destination.connected()
-        if self.address is not None:
-            destination.note_worked(self.address)
-        for address in self.trail.left:
-            if not destination.answered_since(address, self.trail.since):
-                destination.note_failed(address, errno.ETIMEDOUT)
 
     def _told(self, code: int) -> None:
         """The network told of an error."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from weakref import WeakKeyDictionary
 
 from oinetd.core.engine import Meter
 from oinetd.core.record import Ending, RelayResult
@@ -17,6 +18,7 @@ from oinetd.core.service import Dialed
 from oinetd.lanes.python.running import RunningRelays
 from oinetd.lanes.python.udp.leg import NOBODY, PIECE_BYTES, READS_MAX
 from oinetd.lanes.python.udp.plane import DatagramPlane, connect
+from oinetd.lanes.python.udp.way import Way
 from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
 from oinetd.net.datagrams import Batch
 from oinetd.net.poller import ERROR, LEVEL_READ, WRITABLE, Poller
@@ -39,8 +41,9 @@ _FULL = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 class DatagramDialer:
     """Makes upstream legs that are UDP."""
 
-    def __init__(self, plane: DatagramPlane) -> None:
-        self._plane = plane
+    def __init__(self, engine: DatagramEngine) -> None:
+        self._plane = engine.plane
+        self._ways = engine.ways
 
     @property
     def poller(self) -> Poller:
@@ -61,7 +64,10 @@ class DatagramDialer:
         """
         if not await wait_for_names(self._plane.poller, (destination, source), settings, client):
             return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
-        return connect(destination, port, source, self._plane.table, guard)
+        dialed = connect(destination, port, source, self._plane.table, guard)
+        if dialed.upstream is not None and dialed.address is not None:
+            self._ways[dialed.upstream] = Way(self._plane, destination, port, source, guard, dialed.address)
+        return dialed
 
 
 class DatagramEngine:
@@ -72,6 +78,7 @@ class DatagramEngine:
     def __init__(self, plane: DatagramPlane, options: RuleOptions, settings: Settings) -> None:
         self.plane = plane
         self.batch = plane.batch_for(settings)
+        self.ways: WeakKeyDictionary[socket.socket, Way] = WeakKeyDictionary()
         said = options.udp_timeout_s
         self.timeout_s = UDP_TIMEOUT_S if said is None else said
         self._running = RunningRelays()
@@ -105,6 +112,7 @@ class _Relay:
         self._quiet_s = engine.timeout_s
         self._client = client
         self._upstream = upstream
+        self._way = engine.ways.pop(upstream, None)
         self._settings = settings
         self._meter = meter
         self._half_closed = False
@@ -164,6 +172,10 @@ class _Relay:
     def _send_up(self) -> None:
         """Send the piece; where there is no room for it, again in a moment."""
         code = 0
+        if self._way is not None and not self._down:
+            other = self._way.ask(self._loop.time(), self._quiet_s)
+            if other is not None and not self._replace(self._way, other):
+                return
         try:
             self._upstream.send(self._up)
         except OSError as error:
@@ -175,12 +187,26 @@ class _Relay:
         self._moved = self._meter.moved_at = self._loop.time()
         if code in NOBODY:
             self._meter.datagrams_lost += 1
-            self._end(Ending.UPSTREAM_RESET, code)
+            self._end_refused(code)
         elif code:
             self._meter.datagrams_lost += 1
         else:
             self._meter.bytes_up += size
             self._meter.datagrams_up += 1
+
+    def _replace(self, way: Way, other: socket.socket) -> bool:
+        """Go on with another upstream socket; False if that ended the relay."""
+        self._poller.closing(self._upstream.fileno())
+        self._upstream.close()
+        self._upstream = other
+        self._meter.upstream = way.address.host, way.address.port
+        try:
+            self._batch.prepare(other)
+            self._poller.watch(other.fileno(), self._on_upstream, LEVEL_READ)
+        except OSError as error:
+            self._end(Ending.ABORTED, error.errno or 0)
+            return False
+        return True
 
     def _on_retry(self) -> None:
         self._retry = None
@@ -201,9 +227,11 @@ class _Relay:
         code = code or self._batch.late_errno
         if groups:
             self._moved = self._taken = self._meter.moved_at = self._loop.time()
+            if self._way is not None:
+                self._way.answered(self._moved)
             self._flush()
         if code in NOBODY and not self._over:
-            self._end(Ending.UPSTREAM_RESET, code)
+            self._end_refused(code)
 
     def _flush(self) -> None:
         """Give the client what it takes; read no datagrams as long as something is left."""
@@ -248,6 +276,12 @@ class _Relay:
         meter.result = RelayResult(ending, meter.bytes_up, meter.bytes_down, code)
         if not self.done.done():
             self.done.set_result(meter.result)
+
+    def _end_refused(self, code: int) -> None:
+        """Nobody listens."""
+        if self._way is not None:
+            self._way.refused(code)
+        self._end(Ending.UPSTREAM_RESET, code)
 
     def _deadlines(self) -> list[tuple[float, Ending]]:
         settings, found = self._settings, []

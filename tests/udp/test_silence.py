@@ -71,7 +71,7 @@ async def test_the_next_address_after_a_silent_one(engine: str, monkeypatch: pyt
             await served.has_told(opened=2, closed=1)
             (closed,) = served.closed
             assert (closed.ending, closed.errno, closed.upstream) == (Ending.UPSTREAM_SILENT, 0, FIRST)
-            assert closed.duration_s >= 0.02
+            assert closed.duration_s > 0.015  # the clock has milliseconds
             (live,) = served.forwarder.sessions()
             assert (live.upstream, live.client_port) == (SECOND, client.address[1])
             assert [record.id for record in served.opened] == [closed.id, live.id]
@@ -146,7 +146,7 @@ async def test_an_address_that_has_answered_is_left_after_the_timeout(engine: st
             await client.ask_until(places[0], left)
             closed = next(record for record in served.closed if record.ending is Ending.UPSTREAM_SILENT)
             assert (closed.client_port, closed.datagrams_down) == (client.address[1], 1)
-            assert closed.duration_s >= 0.2
+            assert closed.duration_s > 0.19
             (kept,) = [each for each in served.forwarder.sessions() if each.client_port == other.address[1]]
             assert kept.id in begun
 

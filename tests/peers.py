@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import socket
 import struct
@@ -101,19 +102,45 @@ def tcp_pair(receive_bytes: int = 0, family: int = socket.AF_INET) -> tuple[sock
     return first, second
 
 
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+"""The number of this process among those that run tests at the same time."""
+
+PORTS_PER_WORKER = 2000
+_next_port = itertools.cycle(range(PORTS_PER_WORKER))
+
+
 def free_range(count: int) -> int:
-    """The first of `count` TCP ports in a row that nobody has, below those that the kernel chooses from."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    for first in range(11_000 + 1000 * worker, 12_000 + 1000 * worker, count):
-        with contextlib.ExitStack() as held:
-            try:
-                for port in range(first, first + count):
-                    sock = held.enter_context(socket.socket())
-                    sock.bind(("0.0.0.0", port))
-            except OSError:
-                continue
-        return first
+    """The first of `count` ports in a row that nobody has, neither for TCP nor for UDP, on any address.
+
+    They are below those that the kernel chooses from, and each worker has its own: so nobody takes one between this
+    call and the bind. The next call answers others.
+    """
+    base = 11_000 + PORTS_PER_WORKER * WORKER
+    for _ in range(PORTS_PER_WORKER // count):
+        first = base + next(_next_port)
+        for _ in range(count - 1):
+            next(_next_port)
+        if first + count <= base + PORTS_PER_WORKER and all(_is_free(port) for port in range(first, first + count)):
+            return first
     raise AssertionError("no range of free ports")
+
+
+def free_port() -> int:
+    """A port that nobody has, as `free_range` says."""
+    return free_range(1)
+
+
+def _is_free(port: int) -> bool:
+    """Whether nothing has the port, not even a connection that has ended."""
+    with contextlib.ExitStack() as held:
+        try:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                sock = held.enter_context(socket.socket(socket.AF_INET6, kind))
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                sock.bind(("::", port))
+        except OSError:
+            return False
+    return True
 
 
 async def until(condition: Callable[[], Any], what: str = "the condition", patience_s: float = 30.0) -> Any:

@@ -22,6 +22,7 @@ from bench.capture.streams import Stream
 from bench.capture.tcpdump import read_pcap
 from bench.capture.traffic import RECEIVE_QUEUE, SEND_QUEUE, Sent, queue_seq
 from bench.programs import listening_ports, wait_until
+from tests.peers import free_port
 
 pytest.importorskip("bench._native")
 output = pytest.importorskip("bench.capture.output", reason="the bench extra is not installed")
@@ -55,11 +56,6 @@ def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
         server, _ = listener.accept()
     with client, server:
         yield client, server
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def test_every_byte_on_loopback_is_seen_once(tmp_path: Path) -> None:

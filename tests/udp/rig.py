@@ -111,12 +111,6 @@ def name_service(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
     monkeypatch.setattr(resolver, "lookup", found)
 
 
-def free_port() -> int:
-    """A UDP port of loopback on which nobody listens."""
-    with Party() as party:
-        return party.address[1]
-
-
 @contextmanager
 def no_descriptor_left() -> Iterator[None]:
     """Let the process have as many descriptors as it has now."""

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from oinetd import Ending, Forwarder, SessionRecord, parse_config
 from tests.daemon.process import own_address
-from tests.peers import pattern, until
-from tests.udp.rig import Party, Served, echo, free_port, no_descriptor_left, serving
+from tests.peers import free_port, pattern, until
+from tests.udp.rig import Party, Served, echo, no_descriptor_left, serving
 
 
 async def test_every_datagram_is_one_datagram(engine: str) -> None:

@@ -26,6 +26,7 @@ from bench.subjects import Route, Setup, choose_from
 from bench.subjects.datagram import datagram_subjects
 from bench.topology import Loopback
 from oinetd.config import parse_config, render_config
+from tests.peers import free_port
 
 _bench = pytest.importorskip("bench._native")
 
@@ -105,9 +106,7 @@ def test_peers_are_told_to_take_datagrams(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def far_end(directory: Path) -> Iterator[int]:
-    with socket.socket(type=socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     command = python_command("bench.datagrams", "serve", "127.0.0.1", str(port))
     program = Program(command, RunName.new(), directory / "far-end.log")
     try:
@@ -192,10 +191,7 @@ def test_an_answer_counts_once_and_for_the_client_that_asked() -> None:
 
 
 def test_a_refused_port_ends_in_loss_and_not_in_an_error() -> None:
-    with socket.socket(type=socket.SOCK_DGRAM) as gone:
-        gone.bind(("127.0.0.1", 0))
-        port = gone.getsockname()[1]
-    with connected(port) as (sock,):
+    with connected(free_port()) as (sock,):
         operations, lost, _, _, _ = _bench.datagram_round_trips([sock.fileno()], 2, 64, 0.01)
         assert (operations, lost) == (0, 2)
 

@@ -30,7 +30,7 @@ from oinetd import (
 )
 from oinetd.upstream.destinations import Destinations
 from tests.forwarding import bound, echoes, exchange, rule
-from tests.peers import Peer, dial, server, until
+from tests.peers import Peer, dial, free_port, server, until
 
 
 def listening_sockets() -> int:
@@ -44,12 +44,6 @@ def listening_sockets() -> int:
         except OSError:  # the descriptor that lists the folder
             continue
     return count
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
 
 
 # Errors leave everything as it was

@@ -19,7 +19,7 @@ from oinetd.model import Protocol
 from oinetd.net.sockets import lookup
 from oinetd.upstream.loops import Bound, Leg, find_loops, is_local
 from tests.forwarding import Seen, bound, echoes
-from tests.peers import dial, echo, free_range, server, until
+from tests.peers import WORKER, dial, echo, free_port, free_range, server, until
 from tests.udp.rig import Party, serving
 from tests.udp.rig import echo as datagram_echo
 
@@ -34,11 +34,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def port() -> int:
     """A port on which nobody listens, over TCP and UDP."""
-    with socket.socket() as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-        stream.bind(("127.0.0.1", 0))
-        chosen: int = stream.getsockname()[1]
-        datagrams.bind(("127.0.0.1", chosen))
-        return chosen
+    return free_port()
 
 
 @contextlib.asynccontextmanager
@@ -58,6 +54,10 @@ async def turned_away(to: tuple[str, int]) -> None:
             peer.close()
 
 
+ADDRESS, LATE = (f"10.213.{7 + WORKER}.{number}" for number in (1, 2))
+"""Of each worker its own: one that adds an address would have it taken away by another one."""
+
+
 @contextlib.contextmanager
 def own_address(address: str) -> Iterator[str]:
     """Give this machine an address that is not of 127.0.0.0/8."""
@@ -74,7 +74,7 @@ def own_address(address: str) -> Iterator[str]:
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    with own_address("10.213.7.1") as added:
+    with own_address(ADDRESS) as added:
         yield added
 
 
@@ -87,12 +87,13 @@ def warnings_of(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
     [
         ("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("0.0.0.0", "127.3.2.1"),
         ("0.0.0.0", "0.0.0.0"), ("::", "::1"), ("::", "127.0.0.1"), ("::", "::ffff:127.0.0.1"), ("::1", "::1"),
-        ("0.0.0.0", "10.213.7.1"), ("::", "10.213.7.1"),
+        ("0.0.0.0", "added"), ("::", "added"),
     ],
 )  # fmt: skip
 async def test_a_rule_to_itself_is_refused(
     engine: str, address: str, port: int, bind: str, destination: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    destination = address if destination == "added" else destination
     async with running(f"{engine}{bind} {port} {destination} {port}\n") as (forwarder, seen):
         to = "::1" if bind.startswith("::") else "127.0.0.1"
         for _ in range(3):
@@ -187,12 +188,12 @@ async def test_the_other_addresses_of_a_name_are_tried(
 @pytest.mark.parametrize("source", ["", " [src=127.0.0.1]"])
 async def test_an_address_that_moves_to_this_machine(engine: str, port: int, source: str) -> None:
     """As a virtual address does that two machines share."""
-    text = f"connect-timeout 0.2s\n{engine}0.0.0.0 {port} 10.213.7.2 {port}{source}\n"
+    text = f"connect-timeout 0.2s\n{engine}0.0.0.0 {port} {LATE} {port}{source}\n"
     async with running(text) as (forwarder, seen):
         await turned_away(("127.0.0.1", port))
         await until(lambda: seen.closed, "the record")
         assert seen.closed[0].errno != errno.ELOOP
-        with own_address("10.213.7.2"):
+        with own_address(LATE):
             await turned_away(("127.0.0.1", port))
             await until(lambda: any(record.errno == errno.ELOOP for record in seen.closed), "the loop is seen")
             await until(lambda: forwarder.stats().live == 0, "and over")
@@ -301,5 +302,5 @@ def test_what_a_socket_takes(bind: str, v6only: bool, address: str, taken: bool)
 def test_addresses_of_this_machine(address: str) -> None:
     for host in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::", address, f"::ffff:{address}"):
         assert is_local(lookup(host)[0].at(80)), host
-    for host in ("192.0.2.1", "2001:db8::1", "10.213.7.9"):
+    for host in ("192.0.2.1", "2001:db8::1", "10.213.6.9"):
         assert not is_local(lookup(host)[0].at(80)), host

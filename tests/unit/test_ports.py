@@ -18,14 +18,13 @@ from oinetd.config import parse_rule
 from oinetd.net.ports import PortKey, open_ports, plan_ports
 from oinetd.net.sockets import bound_address
 from tests.forwarding import bound, echoes, exchange, rule
-from tests.peers import dial, until
+from tests.peers import dial, free_port, until
 
 
 @pytest.fixture
 def port() -> int:
     """A port that is free on every address."""
-    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as sock:
-        return int(sock.getsockname()[1])
+    return free_port()
 
 
 def parse(*texts: str) -> Config:

@@ -16,6 +16,7 @@ import pytest
 
 from oinetd.core.record import Ending
 from tests.engine.native.plane import PATIENCE_S, Listening, Plane, read_all, read_exactly, read_to_reset, reset
+from tests.peers import free_port
 
 ENDINGS = list(Ending)
 OPENED, CLOSED, UNREACHABLE, TROUBLE, RESUMED, TARGET = 1, 2, 5, 6, 7, 20
@@ -72,13 +73,6 @@ def echo() -> Iterator[Echo]:
 def lane(echo: Echo, make_plane: Plane) -> Any:
     """Two reactors; closed before the echo, so that its connections end."""
     return make_plane(threads=2)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def closed(plane: Plane, *, count: int = 1) -> list[tuple[Any, ...]]:

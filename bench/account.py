@@ -1,4 +1,4 @@
-"""What a set of processes has used: processor time, context switches, migrations, memory with the kernel's share."""
+"""Resource use of a set of processes: CPU time, context switches, migrations, memory with the kernel's share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Switches:
     threads: dict[int, tuple[int, int, int]]
 
     def since(self, earlier: Switches) -> tuple[int, int | None] | None:
-        """Context switches and migrations from `earlier` to now; None where a thread ended and took its count along."""
+        """Context switches and migrations from `earlier` to now; None if a thread ended and took its count along."""
         if not self.threads or not earlier.threads.keys() <= self.threads.keys():
             return None
         switches = migrations = 0
@@ -40,20 +40,20 @@ class Switches:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes: `pss` of the processes, `kernel` for their sockets, pipes and buffers; None where not counted."""
+    """Bytes: `pss` of the processes, `kernel` for their sockets, pipes and buffers; None if not counted."""
 
     pss: int
     kernel: int | None
 
 
 class Account:
-    """The account of one subject: by control group where there is one, else by the process tree.
+    """The resource use of one subject: of its control group if there is one, else of its process tree.
 
-    The tree loses what children used that ended and were not waited for; `source` says which one it is.
+    The tree misses children that ended and were not waited for. `source` is which of the two it is.
     """
 
     def __init__(self, group: Group | None, roots: Callable[[], Iterable[int]]) -> None:
-        """`roots` gives the pids of the programs that were started, for the case that there is no group."""
+        """`roots` returns the pids of the started programs; it is used without a control group."""
         self.group = group
         self._roots = roots
         self.source = f"cgroup v{group.roots.version}" if group else "process tree"
@@ -158,7 +158,7 @@ class Watch:
             self._over.wait(self.interval_s)
 
     def rates(self) -> tuple[float | None, float | None]:
-        """Context switches and migrations per second, None where they are not known."""
+        """Context switches and migrations per second, None if they are not known."""
         for first_at, first in self._switches:
             for last_at, last in reversed(self._switches):
                 counted = last.since(first)

@@ -21,7 +21,7 @@ class AllocationCounter:
     """The counters of one directory; every subject started with `environment` adds to them."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises `BenchError` where the library does not compile."""
+        """Raises `BenchError` if the library does not compile."""
         self._file = directory / "allocation-counters"
         self._file.write_bytes(bytes(_COUNTERS.size))
         # A forwarder that has given up root counts too.

@@ -1,4 +1,4 @@
-"""The bench's own client beside a plain C client: what measures must not be what is measured."""
+"""Compares the bench's client with a plain C client: the client must not limit the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OWN = {"rr": "round-trips", "crr": "connections"}
 
 
 def calibrate(seconds: float, console: Console) -> int:
-    """Both clients in turn, the order changing; 0 where the own one reaches `LEAST_RATIO` everywhere."""
+    """Both clients in turn, the order changing; 0 if the own one reaches `LEAST_RATIO` everywhere."""
     table = Table(title="operations per second against an echo server, no forwarder", title_justify="left")
     for title in ("load", "plain C", "bench", "ratio"):
         table.add_column(title, justify="left" if title == "load" else "right")
@@ -42,8 +42,8 @@ def calibrate(seconds: float, console: Console) -> int:
             )  # fmt: skip
             with stand.client(command) as program:
                 program.read_line()
-                told = json.loads(program.read_rest())
-            return float(told["operations"] / told["elapsed_s"])
+                figures = json.loads(program.read_rest())
+            return float(figures["operations"] / figures["elapsed_s"])
 
         for kind, connections, size in _LOADS:
             pairs: list[tuple[float, float]] = []

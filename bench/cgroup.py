@@ -1,7 +1,7 @@
-"""Control groups of a run, version 1 or 2: processor time and kernel memory charged to whom it belongs.
+"""Control groups of a run, version 1 or 2: they count CPU time and kernel memory of a subject.
 
-A group counts what its processes use from the first instruction to the last, children and ended threads included, in
-nanoseconds. Where none can be made (no root, a container), `bench.account` adds up the process tree instead.
+A group counts the use of its processes in nanoseconds, with children and ended threads. If no group can be made (no
+root, a container), `bench.account` adds up the process tree instead.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Roots:
 
 
 def group_roots(mounts: str | None = None) -> Roots | None:
-    """The mounted trees that can count processor time; None where there are none. `mounts` is /proc/self/mounts."""
+    """The mounted trees that can count processor time; None if there are none. `mounts` is /proc/self/mounts."""
     unified: Path | None = None
     trees: dict[str, Path] = {}
     for line in (mounts if mounts is not None else _MOUNTS.read_text()).splitlines():
@@ -60,7 +60,7 @@ class Group:
     """One control group in every tree that serves; `close` ends its processes' membership and removes it."""
 
     def __init__(self, roots: Roots, name: str) -> None:
-        """Make the group. Raises OSError where that is not allowed."""
+        """Make the group. Raises OSError if that is not allowed."""
         self.roots = roots
         self.cpu = roots.cpu / name
         self.cpu.mkdir()
@@ -75,7 +75,7 @@ class Group:
 
     @classmethod
     def make(cls, run: RunName, purpose: str) -> Group | None:
-        """A group of this run, None where the machine or our rights do not allow one."""
+        """A group of this run, None if the machine or our rights do not allow one."""
         roots = group_roots()
         if roots is None:
             return None
@@ -102,7 +102,7 @@ class Group:
         return CpuTimes(*(stat[f"{part}_usec"] / 1e6 for part in ("usage", "user", "system")))
 
     def kernel_bytes(self) -> int | None:
-        """What the kernel holds for the group (sockets, buffers, pipes); None where it does not count that."""
+        """What the kernel holds for the group (sockets, buffers, pipes); None if it does not count that."""
         if self.memory is None:
             return None
         with contextlib.suppress(OSError, KeyError):

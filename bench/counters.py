@@ -29,7 +29,7 @@ def stat_command(pids: Sequence[int], seconds: float) -> list[str]:
 
 
 def parse_counters(text: str) -> dict[str, float | None]:
-    """Counts by event; None where the machine has no such counter, which is not 0.
+    """Counts by event; None if the machine has no such counter, which is not 0.
 
     A processor with two kinds of cores counts each event once for each kind; the kinds are added up.
     """

@@ -22,7 +22,7 @@ from bench.extension import native
 __all__ = ["ECHO", "TELL", "ask_count", "exchange", "head", "settled", "verify"]
 
 ECHO, COUNT, TELL = 0, 1, 2
-"""What the far end does with a datagram: send it back, count it, tell the count."""
+"""What the far end does with a datagram: send it back, count it, report the count."""
 HEAD = struct.Struct("=IIQ")
 TRIES, PATIENCE_S = 5, 1.0
 """How often a single datagram is sent until it is answered, and how long each answer is waited for."""

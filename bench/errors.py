@@ -1,4 +1,4 @@
-"""What can keep a bench from running, told so that the reader knows what to do."""
+"""Errors that stop a bench, with the remedy in the message."""
 
 from __future__ import annotations
 

@@ -90,9 +90,9 @@ class Experiment:
         """One timed run. `subject`, `case` and `round` of the sample are filled in by the caller."""
         raise NotImplementedError
 
-    def check(self, stand: Stand, subject: Subject, told: SubjectInfo) -> None:
+    def check(self, stand: Stand, subject: Subject, info: SubjectInfo) -> None:
         """Fill in whether the subject delivers what it is given, or why it does not even start."""
-        check(subject, stand, told)
+        check(subject, stand, info)
 
     def apart_s(self) -> float:
         """About how long `apart` takes for each subject."""
@@ -142,8 +142,8 @@ def perform(experiment: Experiment, console: Console) -> Result:
             quick=options.quick,
         )
         result.subjects = [info(subject, stand) for subject in subjects]
-        ready = [subject for subject, told in zip(subjects, result.subjects, strict=True) if not told.unavailable]
-        told = {each.name: each for each in result.subjects}
+        ready = [subject for subject, info in zip(subjects, result.subjects, strict=True) if not info.unavailable]
+        infos = {each.name: each for each in result.subjects}
         cases = experiment.cases()
         round_s = len(ready) * (START_S + experiment.warm_up_s + sum(case.seconds for case in cases))
         planned_s = round_s * experiment.round_count
@@ -153,14 +153,14 @@ def perform(experiment: Experiment, console: Console) -> Result:
                 plan.say("on loopback: namespaces of its own need root, and pyroute2")
             for each in result.subjects:
                 if each.unavailable:
-                    plan.say(f"{each.name} is left out: {each.unavailable}")
+                    plan.say(f"{each.name} is skipped: {each.unavailable}")
             try:
                 if options.check:
                     for subject in ready:
                         plan.now(f"checking {subject.name}")
-                        experiment.check(stand, subject, told[subject.name])
+                        experiment.check(stand, subject, infos[subject.name])
                         plan.did(CHECK_S)
-                ready = [subject for subject in ready if not told[subject.name].unavailable]
+                ready = [subject for subject in ready if not infos[subject.name].unavailable]
                 _rounds(experiment, stand, ready, cases, plan, result)
             except Interrupted:
                 result.settings["interrupted"] = True
@@ -181,7 +181,7 @@ def info(subject: Subject, stand: Stand) -> SubjectInfo:
     )
 
 
-def check(subject: Subject, stand: Stand, told: SubjectInfo) -> None:
+def check(subject: Subject, stand: Stand, info: SubjectInfo) -> None:
     """Fill in whether the subject delivers and passes a half-close on, or why it does not even start."""
     port = stand.free_port()
     server = python_command("bench.integrity", "serve", stand.topology.server_address, str(port))
@@ -192,9 +192,9 @@ def check(subject: Subject, stand: Stand, told: SubjectInfo) -> None:
                 with stand.client(client) as program:
                     verdict = json.loads(program.read_rest())
         except BenchError as error:
-            told.unavailable = str(error)
+            info.unavailable = str(error)
             return
-    told.integrity, told.half_close = verdict["integrity"], verdict["half_close"]
+    info.integrity, info.half_close = verdict["integrity"], verdict["half_close"]
 
 
 def _rounds(

@@ -10,7 +10,7 @@ __all__ = ["native"]
 
 
 def native() -> ModuleType:
-    """The extension. Raises `ToolMissing` where it is not built: a load client in Python would measure itself."""
+    """The extension. Raises `ToolMissing` if it is not built: a load client in Python would measure itself."""
     try:
         from bench import _native
     except ImportError as error:

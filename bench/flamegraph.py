@@ -82,6 +82,6 @@ def _draw(frame: _Frame, x: float, level: int, scale: float, bottom: float, tota
 
 
 def _colour(name: str) -> str:
-    """The same for the same name in every graph; the kernel's functions are told by none, so hues are warm for all."""
+    """The same colour for the same name in every graph, with warm hues for all functions."""
     seed = zlib.crc32(name.encode())
     return f"hsl({20 + seed % 35} {65 + seed // 64 % 25}% {62 + seed // 4096 % 14}%)"

@@ -32,7 +32,7 @@ def lower_bound(bucket: int) -> int:
 
 
 def percentile_ns(histogram: Histogram, percent: float) -> float | None:
-    """The middle of the bucket that holds the value below which `percent` of all lie; None where there are none."""
+    """The middle of the bucket that holds the value below which `percent` of all lie; None if there are none."""
     total = sum(count for _, count in histogram)
     if total == 0:
         return None

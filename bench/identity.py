@@ -1,7 +1,7 @@
 """The name of one run of the bench, carried by everything it makes outside its own process.
 
 Namespaces, control groups, directories and processes bear the name; it holds the owner's process id and start time,
-so that what a killed run left behind can be told from what a running one uses.
+so that leftovers of a killed run can be distinguished from what a running one uses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FORM = re.compile(r"oibench-(\d+)-(\d+)-(\d+)")
 
 
 def start_time(pid: int) -> int | None:
-    """When the process started, in clock ticks after boot; None where there is none.
+    """When the process started, in clock ticks after boot; None if there is none.
 
     With the process id it names a process for good: ids are used again, start times are not.
     """

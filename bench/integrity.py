@@ -41,7 +41,7 @@ def send_in_pieces(sock: socket.socket, data: bytes) -> None:
 
 
 def receive(sock: socket.socket, size: int) -> bytes:
-    """`size` bytes, fewer where the peer ends before."""
+    """`size` bytes, fewer if the peer ends before."""
     parts, missing = [], size
     while missing and (part := sock.recv(min(missing, 1 << 18))):
         parts.append(part)
@@ -126,13 +126,13 @@ def judge(up: bytes, down: bytes, got: bytes, digest: bytes) -> str:
 
 def verify(host: str, port: int) -> dict[str, str]:
     """What is wrong with either conversation; empty words where nothing is."""
-    told = {}
+    verdicts = {}
     for name, check in (("integrity", both_ways), ("half_close", half_close)):
         try:
-            told[name] = check(host, port)
+            verdicts[name] = check(host, port)
         except OSError as error:
-            told[name] = str(error)
-    return told
+            verdicts[name] = str(error)
+    return verdicts
 
 
 def main() -> None:

@@ -75,20 +75,20 @@ def client_command(host: str, port: int, seconds: int, streams: int, reverse: bo
 def parse_transfer(text: str) -> Transfer:
     """The result of `iperf3 --json`. Raises `BenchError` with iperf3's own words where it failed."""
     try:
-        told = json.loads(text)
+        figures = json.loads(text)
     except ValueError:
         raise BenchError(f"iperf3 wrote no JSON: {text.strip()[:200] or 'nothing'}") from None
-    if error := told.get("error"):
+    if error := figures.get("error"):
         raise BenchError(f"iperf3: {error}")
     try:
-        sent, received = told["end"]["sum_sent"], told["end"]["sum_received"]
+        sent, received = figures["end"]["sum_sent"], figures["end"]["sum_received"]
         return Transfer(
             received_bytes=int(received["bytes"]),
             seconds=float(received["seconds"]),
             sent_bytes=int(sent["bytes"]),
             retransmits=sent.get("retransmits"),
-            streams=len(told["end"]["streams"]),
-            reverse=bool(told["start"]["test_start"]["reverse"]),
+            streams=len(figures["end"]["streams"]),
+            reverse=bool(figures["start"]["test_start"]["reverse"]),
         )
     except (KeyError, TypeError) as missing:
         raise BenchError(f"iperf3's JSON has no {missing}") from None

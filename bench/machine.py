@@ -36,7 +36,7 @@ def describe(tools: Iterable[str]) -> dict[str, str]:
     }
     with suppress(PackageNotFoundError):
         facts["uvloop"] = package_version("uvloop")
-    facts.update({tool: told for tool in tools if (told := version(tool))})
+    facts.update({tool: number for tool in tools if (number := version(tool))})
     return facts
 
 

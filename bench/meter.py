@@ -14,7 +14,7 @@ __all__ = ["Spent", "metered"]
 
 @dataclass
 class Spent:
-    """Filled in when the load is over; None where it cannot be known.
+    """Filled in when the load is over; None if it cannot be known.
 
     A floor has no process: its own processor time is None and not 0, for the kernel works for it elsewhere.
     """

@@ -28,7 +28,7 @@ def client_command(test: str, host: str, control_port: int, data_port: int, seco
 
 
 def parse_keyvals(text: str) -> dict[str, float]:
-    """Transactions per second and latencies in µs of `netperf … -- -k …`. Raises `BenchError` where it failed."""
+    """Transactions per second and latencies in µs of `netperf … -- -k …`. Raises `BenchError` if it failed."""
     values = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
     try:
         if values["THROUGHPUT_UNITS"] != "Trans/s":

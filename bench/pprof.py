@@ -49,7 +49,7 @@ class _Table:
 
 
 def encode(profiles: Mapping[str, Stacks], period_ns: int, started_ns: int) -> bytes:
-    """One profile of several subjects, told apart by the label `subject`. `period_ns` is the time of one sample."""
+    """One profile of several subjects, with the label `subject`. `period_ns` is the time of one sample."""
     string, function = _Table(0), _Table(1)
     string("")  # the format wants the empty string first
     body = [

@@ -18,7 +18,7 @@ _PATIENCE_S = 60.0
 
 
 def count_events(running: Running, seconds: float) -> dict[str, float | None]:
-    """Counters of the subject for `seconds`, by event; None where the machine has none."""
+    """Counters of the subject for `seconds`, by event; None if the machine has none."""
     return parse_counters(_run(stat_command(_pids(running), seconds)).stderr)
 
 

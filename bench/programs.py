@@ -1,4 +1,4 @@
-"""Programs that a run starts and always ends: where they run, what they may use, when they are ready."""
+"""The programs of a run: started, waited for until they are ready, and always ended."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STOP_PATIENCE_S = 5.0
 _POLL_S = 0.01
 _CAP_SYS_RESOURCE = 24
 
-# The wrapper joins the control groups, raises the descriptor limit as far as it may, and becomes the program: the pid
+# The wrapper joins the control groups, raises the descriptor limit as far as allowed, and becomes the program: the pid
 # that Popen knows is the program's own.
 _WRAPPER = (
     'for group in $OINETD_BENCH_GROUPS; do echo $$ > "$group/cgroup.procs"; done; '
@@ -146,7 +146,7 @@ class Program:
         return self.process.poll() is None
 
     def read_line(self) -> str:
-        """The next line of a piped program. Raises `BenchError` where it has ended instead."""
+        """The next line of a piped program. Raises `BenchError` if it has ended instead."""
         assert self.process.stdout is not None
         line: str = self.process.stdout.readline()
         if not line:
@@ -155,7 +155,7 @@ class Program:
         return line
 
     def read_rest(self) -> str:
-        """What a piped program still writes, until it ends. Raises `BenchError` where it failed."""
+        """What a piped program still writes, until it ends. Raises `BenchError` if it failed."""
         assert self.process.stdout is not None
         text: str = self.process.stdout.read()
         if self.process.wait(STOP_PATIENCE_S) != 0:
@@ -163,7 +163,7 @@ class Program:
         return text
 
     def wait_listening(self, *ports: int, protocol: str = "tcp") -> None:
-        """Return when the program's namespace listens on all `ports`. Raises `BenchError` where it ends or is late."""
+        """Return when the program's namespace listens on all `ports`. Raises `BenchError` if it ends or is late."""
 
         def ready() -> bool:
             if not self.running:
@@ -177,7 +177,7 @@ class Program:
         return Path(self.command[0]).name
 
     def failure(self) -> str:
-        """Why the program ended: its last words, or how it was called where it said none."""
+        """Why the program ended: its last output, or its command if there is none."""
         words = self.log.read_text(errors="replace").strip().splitlines()[-3:]
         said = " / ".join(words) if words else f"it said nothing ({shlex.join(self.command)})"
         return f"{self.name} ended with status {self.process.returncode}: {said}"

@@ -21,9 +21,9 @@ FORMAT = 1
 
 @dataclass(slots=True)
 class SubjectInfo:
-    """A subject as it was in this run. `integrity` and `half_close` are empty where all was well, None where untested.
+    """A subject in this run. `integrity` and `half_close` are empty if the test passed, None if it was not run.
 
-    `unavailable` says why it was not measured, empty where it was.
+    `unavailable` is why it was not measured; empty if it was.
     """
 
     name: str
@@ -43,13 +43,13 @@ class SubjectInfo:
 
     @property
     def threads(self) -> int:
-        """How many it was told to have; 0 where it chose itself."""
+        """The configured number; 0 if the subject chose it."""
         return int(self.name.partition("×")[2] or 0)
 
 
 @dataclass(slots=True)
 class Sample:
-    """One measurement. `case` is the variation (`P8`, `64 B × 1`); a value is None where it cannot be had."""
+    """One measurement. `case` is the variation (`P8`, `64 B × 1`); a value is None if it cannot be had."""
 
     subject: str
     case: str
@@ -121,9 +121,9 @@ class Result:
 
     def text(self) -> str:
         """JSON with a line for each sample, so that a result that is kept can be read and compared."""
-        told = {"format": FORMAT, **asdict(self)}
+        fields = {"format": FORMAT, **asdict(self)}
         lines = []
-        for key, value in told.items():
+        for key, value in fields.items():
             if key in ("samples", "subjects"):
                 rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in value)
                 lines.append(f' "{key}": [\n  {rows}\n ]')
@@ -133,20 +133,20 @@ class Result:
 
     @classmethod
     def load(cls, path: Path) -> Result:
-        """Raises `BenchError` where the file is not a result."""
+        """Raises `BenchError` if the file is not a result."""
         try:
-            told = json.loads(path.read_text())
-            if told.pop("format") != FORMAT:
+            fields = json.loads(path.read_text())
+            if fields.pop("format") != FORMAT:
                 raise BenchError(f"{path}: written by another version of the bench")
-            told["subjects"] = [SubjectInfo(**subject) for subject in told["subjects"]]
-            told["samples"] = [Sample(**sample) for sample in told["samples"]]
-            return cls(**told)
+            fields["subjects"] = [SubjectInfo(**subject) for subject in fields["subjects"]]
+            fields["samples"] = [Sample(**sample) for sample in fields["samples"]]
+            return cls(**fields)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchError(f"{path} is not a result of the bench: {error!r}") from None
 
 
 def load_results(paths: Sequence[Path]) -> list[Result]:
-    """The results in files and directories, oldest first. Raises `BenchError` where there are none."""
+    """The results in files and directories, oldest first. Raises `BenchError` if there are none."""
     files: list[Path] = []
     for path in paths:
         files += sorted(path.glob("*.json")) if path.is_dir() else [path]
@@ -157,7 +157,7 @@ def load_results(paths: Sequence[Path]) -> list[Result]:
 
 
 def newest(results: Iterable[Result]) -> dict[str, Result]:
-    """The newest result of each experiment; a full run goes before a quick one however old."""
+    """The newest result of each experiment; a full run is preferred to a quick one of any age."""
     chosen: dict[str, Result] = {}
     for result in sorted(results, key=lambda each: (not each.quick, each.started)):
         chosen[result.experiment] = result

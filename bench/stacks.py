@@ -1,4 +1,4 @@
-"""Call stacks sampled by perf: where processor time goes."""
+"""Call stacks sampled by perf: which code uses CPU time."""
 
 from __future__ import annotations
 

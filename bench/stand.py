@@ -43,7 +43,7 @@ class Running:
 
 
 class Stand:
-    """Everything one run makes; leaving the `with` block unmakes it, whatever happened within."""
+    """Everything that one run creates; the end of the `with` block removes it, also after an exception."""
 
     def __init__(self, topology: str, threads: int = 0) -> None:
         """`topology` is `auto`, `netns` or `loopback`; `threads` is for the subjects, 0 their own choice."""
@@ -156,7 +156,7 @@ class Stand:
     ) -> Iterator[Running]:
         """`subject` between the client and each server port; `same_ports`: it listens on the server's numbers.
 
-        Raises `BenchError` where it does not come up.
+        Raises `BenchError` if it does not come up.
         """
         here, there = self.topology.forwarder_address, self.topology.server_address
         routes = tuple(Route(here, port if same_ports else self.free_port(), there, port) for port in server_ports)

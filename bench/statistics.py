@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A median of `count` samples. `low` to `high` holds the true one with `confidence`, 0 where it is the range."""
+    """A median of `count` samples. `low` to `high` holds the true one with `confidence`, 0 if it is the range."""
 
     median: float
     low: float

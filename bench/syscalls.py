@@ -1,7 +1,7 @@
 """`strace -c`: which system calls a running program makes.
 
-Its shares of time are misleading for a forwarder: more than half is often `epoll_wait`, which is sleep and not cost.
-So the waiting calls are told apart, and what counts is how many calls there are for the work done.
+Its shares of time are misleading for a forwarder: more than half is often `epoll_wait`, which sleeps and costs nothing.
+So waiting calls are listed separately, and the figure to compare is the number of calls per unit of work.
 """
 
 from __future__ import annotations

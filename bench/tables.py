@@ -39,7 +39,7 @@ def print_result(result: Result, console: Console) -> None:
         if subject.half_close:
             notes.append(f"{subject.name}, half-close: {subject.half_close}")
         if subject.unavailable:
-            notes.append(f"{subject.name} was left out: {subject.unavailable}")
+            notes.append(f"{subject.name} was skipped: {subject.unavailable}")
     errors = dict.fromkeys(
         f"{sample.subject}, {sample.case}: {sample.error}" for sample in result.samples if sample.error
     )
@@ -73,37 +73,37 @@ def print_profiles(result: Result, console: Console) -> None:
     """What the runs apart have shown."""
     if counters := result.profiles.get("perf"):
         console.print(_counters(counters))
-    for subject, told in result.profiles.get("strace", {}).items():
-        console.print(_syscalls(subject, told))
+    for subject, figures in result.profiles.get("strace", {}).items():
+        console.print(_syscalls(subject, figures))
     if told_by_netperf := result.profiles.get("netperf"):
         console.print(_netperf(told_by_netperf))
-    for told in result.profiles.get("flamegraph", {}).values():
-        console.print(f"flame graph of {told['samples']} samples: {told['file']}", highlight=False)
+    for figures in result.profiles.get("flamegraph", {}).values():
+        console.print(f"flame graph of {figures['samples']} samples: {figures['file']}", highlight=False)
 
 
 def _counters(counters: dict[str, Any]) -> Table:
     table = Table(title="counters for each GB (a run apart)", title_justify="left", header_style="bold")
     table.add_column("subject", no_wrap=True)
-    names = list(dict.fromkeys(name for told in counters.values() for name in told["counts"]))
+    names = list(dict.fromkeys(name for figures in counters.values() for name in figures["counts"]))
     for name in names:
         table.add_column(name, justify="right")
-    for subject, told in counters.items():
+    for subject, figures in counters.items():
         cells = []
         for name in names:
-            value = told["counts"][name]
+            value = figures["counts"][name]
             if value is not None and name not in ("IPC", "branch-miss ratio"):
-                cells.append(f"{value / told['gigabytes']:,.0f}")
+                cells.append(f"{value / figures['gigabytes']:,.0f}")
             else:
                 cells.append("n/a" if value is None else f"{value:.3f}")
         table.add_row(subject, *cells)
     return table
 
 
-def _netperf(told: dict[str, dict[str, dict[str, float]]]) -> Table:
+def _netperf(figures: dict[str, dict[str, dict[str, float]]]) -> Table:
     table = Table(title="netperf (a run apart)", title_justify="left", header_style="bold")
     for title in ("subject", "test", "/s", "p50 µs", "p90 µs", "p99 µs"):
         table.add_column(title, justify="left" if title in ("subject", "test") else "right")
-    for subject, tests in told.items():
+    for subject, tests in figures.items():
         for test, values in tests.items():
             percentiles = (f"{values[key]:,.1f}" for key in ("p50_us", "p90_us", "p99_us"))
             table.add_row(subject, test, f"{values['per_second']:,.0f}", *percentiles)
@@ -113,14 +113,14 @@ def _netperf(told: dict[str, dict[str, dict[str, float]]]) -> Table:
 SYSCALL_ROWS = 12
 
 
-def _syscalls(subject: str, told: dict[str, Any]) -> Table:
+def _syscalls(subject: str, figures: dict[str, Any]) -> Table:
     """Time in waiting calls is sleep: their share is not shown."""
     table = Table(title=f"system calls of {subject} (a run apart)", title_justify="left", header_style="bold")
     for title in ("call", "calls", "for each GB", "errors", "share of working time"):
         table.add_column(title, justify="left" if title == "call" else "right")
-    working = sum(row["seconds"] for row in told["calls"] if row["name"] not in WAITING) or 1.0
-    for row in told["calls"][:SYSCALL_ROWS]:
+    working = sum(row["seconds"] for row in figures["calls"] if row["name"] not in WAITING) or 1.0
+    for row in figures["calls"][:SYSCALL_ROWS]:
         share = "waits" if row["name"] in WAITING else f"{100 * row['seconds'] / working:.1f} %"
-        each = f"{row['calls'] / told['gigabytes']:,.0f}"
+        each = f"{row['calls'] / figures['gigabytes']:,.0f}"
         table.add_row(row["name"], f"{row['calls']:,}", each, f"{row['errors']:,}", share)
     return table

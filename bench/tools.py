@@ -1,4 +1,4 @@
-"""The programs the bench uses: where they are, which version, and the package to install where one is missing."""
+"""The programs that the bench uses: their paths and versions, and the package to install if one is missing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _SEARCH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin"
 
 
 def available(program: str) -> str | None:
-    """The path of `program`, None where it is not installed."""
+    """The path of `program`, None if it is not installed."""
     return shutil.which(program, path=_SEARCH)
 
 
@@ -66,7 +66,7 @@ def need(program: str) -> str:
 
 
 def need_libraries(*modules: str) -> None:
-    """Raise `ToolMissing` where one of the Python libraries of the `bench` extra is missing."""
+    """Raise `ToolMissing` if one of the Python libraries of the `bench` extra is missing."""
     from importlib.util import find_spec
 
     missing = [module for module in modules if find_spec(module) is None]
@@ -76,7 +76,7 @@ def need_libraries(*modules: str) -> None:
 
 @functools.cache
 def version(program: str) -> str:
-    """The version that `program` tells of itself, empty where it is not installed or tells none."""
+    """The version that `program` prints; empty if it is not installed or prints none."""
     path = available(program)
     argument = VERSION_ARGUMENTS.get(program)
     if path is None or argument is None:

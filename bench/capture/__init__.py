@@ -1,1 +1,1 @@
-"""Whether every byte went by: TCP sequence numbers on both legs of a forwarder, by a packet ring and by tcpdump."""
+"""Checks that captures see every byte: TCP sequence numbers on both legs of a forwarder, by packet ring and tcpdump."""

@@ -1,4 +1,4 @@
-"""Sent against captured: for each leg of a forwarder, how much of what went by a capture has seen."""
+"""Compares sent with captured bytes: how much of the traffic on each leg of a forwarder a capture has seen."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def missed_by_both(sent: Sequence[Sent], one: Sequence[Stream], other: Sequence[
 
 
 def acknowledged(captures: Iterable[Sequence[Stream]], port: int) -> list[Sent]:
-    """What was sent to and from `port`, by the receivers' acknowledgements, for senders that do not tell it.
+    """What was sent to and from `port`, from the receivers' acknowledgements, for senders that do not report it.
 
     A stream that no capture saw at all is not in it.
     """

@@ -1,8 +1,8 @@
 """The sessions of a running forwarder: for each, the bytes on its client leg and on its upstream leg.
 
-Nothing on the wire says which upstream connection belongs to which client. They are paired by what a relay cannot
-change: the upstream connection is the later one, both streams begin with the same bytes, and end after as many. Of
-several clients that fit equally well, the one that came last before the upstream connection is taken.
+The packets do not show which upstream connection belongs to which client. They are paired by what a relay cannot
+change: the upstream connection is later, and both streams have the same first bytes and the same length. If several
+clients match, the last one before the upstream connection is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CANDIDATES_MAX = 512
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Both directions of one connection; `back` is None where nothing came back."""
+    """Both directions of one connection; `back` is None if nothing came back."""
 
     forth: Stream
     back: Stream | None
@@ -46,7 +46,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A client's connection, and the one the forwarder made for it; None where it was not seen."""
+    """A client's connection, and the one the forwarder made for it; None if it was not seen."""
 
     client: Connection
     upstream: Connection | None

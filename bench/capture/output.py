@@ -163,7 +163,7 @@ def write_plot(rows: Sequence[Row], sequences: Sequences, path: Path) -> None:
 
 
 RANGES_MAX = 4000
-"""Drawn at most: more could not be told apart."""
+"""The maximum that is drawn: more could not be distinguished."""
 
 
 def _draw_ranges(axes: object, sequences: Sequences) -> None:
@@ -171,8 +171,8 @@ def _draw_ranges(axes: object, sequences: Sequences) -> None:
 
     assert isinstance(axes, Axes)
     names: list[str] = []
-    for leg, told in sequences.items():
-        for name, found in told.items():
+    for leg, figures in sequences.items():
+        for name, found in figures.items():
             bars = [(start / 1e6, (end - start) / 1e6) for start, end in found[:RANGES_MAX]]
             colour = "#2ca02c" if name == "sent" else "#1f77b4"
             axes.broken_barh(bars, (len(names) - 0.35, 0.7), facecolors=colour, linewidth=0)

@@ -84,7 +84,7 @@ class Ring:
         self.socket.close()
 
     def wait(self, timeout_ms: int | None, also: int = -1) -> bool:
-        """Wait for a block; True where one is ready. `also` is another descriptor that ends the wait."""
+        """Wait for a block; True if one is ready. `also` is another descriptor that ends the wait."""
         poll = select.poll()
         poll.register(self.socket, select.POLLIN | select.POLLERR)
         if also >= 0:

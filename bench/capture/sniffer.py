@@ -1,7 +1,7 @@
 """The capture as a process: `python -m bench.capture.sniffer --ports 80,8080 …`.
 
-It writes `go` when the ring is open, takes packets until it is told to end (TERM or INT),
-and then writes one line of JSON: counts, and every stream with its intervals.
+It writes `go` when the ring is open, captures packets until SIGTERM or SIGINT, and then writes one line of JSON:
+counts, and every stream with its intervals.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _take(ring: Ring, options: argparse.Namespace, pcap: int, ended: int) -> dic
         "kernel": {"packets": kernel.packets, "drops": kernel.drops, "freezes": kernel.freezes},
         "cpu_s": spent,
         "ring_bytes": ring.block_bytes * ring.block_count,
-        "streams": [Stream.seen(told).as_dict() for told in capture.streams_seen()],
+        "streams": [Stream.seen(figures).as_dict() for figures in capture.streams_seen()],
     }
 
 
@@ -86,11 +86,11 @@ def main(words: Sequence[str] | None = None) -> int:
     pcap = os.open(options.pcap, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644) if options.pcap else -1
     try:
         with Ring(PortFilter(options.ports, options.snaplen), options.block_bytes, options.blocks) as ring:
-            told = _take(ring, options, pcap, ended)
+            figures = _take(ring, options, pcap, ended)
     except (BenchError, OSError) as error:
         print(f"sniffer: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(told), flush=True)
+    print(json.dumps(figures), flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""TCP streams as a capture tells them, and what is missing in them."""
+"""TCP streams in a capture, and the bytes that are missing in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stream:
     """One direction of one connection. Positions are bytes after the SYN; `begun` says whether that was seen.
 
     `length` is known once the FIN was seen; `acknowledged` is how far the receiver said it has it (the FIN counts for
-    one more), None where no answer was seen. `payload` counts bytes that were sent again each time, `head` is how the
+    one more), None if no answer was seen. `payload` counts bytes that were sent again each time, `head` is how the
     stream begins. `opposite` is the index of the other direction in the same list. Times are Unix nanoseconds.
     """
 
@@ -43,22 +43,22 @@ class Stream:
     opposite: int | None
 
     @classmethod
-    def seen(cls, told: Mapping[str, Any]) -> Self:
+    def seen(cls, fields: Mapping[str, Any]) -> Self:
         """From what the native capture tells."""
-        known = {name: told[name] for name in cls.__slots__ if name in told}
+        known = {name: fields[name] for name in cls.__slots__ if name in fields}
         known |= {
-            "source": address_text(told["source"]),
-            "target": address_text(told["target"]),
-            "intervals": tuple(told["intervals"]),
-            "head": told["head"].hex(),
-            "begun": bool(told["begun"]), "ended": bool(told["ended"]), "reset": bool(told["reset"]),
+            "source": address_text(fields["source"]),
+            "target": address_text(fields["target"]),
+            "intervals": tuple(fields["intervals"]),
+            "head": fields["head"].hex(),
+            "begun": bool(fields["begun"]), "ended": bool(fields["ended"]), "reset": bool(fields["reset"]),
         }  # fmt: skip
         return cls(**known)
 
     @classmethod
-    def load(cls, told: Mapping[str, Any]) -> Self:
+    def load(cls, fields: Mapping[str, Any]) -> Self:
         """From what `as_dict` gave, after JSON made lists of tuples."""
-        return cls(**{**told, "intervals": tuple((start, end) for start, end in told["intervals"])})
+        return cls(**{**fields, "intervals": tuple((start, end) for start, end in fields["intervals"])})
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,7 +69,7 @@ class Stream:
 
     @property
     def extent(self) -> int:
-        """How long the stream is, as far as the capture can tell for certain."""
+        """The length of the stream that the capture proves."""
         if self.length is not None:
             return self.length
         seen = self.intervals[-1][1] if self.intervals else 0

@@ -29,7 +29,7 @@ def tcpdump_command(ports: Sequence[int], ring_bytes: int, snaplen: int, output:
 
 
 def parse_counts(said: str) -> KernelCount:
-    """From its last words; raises `BenchError` where they are not there."""
+    """From its last words; raises `BenchError` if they are not there."""
     found = {what: int(count) for count, what in re.findall(r"(\d+) packets (received|dropped by kernel)", said)}
     if len(found) != 2:
         raise BenchError(f"tcpdump did not say what it has lost: {said.strip()[-200:]}")
@@ -37,11 +37,11 @@ def parse_counts(said: str) -> KernelCount:
 
 
 def read_pcap(path: Path) -> list[Stream]:
-    """The streams of a pcap file. Raises `BenchError` where it is none."""
+    """The streams of a pcap file. Raises `BenchError` if it is none."""
     capture = native().Capture()
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             capture.read_pcap(content)
     except (OSError, ValueError) as error:
         raise BenchError(f"{path}: {error}") from None
-    return [Stream.seen(told) for told in capture.streams_seen()]
+    return [Stream.seen(fields) for fields in capture.streams_seen()]

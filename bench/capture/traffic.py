@@ -1,7 +1,7 @@
 """Traffic whose sequence numbers are known: `python -m bench.capture.traffic send|receive …`.
 
-Both ends ask their own kernel which sequence numbers the data had (TCP_REPAIR, which needs CAP_NET_ADMIN), so that
-what was sent is known without any capture: the sender tells it for the client leg, the receiver for the upstream leg.
+Both ends read the sequence numbers of the data from their own kernel (TCP_REPAIR, which needs CAP_NET_ADMIN). So the
+sent bytes are known without a capture: from the sender for the client leg, from the receiver for the upstream leg.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def queue_seq(connection: socket.socket, queue: int) -> int:
     connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
     try:
         connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, queue)
-        told = connection.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ, 4)
+        value = connection.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ, 4)
     finally:
         connection.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF_SILENTLY)
-    (seq,) = struct.unpack("=I", told)
+    (seq,) = struct.unpack("=I", value)
     return int(seq)
 
 
@@ -67,18 +67,18 @@ def send(host: str, port: int, connections: int, payload: int, seconds: float) -
             for index, (peer, _first) in enumerate(peers):
                 peer.sendall(message)
                 counts[index] += payload
-    told = []
+    records = []
     for (peer, first), count in zip(peers, counts, strict=True):
         peer.shutdown(socket.SHUT_WR)
-        told.append(Sent(peer.getsockname()[1], port, first, count))
+        records.append(Sent(peer.getsockname()[1], port, first, count))
     for peer, _first in peers:
         with peer:
             if peer.recv(1):
                 raise OSError("the far end sent something")
-    return told
+    return records
 
 
-def receive_one(connection: socket.socket, told: list[Sent]) -> None:
+def receive_one(connection: socket.socket, records: list[Sent]) -> None:
     buffer = bytearray(_RECEIVE_BYTES)
     count = 0
     with connection:
@@ -86,19 +86,19 @@ def receive_one(connection: socket.socket, told: list[Sent]) -> None:
             count += got
         # The FIN counts for one.
         first = (queue_seq(connection, RECEIVE_QUEUE) - 1 - count) % (1 << 32)
-        told.append(Sent(connection.getpeername()[1], connection.getsockname()[1], first, count))
+        records.append(Sent(connection.getpeername()[1], connection.getsockname()[1], first, count))
 
 
 def receive(listener: socket.socket, connections: int) -> list[Sent]:
-    told: list[Sent] = []
+    records: list[Sent] = []
     threads = []
     for _ in range(connections):
         connection, _address = listener.accept()
-        threads.append(threading.Thread(target=receive_one, args=(connection, told)))
+        threads.append(threading.Thread(target=receive_one, args=(connection, records)))
         threads[-1].start()
     for thread in threads:
         thread.join()
-    return told
+    return records
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -112,13 +112,13 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     try:
         if options.what == "send":
-            told = send(options.host, options.port, options.connections, options.payload, options.seconds)
-            print(json.dumps([asdict(each) for each in told]), flush=True)
+            records = send(options.host, options.port, options.connections, options.payload, options.seconds)
+            print(json.dumps([asdict(each) for each in records]), flush=True)
             return 0
         with socket.create_server((options.host, options.port), backlog=128) as listener:
             while True:  # a line for each batch of connections, until the process is ended
-                told = receive(listener, options.connections)
-                print(json.dumps([asdict(each) for each in told]), flush=True)
+                records = receive(listener, options.connections)
+                print(json.dumps([asdict(each) for each in records]), flush=True)
     except OSError as error:
         print(f"{options.what}: {error}", file=sys.stderr)
         return 1

@@ -54,7 +54,7 @@ class Row:
     """One line of the table and of the CSV: one leg in one run, as one capture saw it.
 
     Bytes are of payload, each counted once however often it was sent. `packets`, `drops` and `cpu_s` are the
-    capture's for both legs together; None where nothing captured. `missed_by_both` is there when both looked on.
+    capture's for both legs together; None if nothing captured. `missed_by_both` is there when both looked on.
     """
 
     load: str
@@ -165,8 +165,8 @@ class Trial:
         with self.stand.client(command) as program:
             assert program.process.stdout is not None
             transfer = parse_transfer(program.process.stdout.read())
-        told = [Sent(0, running.port, 0, transfer.received_bytes)]
-        return _Run({"client": told, "upstream": told}, transfer.seconds)
+        records = [Sent(0, running.port, 0, transfer.received_bytes)]
+        return _Run({"client": records, "upstream": records}, transfer.seconds)
 
     def _keep_sequences(self, run: _Run, seen: Sequence[Observation]) -> None:
         from bench.capture.judgement import ranges

@@ -93,7 +93,7 @@ def _routes(rules: Iterable[object]) -> dict[int, int]:
             routes |= dict(zip(rule.bind.ports, rule.connect.ports, strict=True))
     both = sorted(set(routes) & set(routes.values()))
     if both:
-        raise BenchError(f"port {both[0]} is both listened on and connected to: the legs cannot be told apart")
+        raise BenchError(f"port {both[0]} is both listened on and connected to: the legs cannot be distinguished")
     if not routes:
         raise BenchError("there is no TCP rule to watch")
     return routes
@@ -118,7 +118,7 @@ def _sniffer(watched: Watched, ring_bytes: int, pcap: str) -> Iterator[Program]:
 def watch(
     watched: Watched, seconds: float, ring_bytes: int, pcap: Path | None, out: Path | None, console: Console
 ) -> int:
-    """Watch for `seconds`, 0 until interrupted; 1 where the legs of a session differ."""
+    """Watch for `seconds`, 0 until interrupted; 1 if the legs of a session differ."""
     with _sniffer(watched, ring_bytes, str(pcap.resolve()) if pcap else "") as program:
         shown = ", ".join(f"{port} → {to}" for port, to in sorted(watched.routes.items()))
         console.print(f"watching {shown}" + ("" if seconds else "; Ctrl-C ends it"), highlight=False)
@@ -129,12 +129,12 @@ def watch(
         except Interrupted:
             pass
         program.process.send_signal(signal.SIGTERM)
-        told = json.loads(program.read_rest())
-    sessions = pair([Stream.load(stream) for stream in told["streams"]], watched.routes)
+        figures = json.loads(program.read_rest())
+    sessions = pair([Stream.load(stream) for stream in figures["streams"]], watched.routes)
     if out is not None:
-        kept = {"kernel": told["kernel"], "sessions": list(map(_record, sessions))}
+        kept = {"kernel": figures["kernel"], "sessions": list(map(_record, sessions))}
         out.write_text(json.dumps(kept, indent=1) + "\n")
-    _show(sessions, told["kernel"]["drops"], console)
+    _show(sessions, figures["kernel"]["drops"], console)
     return 1 if any(session.verdict == "differ" and not session.missed for session in sessions) else 0
 
 
@@ -175,8 +175,8 @@ def _show(sessions: list[Session], drops: int, console: Console) -> None:
     counts = dict.fromkeys(("agree", "differ", "open", "reset", "no upstream"), 0)
     for session in sessions:
         counts[session.verdict] += 1
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    told = told or "none began while watched"
-    console.print(f"{len(sessions)} sessions: {told}; {drops} packets dropped by the kernel", highlight=False)
+    figures = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    figures = figures or "none began while watched"
+    console.print(f"{len(sessions)} sessions: {figures}; {drops} packets dropped by the kernel", highlight=False)
     if drops:
         console.print("What was dropped is missing above: --ring takes a larger ring.")

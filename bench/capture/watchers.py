@@ -73,10 +73,10 @@ class Watcher:
             kernel = parse_counts(self.program.log.read_text())
             self.observation = Observation(self.tool, read_pcap(self.pcap), kernel, cpu_s, self.ring_bytes)
             return
-        told = json.loads(said)
-        streams = [Stream.load(stream) for stream in told["streams"]]
-        kernel = KernelCount(**told["kernel"])
-        self.observation = Observation(self.tool, streams, kernel, cpu_s, told["ring_bytes"])
+        figures = json.loads(said)
+        streams = [Stream.load(stream) for stream in figures["streams"]]
+        kernel = KernelCount(**figures["kernel"])
+        self.observation = Observation(self.tool, streams, kernel, cpu_s, figures["ring_bytes"])
 
 
 @contextlib.contextmanager

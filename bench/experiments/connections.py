@@ -60,17 +60,17 @@ class Connections(Experiment):
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
         size = case.parameters["size"]
-        told, spent = run_client(stand, running, "downloads", connections=CONNECTIONS, size=size)
-        sockets, setups, times = zip(*told["times_ns"], strict=True)
+        figures, spent = run_client(stand, running, "downloads", connections=CONNECTIONS, size=size)
+        sockets, setups, times = zip(*figures["times_ns"], strict=True)
         gigabytes = CONNECTIONS * size / 1e9
         values: dict[str, float | None] = {
             "socket_us": statistics.fmean(sockets) / 1e3,
             "setup_us": statistics.fmean(setups) / 1e3,
             "download_s": statistics.fmean(times) / 1e9,
             "download_mib_s": statistics.fmean(size / (1 << 20) / (ns / 1e9) for ns in times),
-            "run_s": told["elapsed_s"],
+            "run_s": figures["elapsed_s"],
             "cpu_s_per_gb": spent.cpu_per(gigabytes),
         }
         if running.pids:
             values |= spent.watch.memory_values()
-        return Sample("", case.name, 0, values, detail={"times_ns": told["times_ns"]})
+        return Sample("", case.name, 0, values, detail={"times_ns": figures["times_ns"]})

@@ -77,8 +77,8 @@ class Latency(Experiment):
             for test in _NETPERF_TESTS:
                 command = netperf.client_command(test, running.host, control, data, _NETPERF_S, _NETPERF_BYTES[test])
                 with stand.client(command) as program:
-                    told = netperf.parse_keyvals(program.read_rest())
-                result.profiles.setdefault("netperf", {}).setdefault(subject.name, {})[test] = told
+                    figures = netperf.parse_keyvals(program.read_rest())
+                result.profiles.setdefault("netperf", {}).setdefault(subject.name, {})[test] = figures
 
     def show(self, result: Result, console: Console) -> int:
         status = super().show(result, console)
@@ -86,10 +86,10 @@ class Latency(Experiment):
         return status
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
-        told, spent = run_client(
+        figures, spent = run_client(
             stand, running, "round-trips", seconds=self.seconds_each, warm_up=_WARM_UP_S, **case.parameters
         )
-        return Sample("", case.name, 0, load_figures(told, spent), detail={"histogram": told["histogram"]})
+        return Sample("", case.name, 0, load_figures(figures, spent), detail={"histogram": figures["histogram"]})
 
 
 def own_client(running: Running, what: str, module: str = "bench.client", **options: Any) -> list[str]:
@@ -107,20 +107,20 @@ def own_client(running: Running, what: str, module: str = "bench.client", **opti
 def run_client(
     stand: Stand, running: Running, what: str, module: str = "bench.client", **options: Any
 ) -> tuple[dict[str, Any], Spent]:
-    """Run the bench's own client; what it told, and what was spent from its `go` to its end."""
+    """Run the bench's own client; its report, and the resource use from its `go` to its end."""
     command = own_client(running, what, module, **options)
     with stand.client(command) as program:
         program.read_line()
         with metered(stand, running) as spent:
-            told = json.loads(program.read_rest())
-    return told, spent
+            figures = json.loads(program.read_rest())
+    return figures, spent
 
 
-def load_figures(told: dict[str, Any], spent: Spent) -> dict[str, float | None]:
-    operations = told["operations"]
+def load_figures(figures: dict[str, Any], spent: Spent) -> dict[str, float | None]:
+    operations = figures["operations"]
     return {
-        "per_second": operations / told["elapsed_s"],
+        "per_second": operations / figures["elapsed_s"],
         "cpu_us": spent.cpu_per(operations, 1e6),
         "total_cpu_us": spent.total_cpu_per(operations, 1e6),
-        **percentiles_us(told["histogram"]),
+        **percentiles_us(figures["histogram"]),
     }

@@ -80,12 +80,12 @@ class Micro(Experiment):
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
         size = case.parameters["size"]
-        told, spent = run_client(
+        figures, spent = run_client(
             stand, running, "round-trips", size=size, source=True, seconds=self.seconds_each, warm_up=_WARM_UP_S
         )
-        operations = told["operations"]
+        operations = figures["operations"]
         values: dict[str, float | None] = {
-            "ns_op": told["elapsed_s"] * 1e9 / operations,
+            "ns_op": figures["elapsed_s"] * 1e9 / operations,
             "cpu_ns_op": spent.cpu_per(operations, 1e9),
         }
         if running.pids and self._counter is not None:
@@ -141,7 +141,7 @@ class Micro(Experiment):
             print(f"# {text.replace(',', ' ')}")
         for subject_info in result.subjects:
             if subject_info.unavailable:
-                print(f"# {subject_info.name} was left out: {subject_info.unavailable}")
+                print(f"# {subject_info.name} was skipped: {subject_info.unavailable}")
         return 0
 
 

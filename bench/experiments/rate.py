@@ -61,13 +61,13 @@ class Rate(Experiment):
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
         if "idle" in case.parameters:
             return self._idle(stand, running, case)
-        told, spent = run_client(
+        figures, spent = run_client(
             stand, running, "connections", seconds=self.seconds_each, warm_up=_WARM_UP_S, **case.parameters
         )
-        if not told["operations"]:
-            raise BenchError(f"no connection succeeded (errno {told['errno']})")
-        values = {**load_figures(told, spent), "failures": told["failures"]}
-        return Sample("", case.name, 0, values, detail={"histogram": told["histogram"]})
+        if not figures["operations"]:
+            raise BenchError(f"no connection succeeded (errno {figures['errno']})")
+        values = {**load_figures(figures, spent), "failures": figures["failures"]}
+        return Sample("", case.name, 0, values, detail={"histogram": figures["histogram"]})
 
     def _idle(self, stand: Stand, running: Running, case: Case) -> Sample:
         """Memory before and with the connections open, and processor time while nothing is sent."""

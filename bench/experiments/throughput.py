@@ -119,8 +119,8 @@ class Throughput(Experiment):
         with metered(stand, running) as spent, stand.client(command) as program:
             # iperf3 tells its errors in the JSON, and ends with a status of 1.
             assert program.process.stdout is not None
-            told = program.process.stdout.read()
-        return parse_transfer(told), spent
+            figures = program.process.stdout.read()
+        return parse_transfer(figures), spent
 
 
 def _values(running: Running, transfer: Transfer, spent: Spent) -> dict[str, float | None]:

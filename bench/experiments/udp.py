@@ -64,15 +64,15 @@ class Udp(Experiment):
             ]
         return cases
 
-    def check(self, stand: Stand, subject: Subject, told: SubjectInfo) -> None:
+    def check(self, stand: Stand, subject: Subject, figures: SubjectInfo) -> None:
         """Fill in whether datagrams come back as they were sent; there is no half-close to pass on."""
         try:
             with self.server(stand) as ports, stand.subject(subject, *ports) as running:
                 command = python_command("bench.datagrams", "verify", running.host, str(running.port))
                 with stand.client(command) as program:
-                    told.integrity = json.loads(program.read_rest())["integrity"]
+                    figures.integrity = json.loads(program.read_rest())["integrity"]
         except BenchError as error:
-            told.unavailable = str(error)
+            figures.unavailable = str(error)
 
     @contextlib.contextmanager
     def server(self, stand: Stand) -> Iterator[tuple[int, ...]]:
@@ -85,33 +85,33 @@ class Udp(Experiment):
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
         load = {**case.parameters, "seconds": self.seconds_each, "warm_up": _WARM_UP_S}
         if "rate" in load:
-            told, spent = run_client(stand, running, "offer", module="bench.datagrams", sink=self._sink, **load)
-            return Sample("", case.name, 0, offered_figures(told, spent))
-        told, spent = run_client(stand, running, "round-trips", module="bench.datagrams", **load)
-        if not told["operations"]:
+            figures, spent = run_client(stand, running, "offer", module="bench.datagrams", sink=self._sink, **load)
+            return Sample("", case.name, 0, offered_figures(figures, spent))
+        figures, spent = run_client(stand, running, "round-trips", module="bench.datagrams", **load)
+        if not figures["operations"]:
             raise BenchError("no datagram was answered")
-        return Sample("", case.name, 0, round_trip_figures(told, spent), detail={"histogram": told["histogram"]})
+        return Sample("", case.name, 0, round_trip_figures(figures, spent), detail={"histogram": figures["histogram"]})
 
 
-def round_trip_figures(told: dict[str, Any], spent: Spent) -> dict[str, float | None]:
+def round_trip_figures(figures: dict[str, Any], spent: Spent) -> dict[str, float | None]:
     """An answered datagram was forwarded twice, there and back; one is lost when its answer does not come."""
-    forwarded = 2 * told["operations"]
+    forwarded = 2 * figures["operations"]
     return {
-        "datagrams_per_s": forwarded / told["elapsed_s"],
-        "loss_percent": _percent(told["lost"], told["operations"] + told["lost"]),
-        "stray_percent": _percent(told["strays"], told["operations"] + told["strays"]),
+        "datagrams_per_s": forwarded / figures["elapsed_s"],
+        "loss_percent": _percent(figures["lost"], figures["operations"] + figures["lost"]),
+        "stray_percent": _percent(figures["strays"], figures["operations"] + figures["strays"]),
         **_costs(spent, forwarded),
-        **percentiles_us(told["histogram"]),
+        **percentiles_us(figures["histogram"]),
     }
 
 
-def offered_figures(told: dict[str, Any], spent: Spent) -> dict[str, float | None]:
+def offered_figures(figures: dict[str, Any], spent: Spent) -> dict[str, float | None]:
     """What was offered and what reached the far end, in one direction; processor time is for those that did."""
     return {
-        "offered_per_s": told["sent"] / told["elapsed_s"],
-        "datagrams_per_s": told["delivered"] / told["elapsed_s"],
-        "loss_percent": _percent(told["sent"] - told["delivered"], told["sent"]),
-        **_costs(spent, told["delivered"]),
+        "offered_per_s": figures["sent"] / figures["elapsed_s"],
+        "datagrams_per_s": figures["delivered"] / figures["elapsed_s"],
+        "loss_percent": _percent(figures["sent"] - figures["delivered"], figures["sent"]),
+        **_costs(spent, figures["delivered"]),
     }
 
 

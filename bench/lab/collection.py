@@ -24,22 +24,22 @@ LAYERS: tuple[Layer, ...] = (counters.LAYER, hotspots.LAYER, stages.LAYER, sched
 TIMED = "0-timed"
 WARM_UP_S = 0.5
 LOAD_MAX_S = 3600
-"""wrk is told to end when the windows are over."""
+"""wrk is stopped at the end of the windows."""
 
 
 def collect_layers(
-    target: Target, directory: Path, layers: Sequence[Layer], seconds: float, tell: Callable[[str], None]
+    target: Target, directory: Path, layers: Sequence[Layer], seconds: float, report: Callable[[str], None]
 ) -> None:
     """A window for each layer, one after the other."""
     for layer in layers:
-        tell(f"{directory.name}: {layer.name}")
+        report(f"{directory.name}: {layer.name}")
         path = directory / layer.directory
         path.mkdir(parents=True)
         layer.collect(target, path, seconds)
 
 
 def timed(stand: Stand, running: Running, target: Target, scenario: Scenario, directory: Path, seconds: float) -> None:
-    """The load with nobody looking on: what layers are measured beside is slower than this."""
+    """The load without any measurement: with the layers' measurements it is slower."""
     path = directory / TIMED
     path.mkdir(parents=True)
     warm = wrk_command(stand, scenario, running.host, running.port, 1)
@@ -72,13 +72,13 @@ def derive(run: Path) -> Figures:
     meta = json.loads((run / "meta.json").read_text())
     windows: dict[str, Any] = {}
     for name in meta["windows"]:
-        told: dict[str, Any] = {}
+        figures: dict[str, Any] = {}
         if (run / name / TIMED).is_dir():
-            told["timed"] = _timed(run / name / TIMED)
+            figures["timed"] = _timed(run / name / TIMED)
         for layer in LAYERS:
             if (run / name / layer.directory).is_dir():
-                told[layer.name] = layer.derive(run / name / layer.directory)
-        windows[name] = told
+                figures[layer.name] = layer.derive(run / name / layer.directory)
+        windows[name] = figures
     return {"meta": meta, "windows": windows}
 
 

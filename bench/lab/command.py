@@ -61,7 +61,7 @@ def _text(figures: Figures) -> str:
 
 
 def _again(directory: Path, console: Console) -> int:
-    """Print the report from the raw files; 1 where it is not what was kept."""
+    """Print the report from the raw files; 1 if it is not what was kept."""
     try:
         figures = derive(directory)
         kept = json.loads((directory / "figures.json").read_text()), (directory / "report.md").read_text()

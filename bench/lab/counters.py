@@ -36,7 +36,7 @@ def collect(target: Target, directory: Path, seconds: float) -> None:
 
 
 def parse_stat(text: str) -> dict[str, float | None]:
-    """Counts by event, in the order of the file; None where perf says that it cannot count.
+    """Counts by event, in the order of the file; None if perf says that it cannot count.
 
     A processor with two kinds of cores counts an event once for each kind; the kinds are added up.
     """

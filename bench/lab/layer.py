@@ -16,7 +16,7 @@ from bench.lab.snapshot import Difference, difference, take_snapshot
 __all__ = ["Figures", "Layer", "Target", "Window", "each", "percentiles", "read_window"]
 
 Figures = dict[str, Any]
-"""What is read out of the raw files: numbers by name, None where the machine has no such counter."""
+"""What is read out of the raw files: numbers by name, None if the machine has no such counter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,12 @@ def window(target: Target, directory: Path, seconds: float, perfs: Sequence[Perf
     try:
         pids = list(target.pids())
         for perf in perfs:
-            perf.tell("enable")
+            perf.control("enable")
         take_snapshot(directory / "before", pids, target.status_socket)
         time.sleep(seconds)
         take_snapshot(directory / "after", pids, target.status_socket)
         for perf in perfs:
-            perf.tell("disable")
+            perf.control("disable")
         (directory / "pids.json").write_text(json.dumps(pids) + "\n")
         times = {perf.output.name: perf.times_ns for perf in perfs}
         (directory / "times.json").write_text(json.dumps(times) + "\n")
@@ -112,7 +112,7 @@ def each(value: float | None, passed: Difference, seconds: float) -> Figures:
 
 
 def percentiles(values: Sequence[float]) -> Figures:
-    """Of all values: median, p99 and the largest; None where there are none."""
+    """Of all values: median, p99 and the largest; None if there are none."""
     if not values:
         return {"count": 0, "p50": None, "p99": None, "max": None}
     ordered = sorted(values)

@@ -1,4 +1,4 @@
-"""perf, started with its events off and told when to count, so that a window begins and ends when we say so."""
+"""perf, started with its events off and controlled through a pipe, so that the bench begins and ends each window."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Perf:
             os.close(control)
             os.close(acknowledge)
         with suppress(OSError):
-            # On a machine that is busy it would be told to end long before it could.
+            # On a busy machine the end would be requested long before perf is ready for it.
             os.setpriority(os.PRIO_PROCESS, self.process.pid, _FIRST)
         self.times_ns: list[int] = []
         """When it began and when it ended to count, of the monotonic clock."""
@@ -76,16 +76,16 @@ class Perf:
         """Call stacks; perf takes cycles where the processor counts them, else the clock."""
         return cls(["record", "-q", "-N", "-g", "-F", str(per_second), *where], output)
 
-    def tell(self, word: str) -> None:
-        """`enable` or `disable`; returns when perf has done it, and takes the time in the middle as the moment."""
+    def control(self, command: str) -> None:
+        """`enable` or `disable`; returns when perf has done it. The time halfway is recorded."""
         asked = time.monotonic_ns()
-        os.write(self._control, f"{word}\n".encode())
+        os.write(self._control, f"{command}\n".encode())
         if not select.select([self._acknowledged], [], [], START_PATIENCE_S)[0] or not os.read(self._acknowledged, 64):
             raise BenchError(f"perf does not count: {self._said()}")
         self.times_ns.append((asked + time.monotonic_ns()) // 2)
 
     def finish(self) -> None:
-        """Have it write what it has."""
+        """Stop perf; it writes its data."""
         self.process.send_signal(signal.SIGINT)
         self.process.wait(END_PATIENCE_S)
         self._close()

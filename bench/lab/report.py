@@ -42,16 +42,16 @@ def render(figures: Figures) -> str:
     meta, windows = figures["meta"], figures["windows"]
     lines = [f"# Where the time goes: {meta['target']}", "", meta["machine_line"], ""]
     lines += ["## Summary", "", *(f"- {sentence}" for sentence in summary(figures)), ""]
-    if any("timed" in told for told in windows.values()):
+    if any("timed" in report for report in windows.values()):
         lines += ["## The loads, with nobody looking on", "", *_timed(windows)]
     idle = windows.get(IDLE, {})
-    for name, told in windows.items():
+    for name, report in windows.items():
         if name == IDLE:
             continue
         lines += [f"## {name}: {meta['windows'][name]}", ""]
         for layer, part in _PARTS.items():
-            if layer in told:
-                lines += part(told[layer], idle.get(layer))
+            if layer in report:
+                lines += part(report[layer], idle.get(layer))
     lines.append("Every figure is read out of the raw files beside this one: `python -m bench lab --again DIR`.")
     return "\n".join(lines) + "\n"
 
@@ -60,9 +60,9 @@ def _timed(windows: dict[str, Any]) -> list[str]:
     head = ["load", "requests/s", "Gbit/s", "p50 µs", "p90 µs", "p99 µs", "p99.9 µs", "errors", "CPU s/GB",
             "CPU µs/request", "CPU, cores"]  # fmt: skip
     rows = []
-    for name, told in windows.items():
-        if "timed" in told:
-            run = told["timed"]
+    for name, report in windows.items():
+        if "timed" in report:
+            run = report["timed"]
             rows.append([
                 name, number(run["requests_per_s"], 0), number(run["gbit_s"], 2),
                 *(number(run[key], 0) for key in ("p50_us", "p90_us", "p99_us", "p99_9_us", "errors")),
@@ -71,12 +71,12 @@ def _timed(windows: dict[str, Any]) -> list[str]:
     return table(head, rows)
 
 
-def _counters(told: Figures, idle: Figures | None) -> list[str]:
+def _counters(report: Figures, idle: Figures | None) -> list[str]:
     lines = ["### Counters", ""]
     head = ["event", "machine, idle /s", "machine, load /s", "service /s", "service /GB", "service /request"]
     rows = []
-    for name, system in told["system"].items():
-        service = told["service"][name]
+    for name, system in report["system"].items():
+        service = report["service"][name]
         rest = idle["system"][name] if idle else {}
         if name == "instructions per cycle":
             ratios = (rest.get("count"), system["count"], service["count"])
@@ -86,66 +86,66 @@ def _counters(told: Figures, idle: Figures | None) -> list[str]:
                 name.removeprefix("syscalls:sys_enter_"), number(rest.get("per_s"), 0), number(system["per_s"], 0),
                 number(service["per_s"], 0), number(service["per_gb"], 0), number(service["per_request"], 2),
             ])  # fmt: skip
-    window = told["window"]
+    window = report["window"]
     note = f"Window: {number(window['seconds'], 2)} s, {number(window['gigabytes'], 3)} GB sent"
     requests = f", {number(window['requests'], 0)} requests" if window["requests"] is not None else ""
     return [*lines, *table(head, rows), f"{note}{requests}. Clocks are in ms.", ""]
 
 
-def _stacks(told: Figures, idle: Figures | None) -> list[str]:
+def _stacks(report: Figures, idle: Figures | None) -> list[str]:
     rest = idle["system"] if idle else {}
-    shares = told["system"]
+    shares = report["system"]
     rows = [[f"machine: {name}", share(rest.get(name)), share(shares[name])] for name in ("idle", "kernel", "user")]
     own = idle["service"] if idle else {}
-    rows.append(["service: of all time", share(own.get("of_all")), share(told["service"]["of_all"])])
-    rows.append(["service: of time not idle", share(own.get("of_busy")), share(told["service"]["of_busy"])])
-    rows.append(["service: in the kernel", share(own.get("kernel")), share(told["service"]["kernel"])])
-    rows += [[f"others: {name}", "", share(value)] for name, value in told["others"].items()]
-    lines = ["### Call stacks", "", f"{told['samples']} samples of {told['event']}.", ""]
+    rows.append(["service: of all time", share(own.get("of_all")), share(report["service"]["of_all"])])
+    rows.append(["service: of time not idle", share(own.get("of_busy")), share(report["service"]["of_busy"])])
+    rows.append(["service: in the kernel", share(own.get("kernel")), share(report["service"]["kernel"])])
+    rows += [[f"others: {name}", "", share(value)] for name, value in report["others"].items()]
+    lines = ["### Call stacks", "", f"{report['samples']} samples of {report['event']}.", ""]
     lines += table(["share of processor time", "idle window", "load window"], rows)
-    cpu_s, gigabytes, requests = told["cpu_s"], told["gigabytes"], told["requests"]
+    cpu_s, gigabytes, requests = report["cpu_s"], report["gigabytes"], report["requests"]
     head = ["what the service's time went to", "share", "CPU ms/GB", "CPU µs/request"]
     lines += table(head, (
         [name, share(value), number(value * cpu_s * 1e3 / gigabytes if gigabytes else None, 2),
          number(value * cpu_s * 1e6 / requests if requests else None, 2)]
-        for name, value in told["purposes"].items()
+        for name, value in report["purposes"].items()
     ))  # fmt: skip
-    lines += table(["function", "share"], ([f"`{name}`", share(value)] for name, value in told["functions"].items()))
+    lines += table(["function", "share"], ([f"`{name}`", share(value)] for name, value in report["functions"].items()))
     lines += ["The most frequent stacks, innermost first:", ""]
-    lines += [f"- {share(value)}: `{name}`" for name, value in told["stacks"].items()]
+    lines += [f"- {share(value)}: `{name}`" for name, value in report["stacks"].items()]
     return [*lines, "", "Flame graphs: `service.svg`, `system.svg` in the layer's directory.", ""]
 
 
-def _stages(told: Figures, idle: Figures | None) -> list[str]:
+def _stages(report: Figures, idle: Figures | None) -> list[str]:
     rows = []
     for name, title in STAGES.items():
-        count = told["counts"][name]
+        count = report["counts"][name]
         rest = idle["counts"][name] if idle else {}
         rows.append([f"{title} (`{name.partition(':')[2]}`)", number(rest.get("per_s"), 0), number(count["per_s"], 0),
                      number(count["per_gb"], 0), number(count["per_request"], 2)])  # fmt: skip
     lines = ["### Stages", "", *table(["tracepoint, whole machine", "idle /s", "load /s", "/GB", "/request"], rows)]
-    received, queued = (told["length"][f"net:{name}"] for name in ("netif_receive_skb", "net_dev_queue"))
+    received, queued = (report["length"][f"net:{name}"] for name in ("netif_receive_skb", "net_dev_queue"))
     details = [
-        ("received, bytes", received), ("queued, bytes", queued), ("packets in one poll", told["packets_per_poll"]),
-        ("queue to device, µs", told["queue_to_device_us"]), ("one run of NET_RX, µs", told["net_rx_us"]),
+        ("received, bytes", received), ("queued, bytes", queued), ("packets in one poll", report["packets_per_poll"]),
+        ("queue to device, µs", report["queue_to_device_us"]), ("one run of NET_RX, µs", report["net_rx_us"]),
     ]  # fmt: skip
     lines += table(["every event of a short window", "count", "p50", "p99", "max"], (
         [name, number(each["count"], 0), number(each["p50"]), number(each["p99"]), number(each["max"])]
         for name, each in details
     ))  # fmt: skip
-    calls = told["syscalls"]["calls"]
+    calls = report["syscalls"]["calls"]
     lines += table(["system call", "count", "/request", "/GB", "failed", "p50 µs", "p99 µs", "total ms"], (
         [f"{name}{' (waits)' if call['waits'] else ''}", number(call["count"], 0), number(call["per_request"], 2),
          number(call["per_gb"], 0), number(call["failed"], 0), number(call["p50"], 2), number(call["p99"], 2),
          number(call["total_us"], 1, 1e-3)]
         for name, call in list(calls.items())[:CALLS_MAX]
     ))  # fmt: skip
-    lost = told["lost"] + told["syscalls"]["lost"]
-    lines += [f"Short window: {number(told['seconds'], 2)} s; {lost} events were lost to the recording.", ""]
+    lost = report["lost"] + report["syscalls"]["lost"]
+    lines += [f"Short window: {number(report['seconds'], 2)} s; {lost} events were lost to the recording.", ""]
     return lines
 
 
-def _scheduling(told: Figures, idle: Figures | None) -> list[str]:
+def _scheduling(report: Figures, idle: Figures | None) -> list[str]:
     rows = []
     titles = {
         "voluntary": "voluntary switches", "involuntary": "involuntary switches", "migrations": "moves between cores",
@@ -153,17 +153,17 @@ def _scheduling(told: Figures, idle: Figures | None) -> list[str]:
     }  # fmt: skip
     for key, title in titles.items():
         rest = idle[key] if idle else {}
-        each = told[key]
+        each = report[key]
         rows.append([title, number(rest.get("per_s"), 0), number(each["per_s"], 0), number(each["per_gb"], 0),
                      number(each["per_request"], 3)])  # fmt: skip
     lines = ["### Scheduling", "", *table(["", "idle /s", "load /s", "/GB", "/request"], rows)]
     lines += table(["µs", "count", "p50", "p99", "max", "total", "total by the kernel's account"], (
-        [title, number(told[key]["count"], 0), *(number(told[key][name]) for name in ("p50", "p99", "max")),
-         number(told[key]["total"], 0), number(told["kernel"][key], 0)]
+        [title, number(report[key]["count"], 0), *(number(report[key][name]) for name in ("p50", "p99", "max")),
+         number(report[key]["total"], 0), number(report["kernel"][key], 0)]
         for key, title in (("run_us", "on a processor"), ("delay_us", "ready, and waiting for one"))
     ))  # fmt: skip
-    by = ", ".join(f"{name} {count}" for name, count in told["put_out_by"].items())
-    lines += [f"{told['threads']} threads, {number(told['seconds'], 2)} s, {told['lost']} events lost."
+    by = ", ".join(f"{name} {count}" for name, count in report["put_out_by"].items())
+    lines += [f"{report['threads']} threads, {number(report['seconds'], 2)} s, {report['lost']} events lost."
               + (f" Put out by: {by}." if by else ""), ""]  # fmt: skip
     return lines
 

@@ -74,8 +74,8 @@ def parse_wrk(text: str) -> dict[str, Any]:
     """Raises ValueError where wrk's own last line is not there."""
     for line in text.splitlines():
         if line.startswith("lab {"):
-            told: dict[str, Any] = json.loads(line.removeprefix("lab "))
-            return told
+            figures: dict[str, Any] = json.loads(line.removeprefix("lab "))
+            return figures
     raise ValueError("wrk did not come to its end")
 
 

@@ -75,15 +75,15 @@ def measure_switches(events: Iterable[Event], tids: set[int]) -> Figures:
 def derive(directory: Path) -> Figures:
     seen = read_window(directory)
     passed = seen.passed
-    told = measure_switches(read_events(lines_of(directory / "switches.txt.gz")), set(seen.tids))
+    figures = measure_switches(read_events(lines_of(directory / "switches.txt.gz")), set(seen.tids))
     for name in ("voluntary", "involuntary", "migrations", "system_switches"):
-        told[name] = seen.each(told[name], "switches.data")
+        figures[name] = seen.each(figures[name], "switches.data")
     # The kernel's own account of the same threads, to compare with.
-    told["kernel"] = {
+    figures["kernel"] = {
         "voluntary": passed.voluntary, "involuntary": passed.involuntary,
         "run_us": passed.cpu_s * 1e6, "delay_us": passed.wait_s * 1e6,
     }  # fmt: skip
-    return {**told, "seconds": passed.seconds, "threads": len(seen.tids)}
+    return {**figures, "seconds": passed.seconds, "threads": len(seen.tids)}
 
 
 LAYER = Layer(4, "scheduling", collect, derive)

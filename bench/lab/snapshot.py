@@ -29,7 +29,7 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """From one snapshot to the next. `requests` is None where nobody counts them.
+    """From one snapshot to the next. `requests` is None if nobody counts them.
 
     `sent_bytes` is what the interfaces of the service's namespace have sent, headers included. The sums over threads
     leave out those that began or ended between.
@@ -90,11 +90,15 @@ def _thread_text(pid: int) -> str:
 def read_threads(text: str) -> dict[str, Thread]:
     threads = {}
     for block in text.strip().split("\n\n"):
-        told = {key: value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
-        if "thread" in told:
-            run, wait, _count = map(int, told["schedstat"].split())
-            threads[told["thread"]] = Thread(
-                told["Name"], run, wait, int(told["voluntary_ctxt_switches"]), int(told["nonvoluntary_ctxt_switches"])
+        fields = {key: value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+        if "thread" in fields:
+            run, wait, _count = map(int, fields["schedstat"].split())
+            threads[fields["thread"]] = Thread(
+                fields["Name"],
+                run,
+                wait,
+                int(fields["voluntary_ctxt_switches"]),
+                int(fields["nonvoluntary_ctxt_switches"]),
             )
     return threads
 

@@ -103,7 +103,7 @@ def _mean_and(values: list[float]) -> Figures:
 
 
 def measure_calls(events: Iterable[Event], passed: Difference, seconds: float) -> Figures:
-    """Durations of system calls, from their enter/exit pairs in `seconds`; those that wait are told apart."""
+    """Durations of system calls, from their enter/exit pairs in `seconds`; waiting calls are listed separately."""
     inside: dict[int, tuple[str, int]] = {}
     durations_us: dict[str, list[float]] = defaultdict(list)
     failed: Counter[str] = Counter()

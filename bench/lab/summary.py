@@ -17,25 +17,25 @@ def summary(figures: Figures) -> list[str]:
     """What stands out, window by window, and then from one window to the other."""
     meta, windows = figures["meta"], figures["windows"]
     sentences: list[str] = []
-    for name, told in windows.items():
+    for name, report in windows.items():
         if name != "idle":
-            found = _window(told, windows.get("idle", {}), meta["target"])
+            found = _window(report, windows.get("idle", {}), meta["target"])
             sentences += [f"**{name}** {sentence}" for sentence in found]
     sentences += _comparison(windows)
     return sentences
 
 
-def _window(told: Figures, idle: Figures, target: str) -> Iterator[str]:
-    if "timed" in told:
-        yield _speed(told["timed"], target)
-    if "stacks" in told and told["stacks"]["service"]["samples"]:
-        yield _time(told["stacks"], idle.get("stacks"), target)
-    if "counters" in told:
-        yield from _calls(told["counters"], idle.get("counters"), target)
-    if "stages" in told:
-        yield from _stages(told["stages"])
-    if "scheduling" in told:
-        yield _scheduling(told["scheduling"], target)
+def _window(report: Figures, idle: Figures, target: str) -> Iterator[str]:
+    if "timed" in report:
+        yield _speed(report["timed"], target)
+    if "stacks" in report and report["stacks"]["service"]["samples"]:
+        yield _time(report["stacks"], idle.get("stacks"), target)
+    if "counters" in report:
+        yield from _calls(report["counters"], idle.get("counters"), target)
+    if "stages" in report:
+        yield from _stages(report["stages"])
+    if "scheduling" in report:
+        yield _scheduling(report["scheduling"], target)
 
 
 def _speed(run: Figures, target: str) -> str:
@@ -49,12 +49,12 @@ def _speed(run: Figures, target: str) -> str:
     return text + (f" {run['errors']} errors." if run["errors"] else "")
 
 
-def _time(told: Figures, idle: Figures | None, target: str) -> str:
-    service = told["service"]
-    purposes = list(told["purposes"].items())
+def _time(report: Figures, idle: Figures | None, target: str) -> str:
+    service = report["service"]
+    purposes = list(report["purposes"].items())
     most = ", ".join(f"{name} ({100 * value:.0f} %)" for name, value in purposes[:3])
     text = f"{target} spent {100 * service['kernel']:.0f} % of its time in the kernel; most went to: {most}."
-    text += f" The machine was idle for {100 * told['system']['idle']:.0f} % of the time"
+    text += f" The machine was idle for {100 * report['system']['idle']:.0f} % of the time"
     if idle and idle["system"]["idle"] is not None:
         text += f" (without load {100 * idle['system']['idle']:.0f} %)"
     if service["of_busy"] is not None:
@@ -62,8 +62,8 @@ def _time(told: Figures, idle: Figures | None, target: str) -> str:
     return text + "."
 
 
-def _calls(told: Figures, idle: Figures | None, target: str) -> Iterator[str]:
-    service = told["service"]
+def _calls(report: Figures, idle: Figures | None, target: str) -> Iterator[str]:
+    service = report["service"]
     total = service["raw_syscalls:sys_enter"]
     calls = {name: each for name, each in service.items() if name.startswith("syscalls:") and each["count"]}
     ordered = sorted(calls.items(), key=lambda item: -item[1]["count"])[:3]
@@ -74,10 +74,10 @@ def _calls(told: Figures, idle: Figures | None, target: str) -> Iterator[str]:
         )
         yield f"{target} made {_rate(total)}{f': {most}' if most else ''}."
     if idle:
-        loaded, rest = told["system"]["context-switches"]["per_s"], idle["system"]["context-switches"]["per_s"]
+        loaded, rest = report["system"]["context-switches"]["per_s"], idle["system"]["context-switches"]["per_s"]
         if loaded is not None and rest:
             yield f"Context switches of the machine: {loaded:,.0f}/s, without load {rest:,.0f}/s."
-    if told["system"]["cycles"]["count"] is None:
+    if report["system"]["cycles"]["count"] is None:
         yield "This machine has no hardware counters: cycles and instructions are n/a."
 
 
@@ -87,11 +87,11 @@ def _rate(calls: Figures) -> str:
     return f"{calls['per_s']:,.0f} system calls a second"
 
 
-def _stages(told: Figures) -> Iterator[str]:
-    again = told["counts"]["tcp:tcp_retransmit_skb"]
+def _stages(report: Figures) -> Iterator[str]:
+    again = report["counts"]["tcp:tcp_retransmit_skb"]
     if again["count"] is not None:
         yield "Nothing was sent again." if not again["count"] else f"{again['count']:,.0f} segments were sent again."
-    queued, received = told["length"]["net:net_dev_queue"], told["packets_per_poll"]
+    queued, received = report["length"]["net:net_dev_queue"], report["packets_per_poll"]
     if queued["mean"] is not None:
         text = f"A packet queued for a device held {queued['mean']:,.0f} bytes on average"
         if received["mean"] is not None:
@@ -99,12 +99,12 @@ def _stages(told: Figures) -> Iterator[str]:
         yield text + "."
 
 
-def _scheduling(told: Figures, target: str) -> str:
-    voluntary, involuntary = told["voluntary"]["count"], told["involuntary"]["count"]
+def _scheduling(report: Figures, target: str) -> str:
+    voluntary, involuntary = report["voluntary"]["count"], report["involuntary"]["count"]
     text = f"{target} left the processor {voluntary + involuntary:,} times"
     if voluntary + involuntary:
         text += f", {100 * involuntary / (voluntary + involuntary):.0f} % of them because another was put in its place"
-    delay = told["delay_us"]
+    delay = report["delay_us"]
     if delay["p50"] is not None:
         text += f"; once ready, it waited {delay['p50']:,.0f} µs (median; p99 {delay['p99']:,.0f} µs) for a processor"
         if delay["p99"] > LONG_DELAY_US:
@@ -113,7 +113,7 @@ def _scheduling(told: Figures, target: str) -> str:
 
 
 def _comparison(windows: dict[str, Any]) -> list[str]:
-    runs = [(name, told["timed"]) for name, told in windows.items() if "timed" in told]
+    runs = [(name, report["timed"]) for name, report in windows.items() if "timed" in report]
     if len(runs) < 2:
         return []
     (first, small), (last, large) = runs[0], runs[-1]

@@ -106,7 +106,7 @@ def _section(result: Result) -> _Section:
         if subject.half_close:
             notes.append(f"½ {subject.name} does not pass a half-close on: {subject.half_close}")
         if subject.unavailable:
-            notes.append(f"{subject.name} was left out: {subject.unavailable}")
+            notes.append(f"{subject.name} was skipped: {subject.unavailable}")
     notes += dict.fromkeys(f"{each.subject}, {each.case}: {each.error}" for each in result.samples if each.error)
     if result.experiment == "micro":
         notes += [

@@ -53,7 +53,7 @@ def choose(
 def choose_from(known: Sequence[Subject], names: Sequence[str]) -> list[Subject]:
     """Those of `known` that are called `names` (names or groups), and the custom ones.
 
-    Raises `BenchError` where a name is not one, and lists those that are.
+    Raises `BenchError` if a name is not one, and lists those that are.
     """
     by_name = {subject.name: subject for subject in known}
     words = groups(known)

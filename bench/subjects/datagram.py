@@ -1,4 +1,4 @@
-"""What forwards datagrams: oinetd's planes and installed peers, each told to forward UDP to UDP."""
+"""Subjects that forward UDP to UDP: oinetd's planes and installed peers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other forwarders, each with the settings that serve it best, and any command as `--peer NAME=COMMAND`."""
+"""Other forwarders, each with its best settings, and any command as `--peer NAME=COMMAND`."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Nginx(Peer):
 
 
 def stream_module() -> str:
-    """The line that loads nginx's stream module; empty where the module is built in."""
+    """The line that loads nginx's stream module; empty if the module is built in."""
     module = next(filter(os.path.exists, _STREAM_MODULES), None)
     return f"load_module {module};\n" if module else ""
 
@@ -120,8 +120,8 @@ _STREAM_MODULES = ("/usr/lib/nginx/modules/ngx_stream_module.so", "/usr/lib64/ng
 def _stream_built_in(path: str) -> bool:
     import subprocess
 
-    told = subprocess.run([path, "-V"], capture_output=True, text=True, check=False).stderr
-    return "--with-stream " in f"{told} " and "--with-stream=dynamic" not in told
+    output = subprocess.run([path, "-V"], capture_output=True, text=True, check=False).stderr
+    return "--with-stream " in f"{output} " and "--with-stream=dynamic" not in output
 
 
 class Rinetd(Peer):

@@ -54,7 +54,7 @@ class Subject:
     protocol: str = "tcp"
 
     def unavailable(self, topology: Topology) -> str | None:
-        """Why it cannot run here, with the remedy; None where it can."""
+        """Why it cannot run here, with the remedy; None if it can."""
         raise NotImplementedError
 
     def version(self) -> str:

@@ -143,7 +143,7 @@ def test_routes(tmp_path: Path) -> None:
     path.write_text("0.0.0.0 8080 10.0.0.2 80\n127.0.0.1 9000-9002 10.0.0.2 7000-7002\n")
     assert watch.routes_of_config(path) == {8080: 80, 9000: 7000, 9001: 7001, 9002: 7002}
     assert watch.routes_of_rules(["127.0.0.1 1 h.example 2"]) == {1: 2}
-    with pytest.raises(BenchError, match="cannot be told apart"):
+    with pytest.raises(BenchError, match="cannot be distinguished"):
         watch.routes_of_rules(["127.0.0.1 80 h.example 80"])
     with pytest.raises(BenchError, match="no TCP rule"):
         watch.routes_of_rules([])

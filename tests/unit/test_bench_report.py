@@ -133,7 +133,7 @@ def test_the_page_is_complete_in_itself(results: dict[str, Result], tmp_path: Pa
     assert "prefers-color-scheme: dark" in page
     assert "Some &lt;CPU&gt;" in page
     assert "native-copy@16K" in page
-    assert "socat was left out: socat is not installed" in page
+    assert "socat was skipped: socat is not installed" in page
     assert "haproxy does not pass a half-close on" in page
     assert ">n/a<" in page
 

@@ -82,8 +82,8 @@ class Party:
 
 
 @contextmanager
-def echo(host: str = "127.0.0.1", port: int = 0) -> Iterator[Party]:
-    """An upstream that gives every datagram back."""
+def echo(host: str = "127.0.0.1", port: int = 0, mute: bytes | None = None) -> Iterator[Party]:
+    """An upstream that gives every datagram back, but for those that are `mute`."""
     loop = asyncio.get_running_loop()
     with Party(host, port) as party:
 
@@ -91,7 +91,8 @@ def echo(host: str = "127.0.0.1", port: int = 0) -> Iterator[Party]:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     data, address = party.sock.recvfrom(SIZE)
-                    party.sock.sendto(data, address)
+                    if data != mute:
+                        party.sock.sendto(data, address)
 
         loop.add_reader(party.sock.fileno(), answer)
         try:

@@ -12,18 +12,26 @@ from hypothesis import strategies as st
 
 from oinetd import Ending, SessionRecord, parse_config
 from oinetd.lanes.native.plane import available
+from oinetd.upstream import silence
 from tests.daemon.process import own_address
 from tests.peers import pattern, until
-from tests.udp.rig import Party, Served, echo, serving
+from tests.udp.rig import Party, Served, echo, name_service, serving
 
 native = pytest.mark.skipif(bool(available()), reason="the extension is not built")
 
 CLIENTS = 4
+REVOKED = 3
+"""The client with an address of its own, which some reloads deny."""
+UNANSWERED = b"?"
+SILENCE_S = 0.02
 steps = st.one_of(
     st.tuples(st.just("ask"), st.integers(0, CLIENTS - 1), st.sampled_from([0, 1, 64, 1400, 3000])),
-    st.tuples(st.just("refused"), st.just(0), st.just(0)),
+    st.tuples(st.just("refuse"), st.just(0), st.just(0)),
     st.tuples(st.just("kill"), st.integers(0, 2), st.just(0)),
     st.tuples(st.just("reload"), st.integers(0, 1), st.just(0)),
+    st.tuples(st.just("revoke"), st.integers(0, 1), st.just(0)),
+    st.tuples(st.just("linger"), st.integers(0, CLIENTS - 2), st.just(64)),
+    st.tuples(st.just("silence"), st.just(0), st.just(64)),
 )
 
 
@@ -43,43 +51,102 @@ def has_told_all(served: Served) -> bool:
     return len(served.opened) == stats.accepted - stats.refused and len(served.closed) == stats.accepted - stats.live
 
 
-async def story(engine: str, script: list[tuple[str, int, int]]) -> list[Any]:
-    """What came of a script: answers, records, counters."""
-    found: list[Any] = []
-    denials, known = 0, False
-    with echo() as upstream, Party("127.0.0.2") as refused:
-        clients = [Party() for _ in range(CLIENTS)]
-        names = {client.address: number for number, client in enumerate(clients)}
-        rule = f"127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp\ndeny 127.0.0.2\n"
-        async with serving(f"engine {engine}\nmax-udp-sessions 3\n{rule}") as served:
+class Story:
+    """A forwarder with places for three clients, and what came of a script: answers, records, counters."""
+
+    def __init__(self, engine: str, port: int) -> None:
+        self.engine = engine
+        self.front = own_address(), 8000
+        self.rule = f"{self.front[0]} 8000/udp two.example {port}/udp\ndeny 127.0.0.2\n"
+        self.refused = Party("127.0.0.2")
+        self.clients = [Party("127.0.0.3" if number == REVOKED else "127.0.0.1") for number in range(CLIENTS)]
+        self.found: list[Any] = []
+        self.revoked = False
+        self.told: set[Party] = set()
+        self.denials = 0
+
+    def text(self, places: int = 3) -> str:
+        deny = "deny 127.0.0.3\n" if self.revoked else ""
+        return f"engine {self.engine}\nmax-udp-sessions {places}\n{self.rule}{deny}"
+
+    async def play(self, script: list[tuple[str, int, int]]) -> list[Any]:
+        async with serving(self.text()) as served:
             for number, (what, which, size) in enumerate(script):
-                if what == "ask":
-                    found.append(await clients[which].ask(pattern(size, number), served.address))
-                elif what == "refused":
-                    lost = served.forwarder.stats().datagrams_lost
-                    refused.send(b"x", served.address)
-                    await until(lambda lost=lost: served.forwarder.stats().datagrams_lost > lost)
-                    denials, known = denials + (not known), True
-                    await until(lambda due=denials: [each.ending for each in served.closed].count(Ending.DENIED) == due)
-                elif what == "reload":
-                    config = f"engine {engine}\nmax-udp-sessions {3 - which}\n{rule}"
-                    await served.forwarder.reload(parse_config(config))
-                    known = False
-                elif which < len(live := served.forwarder.sessions()):
-                    found.append(served.forwarder.kill(live[which].id))
-                    gone = live[which].id
-                    await until(lambda gone=gone: all(each.id != gone for each in served.forwarder.sessions()))
-            found.append(told(served.forwarder.sessions(), names))
-            await clients[0].ask(b"the last", served.address)  # all that came before it was seen
+                await getattr(self, what)(served, which, pattern(size, number))
+            names = {client.address: number for number, client in enumerate(self.clients)}
+            self.found.append(told(served.forwarder.sessions(), names))
+            await self.clients[0].ask(b"the last", self.front)  # all that came before it was seen
             await until(lambda: has_told_all(served))
             stats = served.forwarder.stats()
-            found.append((stats.live, stats.datagrams_up, stats.datagrams_down, stats.datagrams_lost))
+            self.found.append((stats.live, stats.datagrams_up, stats.datagrams_down, stats.datagrams_lost))
             before = len(served.closed)
-        found += [told(served.closed[:before], names), sorted(told(served.closed[before:], names))]
-        found.append([names[record.client, record.client_port] for record in served.opened])
-        for client in clients:
+        self.found += [told(served.closed[:before], names), sorted(told(served.closed[before:], names))]
+        self.found.append([names[record.client, record.client_port] for record in served.opened])
+        for client in (*self.clients, self.refused):
             client.close()
-    return found
+        return self.found
+
+    async def ask(self, served: Served, which: int, data: bytes) -> None:
+        if which == REVOKED and self.revoked:
+            await self._denied(served, self.clients[which])
+        else:
+            self.found.append(await self.clients[which].ask(data, self.front))
+
+    async def refuse(self, served: Served, _which: int, _data: bytes) -> None:
+        await self._denied(served, self.refused)
+
+    async def _denied(self, served: Served, client: Party) -> None:
+        lost = served.forwarder.stats().datagrams_lost
+        client.send(b"x", self.front)
+        await until(lambda: served.forwarder.stats().datagrams_lost > lost)
+        self.denials += client not in self.told
+        self.told.add(client)
+        await until(lambda: [each.ending for each in served.closed].count(Ending.DENIED) == self.denials)
+
+    async def reload(self, served: Served, which: int, _data: bytes) -> None:
+        """With fewer places some sessions end."""
+        await served.forwarder.reload(parse_config(self.text(3 - which)))
+        self.told.clear()
+
+    async def revoke(self, served: Served, which: int, data: bytes) -> None:
+        """A client is denied, or no more."""
+        self.revoked = bool(which)
+        await self.reload(served, 0, data)
+
+    async def linger(self, served: Served, which: int, data: bytes) -> None:
+        """The rule goes; clients that have a session keep it until the rule is there again."""
+        await served.forwarder.reload(parse_config(""))
+        port = self.clients[which].address[1]
+        if any(each.client_port == port for each in served.forwarder.sessions()):
+            self.found.append(await self.clients[which].ask(data, self.front))
+        await self.reload(served, 0, data)
+
+    async def kill(self, served: Served, which: int, _data: bytes) -> None:
+        if which < len(live := served.forwarder.sessions()):
+            self.found.append(served.forwarder.kill(live[which].id))
+            gone = live[which].id
+            await until(lambda: all(each.id != gone for each in served.forwarder.sessions()))
+
+    async def silence(self, served: Served, _which: int, data: bytes) -> None:
+        """A new client whose first question nobody answers goes on to the other address with the second one."""
+        client = Party()
+        self.clients.append(client)
+        ends = len(served.closed)
+        client.send(UNANSWERED, self.front)
+        loop = asyncio.get_running_loop()
+        later = loop.time() + 2 * SILENCE_S
+        await until(lambda: loop.time() > later)
+        await until(lambda: any(each.client_port == client.address[1] for each in served.forwarder.sessions()))
+        self.found.append(await client.ask(data, self.front))
+        await until(lambda: Ending.UPSTREAM_SILENT in [record.ending for record in served.closed[ends:]])
+
+
+async def story(engine: str, script: list[tuple[str, int, int]]) -> list[Any]:
+    with pytest.MonkeyPatch.context() as patch, echo("127.0.0.4", mute=UNANSWERED) as upstream:
+        patch.setattr(silence, "SILENCE_S", SILENCE_S)
+        name_service(patch, "127.0.0.4", "127.0.0.5")
+        with echo("127.0.0.5", upstream.address[1], mute=UNANSWERED):
+            return await Story(engine, upstream.address[1]).play(script)
 
 
 @native

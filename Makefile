@@ -16,7 +16,7 @@ LIBRARY  := $(PREFIX)/lib/oinetd
 INSTALLED_PYTHON ?= $(LIBRARY)/bin/python
 SHARE    := $(DESTDIR)$(PREFIX)/share
 
-.PHONY: run test check package-test sanitize build wheel install install-files clean
+.PHONY: run test check docs package-test sanitize soak build wheel install install-files clean
 
 # Without a network pip prints a page of errors: one sentence replaces it. Other errors of pip are printed.
 define INSTALL
@@ -40,6 +40,14 @@ check: $(VENV)/check-ready
 	$(BIN)/mypy
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 _fastpath bench/native
 	$(BIN)/stubtest oinetd._fastpath bench._native
+
+# What is made in the pages: the drawing from its text, the figures and plots from bench/results.
+docs: docs/architecture.svg $(VENV)/test-ready
+	@$(BIN)/python -m bench report --pages
+
+docs/architecture.svg: docs/architecture.dot
+	@command -v dot >/dev/null || { echo 'graphviz is missing. Debian: apt install graphviz'; exit 1; }
+	dot -Tsvg -o $@ $<
 
 # The engine tests under the address, undefined-behaviour and thread sanitizers, on a build of its own.
 sanitize: $(VENV)/test-ready

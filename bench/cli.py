@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+REPOSITORY = Path(__file__).resolve().parents[1]
+
 DESCRIPTION = """
 Measures forwarders: oinetd's engines, the bench's own reference forwarders, and peers that are installed, between
 a client and a server in network namespaces of their own (root), or on loopback.
@@ -205,20 +207,19 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     micro.add_argument("--profile", type=Path, metavar="FILE", help="write a pprof profile (go tool pprof reads it)")
     report = add(
-        "report", "one HTML page from stored results, and the README's performance section",
+        "report", "one HTML page from stored results, or the figures in README.md and docs/performance.md",
         """
-        Writes one self-contained HTML page from the newest result of each experiment, or rewrites the part of a README
-        between the markers `<!-- bench:begin -->` and `<!-- bench:end -->`.
+        Writes one self-contained HTML page from the newest result of each experiment. With `--pages` it rewrites the
+        parts of README.md and docs/performance.md between the markers `<!-- bench:begin -->` and `<!-- bench:end -->`
+        instead, and the plots in docs/bench.
         """,
         _report,
     )  # fmt: skip
     report.add_argument("results", nargs="*", type=Path, help="files or directories; default: bench/results")
     report.add_argument("--out", type=Path, default=Path("bench-report.html"), metavar="FILE", help="the page")
-    report.add_argument("--readme", type=Path, metavar="FILE", help="rewrite this file's performance section instead")
-    report.add_argument(
-        "--plots", type=Path, metavar="DIR", help="where the README's plots go; default: docs/bench beside it"
-    )
-    report.add_argument("--check", action="store_true", help="with --readme: fail where the section is out of date")
+    report.add_argument("--pages", type=Path, nargs="?", const=REPOSITORY, metavar="DIR",
+                        help="rewrite the figures in DIR instead; default: this repository")  # fmt: skip
+    report.add_argument("--check", action="store_true", help="with --pages: write nothing, fail if a page is out of date")
     lab_help = "where the time goes: wrk through oinetd to nginx, in four layers"
     add_lab(add("lab", lab_help, lab_text, _lab, epilog=lab_examples))
     capture_help = "whether every byte went by: a packet ring beside tcpdump, or live"
@@ -278,21 +279,23 @@ def _measure(arguments: argparse.Namespace, console: Console) -> int:
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
     need_libraries("matplotlib", "jinja2")
-    from bench.report import write_page, write_readme
+    from bench.report import write_page, write_pages
     from bench.results import RESULTS_DIR, load_results, newest
 
     results = newest(load_results(arguments.results or [RESULTS_DIR]))
-    if arguments.readme is None:
+    if arguments.pages is None:
         write_page(results, arguments.out)
         console.print(f"written: {arguments.out}", highlight=False)
         return 0
-    plots = arguments.plots or arguments.readme.resolve().parent / "docs" / "bench"
-    changed = write_readme(results, arguments.readme, plots, check=arguments.check)
-    if arguments.check and changed:
-        console.print(f"{arguments.readme} is out of date: python -m bench report --readme {arguments.readme}")
-        return 1
-    console.print(f"{arguments.readme}: {'rewritten' if changed else 'up to date'}", highlight=False)
-    return 0
+    changed = write_pages(results, arguments.pages, check=arguments.check)
+    state = "out of date" if arguments.check else "rewritten"
+    for path in changed:
+        console.print(f"{path.relative_to(arguments.pages)}: {state}", highlight=False)
+    if not changed:
+        console.print("the pages are up to date")
+    elif arguments.check:
+        console.print("remedy: python -m bench report --pages")
+    return int(arguments.check and bool(changed))
 
 
 def _lab(arguments: argparse.Namespace, console: Console) -> int:

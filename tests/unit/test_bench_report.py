@@ -1,4 +1,4 @@
-"""Results kept and shown again: the JSON, the page, the README's section."""
+"""Results kept and shown again: the JSON, the HTML page, the figures in README.md and docs/performance.md."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.report import write_page, write_readme
+from bench.report import write_page, write_pages
 from bench.report.page import render_page
 from bench.report.plots import plots_of
-from bench.report.readme import BEGIN, END
+from bench.report.markdown import BEGIN, END, readme_figures
 from bench.results import Result, Sample, SubjectInfo, load_results, newest
 
 MACHINE = {
@@ -155,32 +155,75 @@ def test_plots_take_the_colour_of_the_text_around_them(results: dict[str, Result
             assert "#000000" not in plot.svg
 
 
-def test_the_readme_is_rewritten_between_its_markers(results: dict[str, Result], tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe rest.\n")
-    plots = tmp_path / "docs"
-    assert write_readme(results, readme, plots, check=True)
-    assert "old" in readme.read_text()
-    assert write_readme(results, readme, plots)
-    text = readme.read_text()
-    assert text.startswith("# Title\n")
-    assert text.endswith("\nThe rest.\n")
-    assert "old" not in text
+def pages_in(root: Path) -> tuple[Path, Path]:
+    """README.md and docs/performance.md with old figures between their markers."""
+    pages = root / "README.md", root / "docs" / "performance.md"
+    pages[1].parent.mkdir()
+    for page in pages:
+        page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe rest.\n")
+    return pages
+
+
+def test_the_pages_are_rewritten_between_their_markers(results: dict[str, Result], tmp_path: Path) -> None:
+    pages = pages_in(tmp_path)
+    assert set(write_pages(results, tmp_path, check=True)) >= set(pages)
+    assert all("old" in page.read_text() for page in pages)
+    changed = write_pages(results, tmp_path)
+    names = ("throughput-p1", "buffers", "latency", "rate", "memory", "micro")
+    assert set(changed) == {*pages, *(tmp_path / "docs" / "bench" / f"{name}.svg" for name in names)}
+    for page in pages:
+        text = page.read_text()
+        assert text.startswith(f"# Title\n\n{BEGIN}\n")
+        assert text.endswith(f"{END}\n\nThe rest.\n")
+        assert "old" not in text
+    text = pages[1].read_text()
     assert "| **native-copy** |" in text
     assert "16K" in text
-    for name in ("throughput-p1", "buffers", "latency", "rate", "memory", "micro"):
-        assert f"](docs/{name}.svg)" in text
-        assert (plots / f"{name}.svg").exists()
-    assert not write_readme(results, readme, plots)
-    (plots / "rate.svg").unlink()
-    assert write_readme(results, readme, plots, check=True)
+    for name in names:
+        assert f"](bench/{name}.svg)" in text
+    assert write_pages(results, tmp_path) == []
+    plot = tmp_path / "docs" / "bench" / "rate.svg"
+    plot.unlink()
+    assert write_pages(results, tmp_path, check=True) == [plot]
 
 
-def test_a_readme_without_markers_is_left_alone(results: dict[str, Result], tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("# Title\n")
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+def test_a_page_without_markers_is_left_alone(results: dict[str, Result], tmp_path: Path, name: str) -> None:
+    pages = pages_in(tmp_path)
+    (tmp_path / name).write_text("# Title\n")
+    before = [page.read_text() for page in pages]
     with pytest.raises(BenchError, match="bench:begin"):
-        write_readme(results, readme, tmp_path)
+        write_pages(results, tmp_path)
+    assert [page.read_text() for page in pages] == before
+    (tmp_path / name).unlink()
+    with pytest.raises(BenchError, match="does not exist"):
+        write_pages(results, tmp_path)
+
+
+def test_the_figures_of_the_readme() -> None:
+    throughput, udp = make("throughput"), make("udp")
+    throughput.subjects = [
+        SubjectInfo("native-auto×1", "oinetd", "native-auto", 65536),
+        SubjectInfo("native-auto×2", "oinetd", "native-auto", 65536),
+        SubjectInfo("native-auto@16K×2", "oinetd", "native-auto", 16384),
+        SubjectInfo("haproxy", "peer", "haproxy"),
+    ]
+    costs = {"native-auto×1": 0.1, "native-auto×2": 0.2, "native-auto@16K×2": 0.3, "haproxy": 0.4}
+    throughput.samples = [Sample(name, "P1", 0, {"cpu_s_per_gb": cost}) for name, cost in costs.items()]
+    udp.subjects = [SubjectInfo("oinetd-native", "oinetd", "oinetd-native"), SubjectInfo("nginx", "peer", "nginx")]
+    udp.samples = [Sample("oinetd-native", "64B × 1, 32 under way", 0, {"cpu_s_per_million": 3.0})]
+    udp.samples += [Sample("nginx", "64B × 1, 32 under way", 0, {"cpu_s_per_million": 6.0})]
+    assert readme_figures({"throughput": throughput, "udp": udp}).splitlines()[2:] == [
+        "|  | **oinetd** | HAProxy | nginx |",
+        "|---|---:|---:|---:|",
+        "| 1 GB in one stream: CPU s | 0.200 | 0.400 | n/a |",
+        "| a million datagrams: CPU s | 3.00 | n/a | 6.00 |",
+    ]
+
+
+def test_the_pages_have_the_figures_of_the_stored_results() -> None:
+    root = Path(__file__).parents[2]
+    assert write_pages(newest(load_results([root / "bench" / "results"])), root, check=True) == []
 
 
 def test_the_guide_tells_buffers_and_threads(tmp_path: Path) -> None:
@@ -192,10 +235,9 @@ def test_the_guide_tells_buffers_and_threads(tmp_path: Path) -> None:
     ]
     costs = {"native-copy×1": 0.2, "native-copy×2": 0.3, "native-copy@16K×1": 0.4, "native-copy@16K×2": 0.5}
     result.samples = [Sample(name, "P1", 0, {"gbit_s": 1.0, "cpu_s_per_gb": cost}) for name, cost in costs.items()]
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{BEGIN}\n{END}\n")
-    write_readme({"throughput": result}, readme, tmp_path)
-    assert [line for line in readme.read_text().splitlines() if line.startswith("- ")] == [
+    pages = pages_in(tmp_path)
+    write_pages({"throughput": result}, tmp_path)
+    assert [line for line in pages[1].read_text().splitlines() if line.startswith("- ")] == [
         "- For bulk, `native-copy×1` costs least here: 0.200 CPU s/GB.",
         "- `native-copy` with 2 threads, CPU s/GB by `buffersize`: 16K 0.500, 64K 0.300.",
         "- `native-copy`, CPU s/GB by `threads`: 1 0.200, 2 0.300.",

@@ -1,4 +1,4 @@
-"""The Python examples of README.md and docs/: type-checked as strictly as the package, and run."""
+"""The Python examples of README.md and docs/: type-checked as strictly as the package, run, and printing what is shown."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PYTHON = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
-EXAMPLES = {
-    f"{page.relative_to(ROOT)}-{number}": text
+PYTHON = re.compile(
+    r"^```python\n(.*?)^```(?:\n\nIt prints:\n\n```text\n(.*?)^```)?", flags=re.DOTALL | re.MULTILINE
+)  # an example, and what it prints if the page says so
+PRINTED = {
+    f"{page.relative_to(ROOT)}-{number}": (text, printed)
     for page in PAGES
-    for number, text in enumerate(PYTHON.findall(page.read_text()))
+    for number, (text, printed) in enumerate(PYTHON.findall(page.read_text()))
 }
+EXAMPLES = {name: text for name, (text, _) in PRINTED.items()}
 
 
 def test_there_are_some() -> None:
@@ -41,3 +44,4 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
         [sys.executable, "-W", "error", "-c", EXAMPLES[name]], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == PRINTED[name][1] or not PRINTED[name][1]

@@ -1,8 +1,8 @@
-"""The README's performance section: made from stored results, so that no figure in it is typed."""
+"""The figures in the pages: README's few, and all of docs/performance.md. Made from stored results, never typed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bench.columns import COLUMNS, Column, cell, plain
@@ -13,45 +13,97 @@ from bench.report.page import ORDER, TITLES, rounds_text, when
 from bench.report.plots import Plot, plots_of
 from bench.results import Result, SubjectInfo
 
-__all__ = ["BEGIN", "END", "performance_section", "write_readme"]
+__all__ = ["BEGIN", "END", "performance_section", "readme_figures", "write_pages"]
 
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
+MADE_BY = "<!-- Made by `python -m bench report --pages` from bench/results: change nothing here by hand. -->"
 PLOTS = ("throughput-p1", "buffers", "latency", "rate", "memory", "micro")
-"""Those that the README shows; the report shows all."""
+"""Those that docs/performance.md shows; the HTML report shows all."""
+
+_FIGURES = (
+    ("1 GB in one stream: CPU s", "throughput", "P1", "cpu_s_per_gb"),
+    ("one short connection: CPU µs", "rate", "connect/close × 64", "cpu_us"),
+    ("a million datagrams: CPU s", "udp", "64B × 1, 32 under way", "cpu_s_per_million"),
+)
+"""README's figures: what is measured, and the experiment, case and column that it is read from."""
+
+_FORWARDERS = {
+    "oinetd": ("native-auto", "oinetd-native"),
+    "oinetd, Python lane": ("python", "oinetd-python"),
+    "HAProxy": ("haproxy-splice", "haproxy"),
+    "nginx": ("nginx",),
+    "rinetd": ("rinetd",),
+}
+"""README's columns: the subjects of the results that each name stands for."""
 
 
-def write_readme(results: Mapping[str, Result], readme: Path, plots: Path, *, check: bool = False) -> bool:
-    """Rewrite what stands between the markers, and the plots it shows; whether anything changed.
+def write_pages(results: Mapping[str, Result], root: Path, *, check: bool = False) -> list[Path]:
+    """Rewrite what stands between the markers of README.md and docs/performance.md, and the plots in docs/bench.
 
-    With `check` nothing is written. Raises `BenchError` where the markers are missing.
+    Returns the files of `root` that changed, or with `check`, which writes nothing, those that would. A plot counts as
+    changed only if it is missing: another version of matplotlib draws the same plot with other bytes.
+    Raises `BenchError` if a page or a marker is missing.
     """
-    text = readme.read_text()
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise BenchError(f"{readme} has no {BEGIN} and {END}")
+    docs = root / "docs"
     shown = {plot.name: plot for result in results.values() for plot in plots_of(result) if plot.name in PLOTS}
-    section = performance_section(results, shown, plots.resolve(), readme.resolve().parent)
-    new = f"{head}{BEGIN}\n{section}{END}{tail}"
-    files = {plots / f"{name}.svg": plot.svg for name, plot in shown.items()}
-    changed = new != text or any(not path.exists() or path.read_text() != svg for path, svg in files.items())
-    if changed and not check:
-        plots.mkdir(parents=True, exist_ok=True)
-        for path, svg in files.items():
-            path.write_text(svg)
-        readme.write_text(new)
+    pages = {
+        root / "README.md": readme_figures(results),
+        docs / "performance.md": performance_section(results, shown),
+    }
+    texts = {page: _between_markers(page, section) for page, section in pages.items()}
+    plots = {docs / "bench" / f"{name}.svg": plot.svg for name, plot in shown.items()}
+    changed = [page for page, text in texts.items() if page.read_text() != text]
+    changed += [path for path in plots if not path.exists()]
+    if not check:
+        (docs / "bench").mkdir(parents=True, exist_ok=True)
+        for path, text in (texts | plots).items():
+            path.write_text(text)
     return changed
 
 
-def performance_section(results: Mapping[str, Result], plots: Mapping[str, Plot], directory: Path, root: Path) -> str:
-    """Markdown, ending in a newline."""
-    parts = [
-        "<!-- Made by `python -m bench report --readme README.md` from bench/results: change nothing here by hand. -->",
-        "",
-    ]
+def _between_markers(page: Path, section: str) -> str:
+    """The text of `page` with `section` between its markers."""
+    try:
+        head, begin, rest = page.read_text().partition(BEGIN)
+    except FileNotFoundError:
+        raise BenchError(f"{page} does not exist") from None
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise BenchError(f"{page} has no {BEGIN} and {END}")
+    return f"{head}{BEGIN}\n{section}{END}{tail}"
+
+
+def readme_figures(results: Mapping[str, Result]) -> str:
+    """A small table: each of the figures for each of the forwarders that was measured."""
+    figures = [each for each in _FIGURES if each[1] in results]
+    cells = {name: [_headline(results[each[1]], subjects, each[2], each[3]) for each in figures]
+             for name, subjects in _FORWARDERS.items()}  # fmt: skip
+    measured = {name: row for name, row in cells.items() if set(row) != {"n/a"}}
+    header = ["", *(f"**{name}**" if name == "oinetd" else name for name in measured)]
+    rows = [[each[0], *(row[number] for row in measured.values())] for number, each in enumerate(figures)]
+    return "\n".join([MADE_BY, "", *_rows(header, rows)])
+
+
+def _headline(result: Result, subjects: tuple[str, ...], case: str, key: str) -> str:
+    """The median of the first of `subjects` that was measured; of several numbers of threads the greatest."""
+    for base in subjects:
+        found = [subject for subject in _plain(result) if subject.base == base]
+        if found:
+            name = max(found, key=lambda subject: subject.threads).name
+            return cell(result.figure(name, case, key), _column(result, key), interval=False)
+    return "n/a"
+
+
+def performance_section(results: Mapping[str, Result], plots: Mapping[str, Plot]) -> str:
+    """The generated part of docs/performance.md: Markdown, ending in a newline. Plots are in `bench/` beside it."""
+    return "\n".join(_performance(results, plots)).rstrip("\n") + "\n"
+
+
+def _performance(results: Mapping[str, Result], plots: Mapping[str, Plot]) -> Iterator[str]:
+    yield from (MADE_BY, "")
     facts = next(iter(results.values())).machine
-    parts += [f"Measured on {summary_line(facts)}. `n/a` is what cannot be had there.", ""]
+    yield from (f"Measured on {summary_line(facts)}. `n/a` is what cannot be had there.", "")
     makers = {
         "throughput": _throughput, "latency": _latency, "rate": _rate, "udp": _udp, "connections": _engines,
         "micro": _micro,
@@ -63,14 +115,11 @@ def performance_section(results: Mapping[str, Result], plots: Mapping[str, Plot]
         told = f"{when(result)}, {rounds_text(result)}, commit {result.machine['commit']}"
         if summary_line(result.machine) != summary_line(facts):
             told += f", on {summary_line(result.machine)}"
-        parts += [f"### {TITLES[name]}", "", f"{told}.", ""]
-        parts += makers[name](result)
+        yield from (f"## {TITLES[name]}", "", f"{told}.", "")
+        yield from makers[name](result)
         for plot in plots.values():
             if plot.name.startswith(name) or plot.name in _BELONGS.get(name, ()):
-                path = directory / f"{plot.name}.svg"
-                shown = path.relative_to(root) if path.is_relative_to(root) else path
-                parts += [f"![{plot.title}]({shown})", ""]
-    return "\n".join(parts).rstrip("\n") + "\n"
+                yield from (f"![{plot.title}](bench/{plot.name}.svg)", "")
 
 
 _BELONGS = {"throughput": ("buffers",), "rate": ("memory",)}

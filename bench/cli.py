@@ -219,7 +219,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, default=Path("bench-report.html"), metavar="FILE", help="the page")
     report.add_argument("--pages", type=Path, nargs="?", const=REPOSITORY, metavar="DIR",
                         help="rewrite the figures in DIR instead; default: this repository")  # fmt: skip
-    report.add_argument("--check", action="store_true", help="with --pages: write nothing, fail if a page is out of date")
+    report.add_argument(
+        "--check", action="store_true", help="with --pages: write nothing, fail if a page is out of date"
+    )
     lab_help = "where the time goes: wrk through oinetd to nginx, in four layers"
     add_lab(add("lab", lab_help, lab_text, _lab, epilog=lab_examples))
     capture_help = "whether every byte went by: a packet ring beside tcpdump, or live"

@@ -10,9 +10,9 @@ import pytest
 
 from bench.errors import BenchError
 from bench.report import write_page, write_pages
+from bench.report.markdown import BEGIN, END, readme_figures
 from bench.report.page import render_page
 from bench.report.plots import plots_of
-from bench.report.markdown import BEGIN, END, readme_figures
 from bench.results import Result, Sample, SubjectInfo, load_results, newest
 
 MACHINE = {

@@ -1,4 +1,4 @@
-"""The Python examples of README.md and docs/: type-checked as strictly as the package, run, and printing what is shown."""
+"""The Python examples of README.md and docs/: typed as strictly as the package, run, and printing what is shown."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ cimport cython
 
 from shared.access cimport Access, Pattern, access_decide
 from base.address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_text
-from base.atomic cimport oi_add, oi_get, oi_put, oi_show, oi_swap
+from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
 from state.command cimport (
     all_exited, emptiest, listener_add, listener_remove, listener_replace, post, post_all, reactor_joins,
     reactor_leaves, snapshot_take, tell_of_room,
@@ -270,6 +270,16 @@ cdef class Gate:
     @property
     def admitted(self):
         return oi_get(&self.gate.admitted)
+
+    @property
+    def totals(self):
+        # In this order, so that a session is never seen as ended and not yet admitted.
+        cdef uint64_t ended = oi_see(&self.gate.ended)
+        cdef uint64_t admitted = oi_get(&self.gate.admitted)
+        return (
+            admitted, admitted - ended, oi_get(&self.gate.bytes[0]), oi_get(&self.gate.bytes[1]),
+            oi_get(&self.gate.datagrams[0]), oi_get(&self.gate.datagrams[1]), oi_get(&self.gate.datagrams_lost),
+        )
 
 
 cdef int _compile(Access *access, list lists) except -1:
@@ -685,8 +695,8 @@ cdef class Hub:
             each = &self.totals[i]
             if each.count:
                 rows.append((
-                    RECORD_COUNTED, each.count, each.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, each.up, each.down,
-                    each.ending, 0, 0, each.datagrams_up, each.datagrams_down, each.datagrams_lost,
+                    RECORD_COUNTED, each.count, each.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, 0, 0, each.ending, 0, 0,
+                    0, 0, 0, 0.0,
                 ))
                 each.count = 0
 

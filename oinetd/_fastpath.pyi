@@ -81,6 +81,11 @@ class Gate:
     @property
     def admitted(self) -> int:
         """Connections of the native lane that were let in, ever; those that ended too."""
+    @property
+    def totals(self) -> tuple[int, int, int, int, int, int, int]:
+        """Of the sessions of the native lane: admitted ever, live, and what they moved: bytes up and down, datagrams up
+        and down, datagrams lost. A session that has ended, and whose record was handed out, is in it to the last byte.
+        """
 
 @final
 class Policy:
@@ -215,7 +220,7 @@ class Hub:
     def drain(self, at_most: int) -> list[_Row]:
         """Records in the order of each reactor; an empty answer means that the bell will ring for the next.
 
-        A row of the kind for counted sessions has their number in place of an id, and the sums of their bytes.
+        A row of the kind for counted sessions has their number in place of an id.
         """
     def snapshot(self) -> list[_Row]:
         """Live connections as they are now."""

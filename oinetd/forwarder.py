@@ -318,7 +318,7 @@ class Forwarder:
             return self._registry.stats()
         self._lanes.settle()
         self._lanes.count_lost()
-        return self._limits.completed(self._registry.stats(self._native_sessions(), self._lanes.admitted()))
+        return self._limits.completed(self._registry.stats(self._lanes.totals()))
 
     def destinations(self) -> list[DestinationState]:
         """The names that destinations and source addresses have, each once, and what they resolve to."""

@@ -136,10 +136,13 @@ cdef inline void wheel_turn(Reactor *self) noexcept nogil:
 cdef inline void pump(Reactor *self, Dir *flow) noexcept nogil:
     """Give a direction its turn."""
     cdef Conn *conn = flow.conn
+    cdef uint64_t moved = flow.moved_out
     cdef int answer
     ready_remove(self, flow)
     c_assert(conn.state == CONN_RELAY)
     answer = flow_pump(self, conn, flow.way)
+    if flow.moved_out != moved and not conn.handed_over:
+        oi_add(&conn.policy.gate.bytes[flow.way], flow.moved_out - moved)
     if flow.bulk:
         self.bulk_us = self.now_us
     if answer == AGAIN:

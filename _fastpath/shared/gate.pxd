@@ -40,6 +40,19 @@ cdef struct Gate:
     bint judge_ends             # whether those that it refuses end
     uint64_t judged             # atomic: how many it refuses
     Sources sources
+    uint8_t apart[64]           # what follows is written at each turn of a session: not in the line of what is above
+    uint64_t bytes[2]           # atomics: what sessions of the native lane moved up and down, ever
+    uint64_t datagrams[2]
+    uint64_t datagrams_lost
+    uint64_t ended              # atomic: of those that were admitted, how many have ended
+
+
+cdef inline void gate_count_datagrams(Gate *self, int way, int taken, int lost, uint64_t bytes) noexcept nogil:
+    """A batch of a UDP session went one way."""
+    oi_add(&self.bytes[way], bytes)
+    oi_add(&self.datagrams[way], <uint64_t> taken)
+    if lost:
+        oi_add(&self.datagrams_lost, <uint64_t> lost)
 
 
 # The budget

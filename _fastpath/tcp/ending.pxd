@@ -8,7 +8,7 @@ queue. Everything nobody asked for (a timeout, a stall, a kill) is a reset to bo
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from base.socket cimport close_with_reset
-from base.atomic cimport oi_get, oi_put, oi_see, oi_show
+from base.atomic cimport oi_get, oi_put, oi_raise_by, oi_see, oi_show
 from shared.gate cimport gate_leave, source_leave
 from base.linux cimport ECONNRESET, SHUT_WR, SIOCOUTQ, c_assert, c_close, c_ioctl, c_shutdown
 from shared.policy cimport policy_drop
@@ -138,6 +138,7 @@ cdef inline void permits_leave(Reactor *reactor, Conn *conn) noexcept nogil:
         source_leave(reactor.hub.gate, conn.client.ip, conn.policy.source_prefix)
     if conn.counted & 2:
         source_leave(conn.policy.gate, conn.client.ip, conn.policy.source_prefix)
+    oi_raise_by(&conn.policy.gate.ended, 1)
     wanted = gate_leave(conn.policy.gate)
     if gate_leave(reactor.hub.gate) or wanted:
         reactor.accept_again = True

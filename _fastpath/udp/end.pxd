@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from base.address cimport Address, address_read
-from base.atomic cimport oi_get, oi_put, oi_see, oi_swap
+from base.atomic cimport oi_get, oi_put, oi_raise_by, oi_see, oi_swap
 from tcp.ending cimport ENDING_ABORTED, ENDING_DISPLACED, ENDING_IDLE_TIMEOUT, record_slot
 from shared.gate cimport Gate, budget_is_short, gate_enter, gate_leave, source_leave
 from shared.inbox cimport MESSAGE_UDP_ROOM, Message, inbox_post
@@ -124,6 +124,7 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
     session.last = session.listener.lingering and session.listener.sessions == 0
     session.listener = NULL
     sources_leave(reactor, policy, &session.key.place, NULL, session.counted)
+    oi_raise_by(&policy.gate.ended, 1)
     gate_leave(policy.gate)
     if gate_leave(reactor.hub.udp_gate):
         reactor.room_made = True

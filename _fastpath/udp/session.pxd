@@ -11,13 +11,13 @@ from libc.string cimport memset
 from shared.access cimport VERDICT_ALLOWED, VERDICT_DENIED, access_decide
 from base.clock cimport unix_time
 from base.address cimport Address, address_read
-from base.atomic cimport oi_add, oi_get, oi_put, oi_show
+from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_show
 from state.datagram cimport MESSAGES_MAX, Group, batch_receive
 from state.datagram_send cimport Sent, batch_send
 from tcp.ending cimport (
     ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_UPSTREAM_RESET, ENDING_UPSTREAM_SILENT, record_slot,
 )
-from shared.gate cimport gate_leave, source_enter
+from shared.gate cimport gate_count_datagrams, gate_leave, source_enter
 from base.linux cimport ECONNREFUSED, ENOPROTOOPT, ETIMEDOUT, c_assert
 from tcp.loop cimport loop_say
 from shared.own cimport is_own
@@ -81,6 +81,7 @@ cdef inline void turn_away(
     oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
     if failed:
         oi_add(&listener.policy.gate.admitted, 1)
+        oi_raise_by(&listener.policy.gate.ended, 1)
 
 
 cdef inline int sources_enter(Reactor *reactor, Policy *policy, const Address *client) noexcept nogil:
@@ -212,6 +213,7 @@ cdef inline void forward(Reactor *reactor, Session *session, int first, int coun
     session.bytes_up += sent.bytes
     session.datagrams_up += <uint64_t> sent.count
     session.datagrams_lost += <uint64_t> (count - sent.count)
+    gate_count_datagrams(session.policy.gate, 0, sent.count, count - sent.count, sent.bytes)
     if session.asked_ms == 0:
         session.asked_ms = reactor.now_ms
     session_heard(reactor.udp, session, reactor.now_ms)
@@ -244,6 +246,7 @@ cdef inline int answer(Reactor *reactor, Session *session) noexcept nogil:
     session.bytes_down += sent.bytes
     session.datagrams_down += <uint64_t> sent.count
     session.datagrams_lost += <uint64_t> (group.count - sent.count)
+    gate_count_datagrams(session.policy.gate, 1, sent.count, group.count - sent.count, sent.bytes)
     session_heard(reactor.udp, session, reactor.now_ms)
     return got
 

@@ -96,9 +96,10 @@ class RelayResult:
 
 
 class Totals(NamedTuple):
-    """What ended sessions have moved together; the fields are those of their records."""
+    """What the sessions of a rule in the native lane have moved together, those that ended and those that live."""
 
-    sessions: int
+    admitted: int
+    live: int
     bytes_up: int
     bytes_down: int
     datagrams_up: int

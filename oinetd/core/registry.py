@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from oinetd.core.admission import Gate, LocalGate
@@ -248,14 +248,13 @@ class Registry:
         stats = self._rules[record.route.rule.identity].stats
         assert record.ending is not None
         stats.accepted += record.ending.refused
-        self._count(stats, record)
+        self._count_ends(stats, record.ending, 1)
         self._make_room()
 
-    def native_counted(self, rule: Rule, ending: Ending, totals: Totals) -> None:
+    def native_counted(self, rule: Rule, ending: Ending, count: int) -> None:
         """Sessions of the native lane have ended, or were refused, whose records nobody wants."""
-        stats, count = self._rules[rule.identity].stats, totals.sessions
+        stats = self._rules[rule.identity].stats
         stats.accepted += count * ending.refused
-        self._count_moved(stats, totals)
         self._count_ends(stats, ending, count)
         self._make_room()
 
@@ -277,7 +276,7 @@ class Registry:
         cls._count_ends(stats, record.ending, 1)
 
     @staticmethod
-    def _count_moved(stats: RuleStats, moved: SessionRecord | Totals) -> None:
+    def _count_moved(stats: RuleStats, moved: SessionRecord | Meter | Totals) -> None:
         stats.bytes_up += moved.bytes_up
         stats.bytes_down += moved.bytes_down
         stats.datagrams_up += moved.datagrams_up
@@ -303,19 +302,17 @@ class Registry:
         """The live sessions, oldest first."""
         return (live.snapshot() for live in tuple(self.live.values()))
 
-    def stats(
-        self, native: Collection[SessionRecord] = (), native_admitted: Mapping[Endpoint | Rule, int] | None = None
-    ) -> Stats:
-        """A snapshot of all counters. Of the native lane it is given the live sessions and all that were admitted."""
+    def stats(self, native: Mapping[Endpoint | Rule, Totals] | None = None) -> Stats:
+        """A snapshot of all counters; `native` are the totals of the native lane, by the `identity` of rules."""
         rules = {
             bind: replace(entry.stats, endings=Counter(entry.stats.endings)) for bind, entry in self._rules.items()
         }
-        for identity, admitted in (native_admitted or {}).items():
-            rules[identity].accepted += admitted
-        for record in native:
-            rules[record.route.rule.identity].live += 1
-        for record in (*self.sessions(), *native):
-            self._count_moved(rules[record.route.rule.identity], record)
+        for identity, totals in (native or {}).items():
+            rules[identity].accepted += totals.admitted
+            rules[identity].live += totals.live
+            self._count_moved(rules[identity], totals)
+        for live in self.live.values():
+            self._count_moved(rules[live.rule.rule.identity], live.meter)
         every = rules.values()
         return Stats(
             live=sum(stats.live for stats in every),

@@ -282,9 +282,9 @@ class Lanes:
         if self._hub is not None and not self._each:
             self._hub.collect()
 
-    def admitted(self) -> dict[Endpoint | Rule, int]:
-        """How many sessions the native lane ever admitted, by the `identity` of rules."""
-        return self._lane.admitted() if self._lane is not None else {}
+    def totals(self) -> dict[Endpoint | Rule, Totals]:
+        """What the sessions of the native lane have moved, by the `identity` of rules."""
+        return self._lane.totals() if self._lane is not None else {}
 
     def sessions(self) -> list[SessionRecord]:
         """The live sessions of the native lane."""
@@ -319,8 +319,8 @@ class Lanes:
             await self._hub.close()
         self.poller.close()
 
-    def _native_counted(self, route: Route, ending: Ending, totals: Totals) -> None:
-        self._registry.native_counted(route.rule, ending, totals)
+    def _native_counted(self, route: Route, ending: Ending, count: int) -> None:
+        self._registry.native_counted(route.rule, ending, count)
         self._watcher.left()
 
     def _native_closed(self, record: SessionRecord) -> None:

@@ -103,3 +103,18 @@ async def test_a_log_that_comes_and_goes(upstream: tuple[str, int], settings: Se
         lines = (tmp_path / "log").read_text().splitlines()
     assert sum("opened" in line for line in lines) == 21
     assert sum("done-" in line for line in lines) == 21
+
+
+async def test_counting_looks_at_no_live_session(
+    upstream: tuple[str, int], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with forwarding(rule(upstream), settings=settings) as forwarder:
+        clients = [await dial(bound(forwarder)) for _ in range(3)]
+        assert all([await exchange(client) for client in clients])
+        with monkeypatch.context() as patched:
+            patched.delattr("oinetd.lanes.native.lane.NativeLane.sessions")
+            patched.delattr("oinetd.core.registry.Live.snapshot")
+            stats = forwarder.stats()
+        assert (stats.live, stats.accepted, stats.bytes_up, stats.bytes_down) == (3, 3, 15, 15)
+        for client in clients:
+            client.close()

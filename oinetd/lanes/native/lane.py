@@ -77,7 +77,7 @@ class NativeLane:
     `on_opened(record)` is called once for each admitted session, before its upstream leg is there, and
     `on_closed(record)` once for each that ended, with the same object; a refused client has only `on_closed`, and so
     has one that cannot be served over UDP. All come on the loop's thread, within some milliseconds. After
-    `report_each_session(False)` neither is called: ends are added up, and `on_counted(route, ending, totals)` is.
+    `report_each_session(False)` neither is called: ends are counted, and `on_counted(route, ending, count)` is.
     `on_address(key, host, port, errno)`: an address of the destination begins to fail, or works again (errno 0).
     `on_unreachable(key)` is called when three connects of a listener failed in a row; the moment to resolve again.
     `on_looped(route, address, source)` is called once for each route when an address of its destination, or a sender of
@@ -91,7 +91,7 @@ class NativeLane:
         *,
         on_opened: Callable[[SessionRecord], object],
         on_closed: Callable[[SessionRecord], object],
-        on_counted: Callable[[Route, Ending, Totals], object] | None = None,
+        on_counted: Callable[[Route, Ending, int], object] | None = None,
         on_unreachable: Callable[[int], object] | None = None,
         on_address: Callable[[int, str, int, int], object] | None = None,
         on_emptied: Callable[[int], object] | None = None,
@@ -228,9 +228,9 @@ class NativeLane:
         """Whether a session lives, or has ended and was not told or counted yet."""
         return sum(gate.admitted for gate in self._gates.values()) > self._ended
 
-    def admitted(self) -> dict[Endpoint | Rule, int]:
-        """How many sessions were ever admitted, by the `identity` of rules."""
-        return {identity: gate.admitted for identity, gate in self._gates.items()}
+    def totals(self) -> dict[Endpoint | Rule, Totals]:
+        """What sessions have moved, by the `identity` of rules; no live session is looked at."""
+        return {identity: Totals(*gate.totals) for identity, gate in self._gates.items()}
 
     def sessions(self) -> list[SessionRecord]:
         """Live sessions with their counts of this moment, oldest first."""
@@ -316,7 +316,7 @@ class NativeLane:
         ending, count = ENDINGS[row[13]], row[1]
         self._ended += 0 if ending.refused else count
         if self._on_counted is not None:
-            self._on_counted(self._in_force[row[2]][1].route, ending, Totals(count, row[11], row[12], *row[16:19]))
+            self._on_counted(self._in_force[row[2]][1].route, ending, count)
 
     def _full(self, row: Row) -> None:
         in_force = self._in_force.get(row[2])

@@ -14,9 +14,12 @@ from typing import NamedTuple
 from oinetd.config.mistake import Mistake, did_you_mean, shown
 from oinetd.model import Protocol
 
-__all__ = ["Host", "Ports", "host_and_port", "parse_host", "parse_ports"]
+__all__ = ["MAPPED", "Host", "Ports", "host_and_port", "parse_host", "parse_ports"]
 
 PORT_MAX = 65535
+MAPPED = b"\0" * 10 + b"\xff\xff"
+"""The prefix of an IPv4-mapped IPv6 address, RFC 4291, 2.5.5.2."""
+
 NAME_CHARS_MAX = 253
 LABEL_CHARS_MAX = 63
 """The limits of a domain name, RFC 1035, 2.3.4."""
@@ -43,6 +46,11 @@ class Host(NamedTuple):
     def wildcard(self) -> bool:
         """Whether it is the unspecified address, which means all addresses."""
         return bool(self.packed) and not any(self.packed)
+
+    @property
+    def unmapped(self) -> Host:
+        """The IPv4 address of an IPv4-mapped address; any other host as it is."""
+        return Host(self.packed[len(MAPPED) :]) if len(self.packed) == 16 and self.packed.startswith(MAPPED) else self
 
 
 class Ports(NamedTuple):

@@ -19,8 +19,6 @@ from oinetd.model import Protocol
 
 __all__ = ["conflicts"]
 
-_MAPPED = b"\0" * 10 + b"\xff\xff"
-
 
 class _PortTable:
     """The rule of each port: ranges that do not overlap, sorted."""
@@ -79,11 +77,8 @@ def _beside_wildcards(
 
 
 def _bound(rule: RuleLine) -> Host:
-    """The address that the rule binds; an IPv4-mapped address is the IPv4 address."""
-    host = parse_host(rule.bind.host)
-    if host.packed.startswith(_MAPPED) and len(host.packed) == 16:
-        return Host(host.packed[len(_MAPPED) :])
-    return host
+    """The address that the rule binds; to the kernel, an IPv4-mapped address is the IPv4 address."""
+    return parse_host(rule.bind.host).unmapped
 
 
 def _ports(rule: RuleLine, other: RuleLine) -> str:

@@ -26,7 +26,6 @@ PORTS_MAX = 1 << 20
 NAMED_MAX = 8
 """The number of rules in a message; a longer cycle is cut."""
 
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 _LOOPBACK4 = bytes([127, 0, 0, 1])
 _LOOPBACK6 = bytes(15) + b"\1"
 
@@ -96,10 +95,10 @@ class _Listeners:
         self._ours = {_LOOPBACK6}
         for index, rule in enumerate(rules):
             bind = rule.bind
-            host = _unmapped(parse_host(bind.host))
+            host = parse_host(bind.host).unmapped
             for address in (host, *_localhost(host)) if bind.port else ():
                 self._held.setdefault((bind.protocol, address), []).append((bind.last_port, bind.port, index))
-            source = _unmapped(parse_host(rule.options.source)) if rule.options.source else host
+            source = parse_host(rule.options.source).unmapped if rule.options.source else host
             self._ours.update(shown.packed for shown in (host, source) if shown.packed and not shown.wildcard)
         for held in self._held.values():
             held.sort()
@@ -134,11 +133,6 @@ class _Listeners:
             yield index, range(max(first, ports[0]), min(last, ports[-1]) + 1)
 
 
-def _unmapped(host: Host) -> Host:
-    """The IPv4 address of an IPv4-mapped address; any other host as it is."""
-    return Host(host.packed[len(_MAPPED) :]) if len(host.packed) == 16 and host.packed.startswith(_MAPPED) else host
-
-
 def _localhost(host: Host) -> tuple[Host, ...]:
     """The loopback addresses if the name is `localhost`, else none."""
     return (Host(_LOOPBACK4), Host(_LOOPBACK6)) if host.name == "localhost" else ()
@@ -146,8 +140,8 @@ def _localhost(host: Host) -> tuple[Host, ...]:
 
 def _targets(rule: Rule) -> Iterator[Host]:
     """The hosts that a connection to the rule's destination reaches: addresses, or the name itself."""
-    host = _unmapped(parse_host(rule.connect.host))
-    source = _unmapped(parse_host(rule.options.source)) if rule.options.source else Host(b"")
+    host = parse_host(rule.connect.host).unmapped
+    source = parse_host(rule.options.source).unmapped if rule.options.source else Host(b"")
     if host.name:
         yield host
         yield from (each for each in _localhost(host) if len(source.packed) in (0, len(each.packed)))

@@ -11,13 +11,13 @@ import socket
 from collections.abc import Iterator
 from itertools import pairwise
 
+from oinetd.config.address import MAPPED
 from oinetd.config.mistake import Mistake
 from oinetd.config.printed import printed_example
 from oinetd.core.pattern import Kind, PatternError, compile_pattern
 
 __all__ = ["suspect_pattern"]
 
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 _WITH_PORT = re.compile(r"\[?([^]]*?)\]?:[0-9]+")
 _DOTTED = re.compile(r"[0-9.*?]+")
 _LEADING_ZEROS = re.compile(r"(?<![0-9a-f*?])0+(?=[0-9a-f])")
@@ -50,8 +50,8 @@ def suspect_pattern(pattern: str, *, ipv4_listens: bool) -> Mistake | None:
         found = _one_address(network)
         if found is not None:
             return found
-    if ipv4_listens and kind is Kind.NET6 and length >= 96 and network.startswith(_MAPPED):
-        host = socket.inet_ntop(socket.AF_INET, network[len(_MAPPED) :])
+    if ipv4_listens and kind is Kind.NET6 and length >= 96 and network.startswith(MAPPED):
+        host = socket.inet_ntop(socket.AF_INET, network[len(MAPPED) :])
         return _mapped_only(host if length == 128 else f"{host}/{length - 96}")
     return None
 

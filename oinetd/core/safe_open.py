@@ -1,8 +1,8 @@
-"""Opening the files that a configuration names: nobody else decides which files these are.
+"""Opens the files of a configuration safely: other users cannot redirect them to other files.
 
-A process that is root, or was, opens logs and pid files in directories where other users may write. A symbolic link
-that such a user left there would let it write to any file. So every part of a path is looked up by itself, and a link
-is followed only if it belongs to root or to this process's user.
+Root opens logs and pid files in directories that other users may write to. Through a symbolic link of such a user it
+would write to any file. So each part of a path is opened separately, and a link is followed only if it belongs to root
+or to the user of this process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final, Self
 __all__ = ["Location", "UnsafePath", "give_empty_file", "kind_of", "open_to_append", "own_descriptor"]
 
 LINKS_MAX: Final = 40
-"""As many as the kernel follows in one path."""
+"""The kernel's own limit for one path."""
 
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _PROC_ROOT_INODE: Final = 1
@@ -27,7 +27,7 @@ _OUR_NAMES: Final = re.compile(r"/(?:proc/(?:self|thread-self|(?P<pid>\d+))|dev)
 
 
 class UnsafePath(OSError):
-    """A path that is refused because somebody else could choose the file; `strerror` is a sentence about it."""
+    """A path that is refused because another user could choose the file; `strerror` has the reason."""
 
 
 def _refuse(path: str, sentence: str) -> UnsafePath:
@@ -36,9 +36,9 @@ def _refuse(path: str, sentence: str) -> UnsafePath:
 
 @dataclass(slots=True)
 class Location:
-    """Where a path leads: the directory, which is open as `folder`, the `name` in it, and what is there (or None).
+    """A resolved path: the open directory `folder`, the `name` in it, and what is `found` there, or None.
 
-    `magic` is a link of /proc, which only the kernel can follow. Close it, or use it in `with`.
+    `magic` is whether it is a link of /proc, which only the kernel can follow. Close it, or use it in `with`.
     """
 
     path: str
@@ -49,9 +49,9 @@ class Location:
 
     @classmethod
     def of(cls, path: str, *, follow: bool = True) -> Self:
-        """Look `path` up. Raises `OSError` if a directory is missing, `UnsafePath` for the link of another user.
+        """Resolve `path`. Raises `OSError` if a directory is missing, `UnsafePath` for the link of another user.
 
-        Without `follow` the last part of the path is not followed if it is a link; it is what is `found` then.
+        Without `follow`, a link in the last part of the path is not followed; `found` is then the link.
         """
         if not path:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -59,7 +59,7 @@ class Location:
         folder = _open_folder("/" if path.startswith("/") else ".")
         links = 0
         try:
-            # Bounded: each turn takes a part of the path, and at most `LINKS_MAX` links add some.
+            # Bounded: each turn removes a part of the path, and at most `LINKS_MAX` links add parts.
             while True:
                 name = parts.popleft() or "."
                 last = not any(parts)
@@ -92,13 +92,13 @@ class Location:
             raise
 
     def open(self, flags: int, mode: int = 0) -> int:
-        """Open what is there, or make it with O_CREAT. Never blocks, and never becomes the controlling terminal."""
+        """Open the file, or create it with O_CREAT. Never blocks; a terminal never becomes the controlling one."""
         flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if self.magic else os.O_NOFOLLOW)
         return os.open(self.name, flags, mode, dir_fd=self.folder)
 
     @property
     def is_shared(self) -> bool:
-        """Whether users other than root and this process's may put files into the directory."""
+        """Whether users other than root and the user of this process can create files in the directory."""
         folder = os.fstat(self.folder)
         return not _is_ours(folder) or bool(folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
@@ -116,19 +116,19 @@ class Location:
 
 
 def open_to_append(path: str, mode: int) -> int:
-    """Open `path` for appending, and make it with `mode` if it is not there. Raises `OSError`."""
+    """Open `path` for appending; create it with `mode` if it does not exist. Raises `OSError`."""
     with Location.of(path) as place:
         create = 0 if place.magic else os.O_CREAT
         fd = place.open(os.O_WRONLY | os.O_APPEND | create, mode)
         found = os.fstat(fd)
         if stat.S_ISREG(found.st_mode) and found.st_nlink > 1 and place.is_shared:
             os.close(fd)
-            raise _refuse(path, "has another name (a hard link), and other users may write in its directory")
+            raise _refuse(path, "has more than one hard link, and other users can write to its directory")
         return fd
 
 
 def give_empty_file(path: str, uid: int, gid: int) -> None:
-    """Let a file that we have just made belong to another user. A file with anything in it stays whose it is."""
+    """Change the owner of an empty file of this process's user. A file with content keeps its owner."""
     with Location.of(path) as place:
         found = place.found
         if found is None or place.magic or not stat.S_ISREG(found.st_mode):
@@ -140,7 +140,7 @@ def give_empty_file(path: str, uid: int, gid: int) -> None:
 def own_descriptor(path: str) -> int | None:
     """1 or 2 if `path` is another name of this process's standard output or standard error, such as /dev/stdout.
 
-    Such a name cannot be opened anew if the descriptor is a socket, or belongs to a user that the process no longer is.
+    Such a path cannot be opened if the descriptor is a socket, or if its owner is a user that the process was before.
     """
     for _ in range(LINKS_MAX):
         path = os.path.normpath(path)
@@ -157,7 +157,7 @@ def own_descriptor(path: str) -> int | None:
 
 
 def kind_of(mode: int) -> str:
-    """What a file is, in words; empty for a regular one."""
+    """The kind of a file as text; empty for a regular file."""
     kinds = {
         stat.S_IFDIR: "a directory",
         stat.S_IFCHR: "a character device",
@@ -179,7 +179,7 @@ def _look(folder: int, name: str, *, may_be_missing: bool) -> int | None:
 
 
 def _follow(folder: int, name: str, link: int, parts: deque[str]) -> int | None:
-    """Put what a link says before `parts`; another directory to go on from, if it is not this one."""
+    """Insert the target of a link before `parts`. Returns the directory to continue from, None if it is the same."""
     if _is_proc(folder):
         return _open_folder(name, folder)
     target = os.readlink("", dir_fd=link)
@@ -196,7 +196,7 @@ def _is_ours(found: os.stat_result) -> bool:
 
 
 def _is_proc(folder: int) -> bool:
-    """Whether the directory is in /proc, where links may lead to what has no name."""
+    """Whether the directory is in /proc, where the target of a link may have no path."""
     try:
         proc = os.stat("/proc")
     except OSError:

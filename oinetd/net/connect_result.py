@@ -19,7 +19,7 @@ _SYN_SENT, _SYN_RECV, _CLOSE = 2, 3, 7
 """From linux/tcp_states.h; the first byte of struct tcp_info."""
 
 _LAST_ACK_AT = 56
-"""The place of tcpi_last_ack_recv, milliseconds in 32 bits, in struct tcp_info."""
+"""The offset of tcpi_last_ack_recv (milliseconds, 32 bits) in struct tcp_info."""
 
 
 def connect_result(sock: socket.socket) -> int:
@@ -43,9 +43,9 @@ def connect_result(sock: socket.socket) -> int:
 
 
 def unacknowledged_s(sock: socket.socket) -> float:
-    """For how long the peer of a connection has acknowledged nothing, if the send queue holds something; else 0.
+    """The time since the last acknowledgement if the send queue is not empty, else 0.
 
-    A peer without room acknowledges that it has none. Bytes that could not be sent, for want of a route, count too.
+    A peer whose receive window is zero acknowledges the window probes. Bytes without a route count as well.
     """
     if not unsent_bytes(sock):
         return 0.0

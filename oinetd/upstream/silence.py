@@ -71,7 +71,8 @@ def patience_s(trail: Trail, answered: bool, timeout_s: float, same: bool) -> fl
 
 
 def note_answered(destination: Destination, address: Address, trail: Trail) -> None:
-    """The first answer, from `address`: those that the client left fail, except if they answered others meanwhile."""
+    """Record the first answer, from `address`. Addresses that the client left count as failed, unless they answered
+    other clients meanwhile."""
     destination.connected()
     destination.note_worked(address)
     for left in trail.left:

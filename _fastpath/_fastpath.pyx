@@ -12,6 +12,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strerror
 
 import socket
+from collections import namedtuple
 
 cimport cython
 
@@ -43,7 +44,9 @@ from shared.policy cimport Policy as PolicyState, policy_drop, policy_hold
 from tcp.flow cimport SCRATCH_BYTES
 from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
 from state.return_address cimport ReturnAddress
-from shared.ring cimport RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record, bell_arm, ring_peek, ring_pop
+from shared.ring cimport (
+    RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record as RecordState, bell_arm, ring_peek, ring_pop,
+)
 from state.connection_slab cimport CHUNK_SLOTS, Conn
 from shared.source cimport Prefix
 from state.reactor cimport REACTORS_MAX, Hub as HubState, Reactor, Snapshot
@@ -413,6 +416,14 @@ cdef class Policy:
         return access_decide(&self.policy.access, &address)
 
 
+Record = namedtuple("Record", (
+    "kind", "id", "tag", "token", "started", "client", "client_port", "upstream", "upstream_port", "connect_s",
+    "duration_s", "bytes_up", "bytes_down", "ending", "errno", "moved_by", "datagrams_up", "datagrams_down",
+    "datagrams_lost", "idle_s",
+), module="oinetd._fastpath")
+
+cdef object new_tuple = tuple.__new__
+
 cdef enum:
     TEXTS = 256     # a power of two
 
@@ -485,13 +496,13 @@ cdef class Hub:
             self.text_keys[place] = key
         return self.texts[place]
 
-    cdef tuple _row(self, const Record *record):
-        return (
+    cdef object _record(self, const RecordState *record):
+        return new_tuple(Record, (
             record.kind, record.id, record.tag, record.token, record.started_s, self._known_text(&record.client),
             record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
             record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
             record.datagrams_up, record.datagrams_down, record.datagrams_lost, record.idle_us * 1e-6,
-        )
+        ))
 
     cdef _reclaim(self):
         """Have the reactors give pipes back, if there are any."""
@@ -688,22 +699,22 @@ cdef class Hub:
     def totals_only(self, bint value):
         oi_put(&self.hub.totals_only, value)
 
-    cdef _empty_tallies(self, list rows):
+    cdef _empty_tallies(self, list records):
         """Empty the table of sums."""
         cdef Totals *each
         for i in range(TOTALS_PLACES):
             each = &self.totals[i]
             if each.count:
-                rows.append((
+                records.append(new_tuple(Record, (
                     RECORD_COUNTED, each.count, each.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, 0, 0, each.ending, 0, 0,
                     0, 0, 0, 0.0,
-                ))
+                )))
                 each.count = 0
 
     def drain(self, int at_most):
         """Records in the order of each reactor, at most so many; an empty answer means that the bell is armed."""
-        cdef list rows = []
-        cdef Record *record
+        cdef list records = []
+        cdef RecordState *record
         cdef Reactor *reactor
         cdef int idle
         cdef int taken
@@ -712,7 +723,7 @@ cdef class Hub:
         for armed in range(2):
             idle = 0
             taken = 0
-            while idle < self.hub.reactor_count and len(rows) < at_most and taken < taken_max:
+            while idle < self.hub.reactor_count and len(records) < at_most and taken < taken_max:
                 reactor = self.hub.reactors[self.turn % self.hub.reactor_count]
                 record = ring_peek(&reactor.ring)
                 if record == NULL:
@@ -722,25 +733,25 @@ cdef class Hub:
                 idle = 0
                 taken += 1
                 if not totals_only or record.kind != RECORD_CLOSED or record.token:
-                    rows.append(self._row(record))
+                    records.append(self._record(record))
                 elif not totals_add(self.totals, record):
-                    self._empty_tallies(rows)
+                    self._empty_tallies(records)
                     totals_add(self.totals, record)
                 ring_pop(&reactor.ring)
             if taken and totals_only:
-                self._empty_tallies(rows)
-            if rows or armed:
+                self._empty_tallies(records)
+            if records or armed:
                 break
             # Nothing: arm the bell, then look once more, for a record that came in between rang nothing.
             bell_arm(&self.hub.bell)
-        if rows and self.running:
+        if records and self.running:
             oi_show(&self.hub.bell.armed, 0)
             with nogil:
                 tell_of_room(self.hub)
-        return rows
+        return records
 
     def snapshot(self):
-        """Live connections, as rows like those of `drain`."""
+        """Live connections, as records like those of `drain`."""
         cdef Snapshot snapshot
         cdef int i
         if not self.running:
@@ -753,7 +764,7 @@ cdef class Hub:
             snapshot.capacity += <int> oi_get(&self.hub.reactors[i].live)
             snapshot.capacity += <int> oi_get(&self.hub.reactors[i].udp_sessions)
         while True:     # again with more room where many connections came in between
-            snapshot.records = <Record *> calloc(snapshot.capacity, sizeof(Record))
+            snapshot.records = <RecordState *> calloc(snapshot.capacity, sizeof(RecordState))
             if snapshot.records == NULL:
                 raise MemoryError
             with nogil:
@@ -762,9 +773,9 @@ cdef class Hub:
                 break
             free(snapshot.records)
             snapshot.capacity = snapshot.count * 2
-        rows = [self._row(&snapshot.records[i]) for i in range(snapshot.count)]
+        records = [self._record(&snapshot.records[i]) for i in range(snapshot.count)]
         free(snapshot.records)
-        return rows
+        return records
 
     def judge(self, cases):
         cdef Snapshot snapshot
@@ -821,11 +832,11 @@ cdef class Hub:
         cdef int i
         if not self.running:
             return []
-        rows = []
+        records = []
         with nogil:
             post_all(self.hub, MESSAGE_STOP, 0)
         while not all_exited(self.hub):     # bounded: a stopping reactor needs nothing but room in its ring
-            rows += self.drain(1024)
+            records += self.drain(1024)
             with nogil:
                 usleep(100)
         for i in range(self.hub.reactor_count):
@@ -839,9 +850,9 @@ cdef class Hub:
             more = self.drain(1024)
             if not more:
                 break
-            rows += more
+            records += more
         hub_shut(self.hub)
-        return rows
+        return records
 
 
 @cython.final

@@ -2,17 +2,45 @@
 datagrams, by `oinetd.net`.
 
 Addresses are numeric text. Durations are milliseconds where the name says so, 0 being "off"; a refused system call is
-an `OSError`. Rows are plain tuples, in the order that `oinetd.lanes.native.plane.Row` names.
+an `OSError`. What reactors report are `Record`s.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self, final
+from typing import Any, NamedTuple, Self, final
 
 from typing_extensions import disjoint_base
 
-_Row = tuple[int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int, float]
 _Place = tuple[str, int] | tuple[str, int, int, int]
 _Patterns = Sequence[tuple[int, bytes]]
+
+class Record(NamedTuple):
+    """What a reactor reports of a session. `kind` and `ending` are numbered as in `shared/ring.pxd`, `tcp/ending.pxd`.
+
+    `tag` is that of the policy, `token` that of a pair handed over; of a UDP session, 1 for the last one of a listener
+    that lingers. `started` is Unix time. `moved_by` are bits: 1 copy, 2 splice. In a count of ended sessions `id` is
+    their number.
+    """
+
+    kind: int
+    id: int
+    tag: int
+    token: int
+    started: float
+    client: str
+    client_port: int
+    upstream: str
+    upstream_port: int
+    connect_s: float
+    duration_s: float
+    bytes_up: int
+    bytes_down: int
+    ending: int
+    errno: int
+    moved_by: int
+    datagrams_up: int
+    datagrams_down: int
+    datagrams_lost: int
+    idle_s: float
 
 def kernel_features() -> dict[str, int]:
     """What this kernel and this process offer to the data plane.
@@ -89,7 +117,7 @@ class Gate:
 
 @final
 class Policy:
-    """What is in force for a listener or a pair; immutable. `tag` comes back in every row that goes by it.
+    """What is in force for a listener or a pair; immutable. `tag` comes back in every record that goes by it.
 
     `access` is global allow, global deny, own allow, own deny: pairs of kind and bytes as
     `oinetd.core.pattern` makes them.
@@ -183,8 +211,8 @@ class Hub:
 
         It is the reactor that has, or had, the UDP socket with the key `beside`; else the one with the fewest of them.
 
-        `idle_ms` of the policy is the life of a silent session. Rows of these sessions have `token` 1 in the record of
-        the last one of a listener that lingers.
+        `idle_ms` of the policy is the life of a silent session. The record of the last
+        session of a listener that lingers has `token` 1.
         """
     def replace_udp_listener(self, key: int, policy: Policy, anew: bool) -> None:
         """Put another policy in force for sessions to come; `anew` ends lingering and reports refused clients again."""
@@ -216,13 +244,13 @@ class Hub:
     def abort_all(self) -> None:
         """Reset both peers of every session."""
     totals_only: bool
-    """Report no session one by one: openings have no row, and ends are added up."""
-    def drain(self, at_most: int) -> list[_Row]:
+    """Report no session one by one: openings have no record, and ends are added up."""
+    def drain(self, at_most: int) -> list[Record]:
         """Records in the order of each reactor; an empty answer means that the bell will ring for the next.
 
-        A row of the kind for counted sessions has their number in place of an id.
+        A record of the kind for counted sessions has their number in place of an id.
         """
-    def snapshot(self) -> list[_Row]:
+    def snapshot(self) -> list[Record]:
         """Live connections as they are now."""
     def judge(self, cases: Sequence[tuple[Gate, Policy, bool]]) -> list[int]:
         """For each gate of a rule: how many of its live connections the access lists of the policy refuse.
@@ -236,7 +264,7 @@ class Hub:
         `connection_bytes` is what an idle connection takes of the process's memory, `splice_errno` why splice is no
         longer used, 0 where it is.
         """
-    def stop(self) -> list[_Row]:
+    def stop(self) -> list[Record]:
         """Abort everything, end the threads, and return the records that are left. A second call returns none."""
 
 @final

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from oinetd.core.engine import Meter
 from oinetd.core.record import RelayResult
-from oinetd.lanes.native.plane import ENDINGS, RELAYED, Hub, Row, compile_policy
+from oinetd.lanes.native.plane import ENDINGS, RELAYED, Hub, compile_policy
 from oinetd.model import Settings
 from oinetd.net.sockets import close_with_reset
 
@@ -71,9 +71,9 @@ class NativeEngine:
 
     async def close(self) -> None:
         """Abort every relay that runs and wait for their results; the hub stays."""
-        for row in self._hub.snapshot():
-            if row[3] in self._running:
-                self._hub.kill(row[1])
+        for record in self._hub.snapshot():
+            if record.token in self._running:
+                self._hub.kill(record.id)
         while self._running:
             await asyncio.wait([ended for ended, _ in self._running.values()])
         if self._timer is not None:
@@ -82,10 +82,10 @@ class NativeEngine:
 
     def refresh(self) -> None:
         """Bring the meters of all running relays up to date; it happens some times a second without being asked."""
-        for row in self._hub.snapshot():
-            if (running := self._running.get(row[3])) is not None:
-                running[1].bytes_up, running[1].bytes_down = row[11], row[12]
-                running[1].moved_at = time.monotonic() - row[19]
+        for record in self._hub.snapshot():
+            if (running := self._running.get(record.token)) is not None:
+                running[1].bytes_up, running[1].bytes_down = record.bytes_up, record.bytes_down
+                running[1].moved_at = time.monotonic() - record.idle_s
 
     def _refresh(self) -> None:
         self._timer = None
@@ -103,8 +103,8 @@ class NativeEngine:
             policy = self._policies[settings] = compile_policy(0, None, settings, flip_bytes=self._hub.flip_bytes)
         return policy
 
-    def _relayed(self, row: Row) -> None:
-        ended, meter = self._running.pop(row[3])
-        meter.bytes_up, meter.bytes_down = row[11], row[12]
-        meter.result = RelayResult(ENDINGS[row[13]], row[11], row[12], row[14])
+    def _relayed(self, record: _fastpath.Record) -> None:
+        ended, meter = self._running.pop(record.token)
+        meter.bytes_up, meter.bytes_down = record.bytes_up, record.bytes_down
+        meter.result = RelayResult(ENDINGS[record.ending], record.bytes_up, record.bytes_down, record.errno)
         ended.set_result(meter.result)

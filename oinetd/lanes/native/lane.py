@@ -42,7 +42,6 @@ from oinetd.lanes.native.plane import (
     TARGET,
     UNREACHABLE,
     Hub,
-    Row,
     compile_policy,
     new_gate,
 )
@@ -79,7 +78,7 @@ class NativeLane:
     has one that cannot be served over UDP. All come on the loop's thread, within some milliseconds. After
     `report_each_session(False)` neither is called: ends are counted, and `on_counted(route, ending, count)` is.
     `on_address(key, host, port, errno)`: an address of the destination begins to fail, or works again (errno 0).
-    `on_unreachable(key)` is called when three connects of a listener failed in a row; the moment to resolve again.
+    `on_unreachable(key)` is called when three connects of a listener failed in a native; the moment to resolve again.
     `on_looped(route, address, source)` is called once for each route when an address of its destination, or a sender of
     datagrams, was found to be a listener of ours.
     `on_full(rule, gate)` is called when clients have to wait at the gate of a rule, or at that of the process (None).
@@ -235,15 +234,15 @@ class NativeLane:
     def sessions(self) -> list[SessionRecord]:
         """Live sessions with their counts of this moment, oldest first."""
         records = []
-        for row in self._hub.snapshot():
-            in_force = self._in_force.get(row[2])
+        for native in self._hub.snapshot():
+            in_force = self._in_force.get(native.tag)
             if in_force is not None:
-                records.append(fill_record(new_record(row, in_force[1]), row, in_force[1]))
+                records.append(fill_record(new_record(native, in_force[1]), native, in_force[1]))
         return sorted(records, key=lambda record: record.id)
 
     def kill(self, session_id: int) -> bool:
         """End a session; both its peers see a reset. False where no such session is known."""
-        if session_id not in self._live and all(row[1] != session_id for row in self._hub.snapshot()):
+        if session_id not in self._live and all(native.id != session_id for native in self._hub.snapshot()):
             # The second look is for one that `sessions` shows already, while the word of its opening is on its way.
             return False
         self._hub.kill(session_id)
@@ -296,48 +295,52 @@ class NativeLane:
             tag for tag, in_force in self._in_force.items() if tag not in current and not in_force[2].in_use
         ]
 
-    def _opened(self, row: Row) -> None:
+    def _opened(self, native: _fastpath.Record) -> None:
         if self._hub.totals_only:  # it began while that came into force, and its end will be a sum
             return
-        record = self._live[row[1]] = new_record(row, self._in_force[row[2]][1])
+        record = self._live[native.id] = new_record(native, self._in_force[native.tag][1])
         self._on_opened(record)
 
-    def _closed(self, row: Row) -> None:
-        key, service, _ = self._in_force[row[2]]
-        opened = self._live.pop(row[1], None)
-        record = fill_record(opened or new_record(row, service), row, service)
-        record.ending, record.errno = ENDINGS[row[13]], row[14]
+    def _closed(self, native: _fastpath.Record) -> None:
+        key, service, _ = self._in_force[native.tag]
+        opened = self._live.pop(native.id, None)
+        record = fill_record(opened or new_record(native, service), native, service)
+        record.ending, record.errno = ENDINGS[native.ending], native.errno
         self._ended += not record.ending.refused
-        if row[3] and self._on_emptied is not None and key in self._listeners:
+        if native.token and self._on_emptied is not None and key in self._listeners:
             self._on_emptied(key)
         self._on_closed(record)
 
-    def _counted(self, row: Row) -> None:
-        ending, count = ENDINGS[row[13]], row[1]
+    def _counted(self, native: _fastpath.Record) -> None:
+        ending, count = ENDINGS[native.ending], native.id
         self._ended += 0 if ending.refused else count
         if self._on_counted is not None:
-            self._on_counted(self._in_force[row[2]][1].route, ending, count)
+            self._on_counted(self._in_force[native.tag][1].route, ending, count)
 
-    def _full(self, row: Row) -> None:
-        in_force = self._in_force.get(row[2])
+    def _full(self, native: _fastpath.Record) -> None:
+        in_force = self._in_force.get(native.tag)
         if self._on_full is None or in_force is None:
             return
         rule = in_force[1].route.rule
-        if row[3]:
+        if native.token:
             self._on_full(rule, self._gates[rule.identity])
         else:
             self._on_full(None, self._hub.gate)
 
-    def _address_changed(self, row: Row) -> None:
-        if self._on_address is not None and (in_force := self._in_force.get(row[2])) is not None:
-            self._on_address(in_force[0], row[7], row[8], row[14])
+    def _address_changed(self, native: _fastpath.Record) -> None:
+        if self._on_address is not None and (in_force := self._in_force.get(native.tag)) is not None:
+            self._on_address(in_force[0], native.upstream, native.upstream_port, native.errno)
 
-    def _unreachable(self, row: Row) -> None:
-        in_force = self._in_force.get(row[2])
+    def _unreachable(self, native: _fastpath.Record) -> None:
+        in_force = self._in_force.get(native.tag)
         if self._on_unreachable is not None and in_force is not None and in_force[0] in self._listeners:
             self._on_unreachable(in_force[0])
 
-    def _looped(self, row: Row) -> None:
-        in_force = self._in_force.get(row[2])
+    def _looped(self, native: _fastpath.Record) -> None:
+        in_force = self._in_force.get(native.tag)
         if self._on_looped is not None and in_force is not None:
-            self._on_looped(in_force[1].route, host_and_port(row[7] or row[5], row[8] or row[6]), not row[7])
+            self._on_looped(
+                in_force[1].route,
+                host_and_port(native.upstream or native.client, native.upstream_port or native.client_port),
+                not native.upstream,
+            )

@@ -38,7 +38,6 @@ else:
 
 __all__ = [
     "Hub",
-    "Row",
     "SocketAddress",
     "available",
     "compile_policy",
@@ -49,17 +48,14 @@ __all__ = [
 log = logging.getLogger("oinetd")
 
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
-Row: TypeAlias = tuple[
-    int, int, int, int, float, str, int, str, int, float, float, int, int, int, int, int, int, int, int, float
-]
 
 OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL, TARGET = *range(1, 11), 20
-"""Kinds of rows, as `_fastpath/shared/ring.pxd` numbers them."""
+"""Kinds of records, as `_fastpath/shared/ring.pxd` numbers them."""
 
-BATCH_ROWS = 256
-"""Rows handed out in one turn of the event loop: some two milliseconds of work."""
+BATCH_RECORDS = 256
+"""Records handed out in one turn of the event loop: some two milliseconds of work."""
 PACE_S = 0.005
-"""Under load rows are fetched at this pace: a wake of the loop for each of them would cost more than they do."""
+"""Under load records are fetched at this pace: a wake of the loop for each of them would cost more than they do."""
 PACE_TOTALS_S = 0.05
 """The pace while there are only totals; a ring of 4,096 records is full after 0.1 s of 40,000 connections a second."""
 
@@ -130,7 +126,7 @@ class Hub(_Reactors):
     on_trouble: Callable[[str], object]
     on_empty: Callable[[], object] | None
     _loop: asyncio.AbstractEventLoop
-    _takers: dict[int, Callable[[Row], object]]
+    _takers: dict[int, Callable[[_fastpath.Record], object]]
     _timer: asyncio.TimerHandle | None
 
     def reconfigure(self, threads: int, busy_poll_us: int) -> None:
@@ -146,20 +142,20 @@ class Hub(_Reactors):
         if self.threads != before:
             log.info("threads: %d get new connections, before it were %d", self.threads, before)
 
-    def take(self, kind: int, taker: Callable[[Row], object]) -> None:
-        """Give rows of `kind` to `taker` from now on."""
+    def take(self, kind: int, taker: Callable[[_fastpath.Record], object]) -> None:
+        """Give records of `kind` to `taker` from now on."""
         self._takers[kind] = taker
 
     async def close(self) -> None:
-        """Abort everything, wait for the threads, and hand out the last rows. A second call does nothing."""
+        """Abort everything, wait for the threads, and hand out the last records. A second call does nothing."""
         if self.fileno() < 0:
             return
         self._loop.remove_reader(self.fileno())
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for row in self.stop():
-            self._hand_out(row)
+        for record in self.stop():
+            self._hand_out(record)
 
     def _on_bell(self) -> None:
         self.hush()
@@ -167,35 +163,35 @@ class Hub(_Reactors):
             self._fetch()
 
     def collect(self) -> None:
-        """Hand out all rows that there are now."""
-        while rows := self.drain(BATCH_ROWS):
-            for row in rows:
-                self._hand_out(row)
+        """Hand out all records that there are now."""
+        while records := self.drain(BATCH_RECORDS):
+            for record in records:
+                self._hand_out(record)
 
     def _fetch(self) -> None:
         """Hand out a batch; come back soon while there was something, else wait for the bell."""
         self._timer = None
-        rows = self.drain(BATCH_ROWS)
-        for row in rows:
-            self._hand_out(row)
-        if rows:
-            counted = all(row[0] == COUNTED for row in rows)
-            pause_s = 0.0 if len(rows) == BATCH_ROWS else PACE_TOTALS_S if counted else PACE_S
+        records = self.drain(BATCH_RECORDS)
+        for record in records:
+            self._hand_out(record)
+        if records:
+            counted = all(record.kind == COUNTED for record in records)
+            pause_s = 0.0 if len(records) == BATCH_RECORDS else PACE_TOTALS_S if counted else PACE_S
             self._timer = self._loop.call_later(pause_s, self._fetch)
         elif self.on_empty is not None:
             self.on_empty()
 
-    def _hand_out(self, row: Row) -> None:
-        kind = row[0]
+    def _hand_out(self, record: _fastpath.Record) -> None:
+        kind = record.kind
         if kind == TROUBLE:
             self.on_trouble(
-                f"cannot accept ({os.strerror(row[14])}); trying again until there is room. Raise the limit of "
+                f"cannot accept ({os.strerror(record.errno)}); trying again until there is room. Raise the limit of "
                 "descriptors or lower max-connections"
             )
         elif kind == RESUMED:
             log.info("accepting again")
         elif (taker := self._takers.get(kind)) is not None:
-            taker(row)
+            taker(record)
 
 
 def compile_policy(

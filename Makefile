@@ -63,7 +63,7 @@ package-test: $(VENV)/test-ready
 # Long runs of the load drivers: keyed streams, denials that race, calls that fail at random. SOAK_SEED repeats one.
 soak: export SOAK_SECONDS ?= 300
 soak: $(VENV)/test-ready
-	@$(BIN)/python -m pytest -s tests/soak
+	@$(BIN)/python -m pytest -s tests/soak tests/engine/native/test_relay.py
 	sh tests/sanitize.sh faults -s
 
 build: $(VENV)/built

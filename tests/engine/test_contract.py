@@ -63,7 +63,7 @@ async def test_one_byte_segments(rig: Rig) -> None:
 
 async def test_one_large_flow_at_equal_speeds(rig: Rig) -> None:
     piece = pattern(MIB)
-    turns = volume(rig, 512 * MIB) // MIB
+    turns = volume(rig, 256 * MIB) // MIB
 
     async def send(peer: Peer) -> None:
         for _ in range(turns):

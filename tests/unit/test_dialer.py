@@ -292,7 +292,7 @@ async def test_no_descriptor_is_left(rig: Rig, listener: socket.socket) -> None:
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
     try:
-        dialed = await rig.dial(listener.getsockname())
+        dialed = await rig.dial(listener.getsockname(), connect_timeout_s=0.05)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert (dialed.upstream, dialed.failed, dialed.errno) == (None, Ending.SOCKET_FAILED, errno.EMFILE)

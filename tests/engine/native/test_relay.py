@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -16,6 +17,14 @@ from oinetd.core.record import Ending
 from tests.engine.native.plane import Plane, read_all, read_exactly, read_to_reset, reset, write_to_reset
 
 ENDINGS = list(Ending)
+
+LONG = "SOAK_SECONDS" in os.environ
+"""Whether the relay that changes between copy and splice every seven bytes does as much as the others (`make soak`)."""
+
+
+def amount(plane: Plane, full: int, short: int) -> int:
+    """How much of something: `short` where every seven bytes cost as many system calls as else 64 KiB."""
+    return short if plane.settings.get("flip_bytes") == 7 and not LONG else full
 
 
 def noise(size: int, seed: int = 1) -> bytes:
@@ -71,7 +80,7 @@ def test_slow_reader_with_small_buffers(plane: Plane, chunk: int) -> None:
 
 
 def test_bulk_both_ways_at_once(plane: Plane) -> None:
-    size = 8_000_000 if plane.settings.get("flip_bytes") == 7 else 100_000_000
+    size = amount(plane, 50_000_000, 2_000_000)
     client, upstream, token = plane.wire()
     block = noise(1_000_000)
     sums: dict[str, Any] = {}
@@ -204,7 +213,7 @@ def test_reset_after_a_fin(plane: Plane) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 100_000])
 def test_reset_right_behind_a_fin(plane: Plane, size: int) -> None:
-    for _ in range(20):
+    for _ in range(20 if size < 100_000 else amount(plane, 20, 3)):
         client, upstream, token = plane.wire()
         client.sendall(noise(size))
         plane.until(lambda size=size: plane.hub.snapshot()[0][11] == size)
@@ -271,24 +280,27 @@ def test_ping_pong_beside_bulk(plane: Plane) -> None:
 
     def flood(client: socket.socket) -> None:
         block = bytes(200_000)
-        while not stop.is_set():
-            client.sendall(block)
-        client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            while not stop.is_set():
+                client.sendall(block)
 
     def sink(upstream: socket.socket) -> None:
-        while upstream.recv(1 << 18):
-            pass
+        with contextlib.suppress(ConnectionError):
+            while upstream.recv(1 << 18):
+                pass
 
     threads = [in_background(flood, client) for client, _, _ in bulk]
     threads += [in_background(sink, upstream) for _, upstream, _ in bulk]
     client, upstream, _ = plane.wire()
-    for i in range(200):
+    for i in range(amount(plane, 200, 40)):
         message = i.to_bytes(64, "big")
         client.send(message)
         assert read_exactly(upstream, 64) == message
         upstream.send(message)
         assert read_exactly(client, 64) == message
     stop.set()
+    assert sum(relay[11] > 0 for relay in plane.hub.snapshot()) == len(bulk) + 1
+    plane.hub.abort_all()  # rather than wait for what is in the buffers
     for thread in threads:
         thread.join()
 
@@ -339,7 +351,8 @@ def test_half_close_timeout(plane: Plane) -> None:
 
 def test_destinations_that_never_read(plane: Plane) -> None:
     wires = [
-        plane.wire(upstream={"receive_bytes": 4096}, client={"send_bytes": 8192}, stall_ms=500) for _ in range(100)
+        plane.wire(upstream={"receive_bytes": 4096}, client={"send_bytes": 8192}, stall_ms=500)
+        for _ in range(amount(plane, 100, 10))
     ]
     flooding = {token: client for client, _, token in wires}
     for client in flooding.values():

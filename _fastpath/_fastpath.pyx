@@ -17,7 +17,8 @@ from collections import namedtuple
 cimport cython
 
 from shared.access cimport Access, Pattern, access_decide
-from base.address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_text
+from shared.attempt cimport Attempt, attempts_items
+from base.address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_read, address_text
 from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
 from state.command cimport (
     all_exited, emptiest, listener_add, listener_remove, listener_replace, post, post_all, reactor_joins,
@@ -26,8 +27,8 @@ from state.command cimport (
 from state.datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
 from state.datagram_send cimport Sent, batch_send
 from shared.gate cimport (
-    Budget as BudgetState, Gate as GateState, budget_drop, budget_is_short, budget_new, gate_drop, gate_enter,
-    gate_hold, gate_leave, gate_new, source_count, source_enter, source_leave,
+    Budget as BudgetState, Gate as GateState, budget_drop, budget_give, budget_is_short, budget_new, budget_take,
+    gate_drop, gate_enter, gate_hold, gate_leave, gate_new, source_count, source_enter, source_leave,
 )
 from shared.inbox cimport (
     MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_PIPES, MESSAGE_RETRY, MESSAGE_SNAPSHOT,
@@ -216,6 +217,13 @@ cdef class Gate:
         if gate_leave(self.gate):
             self._room()
 
+    def take_spare(self):
+        return budget_take(self.gate.budget, 1, self.gate.cost)
+
+    def give_spare(self):
+        if budget_give(self.gate.budget, 1):
+            self._room()
+
     def enter_source(self, str host, prefix):
         cdef Address address
         cdef uint64_t bound = oi_get(&self.gate.source_max)
@@ -397,6 +405,12 @@ cdef class Policy:
         """The number of the address to try next, of those without a bit in `tried`; -1 where there is none."""
         return targets_pick(self.policy.targets, tried, turn, now_ms)
 
+    def address(self, int at):
+        """Address number `at`: host and port."""
+        cdef Address address
+        address_read(&address, &self.policy.targets.items[at].place.place)
+        return _text(&address), address.port
+
     def begin_search(self):
         """The number of a search's turn."""
         return targets_begin(self.policy.targets)
@@ -419,10 +433,27 @@ cdef class Policy:
 Record = namedtuple("Record", (
     "kind", "id", "tag", "token", "started", "client", "client_port", "upstream", "upstream_port", "connect_s",
     "duration_s", "bytes_up", "bytes_down", "ending", "errno", "moved_by", "datagrams_up", "datagrams_down",
-    "datagrams_lost", "idle_s",
+    "datagrams_lost", "idle_s", "tries",
 ), module="oinetd._fastpath")
 
 cdef object new_tuple = tuple.__new__
+
+
+cdef void tries_free(RecordState *record) noexcept:
+    free(record.tries)
+    record.tries = NULL
+
+
+cdef tuple _tries(RecordState *record):
+    """The addresses that did not take the connection, by their numbers, each with its errno."""
+    cdef Attempt *item
+    if record.tries == NULL:
+        return ()
+    item = attempts_items(record.tries)
+    found = tuple([(item[i].address, item[i].error) for i in range(record.tries.count) if item[i].error])
+    tries_free(record)
+    return found
+
 
 cdef enum:
     TEXTS = 256     # a power of two
@@ -496,12 +527,14 @@ cdef class Hub:
             self.text_keys[place] = key
         return self.texts[place]
 
-    cdef object _record(self, const RecordState *record):
+    cdef object _record(self, RecordState *record):
+        """A record, and what it owns is taken from it."""
         return new_tuple(Record, (
             record.kind, record.id, record.tag, record.token, record.started_s, self._known_text(&record.client),
             record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
             record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
             record.datagrams_up, record.datagrams_down, record.datagrams_lost, record.idle_us * 1e-6,
+            _tries(record),
         ))
 
     cdef _reclaim(self):
@@ -707,7 +740,7 @@ cdef class Hub:
             if each.count:
                 records.append(new_tuple(Record, (
                     RECORD_COUNTED, each.count, each.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, 0, 0, each.ending, 0, 0,
-                    0, 0, 0, 0.0,
+                    0, 0, 0, 0.0, (),
                 )))
                 each.count = 0
 
@@ -734,9 +767,11 @@ cdef class Hub:
                 taken += 1
                 if not totals_only or record.kind != RECORD_CLOSED or record.token:
                     records.append(self._record(record))
-                elif not totals_add(self.totals, record):
-                    self._empty_tallies(records)
-                    totals_add(self.totals, record)
+                else:
+                    tries_free(record)
+                    if not totals_add(self.totals, record):
+                        self._empty_tallies(records)
+                        totals_add(self.totals, record)
                 ring_pop(&reactor.ring)
             if taken and totals_only:
                 self._empty_tallies(records)
@@ -771,6 +806,8 @@ cdef class Hub:
                 snapshot_take(self.hub, &snapshot, MESSAGE_SNAPSHOT)
             if snapshot.count <= snapshot.capacity:
                 break
+            for i in range(snapshot.capacity):
+                tries_free(&snapshot.records[i])
             free(snapshot.records)
             snapshot.capacity = snapshot.count * 2
         records = [self._record(&snapshot.records[i]) for i in range(snapshot.count)]

@@ -41,6 +41,8 @@ class Record(NamedTuple):
     datagrams_down: int
     datagrams_lost: int
     idle_s: float
+    tries: tuple[tuple[int, int], ...]
+    """Addresses that did not take the connection, by their numbers in the policy, each with its errno."""
 
 def kernel_features() -> dict[str, int]:
     """What this kernel and this process offer to the data plane.
@@ -75,6 +77,10 @@ class Gate:
         """Take a place; False where all are taken."""
     def leave(self) -> None:
         """Give a place back; reactors that waited for one accept again."""
+    def take_spare(self) -> bool:
+        """Take one descriptor more than a session has; False where the next session would miss it."""
+    def give_spare(self) -> None:
+        """Give such a descriptor back; reactors that waited for one accept again."""
     def enter_source(self, host: str, prefix: tuple[int, int]) -> bool:
         """Count one more connection of a client's source; False if it has all it may have.
 
@@ -154,6 +160,8 @@ class Policy:
         source_prefix: tuple[int, int] = (32, 64),
         before: Policy | None = None,
     ) -> Policy: ...
+    def address(self, at: int) -> tuple[str, int]:
+        """Host and port of the destination's address number `at`."""
     def begin_search(self) -> int:
         """The number of a search's turn."""
     def pick_address(self, tried: int, turn: int, now_ms: int) -> int:

@@ -48,7 +48,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     int c_epoll_ctl "epoll_ctl"(int epfd, int op, int fd, epoll_event *event)
     int c_epoll_wait "epoll_wait"(int epfd, epoll_event *events, int count, int timeout_ms)
     enum:
-        EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
+        EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
         EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLPRI, EPOLLERR, EPOLLHUP, EPOLLET, EPOLLEXCLUSIVE
 
 cdef extern from "<sys/socket.h>" nogil:

@@ -34,7 +34,8 @@ from base.socket cimport close_with_reset, socket_error
 from base.atomic cimport oi_add, oi_get, oi_give, oi_put, oi_swap
 from tcp.backoff cimport accept_calm
 from tcp.deadline cimport relay_due
-from tcp.dial cimport dial_due, dial_event, relay_begin, watch
+from shared.attempt cimport attempts_copy
+from tcp.connect cimport watch
 from tcp.ending cimport (
     ENDING_ABORTED, ENDING_REVOKED, FLUSH_MS, abort, finish, finish_failed, flush_look, listeners_wake, record_fill,
     record_slot, report_rest, settle,
@@ -50,6 +51,7 @@ from base.linux cimport (
     pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from tcp.listener cimport conn_begin, listener_serve, listeners_serve
+from tcp.outcome cimport beside_event, dial_due, dial_event, relay_begin
 from reactor.busy_poll cimport wait_for_events
 from shared.policy cimport Policy, policy_drop
 from state.pool cimport pool_due
@@ -57,7 +59,7 @@ from state.queue cimport ready_add, ready_remove
 from tcp.reclaim cimport pipes_reclaim
 from shared.ring cimport RECORD_RELAYED, Record, ring_push
 from state.connection_slab cimport (
-    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_BITS, KIND_INBOX,
+    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_ATTEMPT, KIND_BITS, KIND_INBOX,
     KIND_LISTENER, KIND_UDP_LISTENER, UP, UPSTREAM, CHUNK_SLOTS, Conn, Dir, Side, slab_at, slab_take,
 )
 from state.reactor cimport Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
@@ -232,6 +234,8 @@ cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snaps
             if snapshot.count < snapshot.capacity:
                 record_fill(&snapshot.records[snapshot.count], conn, self.now_us)
                 snapshot.records[snapshot.count].idle_us = idle_us(self, conn)
+                if conn.connected_us:
+                    snapshot.records[snapshot.count].tries = attempts_copy(conn.attempts)
             snapshot.count += 1
         elif kind == MESSAGE_ABORT_ALL or conn.id == id:
             abort(self, conn, ENDING_ABORTED, 0)
@@ -343,6 +347,9 @@ cdef inline void event_take(Reactor *self, uint64_t data, uint32_t events) noexc
         oi_put(&listener.ready[self.index], 1)
         if self.accept_retry_ms == 0:
             listener_serve(self, listener, generation)
+        return
+    if kind == KIND_ATTEMPT:
+        beside_event(self, index, generation, events)
         return
     if kind >= KIND_UDP_LISTENER:
         udp_event(self, kind, index, generation, events)

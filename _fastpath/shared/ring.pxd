@@ -8,6 +8,7 @@ from libc.stdint cimport int32_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from base.address cimport Address
+from shared.attempt cimport Attempts
 from base.atomic cimport oi_get, oi_give, oi_see, oi_show, oi_swap, oi_take
 from base.linux cimport c_write
 
@@ -42,6 +43,7 @@ cdef struct Record:
     uint64_t datagrams_lost
     Address client
     Address upstream
+    Attempts *tries             # owned by whoever reads the record; NULL where no address failed
     int32_t error
     uint8_t kind
     uint8_t ending

@@ -2,8 +2,8 @@
 
 Slots are made in chunks that never move, and a freed one is used again. The event data of a descriptor holds slot
 number and generation; the generation changes when a connection ends, so that an event of a connection that is over
-is recognised even when slot and descriptor number are already in use again. A slot takes 400 bytes, which is all the
-process memory of an idle connection.
+is recognised even when slot and descriptor number are already in use again. A slot takes 408 bytes, which is all the
+process memory of an idle connection whose first address took it.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from base.address cimport Address
+from shared.attempt cimport Attempts
 from shared.policy cimport Policy
 
 cdef enum:
@@ -43,6 +44,7 @@ cdef enum:
     KIND_INBOX = 3
     KIND_UDP_LISTENER = 4
     KIND_UDP_SESSION = 5
+    KIND_ATTEMPT = 6            # a connect beside that of the upstream side
     KIND_BITS = 3
 
 cdef struct Side:
@@ -89,15 +91,15 @@ cdef struct Conn:
     uint8_t opened_due          # the opened record is to be written
     uint8_t unreported          # in the list of those that wait for room in the ring
     uint8_t kept_alive          # keep-alive is set on the upstream leg
-    uint8_t address             # number of the address that is tried, or that took the connection
+    uint8_t address             # number of the address that is tried on the upstream side, or that took the connection
     uint8_t ending
     int32_t error               # errno of the ending
     uint8_t first_eof           # 1 + the side that said FIN first; 0 is none
     uint8_t first_failed        # 1 + the side that failed first; 0 is none
     int flush_left              # bytes in the send queue at the last look
     uint64_t flush_ms           # when that queue last shrank
-    uint64_t dial_ms            # when the present connect began
-    uint64_t short_ms           # when it began to wait for a descriptor; 0 where it does not
+    uint64_t dial_ms            # when the connect of the upstream side began
+    Attempts *attempts          # NULL where no address has failed and none was tried beside another
     Policy *policy
     uint32_t tried              # addresses that are not to be tried any more, a bit for each
     uint32_t turn               # of this search, in the order of addresses
@@ -108,7 +110,7 @@ cdef struct Conn:
     uint64_t connected_us       # 0 before
     uint64_t ended_us
     Address client
-    Address upstream            # the address that is tried or took the connection
+    Address upstream            # the address that took the connection
     Conn *timer_next
     Conn *timer_prev
     uint64_t timer_tick         # 0 is not armed

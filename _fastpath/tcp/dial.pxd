@@ -1,51 +1,101 @@
-"""From an accepted client to a relay: the addresses of the destination, one after the other.
+"""From an accepted client to its destination: the addresses, staggered (RFC 8305), and one deadline.
 
-The client is registered but not read: its bytes and its FIN wait in the kernel, its reset cancels the connect.
+A second address is tried when the first has failed or has said nothing for STAGGER_MS; then both are under way, and so
+on. The first that takes the connection is used, the others are closed without a trace. The connect of the upstream side
+costs nothing beyond the connection; each one beside it takes a descriptor of the budget, and is not begun where none is
+left. What comes of connects is in `outcome`.
+
+The client is registered but not read: its bytes and its FIN wait in the kernel, its reset cancels the connects.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp
+from libc.stdint cimport uint32_t, uint64_t
 
-from base.socket cimport close_with_reset, socket_error
+from base.socket cimport close_with_reset
 from base.address cimport Address, SocketAddress, address_read
 from base.atomic cimport oi_add, oi_get, oi_put
+from shared.attempt cimport Attempt, attempts_add
 from tcp.backoff cimport accept_pause, is_shortage
-from tcp.deadline cimport relay_arm
+from tcp.connect cimport connect_begin, source_for, watch_as
+from tcp.deadline cimport left_of
 from tcp.ending cimport (
-    ENDING_BIND_FAILED, ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_RESOLVE_FAILED,
-    ENDING_SOCKET_FAILED, finish, record_slot, settle,
+    ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED, attempt_note,
+    finish, record_slot,
 )
-from tcp.flow cimport side_fail
+from shared.gate cimport budget_give, budget_take
 from tcp.loop cimport came_back, leads_back
-from base.linux cimport (
-    AF_INET, EAFNOSUPPORT, ECONNREFUSED, ECONNRESET, EINPROGRESS, ELOOP, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN,
-    EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, ETIMEDOUT, IPPROTO_IP, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE, TCP_NODELAY, TCP_QUICKACK,
-    c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket, epoll_event, errno, sockaddr,
-    sockaddr_storage, socklen_t,
-)
+from base.linux cimport EAFNOSUPPORT, ELOOP, EPOLL_CTL_ADD, errno
 from shared.policy cimport Policy
-from state.queue cimport ready_add
 from shared.ring cimport RECORD_UNREACHABLE, Record, ring_push
-from state.connection_slab cimport CLIENT, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, event_data
+from state.connection_slab cimport KIND_ATTEMPT, KIND_UPSTREAM, UPSTREAM, Conn, event_data
 from state.reactor cimport Reactor
-from shared.target cimport targets_pick
-from tcp.target_report cimport note_failed, note_worked
+from shared.target cimport ADDRESS_BITS, targets_pick
+from tcp.target_report cimport note_failed
 from state.wheel cimport wheel_arm
 
+cdef extern from *:
+    """
+    #define oi_count_bits(word) __builtin_popcount(word)
+    """
+    int count_bits "oi_count_bits"(uint32_t word) nogil
+
 cdef enum:
+    STAGGER_MS = 250            # how long an address may be silent before the next one is tried beside it: RFC 8305
     SHORT_WAIT_MS = 100         # between two tries to get a descriptor
     SHORT_MAX_MS = 10000        # the longest wait for one where there is no connect-timeout
     FAILURES_TOLD = 3           # connects that failed in a row before the control plane resolves the name again
 
+    TRY_FAILED = -1             # no errno of a shortage
+    DIAL_OVER = 0               # the connection has ended
+    DIAL_BEGUN = 1              # one more address is tried
+    DIAL_WAITS = 2              # for a descriptor, or for those under way
 
-cdef inline int watch(Reactor *reactor, Conn *conn, int side) noexcept nogil:
-    """Register a side, once and for everything."""
-    cdef epoll_event event
-    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | <uint32_t> EPOLLET
-    event.data.u64 = event_data(KIND_CLIENT + side, conn.index, conn.generation)
-    return c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_ADD, conn.side[side].fd, &event)
 
+# Time
+
+cdef inline int dial_untried(const Conn *conn) noexcept nogil:
+    return conn.policy.targets.count - count_bits(conn.tried)
+
+
+cdef inline uint64_t dial_left_ms(const Conn *conn, uint64_t longest_ms, uint64_t now_ms) noexcept nogil:
+    """How much is left of `longest_ms`, which began when the client was accepted."""
+    return left_of(conn.started_us // 1000, longest_ms, now_ms)
+
+
+cdef inline bint dial_is_late(const Conn *conn, uint64_t now_ms) noexcept nogil:
+    """Whether connect-timeout is over."""
+    return conn.policy.connect_ms != 0 and dial_left_ms(conn, conn.policy.connect_ms, now_ms) == 0
+
+
+cdef inline uint64_t stagger_ms(const Conn *conn, uint64_t now_ms) noexcept nogil:
+    """How long those under way may be silent before the next address is tried: all get a chance before the deadline."""
+    cdef uint64_t share_ms
+    if conn.policy.connect_ms == 0:
+        return STAGGER_MS
+    share_ms = dial_left_ms(conn, conn.policy.connect_ms, now_ms) // <uint64_t> (dial_untried(conn) + 1)
+    return share_ms if share_ms < STAGGER_MS else STAGGER_MS
+
+
+cdef inline uint64_t dial_next_ms(const Conn *conn) noexcept nogil:
+    """When the next address is to be tried beside those under way."""
+    return conn.attempts.next_ms if conn.attempts != NULL else conn.dial_ms + stagger_ms(conn, conn.dial_ms)
+
+
+cdef inline void dial_arm(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Let the timer fire when the next address is due, or connect-timeout is over."""
+    cdef bint more = dial_untried(conn) != 0
+    cdef uint64_t next_ms
+    cdef uint64_t delay_ms = <uint64_t> -1
+    if conn.policy.connect_ms:
+        delay_ms = dial_left_ms(conn, conn.policy.connect_ms, reactor.now_ms)
+    elif not more:
+        return
+    if more:
+        next_ms = left_of(dial_next_ms(conn), 0, reactor.now_ms)
+        delay_ms = next_ms if next_ms < delay_ms else delay_ms
+    wheel_arm(&reactor.wheel, conn, reactor.now_ms, delay_ms)
+
+
+# The addresses
 
 cdef inline void dial_end(Reactor *reactor, Conn *conn) noexcept nogil:
     """Every address was tried."""
@@ -62,191 +112,128 @@ cdef inline void dial_end(Reactor *reactor, Conn *conn) noexcept nogil:
     finish(reactor, conn, conn.ending, conn.error, True)
 
 
-cdef inline const SocketAddress *source_for(const Policy *policy, const SocketAddress *target) noexcept nogil:
-    """The address of ours from which to connect to `target`; of size 0 where there is none."""
-    return &policy.sources[0 if target.place.sin6_family == AF_INET else 1]
+cdef inline void dial_note(Reactor *reactor, Conn *conn, int at, int ending, int error) noexcept nogil:
+    """Address number `at` failed: how it ends if that was the last, and what the record will tell of it."""
+    cdef Attempt *attempt = NULL
+    # Where nobody wants to hear of each session, nobody will read it.
+    if conn.attempts != NULL or oi_get(&reactor.hub.totals_only) == 0:
+        attempt = attempt_note(conn, at)
+    conn.ending = <unsigned char> ending
+    conn.error = error
+    if attempt != NULL:
+        attempt.error = error
 
 
-cdef inline int dial_open(Reactor *reactor, Conn *conn, const SocketAddress *target) noexcept nogil:
-    """A socket on its way to `target`; its connect may be in progress. -1: `ending` and `error` say why not."""
-    cdef const SocketAddress *source = source_for(conn.policy, target)
-    cdef int off = 0
-    cdef int on = 1
-    cdef int fd = c_socket(target.place.sin6_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
+    """A socket on its way to address number `at`. TRY_FAILED: that is noted. -errno: no descriptor is left."""
+    cdef Policy *policy = conn.policy
+    cdef SocketAddress *target = &policy.targets.items[at].place
+    cdef Address address
+    cdef int ending = ENDING_CONNECT_FAILED
+    cdef int fd
+    if policy.has_source and source_for(policy, target).size == 0:
+        if conn.ending == ENDING_RESOLVE_FAILED:    # no other address has anything to tell
+            conn.ending = ENDING_BIND_FAILED
+            conn.error = EAFNOSUPPORT
+        return TRY_FAILED
+    address_read(&address, &target.place)
+    if leads_back(reactor, policy, at, &address):
+        dial_note(reactor, conn, at, ENDING_CONNECT_FAILED, ELOOP)
+        return TRY_FAILED
+    fd = connect_begin(policy, target, &ending)
     if fd < 0:
-        conn.ending = ENDING_SOCKET_FAILED
-        conn.error = errno
-        if is_shortage(conn.error):
-            accept_pause(reactor, conn.error)
-        return -1
-    c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
-    c_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
-    c_setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off))
-    if source.size:
-        # The port is chosen by connect, which can use one again towards another destination; bind could not.
-        c_setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
-        conn.ending = ENDING_BIND_FAILED
-        if c_bind(fd, <const sockaddr *> &source.place, source.size) != 0:
-            conn.error = errno
-            c_close(fd)
-            return -1
-    if c_connect(fd, <const sockaddr *> &target.place, target.size) != 0 and errno != EINPROGRESS:
-        conn.ending = ENDING_CONNECT_FAILED
-        conn.error = errno
-        c_close(fd)
-        return -1
+        if ending == ENDING_SOCKET_FAILED and is_shortage(-fd):
+            return fd
+        dial_note(reactor, conn, at, ending, -fd)
+        if ending == ENDING_CONNECT_FAILED:
+            note_failed(reactor, policy, at, -fd)
+        return TRY_FAILED
+    if came_back(reactor, policy, at, fd, &address):
+        close_with_reset(fd)
+        dial_note(reactor, conn, at, ENDING_CONNECT_FAILED, ELOOP)
+        return TRY_FAILED
     return fd
 
 
-cdef inline bint dial_wait(Reactor *reactor, Conn *conn) noexcept nogil:
-    """No descriptor is left: the client waits for one as long as it may wait for its destination."""
-    cdef uint64_t longest_ms = conn.policy.connect_ms if conn.policy.connect_ms else SHORT_MAX_MS
-    if conn.ending != ENDING_SOCKET_FAILED or not is_shortage(conn.error):
+cdef inline bint dial_watch(Reactor *reactor, Conn *conn, int at, int fd, bint beside) noexcept nogil:
+    """Have events of a connect under way; False where there is no room to watch it, and then it has failed."""
+    cdef Attempt *attempt = NULL
+    cdef uint64_t data = event_data(KIND_UPSTREAM, conn.index, conn.generation)
+    cdef int error
+    if conn.attempts != NULL:
+        attempt = attempts_add(conn.attempts, at, reactor.now_ms)
+    if beside:
+        data = event_data(KIND_ATTEMPT, conn.index, (conn.generation << ADDRESS_BITS) | <uint32_t> at)
+    if watch_as(reactor, EPOLL_CTL_ADD, fd, data) != 0:
+        error = errno
+        close_with_reset(fd)
+        dial_note(reactor, conn, at, ENDING_SOCKET_FAILED, error)
         return False
-    if conn.short_ms == 0:
-        conn.short_ms = reactor.now_ms
-    if reactor.now_ms - conn.short_ms >= longest_ms:
-        return False
-    conn.tried &= ~(<uint32_t> 1 << conn.address)
-    wheel_arm(&reactor.wheel, conn, reactor.now_ms, SHORT_WAIT_MS)
+    if beside:
+        attempt.fd = fd
+        conn.attempts.beside += 1
+    else:
+        conn.side[UPSTREAM].fd = fd
+        conn.address = <unsigned char> at
+        conn.dial_ms = reactor.now_ms
+    if conn.attempts != NULL:
+        conn.attempts.next_ms = reactor.now_ms + stagger_ms(conn, reactor.now_ms)
     return True
 
 
-cdef inline void dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
-    """Try the next address, or end. `conn` may be gone afterwards."""
-    cdef Policy *policy = conn.policy
-    cdef SocketAddress *target
-    cdef int fd, at
+cdef inline bint beside_take(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Take what a connect beside that of the upstream side needs: a list of both, and a descriptor of the budget of
+    which the next client leaves it one."""
+    if attempt_note(conn, conn.address) == NULL:
+        return False
+    return budget_take(reactor.hub.gate.budget, 1, reactor.hub.gate.cost)
+
+
+cdef inline void beside_give(Reactor *reactor) noexcept nogil:
+    if budget_give(reactor.hub.gate.budget, 1):
+        reactor.room_made = True
+
+
+cdef inline bint dial_may_wait(Reactor *reactor, const Conn *conn) noexcept nogil:
+    """Whether the client may still wait for a descriptor: as long as for its destination."""
+    cdef uint64_t longest_ms = conn.policy.connect_ms if conn.policy.connect_ms else SHORT_MAX_MS
+    return left_of(conn.started_us // 1000, longest_ms, reactor.now_ms) != 0
+
+
+cdef inline bint dial_under_way(const Conn *conn) noexcept nogil:
+    return conn.side[UPSTREAM].fd >= 0 or (conn.attempts != NULL and conn.attempts.beside != 0)
+
+
+cdef inline int dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Begin with addresses until one more is under way; the end where none is. DIAL_OVER: `conn` is gone."""
+    cdef bint beside = conn.side[UPSTREAM].fd >= 0
+    cdef int at, fd
+    if beside and not beside_take(reactor, conn):
+        wheel_arm(&reactor.wheel, conn, reactor.now_ms, SHORT_WAIT_MS)
+        return DIAL_WAITS
     while True:     # bounded: each address is picked once
-        at = targets_pick(policy.targets, conn.tried, conn.turn, reactor.now_ms)
+        at = targets_pick(conn.policy.targets, conn.tried, conn.turn, reactor.now_ms)
         if at < 0:
             break
-        target = &policy.targets.items[at].place
-        conn.address = <uint8_t> at
         conn.tried |= <uint32_t> 1 << at
-        if policy.has_source and source_for(policy, target).size == 0:
-            if conn.ending == ENDING_RESOLVE_FAILED:    # no other address has anything to tell
-                conn.ending = ENDING_BIND_FAILED
-                conn.error = EAFNOSUPPORT
-            continue
-        address_read(&conn.upstream, &target.place)
-        if leads_back(reactor, policy, at, &conn.upstream):
-            conn.ending = ENDING_CONNECT_FAILED
-            conn.error = ELOOP
-            continue
-        fd = dial_open(reactor, conn, target)
-        if fd < 0:
-            if dial_wait(reactor, conn):
-                return
-            if conn.ending == ENDING_CONNECT_FAILED:
-                note_failed(reactor, policy, at, conn.error)
-            continue
-        if came_back(reactor, policy, at, fd, &conn.upstream):
-            conn.ending = ENDING_CONNECT_FAILED
-            conn.error = ELOOP
-            close_with_reset(fd)
-            continue
-        conn.short_ms = 0
-        conn.side[UPSTREAM].fd = fd
-        if watch(reactor, conn, UPSTREAM) != 0:
-            conn.ending = ENDING_SOCKET_FAILED
-            conn.error = errno
-            break
-        conn.dial_ms = reactor.now_ms
-        if policy.connect_ms:
-            wheel_arm(&reactor.wheel, conn, reactor.now_ms, policy.connect_ms)
-        return
+        fd = dial_try(reactor, conn, at)
+        if fd < TRY_FAILED:
+            if not beside:
+                accept_pause(reactor, -fd)
+            if dial_may_wait(reactor, conn):
+                conn.tried &= ~(<uint32_t> 1 << at)
+                if beside:
+                    beside_give(reactor)
+                wheel_arm(&reactor.wheel, conn, reactor.now_ms, SHORT_WAIT_MS)
+                return DIAL_WAITS
+            dial_note(reactor, conn, at, ENDING_SOCKET_FAILED, -fd)
+        elif fd >= 0 and dial_watch(reactor, conn, at, fd, beside):
+            dial_arm(reactor, conn)
+            return DIAL_BEGUN
+    if beside:
+        beside_give(reactor)
+    if dial_under_way(conn):
+        dial_arm(reactor, conn)
+        return DIAL_WAITS
     dial_end(reactor, conn)
-
-
-cdef inline void dial_failed(Reactor *reactor, Conn *conn, int ending, int error) noexcept nogil:
-    """This address did not take it."""
-    conn.ending = ending
-    conn.error = error
-    note_failed(reactor, conn.policy, conn.address, error)
-    close_with_reset(conn.side[UPSTREAM].fd)    # one that met itself would keep the port in TIME_WAIT
-    conn.side[UPSTREAM].fd = -1
-    conn.side[UPSTREAM].rd = 0
-    conn.side[UPSTREAM].wr = 0
-    conn.side[UPSTREAM].short_read_inconclusive = 0
-    dial_next(reactor, conn)
-
-
-cdef inline void relay_begin(Reactor *reactor, Conn *conn) noexcept nogil:
-    """Both legs stand."""
-    conn.state = CONN_RELAY
-    conn.error = 0
-    conn.ending = 0
-    conn.connected_us = reactor.now_us
-    conn.side[CLIENT].wr = 1
-    conn.side[UPSTREAM].wr = 1
-    conn.dir[UP].progress_ms = reactor.now_ms
-    conn.dir[DOWN].progress_ms = reactor.now_ms
-    if not conn.handed_over:
-        note_worked(reactor, conn.policy, conn.address)
-        if oi_get(&conn.policy.failures):
-            oi_put(&conn.policy.failures, 0)
-    oi_put(&reactor.stats.opened, oi_get(&reactor.stats.opened) + 1)
-    relay_arm(reactor, conn)
-    if conn.side[CLIENT].rd:
-        ready_add(reactor, &conn.dir[UP])
-    if conn.side[UPSTREAM].rd:
-        ready_add(reactor, &conn.dir[DOWN])
-
-
-cdef inline bint self_connected(const Conn *conn) noexcept nogil:
-    """Whether the connect came back to its own socket: nobody listens on a port of this machine, and the kernel chose
-    that port for the outgoing end."""
-    cdef sockaddr_storage place
-    cdef socklen_t size = sizeof(place)
-    cdef Address local
-    if c_getsockname(conn.side[UPSTREAM].fd, <sockaddr *> &place, &size) != 0:
-        return False
-    address_read(&local, &place)
-    return local.port == conn.upstream.port and memcmp(local.ip, conn.upstream.ip, sizeof(local.ip)) == 0
-
-
-cdef inline void acknowledge(const Conn *conn) noexcept nogil:
-    """Say the last word of the upstream's handshake, where no bytes of the client are here to carry it.
-
-    It was held back when the connect began: a packet less for each connection whose client speaks first.
-    """
-    cdef int on = 1
-    if not conn.side[CLIENT].rd:
-        c_setsockopt(conn.side[UPSTREAM].fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on))
-
-
-cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t events) noexcept nogil:
-    """An event while connecting. `conn` may be gone afterwards."""
-    cdef int error
-    if side == CLIENT:
-        if events & (EPOLLERR | EPOLLHUP):
-            finish(reactor, conn, ENDING_CLIENT_RESET, socket_error(conn.side[CLIENT].fd, ECONNRESET), True)
-        return
-    if events & (EPOLLERR | EPOLLHUP):
-        error = socket_error(conn.side[UPSTREAM].fd, ECONNREFUSED)
-        if error != ECONNRESET:
-            dial_failed(reactor, conn, ENDING_CONNECT_TIMEOUT if error == ETIMEDOUT else ENDING_CONNECT_FAILED, error)
-            return
-        # The upstream took the connection and reset it before it was looked at; what it sent first is delivered.
-        relay_begin(reactor, conn)
-        side_fail(&conn.side[UPSTREAM], error)
-        settle(reactor, conn)
-    elif events & EPOLLOUT:
-        if conn.policy.may_self_connect and self_connected(conn):
-            dial_failed(reactor, conn, ENDING_CONNECT_FAILED, ECONNREFUSED)
-        else:
-            acknowledge(conn)
-            relay_begin(reactor, conn)
-
-
-cdef inline void dial_due(Reactor *reactor, Conn *conn) noexcept nogil:
-    """The timer fired while connecting."""
-    cdef uint64_t waited_ms = reactor.now_ms - conn.dial_ms
-    if conn.side[UPSTREAM].fd < 0:
-        dial_next(reactor, conn)
-        return
-    if waited_ms >= conn.policy.connect_ms:
-        dial_failed(reactor, conn, ENDING_CONNECT_TIMEOUT, ETIMEDOUT)
-    else:
-        wheel_arm(&reactor.wheel, conn, reactor.now_ms, conn.policy.connect_ms - waited_ms)
+    return DIAL_OVER

@@ -9,14 +9,17 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from base.socket cimport close_with_reset
 from base.atomic cimport oi_get, oi_put, oi_raise_by, oi_see, oi_show
-from shared.gate cimport gate_leave, source_leave
+from shared.attempt cimport Attempt, attempts_add, attempts_items, attempts_new
+from shared.gate cimport budget_give, gate_leave, source_leave
 from base.linux cimport ECONNRESET, SHUT_WR, SIOCOUTQ, c_assert, c_close, c_ioctl, c_shutdown
 from shared.policy cimport policy_drop
 from state.pool cimport holder_drop
 from state.queue cimport ready_add, ready_remove
 from tcp.flow cimport side_fail
 from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, RECORD_RELAYED, Record, ring_push, ring_slot
-from state.connection_slab cimport CLIENT, CONN_CLOSED, CONN_FLUSH, CONN_FREE, DOWN, UP, UPSTREAM, Conn, Dir, slab_give
+from state.connection_slab cimport (
+    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, DOWN, UP, UPSTREAM, Conn, Dir, slab_give,
+)
 from state.reactor cimport Hub, Reactor
 from state.wheel cimport wheel_arm, wheel_disarm
 
@@ -63,6 +66,7 @@ cdef inline void record_fill(Record *record, const Conn *conn, uint64_t now_us) 
     if conn.connected_us == 0:
         record.upstream.family = 0
     record.error = conn.error
+    record.tries = NULL
     record.kind = RECORD_LIVE
     record.ending = conn.ending
     record.moved_by = conn.dir[UP].moved_by | conn.dir[DOWN].moved_by
@@ -94,6 +98,8 @@ cdef inline bint report_try(Reactor *reactor, Conn *conn) noexcept nogil:
             return False
         record_fill(record, conn, reactor.now_us)
         record.kind = RECORD_RELAYED if conn.handed_over else RECORD_CLOSED
+        record.tries = conn.attempts    # whoever reads the record frees them
+        conn.attempts = NULL
         ring_push(&reactor.ring, &reactor.hub.bell)
         policy_drop(conn.policy)
         slab_give(&reactor.slab, conn)
@@ -153,6 +159,45 @@ cdef inline void listeners_wake(Reactor *reactor) noexcept nogil:
         oi_put(&hub.listeners[i].ready[reactor.index], 1)
 
 
+cdef inline Attempt *attempt_note(Conn *conn, int at) noexcept nogil:
+    """The note of the attempt at address number `at`, a new one where there was none; NULL where there is no memory."""
+    if conn.attempts == NULL:
+        conn.attempts = attempts_new(conn.policy.targets.count)
+        if conn.attempts == NULL:
+            return NULL
+        if conn.side[UPSTREAM].fd >= 0:
+            attempts_add(conn.attempts, conn.address, conn.dial_ms)
+    return attempts_add(conn.attempts, at, conn.dial_ms)
+
+
+cdef inline void attempt_ends(Reactor *reactor, Conn *conn, Attempt *attempt) noexcept nogil:
+    """A connect beside is none any more: what it took from the budget is given back."""
+    attempt.fd = -1
+    conn.attempts.beside -= 1
+    if budget_give(reactor.hub.gate.budget, 1):
+        reactor.room_made = True
+
+
+cdef inline void attempt_close(Reactor *reactor, Conn *conn, Attempt *attempt) noexcept nogil:
+    close_with_reset(attempt.fd)
+    attempt_ends(reactor, conn, attempt)
+
+
+cdef inline void attempts_end(Reactor *reactor, Conn *conn) noexcept nogil:
+    """The connection ends: whatever is under way is closed, and noted as that."""
+    cdef Attempt *item
+    cdef int i
+    cdef bint dialling = conn.state == CONN_CONNECTING and conn.side[UPSTREAM].fd >= 0 and not conn.handed_over
+    if dialling and oi_get(&reactor.hub.totals_only) == 0:
+        attempt_note(conn, conn.address)
+    if conn.attempts == NULL or conn.attempts.beside == 0:
+        return
+    item = attempts_items(conn.attempts)
+    for i in range(conn.attempts.count):
+        if item[i].fd >= 0:
+            attempt_close(reactor, conn, &item[i])
+
+
 cdef inline void finish(Reactor *reactor, Conn *conn, int ending, int error, bint reset) noexcept nogil:
     """The end: close, give everything back, report. `conn` must not be used afterwards."""
     cdef int i
@@ -162,6 +207,8 @@ cdef inline void finish(Reactor *reactor, Conn *conn, int ending, int error, bin
         holder_drop(reactor, &conn.dir[i])
         c_assert(conn.dir[i].moved_in == conn.dir[i].moved_out)
     wheel_disarm(&reactor.wheel, conn)
+    if conn.attempts != NULL or conn.state == CONN_CONNECTING:
+        attempts_end(reactor, conn)
     for i in range(2):
         if conn.side[i].fd >= 0:
             if reset:

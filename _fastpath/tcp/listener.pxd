@@ -15,7 +15,8 @@ from base.socket cimport close_with_reset
 from base.address cimport Address, address_read
 from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
 from tcp.backoff cimport accept_pause, accept_recovered, is_shortage
-from tcp.dial cimport dial_next, watch
+from tcp.connect cimport watch
+from tcp.dial cimport dial_next
 from tcp.ending cimport (
     ENDING_ACCEPT_FAILED, ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_RESOLVE_FAILED,
     ENDING_SOCKET_FAILED, finish, listeners_wake, record_slot, report,

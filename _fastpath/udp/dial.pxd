@@ -8,7 +8,8 @@ from tcp.ending cimport (
     ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED, record_slot,
 )
 from state.datagram cimport take_trains
-from tcp.dial cimport FAILURES_TOLD, source_for
+from tcp.connect cimport source_for
+from tcp.dial cimport FAILURES_TOLD
 from base.linux cimport (
     EACCES, EAFNOSUPPORT, ELOOP, EMFILE, ENFILE, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, SOCK_CLOEXEC, SOCK_DGRAM,
     SOCK_NONBLOCK, SOL_SOCKET, SO_BROADCAST, SO_RCVBUF, c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket,

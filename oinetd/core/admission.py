@@ -60,6 +60,14 @@ class Gate(Protocol):
         """Give a place back."""
         ...
 
+    def take_spare(self) -> bool:
+        """Take one descriptor more than a session has; False where the next session would miss it."""
+        ...
+
+    def give_spare(self) -> None:
+        """Give such a descriptor back."""
+        ...
+
     def enter_source(self, host: str, prefix: SourcePrefix) -> bool:
         """Count one more session of a client's source; False if it has all it may have."""
         ...
@@ -132,6 +140,13 @@ class LocalGate:
             (self.live_max and self.live >= self.live_max)
             or (budget is not None and budget.total and budget.used + self._cost > budget.total)
         )
+
+    def take_spare(self) -> bool:
+        return self._budget is None or self._budget.take(1, self._cost)
+
+    def give_spare(self) -> None:
+        if self._budget is not None:
+            self._budget.give(1)
 
     def calm(self) -> None:
         """Nothing to do: only the gate of the reactors remembers that it was reported."""

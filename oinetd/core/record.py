@@ -108,9 +108,9 @@ class Totals(NamedTuple):
 
 
 class Try(NamedTuple):
-    """An address of the destination that was tried, and the errno with which it failed; 0 took the connection.
+    """An address of the destination that was tried and did not take the connection, and the errno of that.
 
-    EINPROGRESS was under way when another one took it.
+    EINPROGRESS was under way when another one took it, or when the session ended.
     """
 
     address: str
@@ -126,8 +126,8 @@ class SessionRecord:
     took the connection, empty before that. `engine` is `python`, `native`, or empty where nothing was relayed, and
     `relay` the mode that moved the bytes (`copy`, `splice`, `auto`).
 
-    `tries` are the addresses that the Python lane tried over TCP, in order; the one that took the connection is the
-    last. The native lane leaves it empty.
+    `tries` are the addresses that were tried over TCP and did not take the connection, in the order in which they were;
+    empty where the first one did. Live sessions have them once they are connected.
 
     The datagrams are those of sides that are UDP: up is from the client, down to it; where both are, what the kernel
     took for the other side. Lost are those that oinetd had and could not deliver.

@@ -26,15 +26,17 @@ class Dialed:
     """What came of it: the connected `upstream` and the address that took it, or how it `failed` and the errno.
 
     `Ending.UPSTREAM_RESET` is an upstream that took the connection and reset it without a word.
-    `tries` are all addresses that were tried, in order; the one that took the connection is the last. One that was
-    under way when another took it has EINPROGRESS.
     """
 
     upstream: socket.socket | None
     address: Address | None
     failed: Ending | None = None
     errno: int = 0
-    tries: tuple[Try, ...] = ()
+
+    @property
+    def taken_by(self) -> Address | None:
+        """The address that took the connection; None where none did."""
+        return self.address if self.upstream is not None or self.failed is Ending.UPSTREAM_RESET else None
 
 
 class Watcher(Protocol):
@@ -72,8 +74,12 @@ class Dials(Protocol):
         source: Destination | None,
         client: socket.socket | None,
         guard: LoopGuard | None = None,
+        tries: list[Try] | None = None,
     ) -> Dialed:
-        """The outcome, from an address of `source` where that is given; never raises for what the network does."""
+        """The outcome, from an address of `source` where that is given; never raises for what the network does.
+
+        `tries` gets the addresses that did not take the connection.
+        """
         ...
 
 

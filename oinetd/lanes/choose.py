@@ -104,7 +104,7 @@ class Lanes:
         self._watcher = watcher
         self._hooked = hooked
         self.poller = Poller(loop)
-        self.dialer = Dialer(loop, self.poller)
+        self.dialer = Dialer(loop, self.poller, registry.gate)
         self.tasks: set[asyncio.Task[None]] = set()
         self.datagrams = DatagramPlane(loop, self.poller, self.tasks, registry.datagrams)
         self.lingering: dict[PortKey, DatagramListener | ReactorDatagrams] = {}

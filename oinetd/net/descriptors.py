@@ -53,9 +53,9 @@ class LocalBudget:
         self.used = 0
         self.pipes = 0
 
-    def take(self, cost: int) -> bool:
-        """Take descriptors; False if there are not enough."""
-        if self.total and self.used + cost > self.total:
+    def take(self, cost: int, spared: int = 0) -> bool:
+        """Take descriptors, if `spared` of them are left then; False if they are not."""
+        if self.total and self.used + cost + spared > self.total:
             return False
         self.used += cost
         return True

@@ -182,6 +182,7 @@ class JsonLines(_Words):
 
     `time` is local time with its zone, `started` the Unix time of the accept; `ending` is the value of the
     `Ending`, `error` the name of `errno`, empty at 0. Datagrams are counted if a side of the rule is UDP.
+    `tries` are the addresses that did not take the connection, if there are any.
     """
 
     __slots__ = ()
@@ -205,7 +206,7 @@ class JsonLines(_Words):
             f',"upstream_port":{record.upstream_port},"engine":"{record.engine}","relay":"{record.relay}"'
             f',"connect_s":{record.connect_s:.6f},"duration_s":{record.duration_s:.6f}'
             f',"bytes_up":{record.bytes_up},"bytes_down":{record.bytes_down},"ending":"{ending.value}"'
-            f',"errno":{code},"error":"{errno.errorcode.get(code, "") if code else ""}"{datagrams}}}\n'
+            f',"errno":{code},"error":"{errno.errorcode.get(code, "") if code else ""}"{datagrams}{_tries(record)}}}\n'
         ).encode()
 
     def left_out(self, route: Route, count: int, now: float) -> bytes:
@@ -231,6 +232,17 @@ class JsonLines(_Words):
             f',"connect":{quoted(route.connect.host)},"connect_port":{route.connect.port}'
             f',"rule":{quoted(str(route.rule))},"origin":{quoted(str(route.rule.origin))}'
         )
+
+
+def _tries(record: SessionRecord) -> str:
+    """The addresses that did not take the connection, where there are any."""
+    if not record.tries:
+        return ""
+    tries = (
+        f'{{"address":{quoted(address)},"port":{port},"error":"{errno.errorcode.get(code, str(code))}"}}'
+        for address, port, code in record.tries
+    )
+    return f',"tries":[{",".join(tries)}]'
 
 
 def _day_and_time(local: time.struct_time) -> str:

@@ -237,7 +237,7 @@ class NativeLane:
         for native in self._hub.snapshot():
             in_force = self._in_force.get(native.tag)
             if in_force is not None:
-                records.append(fill_record(new_record(native, in_force[1]), native, in_force[1]))
+                records.append(fill_record(new_record(native, in_force[1]), native, in_force[1], in_force[2]))
         return sorted(records, key=lambda record: record.id)
 
     def kill(self, session_id: int) -> bool:
@@ -302,9 +302,9 @@ class NativeLane:
         self._on_opened(record)
 
     def _closed(self, native: _fastpath.Record) -> None:
-        key, service, _ = self._in_force[native.tag]
+        key, service, policy = self._in_force[native.tag]
         opened = self._live.pop(native.id, None)
-        record = fill_record(opened or new_record(native, service), native, service)
+        record = fill_record(opened or new_record(native, service), native, service, policy)
         record.ending, record.errno = ENDINGS[native.ending], native.errno
         self._ended += not record.ending.refused
         if native.token and self._on_emptied is not None and key in self._listeners:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from oinetd.core.record import SessionRecord
+from oinetd.core.record import SessionRecord, Try
 from oinetd.core.service import Service
 
 if TYPE_CHECKING:
@@ -20,8 +20,13 @@ def new_record(native: _fastpath.Record, service: Service) -> SessionRecord:
     return SessionRecord(native.id, service.route, native.client, native.client_port, native.started)
 
 
-def fill_record(record: SessionRecord, native: _fastpath.Record, service: Service) -> SessionRecord:
-    """Put the facts of a reactor's record into a record; nothing was relayed where no upstream took the connection."""
+def fill_record(
+    record: SessionRecord, native: _fastpath.Record, service: Service, policy: _fastpath.Policy
+) -> SessionRecord:
+    """Put the facts of a reactor's record into a record; `policy` has the addresses that it numbers.
+
+    Nothing was relayed if no upstream accepted the connection.
+    """
     if native.upstream:
         record.upstream, record.upstream_port = native.upstream, native.upstream_port
         record.engine = "native"
@@ -30,4 +35,6 @@ def fill_record(record: SessionRecord, native: _fastpath.Record, service: Servic
     record.bytes_up, record.bytes_down = native.bytes_up, native.bytes_down
     record.datagrams_up, record.datagrams_down = native.datagrams_up, native.datagrams_down
     record.datagrams_lost, record.idle_s = native.datagrams_lost, native.idle_s
+    if native.tries:
+        record.tries = tuple(Try(*policy.address(at), code) for at, code in native.tries)
     return record

@@ -2,7 +2,7 @@
 
 A second address is tried when the first has failed or has said nothing for `STAGGER_S`; then both are under way, and so
 on. The first that takes the connection is used, the others are closed without a trace. `connect-timeout` is for the
-whole of it.
+whole of it. Each connect beside another takes a descriptor of the budget, and is not begun where none is left.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import errno
 import math
 import socket
 
+from oinetd.core.admission import Gate
 from oinetd.core.record import Ending, Try
 from oinetd.core.service import Dialed
+from oinetd.lanes.python.attempt import Attempt, Spares
 from oinetd.model import Settings
 from oinetd.net.connect_result import connect_result
 from oinetd.net.poller import ERROR, Poller
@@ -36,9 +38,10 @@ _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY)
 class Dialer:
     """Connects to destinations from one event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller, gate: Gate) -> None:
         self._loop = loop
         self.poller = poller
+        self._gate = gate
 
     async def dial(
         self,
@@ -48,18 +51,24 @@ class Dialer:
         source: Destination | None,
         client: socket.socket | None,
         guard: LoopGuard | None = None,
+        tries: list[Try] | None = None,
     ) -> Dialed:
         """Try each address of `destination` once, from one of `source` where that is given.
 
         A client that gives up meanwhile ends it; its half-close does not. One without a connection is None. A name that
-        is still to be resolved is waited for. What `guard` refuses is not connected to.
+        is still to be resolved is waited for. What `guard` refuses is not connected to. `tries` gets the addresses that
+        did not take the connection, also where this is cancelled.
         """
         if not await wait_for_names(self.poller, (destination, source), settings, client):
             return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
         if not destination.resolved or not (source is None or source.resolved):
             return Dialed(None, None, Ending.RESOLVE_FAILED)
-        search = _Search(self._loop, self.poller, destination, port, settings, source, client, guard)
-        dialed = await search.run()
+        search = _Search(self._loop, self.poller, self._gate, destination, port, settings, source, client, guard)
+        try:
+            dialed = await search.run()
+        finally:
+            if tries is not None:
+                tries.extend(search.tries)
         if dialed.upstream is not None or dialed.failed is Ending.UPSTREAM_RESET:
             destination.connected()
         elif dialed.failed is not Ending.CLIENT_RESET:
@@ -67,30 +76,20 @@ class Dialer:
         return dialed
 
 
-class _Attempt:
-    """One connect under way."""
-
-    __slots__ = ("address", "began", "sock")
-
-    def __init__(self, sock: socket.socket, address: Address, began: float) -> None:
-        self.sock = sock
-        self.address = address
-        self.began = began
-
-
 class _Search:
     """Connects until one works. It ends by that, the last failure, the deadline, or a client that has gone."""
 
     __slots__ = (
-        "_attempts", "_client", "_deadline", "_destination", "_done", "_guard", "_last", "_loop", "_next", "_order",
-        "_poller", "_port", "_settings", "_short", "_source", "_timer", "_tried", "_tries", "_turn", "_watch",
-        "_watching",
+        "_attempts", "_client", "_codes", "_deadline", "_destination", "_done", "_guard", "_last", "_loop",
+        "_next", "_order", "_poller", "_port", "_settings", "_short", "_source", "_spares", "_timer", "_tried", "_turn",
+        "_watch", "_watching",
     )  # fmt: skip
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         poller: Poller,
+        gate: Gate,
         destination: Destination,
         port: int,
         settings: Settings,
@@ -98,6 +97,7 @@ class _Search:
         client: socket.socket | None,
         guard: LoopGuard | None,
     ) -> None:
+        self._spares = Spares(gate)
         self._loop = loop
         self._poller = poller
         self._guard = guard
@@ -109,8 +109,8 @@ class _Search:
         self._order = destination.order(port)
         self._turn = self._order.begin()
         self._tried = 0
-        self._tries: list[Try] = []
-        self._attempts: dict[int, _Attempt] = {}
+        self._codes: dict[int, int] = {}  # of each address that was tried, in the order in which they began
+        self._attempts: dict[int, Attempt] = {}
         self._last = Dialed(None, None, Ending.RESOLVE_FAILED)
         self._done: asyncio.Future[Dialed] = loop.create_future()
         now = loop.time()
@@ -141,11 +141,22 @@ class _Search:
                 self._poller.closing(attempt.sock.fileno())
                 close_with_reset(attempt.sock)
             self._attempts.clear()
+            self._spares.give(len(self._attempts))
         return dialed
+
+    @property
+    def tries(self) -> list[Try]:
+        """The addresses that did not take the connection, each with its errno; EINPROGRESS was still under way."""
+        addresses = self._order.addresses
+        return [Try(addresses[at].host, addresses[at].port, code) for at, code in self._codes.items() if code]
 
     def _try_next(self) -> None:
         """Begin with addresses until one is under way; the end where none is left."""
         self._next = math.inf
+        if self._untried and not self._spares.take(len(self._attempts)):
+            self._next = self._loop.time() + PATIENCE_S
+            self._arm()
+            return
         while not self._done.done() and (at := self._order.pick(self._tried, self._turn, now_ms())) >= 0:
             self._tried |= 1 << at
             address = self._order.addresses[at]
@@ -157,7 +168,7 @@ class _Search:
                         self._last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
                     continue
             if self._guard is not None and self._guard.refuses(address):
-                self._failed(address, Ending.CONNECT_FAILED, LOOP_ERRNO)
+                self._failed(at, Ending.CONNECT_FAILED, LOOP_ERRNO)
                 continue
             try:
                 sock = open_upstream(address.family, self._settings.keepalive)
@@ -167,23 +178,26 @@ class _Search:
                     self._tried &= ~(1 << at)
                     self._next = self._loop.time() + PATIENCE_S
                     self._arm()
+                    self._spares.give(len(self._attempts))
                     return
-                self._failed(address, Ending.SOCKET_FAILED, error.errno or 0)
+                self._failed(at, Ending.SOCKET_FAILED, error.errno or 0)
                 continue
-            if self._begin(sock, address, local):
-                return
+            if self._begin(sock, at, local):
+                break
+        self._spares.give(len(self._attempts))
         if not self._attempts and not self._done.done():
             self._settle(self._last)
 
-    def _begin(self, sock: socket.socket, address: Address, local: Address | None) -> bool:
+    def _begin(self, sock: socket.socket, at: int, local: Address | None) -> bool:
         """Begin to connect; whether that is under way, or done."""
-        ending = Ending.BIND_FAILED
+        ending, address = Ending.BIND_FAILED, self._order.addresses[at]
         try:
             if local is not None:
                 bind_source(sock, local)
             ending = Ending.CONNECT_FAILED
             code = sock.connect_ex(address.sockaddr)
-            attempt = _Attempt(sock, address, self._loop.time())
+            attempt = Attempt(sock, at, address, self._loop.time())
+            self._codes[at] = errno.EINPROGRESS
             if code in _IN_PROGRESS:
                 self._poller.watch(sock.fileno(), lambda events: self._on_upstream(attempt))
                 self._attempts[sock.fileno()] = attempt
@@ -200,7 +214,7 @@ class _Search:
             sock.close()
             raise
         close_with_reset(sock)
-        self._failed(address, ending, code)
+        self._failed(at, ending, code)
         return False
 
     @property
@@ -211,7 +225,7 @@ class _Search:
         """The time until the next address is tried: all of them get a chance before the deadline."""
         return min(STAGGER_S, max(0.0, self._deadline - self._loop.time()) / (self._untried + 1))
 
-    def _on_upstream(self, attempt: _Attempt) -> None:
+    def _on_upstream(self, attempt: Attempt) -> None:
         code = connect_result(attempt.sock)
         if code in _IN_PROGRESS or self._done.done():  # the event was stale
             return
@@ -225,43 +239,44 @@ class _Search:
         if not self._done.done():
             self._try_next()
 
-    def _drop(self, attempt: _Attempt, code: int) -> None:
+    def _drop(self, attempt: Attempt, code: int) -> None:
         """An attempt has failed: the next address is tried at once."""
         del self._attempts[attempt.sock.fileno()]
         self._poller.forget(attempt.sock.fileno())
         close_with_reset(attempt.sock)
+        self._spares.give(len(self._attempts))
         if code == errno.ECONNRESET:  # it took the connection, and had nothing to say
             self._destination.note_worked(attempt.address)
-            self._tries.append(Try(attempt.address.host, attempt.address.port, code))
+            self._codes[attempt.at] = 0
             self._settle(Dialed(None, attempt.address, Ending.UPSTREAM_RESET, code))
             return
         ending = Ending.CONNECT_TIMEOUT if code == errno.ETIMEDOUT else Ending.CONNECT_FAILED
-        self._failed(attempt.address, ending, code)
+        self._failed(attempt.at, ending, code)
         self._try_next()
 
-    def _connected(self, attempt: _Attempt) -> None:
+    def _connected(self, attempt: Attempt) -> None:
         """The kernel says that it is connected: use it, unless it has met itself."""
         try:
             itself = is_connected_to_itself(attempt.sock, attempt.address)
         except OSError as error:  # the peer has reset it already
             close_with_reset(attempt.sock)
-            self._failed(attempt.address, Ending.CONNECT_FAILED, error.errno or errno.EIO)
+            self._failed(attempt.at, Ending.CONNECT_FAILED, error.errno or errno.EIO)
             return
         if itself:
             close_with_reset(attempt.sock)
-            self._failed(attempt.address, Ending.CONNECT_FAILED, errno.ECONNREFUSED)
+            self._failed(attempt.at, Ending.CONNECT_FAILED, errno.ECONNREFUSED)
             return
         now = self._loop.time()
         for other in self._attempts.values():
-            self._tries.append(Try(other.address.host, other.address.port, errno.EINPROGRESS))
             if now - other.began >= STAGGER_S:
                 self._destination.note_failed(other.address, errno.EINPROGRESS)
         self._destination.note_worked(attempt.address)
-        self._tries.append(Try(attempt.address.host, attempt.address.port, 0))
+        self._codes[attempt.at] = 0
         self._settle(Dialed(attempt.sock, attempt.address))
 
-    def _failed(self, address: Address, ending: Ending, code: int) -> None:
-        self._tries.append(Try(address.host, address.port, code))
+    def _failed(self, at: int, ending: Ending, code: int) -> None:
+        address = self._order.addresses[at]
+        self._codes[at] = code
         if ending in (Ending.CONNECT_FAILED, Ending.CONNECT_TIMEOUT):
             self._destination.note_failed(address, code)
         self._last = Dialed(None, address, ending, code)
@@ -310,11 +325,11 @@ class _Search:
         enough_s = min(STAGGER_S, self._settings.connect_timeout_s / 2)
         for attempt in self._attempts.values():
             if now - attempt.began >= enough_s:
-                self._failed(attempt.address, Ending.CONNECT_TIMEOUT, errno.ETIMEDOUT)
+                self._failed(attempt.at, Ending.CONNECT_TIMEOUT, errno.ETIMEDOUT)
             else:
-                self._tries.append(Try(attempt.address.host, attempt.address.port, errno.ETIMEDOUT))
+                self._codes[attempt.at] = errno.ETIMEDOUT
                 self._last = Dialed(None, attempt.address, Ending.CONNECT_TIMEOUT, errno.ETIMEDOUT)
         self._settle(self._last)
 
     def _settle(self, dialed: Dialed) -> None:
-        self._done.set_result(Dialed(dialed.upstream, dialed.address, dialed.failed, dialed.errno, tuple(self._tries)))
+        self._done.set_result(dialed)

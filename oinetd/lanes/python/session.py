@@ -9,7 +9,7 @@ import socket
 import time
 
 from oinetd.core.hooks import Admit
-from oinetd.core.record import Ending, SessionRecord
+from oinetd.core.record import Ending, SessionRecord, Try
 from oinetd.core.registry import Live
 from oinetd.core.service import Service
 from oinetd.lanes.python.client_watch import ClientWatch
@@ -76,6 +76,7 @@ class Session:
         """Live. The session ends with its record complete, whatever happens."""
         service, record = self._service, self._live.record
         ending, code = Ending.ABORTED, 0
+        tries: list[Try] = []
         try:
             refusal = await self._admit()
             if refusal is not None and not self._killed:
@@ -95,11 +96,12 @@ class Session:
                 service.source_host,
                 self._client,
                 service.guard,
+                tries,
             )
             record.connect_s = time.monotonic() - dialing_since
-            record.tries = dialed.tries
-            if dialed.address is not None:
-                record.upstream, record.upstream_port = dialed.address.host, dialed.address.port
+            record.tries = tuple(tries)
+            if (taken_by := dialed.taken_by) is not None:
+                record.upstream, record.upstream_port = taken_by.host, taken_by.port
             if dialed.upstream is None:
                 assert dialed.failed is not None
                 ending, code = dialed.failed, dialed.errno
@@ -118,6 +120,7 @@ class Session:
                 ending, code = self._live.meter.result.ending, self._live.meter.result.errno
         finally:
             close_with_reset(self._client)  # does nothing where it is closed already
+            record.tries = tuple(tries)
             self._end(ending, code)
 
     def _cut(self) -> tuple[Ending, int]:

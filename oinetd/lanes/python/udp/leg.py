@@ -6,7 +6,7 @@ import errno
 import functools
 import socket
 
-from oinetd.core.record import Ending
+from oinetd.core.record import Ending, Try
 from oinetd.core.service import Dialed, Service
 from oinetd.lanes.python.udp.plane import connect
 from oinetd.lanes.python.udp.session import DatagramSession
@@ -126,14 +126,18 @@ class StreamLeg(DatagramSession):
 
     async def connect(self) -> Dialed:
         service = self.service
-        return await service.dialer.dial(
+        tries: list[Try] = []
+        dialed = await service.dialer.dial(
             service.destination,
             service.route.connect.port,
             service.settings,
             service.source_host,
             None,
             service.guard,
+            tries,
         )
+        self.live.record.tries = tuple(tries)
+        return dialed
 
     def watch(self, sock: socket.socket) -> None:
         self.home.plane.poller.watch(sock.fileno(), self.on_upstream)

@@ -174,10 +174,9 @@ class DatagramSession:
         self.address = dialed.address
         self.trail = self.trail.arrive(dialed.address)
         self.known = places_of(self.service)
-        record.tries = dialed.tries
         record.connect_s = time.monotonic() - self.live.since
-        if dialed.address is not None:
-            record.upstream, record.upstream_port = dialed.address.host, dialed.address.port
+        if (taken_by := dialed.taken_by) is not None:
+            record.upstream, record.upstream_port = taken_by.host, taken_by.port
         if dialed.upstream is None:
             assert dialed.failed is not None
             self.end(dialed.failed, dialed.errno)

@@ -13,7 +13,7 @@ import socket
 from weakref import WeakKeyDictionary
 
 from oinetd.core.engine import Meter
-from oinetd.core.record import Ending, RelayResult
+from oinetd.core.record import Ending, RelayResult, Try
 from oinetd.core.service import Dialed
 from oinetd.lanes.python.running import RunningRelays
 from oinetd.lanes.python.udp.leg import NOBODY, PIECE_BYTES, READS_MAX
@@ -57,10 +57,11 @@ class DatagramDialer:
         source: Destination | None,
         client: socket.socket | None,
         guard: LoopGuard | None = None,
+        tries: list[Try] | None = None,
     ) -> Dialed:
         """Connect, which takes no time and tells nothing of the destination but that there is a route.
 
-        A name that is still to be resolved is waited for.
+        A name that is still to be resolved is waited for. `tries` is left as it is.
         """
         if not await wait_for_names(self._plane.poller, (destination, source), settings, client):
             return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)

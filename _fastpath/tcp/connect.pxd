@@ -1,0 +1,87 @@
+"""One socket on its way to an address: opened, bound to a source, connected, watched."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcmp
+
+from base.address cimport Address, SocketAddress, address_read
+from base.linux cimport (
+    AF_INET, EINPROGRESS, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, IPPROTO_IP, IPPROTO_TCP,
+    IP_BIND_ADDRESS_NO_PORT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE, TCP_NODELAY,
+    TCP_QUICKACK, c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket, epoll_event, errno,
+    sockaddr, sockaddr_storage, socklen_t,
+)
+from tcp.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_SOCKET_FAILED
+from shared.policy cimport Policy
+from state.connection_slab cimport CLIENT, KIND_CLIENT, UPSTREAM, Conn, event_data
+from state.reactor cimport Reactor
+
+
+cdef inline int watch_as(Reactor *reactor, int operation, int fd, uint64_t data) noexcept nogil:
+    """Register a descriptor for everything; its events bear `data`."""
+    cdef epoll_event event
+    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | <uint32_t> EPOLLET
+    event.data.u64 = data
+    return c_epoll_ctl(reactor.epoll_fd, operation, fd, &event)
+
+
+cdef inline int watch(Reactor *reactor, Conn *conn, int side) noexcept nogil:
+    """Register a side, once and for everything."""
+    return watch_as(reactor, EPOLL_CTL_ADD, conn.side[side].fd,
+                    event_data(KIND_CLIENT + side, conn.index, conn.generation))
+
+
+cdef inline const SocketAddress *source_for(const Policy *policy, const SocketAddress *target) noexcept nogil:
+    """The address of ours from which to connect to `target`; of size 0 where there is none."""
+    return &policy.sources[0 if target.place.sin6_family == AF_INET else 1]
+
+
+cdef inline int connect_begin(const Policy *policy, const SocketAddress *target, int *ending) noexcept nogil:
+    """A socket on its way to `target`; its connect may be in progress. -errno, and then `ending` says at what."""
+    cdef const SocketAddress *source = source_for(policy, target)
+    cdef int off = 0
+    cdef int on = 1
+    cdef int fd = c_socket(target.place.sin6_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    cdef int error
+    if fd < 0:
+        ending[0] = ENDING_SOCKET_FAILED
+        return -errno
+    c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
+    c_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
+    c_setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off))
+    if source.size:
+        # The port is chosen by connect, which can use one again towards another destination; bind could not.
+        c_setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
+        if c_bind(fd, <const sockaddr *> &source.place, source.size) != 0:
+            ending[0] = ENDING_BIND_FAILED
+            error = errno
+            c_close(fd)
+            return -error
+    if c_connect(fd, <const sockaddr *> &target.place, target.size) != 0 and errno != EINPROGRESS:
+        ending[0] = ENDING_CONNECT_FAILED
+        error = errno
+        c_close(fd)
+        return -error
+    return fd
+
+
+cdef inline bint self_connected(int fd, const SocketAddress *target) noexcept nogil:
+    """Whether the connect came back to its own socket: nobody listens on a port of this machine, and the kernel chose
+    that port for the outgoing end."""
+    cdef sockaddr_storage place
+    cdef socklen_t size = sizeof(place)
+    cdef Address local, far
+    if c_getsockname(fd, <sockaddr *> &place, &size) != 0:
+        return False
+    address_read(&local, &place)
+    address_read(&far, &target.place)
+    return local.port == far.port and memcmp(local.ip, far.ip, sizeof(local.ip)) == 0
+
+
+cdef inline void acknowledge(const Conn *conn) noexcept nogil:
+    """Say the last word of the upstream's handshake, where no bytes of the client are here to carry it.
+
+    It was held back when the connect began: a packet less for each connection whose client speaks first.
+    """
+    cdef int on = 1
+    if not conn.side[CLIENT].rd:
+        c_setsockopt(conn.side[UPSTREAM].fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on))

@@ -1,0 +1,203 @@
+"""What comes of connects under way: one takes the connection, one fails, time is over, or the client has gone."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from base.socket cimport close_with_reset, socket_error
+from base.address cimport address_read
+from base.atomic cimport oi_get, oi_put
+from shared.attempt cimport Attempt, Attempts, attempts_find, attempts_items
+from tcp.connect cimport acknowledge, self_connected, watch_as
+from tcp.deadline cimport relay_arm
+from tcp.dial cimport (
+    DIAL_BEGUN, DIAL_OVER, STAGGER_MS, dial_arm, dial_end, dial_is_late, dial_next, dial_next_ms, dial_note,
+    dial_under_way, dial_untried,
+)
+from tcp.ending cimport (
+    ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_SOCKET_FAILED, attempt_close,
+    attempt_ends, finish, settle,
+)
+from tcp.flow cimport side_fail
+from base.linux cimport (
+    ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLL_CTL_MOD, ETIMEDOUT, errno,
+)
+from shared.policy cimport Policy
+from state.queue cimport ready_add
+from state.connection_slab cimport (
+    CLIENT, CONN_CONNECTING, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, event_data, slab_at,
+)
+from state.reactor cimport Reactor
+from shared.target cimport ADDRESSES_MAX, ADDRESS_BITS
+from tcp.target_report cimport note_failed, note_worked
+
+
+cdef inline bint is_first(const Conn *conn, int at) noexcept nogil:
+    """Whether the connect to address number `at` is under way on the upstream side."""
+    return conn.side[UPSTREAM].fd >= 0 and conn.address == at
+
+
+cdef inline void dial_close(Reactor *reactor, Conn *conn, int at) noexcept nogil:
+    """Close a connect that is under way."""
+    if not is_first(conn, at):
+        attempt_close(reactor, conn, attempts_find(conn.attempts, at))
+        return
+    close_with_reset(conn.side[UPSTREAM].fd)    # one that met itself would keep the port in TIME_WAIT
+    conn.side[UPSTREAM].fd = -1
+    conn.side[UPSTREAM].rd = 0
+    conn.side[UPSTREAM].wr = 0
+    conn.side[UPSTREAM].short_read_inconclusive = 0
+
+
+cdef inline void dial_failed(Reactor *reactor, Conn *conn, int at, int ending, int error) noexcept nogil:
+    """This address did not take it: the next one is tried at once. `conn` may be gone afterwards."""
+    dial_note(reactor, conn, at, ending, error)
+    note_failed(reactor, conn.policy, at, error)
+    dial_close(reactor, conn, at)
+    dial_next(reactor, conn)
+
+
+cdef inline void dial_time_out(Reactor *reactor, Conn *conn) noexcept nogil:
+    """connect-timeout is over for all that is under way. One that had little time has not failed by that."""
+    cdef Policy *policy = conn.policy
+    cdef uint64_t enough_ms = policy.connect_ms // 2 if policy.connect_ms // 2 < STAGGER_MS else STAGGER_MS
+    cdef Attempt *item
+    cdef int i
+    if conn.side[UPSTREAM].fd >= 0:
+        dial_note(reactor, conn, conn.address, ENDING_CONNECT_TIMEOUT, ETIMEDOUT)
+        if reactor.now_ms - conn.dial_ms >= enough_ms:
+            note_failed(reactor, policy, conn.address, ETIMEDOUT)
+    if conn.attempts != NULL:
+        item = attempts_items(conn.attempts)
+        for i in range(conn.attempts.count):
+            if item[i].fd >= 0:
+                dial_note(reactor, conn, item[i].address, ENDING_CONNECT_TIMEOUT, ETIMEDOUT)
+                if reactor.now_ms - item[i].began_ms >= enough_ms:
+                    note_failed(reactor, policy, item[i].address, ETIMEDOUT)
+    dial_end(reactor, conn)
+
+
+cdef inline bint side_replace(Reactor *reactor, Conn *conn, Attempt *winner) noexcept nogil:
+    """Let the connect beside be the upstream side; False where there is no room to watch it.
+
+    Events of the side that is closed may be in this batch. A new generation lets nobody take them for the winner's;
+    those of the client come again, as every registration that is modified looks at what is there.
+    """
+    cdef uint64_t data
+    cdef uint32_t side
+    conn.side[UPSTREAM].fd = winner.fd
+    conn.address = winner.address
+    attempt_ends(reactor, conn, winner)
+    conn.generation += 1
+    for side in range(2):
+        data = event_data(KIND_CLIENT + side, conn.index, conn.generation)
+        if watch_as(reactor, EPOLL_CTL_MOD, conn.side[side].fd, data) != 0:
+            return False
+    return True
+
+
+cdef inline bint dial_won(Reactor *reactor, Conn *conn, int at) noexcept nogil:
+    """Address number `at` took the connection, and the others are closed. False: `conn` is gone."""
+    cdef Attempts *attempts = conn.attempts
+    cdef Attempt *winner
+    cdef Attempt *item
+    cdef int i
+    address_read(&conn.upstream, &conn.policy.targets.items[at].place.place)
+    if attempts == NULL:
+        return True
+    winner = attempts_find(attempts, at)
+    item = attempts_items(attempts)
+    for i in range(attempts.count):
+        if &item[i] == winner or not (item[i].fd >= 0 or is_first(conn, item[i].address)):
+            continue
+        if reactor.now_ms - item[i].began_ms >= STAGGER_MS:
+            note_failed(reactor, conn.policy, item[i].address, EINPROGRESS)
+        dial_close(reactor, conn, item[i].address)
+    if winner != NULL:
+        winner.error = 0
+        if winner.fd >= 0 and not side_replace(reactor, conn, winner):
+            finish(reactor, conn, ENDING_SOCKET_FAILED, errno, True)
+            return False
+    return True
+
+
+cdef inline void relay_begin(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Both legs stand."""
+    conn.state = CONN_RELAY
+    conn.error = 0
+    conn.ending = 0
+    conn.connected_us = reactor.now_us
+    conn.side[CLIENT].wr = 1
+    conn.side[UPSTREAM].wr = 1
+    conn.dir[UP].progress_ms = reactor.now_ms
+    conn.dir[DOWN].progress_ms = reactor.now_ms
+    if not conn.handed_over:
+        note_worked(reactor, conn.policy, conn.address)
+        if oi_get(&conn.policy.failures):
+            oi_put(&conn.policy.failures, 0)
+    oi_put(&reactor.stats.opened, oi_get(&reactor.stats.opened) + 1)
+    relay_arm(reactor, conn)
+    if conn.side[CLIENT].rd:
+        ready_add(reactor, &conn.dir[UP])
+    if conn.side[UPSTREAM].rd:
+        ready_add(reactor, &conn.dir[DOWN])
+
+
+cdef inline void dial_answered(Reactor *reactor, Conn *conn, int at, int fd, uint32_t events) noexcept nogil:
+    """An event of the connect to address number `at`. `conn` may be gone afterwards."""
+    cdef int error
+    if events & (EPOLLERR | EPOLLHUP):
+        error = socket_error(fd, ECONNREFUSED)
+        if error != ECONNRESET:
+            dial_failed(reactor, conn, at, ENDING_CONNECT_TIMEOUT if error == ETIMEDOUT else ENDING_CONNECT_FAILED,
+                        error)
+        elif dial_won(reactor, conn, at):
+            # The upstream took the connection and reset it before it was looked at; what it sent first is delivered.
+            relay_begin(reactor, conn)
+            side_fail(&conn.side[UPSTREAM], error)
+            settle(reactor, conn)
+    elif events & EPOLLOUT:
+        if conn.policy.may_self_connect and self_connected(fd, &conn.policy.targets.items[at].place):
+            dial_failed(reactor, conn, at, ENDING_CONNECT_FAILED, ECONNREFUSED)
+        elif dial_won(reactor, conn, at):
+            acknowledge(conn)
+            relay_begin(reactor, conn)
+
+
+cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t events) noexcept nogil:
+    """An event of a side while connecting. `conn` may be gone afterwards."""
+    if side == UPSTREAM:
+        dial_answered(reactor, conn, conn.address, conn.side[UPSTREAM].fd, events)
+    elif events & (EPOLLERR | EPOLLHUP):
+        finish(reactor, conn, ENDING_CLIENT_RESET, socket_error(conn.side[CLIENT].fd, ECONNRESET), True)
+
+
+cdef inline void beside_event(Reactor *reactor, uint32_t index, uint32_t tag, uint32_t events) noexcept nogil:
+    """An event of a connect beside that of the upstream side; `tag` is the generation and the number of the address."""
+    cdef Conn *conn = slab_at(&reactor.slab, index)
+    cdef Attempt *attempt
+    cdef int at = <int> (tag & (ADDRESSES_MAX - 1))
+    if conn == NULL or conn.state != CONN_CONNECTING or conn.attempts == NULL:
+        return
+    if tag >> ADDRESS_BITS != (conn.generation << ADDRESS_BITS) >> ADDRESS_BITS:
+        return
+    attempt = attempts_find(conn.attempts, at)
+    if attempt != NULL and attempt.fd >= 0:     # else it was closed earlier in this batch
+        dial_answered(reactor, conn, at, attempt.fd, events)
+
+
+cdef inline void dial_due(Reactor *reactor, Conn *conn) noexcept nogil:
+    """The timer fired while connecting. `conn` may be gone afterwards."""
+    cdef bint late = dial_is_late(conn, reactor.now_ms)
+    cdef int answer
+    if not dial_under_way(conn):    # it waits for a descriptor
+        dial_next(reactor, conn)
+        return
+    if dial_untried(conn) and (late or reactor.now_ms >= dial_next_ms(conn)):
+        answer = dial_next(reactor, conn)
+        while answer == DIAL_BEGUN and late and dial_untried(conn):     # a short connect-timeout has few ticks
+            answer = dial_next(reactor, conn)
+        if answer == DIAL_OVER or answer == DIAL_BEGUN or not late:
+            return
+    if late:
+        dial_time_out(reactor, conn)
+    else:
+        dial_arm(reactor, conn)

@@ -155,13 +155,18 @@ async def until(condition: Callable[[], Any], what: str = "the condition", patie
 
 @contextlib.asynccontextmanager
 async def server(
-    handle: Callable[[Peer], Awaitable[None]], family: int = socket.AF_INET, backlog: int = 1024
+    handle: Callable[[Peer], Awaitable[None]],
+    family: int = socket.AF_INET,
+    backlog: int = 1024,
+    place: tuple[str, int] | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
-    """A server on a free loopback port; `handle` runs for each connection, and all are awaited at the end."""
+    """A server on a free loopback port, or at `place`; `handle` runs for each connection, and all are awaited."""
     host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setblocking(False)
-    listener.bind((host, 0))
+    if place is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(place or (host, 0))
     listener.listen(backlog)
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()

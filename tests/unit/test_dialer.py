@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import pytest
 
 import oinetd.lanes.python.dialer
+from oinetd.core.admission import LocalGate
 from oinetd.core.record import Ending
 from oinetd.core.service import Dialed
 from oinetd.lanes.python.dialer import Dialer
@@ -53,7 +54,7 @@ def address_of(host: str, port: int) -> Address:
 async def rig() -> AsyncIterator[Rig]:
     far, client = tcp_pair()
     poller = Poller(asyncio.get_running_loop())
-    yield Rig(Dialer(asyncio.get_running_loop(), poller), poller, client, Peer(far))
+    yield Rig(Dialer(asyncio.get_running_loop(), poller, LocalGate()), poller, client, Peer(far))
     assert not poller._handlers, "what it dialled is nobody's"
     poller.close()
     client.close()

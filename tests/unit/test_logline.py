@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from oinetd.core.record import Ending, SessionRecord
+from oinetd.core.record import Ending, SessionRecord, Try
 from oinetd.model import Endpoint, LogFormat, Origin, Route, Rule
 from oinetd.observe.formats import ROUTES_MAX, STATUS, RinetdLines, line_format
 
@@ -119,6 +119,15 @@ def test_json_closed_has_every_fact(zone: Callable[[str], None]) -> None:
         "errno": errno.ECONNRESET,
         "error": "ECONNRESET",
     }
+
+
+def test_json_tells_the_addresses_that_did_not_take_the_connection(zone: Callable[[str], None]) -> None:
+    tries = (Try("2001:db8::1", 80, errno.EINPROGRESS), Try("192.0.2.1", 80, 99999))
+    facts = json.loads(line_format(LogFormat.JSON).closed(record_of(Ending.CLIENT_CLOSED, tries=tries), NOON))
+    assert facts["tries"] == [
+        {"address": "2001:db8::1", "port": 80, "error": "EINPROGRESS"},
+        {"address": "192.0.2.1", "port": 80, "error": "99999"},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -27,16 +27,16 @@ class Revocation:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._judged: dict[object, tuple[tuple[AccessRule, ...], ...]] = {}
+        self._judged: dict[object, tuple[tuple[AccessRule, ...], tuple[AccessRule, ...], bool]] = {}
 
     def apply(self, config: Config, judge_native: Judge) -> None:
-        """Put `config` to the connections of every rule whose access it changed, of rules that are gone as well."""
+        """Put `config` to the connections of rules whose access or `on-deny` it changed, of gone ones as well."""
         changed = {}
         for rule in self._registry.rules():
-            access = (config.access, rule.access)
-            before, self._judged[rule.identity] = self._judged.get(rule.identity), access
-            if rule.bind.protocol is Protocol.TCP and before is not None and before != access:
-                ends = config.settings_of(rule).on_deny is OnDeny.RESET
+            ends = config.settings_of(rule).on_deny is OnDeny.RESET
+            judged = (config.access, rule.access, ends)
+            before, self._judged[rule.identity] = self._judged.get(rule.identity), judged
+            if rule.bind.protocol is Protocol.TCP and before is not None and before != judged:
                 changed[rule] = (config.access, ends)
         if not changed:
             return

@@ -81,6 +81,34 @@ async def test_on_deny_reset_ends_those_and_no_others(
             peer.close()
 
 
+@pytest.mark.parametrize("hooked", [True, False])
+async def test_on_deny_reset_that_comes_later_ends_those_that_went_on(
+    upstream: tuple[str, int], settings: Settings, caplog: pytest.LogCaptureFixture, hooked: bool
+) -> None:
+    """What the message of the first reload advises, done by a second one: the access rules are the same."""
+    caplog.set_level(logging.INFO, "oinetd")
+    bind = f"127.0.0.1 {free_port()}"
+    keeps, resets = rule(upstream, bind=bind), rule(upstream, bind=bind, options="on-deny=reset")
+
+    async def admit(_: object) -> bool:
+        return True
+
+    async with forwarding(keeps, settings=settings, admit=admit if hooked else None) as forwarder:
+        stays, goes = await dial(bound(forwarder)), await dial(bound(forwarder), source="127.0.0.2")
+        assert [await exchange(peer) for peer in (stays, goes)] == [True, True]
+        await reload(forwarder, keeps, access=DENY)
+        assert [await exchange(peer) for peer in (stays, goes)] == [True, True]
+        await reload(forwarder, resets, access=DENY)
+        assert not await exchange(goes)
+        assert await exchange(stays)
+        assert [line.partition(": 1, ")[2] for line in said(caplog)] == [
+            "and go on (on-deny=reset would end them)",
+            "and were reset",
+        ]
+        for peer in (stays, goes):
+            peer.close()
+
+
 async def test_a_rule_that_has_gone(upstream: tuple[str, int], settings: Settings) -> None:
     """Its connections live on, and a deny for all reaches them as well."""
     seen = Seen()

@@ -15,23 +15,19 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from oinetd.bounds import check_type
-from oinetd.core.access import access_control
 from oinetd.core.hooks import Admit, Hook, Hooks
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Stats
-from oinetd.core.revocation import Revocation
-from oinetd.core.service import Callbacks, Service
-from oinetd.lanes.choose import Choice, Lanes, Listening
-from oinetd.lanes.datagrams import settle_datagrams
+from oinetd.core.service import Callbacks
+from oinetd.lanes.choose import Lanes, Listening
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.unresolved import Unresolved
-from oinetd.model import Config, LogSettings, Protocol, Route
-from oinetd.net.ports import BoundAddress, Port, PortKey, open_ports, plan_ports
-from oinetd.net.sockets import Address, bound_address, start_listening
-from oinetd.observe.announcement import listening, no_longer
+from oinetd.model import Config, LogSettings
+from oinetd.net.ports import BoundAddress, PortKey
+from oinetd.net.sockets import bound_address
 from oinetd.observe.connection_log import ConnectionLog
-from oinetd.upstream.destination import Destination, DestinationState
-from oinetd.upstream.destinations import Destinations
+from oinetd.reload import Reload
+from oinetd.upstream.destination import DestinationState
 from oinetd.upstream.loops import Loops
 
 __all__ = ["BoundAddress", "Forwarder"]
@@ -67,11 +63,9 @@ class Forwarder:
         self._inherited = list(inherited)
         self._limits = Limits()
         self._registry = self._limits.registry
-        self._revocation = Revocation(self._registry)
         self._loops = Loops()
         self._watcher = Callbacks(self._opened, self._closed, self._left)
         self._listeners: dict[PortKey, Listening] = {}
-        self._destinations: Destinations | None = None
         self._reloading = asyncio.Lock()
         self._stopping = asyncio.Lock()
         self._accepting = True
@@ -108,10 +102,22 @@ class Forwarder:
         self._loop = asyncio.get_running_loop()
         self._lanes = Lanes(self._loop, self._registry, self._watcher, self._loops, hooked=self._admit is not None)
         self._unresolved = Unresolved(self._lanes)
+        self._reload = Reload(
+            self._listeners,
+            self._lanes,
+            self._limits,
+            self._loops,
+            self._unresolved,
+            connection_log=self._connection_log,
+            watcher=self._watcher,
+            hooks=self._hooks,
+            admit=self._admit,
+            inherited=self._inherited,
+        )
         self._stopped = asyncio.Event()
         self._ended = asyncio.Event()
         try:
-            await self._apply(self.config)
+            await self._reload.apply(self.config, self._check_accepting)
         except BaseException:
             await self.stop()
             raise
@@ -132,8 +138,8 @@ class Forwarder:
                 listener.release()
                 listener.sock.close()
             self._listeners.clear()
-            if self._destinations is not None:
-                self._destinations.stop()
+            if self._reload.destinations is not None:
+                self._reload.destinations.stop()
             await self._lanes.close()
             self._limits.close()
             await self._hooks.close()
@@ -160,7 +166,7 @@ class Forwarder:
         self._accepting = False
         self._lanes.close_retired()
         for key, listener in self._listeners.items():
-            self._retire(key, listener)
+            self._reload.retire(key, listener)
         self._listeners.clear()
         deadline = self._loop.time() + timeout_s
         await self._until_empty(timeout_s, self._lanes.end_quiet_datagrams)
@@ -192,7 +198,8 @@ class Forwarder:
         self._running()
         async with self._reloading:
             self._check_accepting()
-            await self._apply(check_type(config, Config))
+            await self._reload.apply(check_type(config, Config), self._check_accepting)
+            self.config = config
 
     def _running(self) -> asyncio.Event:
         if self._stopped is None:
@@ -202,95 +209,6 @@ class Forwarder:
     def _check_accepting(self) -> None:
         if not self._accepting:
             raise RuntimeError("the forwarder was told to stop")
-
-    async def _apply(self, config: Config) -> None:
-        """Everything that can fail comes first; the change itself is one step of the loop."""
-        self._connection_log.check_change(config.log)
-        choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
-        access = {id(rule): access_control(config, rule) for rule in config.rules}
-        destinations = Destinations(config, self._destinations)
-        with destinations.unless_it_fails():
-            await destinations.resolve()
-            ports = await plan_ports(config, {key: each.service.route for key, each in self._listeners.items()})
-            self._check_accepting()
-            self._lanes.close_retired()
-            standing = {**self._lanes.lingering, **self._listeners}
-            kept = {key: listener.sock for key, listener in standing.items()}
-            sockets = open_ports(config, ports, kept, self._inherited)
-
-        self._lanes.reconfigure(config)
-        self._limits.apply(config, len(sockets) + len(self._lanes.lingering), self._lanes.reactors)
-        guards = self._loops.renew(
-            (sock, port.route, destinations.of(port.route.rule)) for port, sock in sockets.items()
-        )
-        self._lanes.know_own(self._loops.datagrams)
-        before, self._listeners = self._listeners, {}
-        self._unresolved.clear()
-        news: list[tuple[Route, Address, str]] = []
-        for (port, sock), guard in zip(sockets.items(), guards, strict=True):
-            rule, choice = port.route.rule, choices[id(port.route.rule)]
-            service = Service(
-                route=port.route,
-                settings=config.settings_of(rule),
-                access=access[id(rule)],
-                global_access=config.access,
-                destination=destinations.of(rule),
-                source_host=destinations.source_of(rule),
-                rule=self._registry.of(rule),
-                registry=self._registry,
-                dialer=choice.dialer,
-                engine=choice.engine,
-                watcher=self._watcher,
-                admit=self._admit,
-                source_prefix=config.source_prefix,
-                guard=guard,
-            )
-            listener = before.pop(port.key, None) or self._lanes.lingering.pop(port.key, None)
-            choice = self._unresolved.choose(port.key, choice, service, listener)
-            if listener is None or listener.service.route.rule != port.route.rule or listener.native != choice.native:
-                news.append((port.route, bound_address(sock), str(choice)))
-            self._listeners[port.key] = self._put_in_service(listener, port, sock, service, choice)
-        for warning in config.warnings:
-            log.warning("%s", warning)
-        for line in (*listening(news), *no_longer(before)):
-            log.info(line)
-        # Behind the change: what this ends was let in by listeners that are all in their new place now.
-        self._lanes.report_each_session(bool(config.log.file or self._hooks))
-        self._connection_log.reconfigure(config.log)
-        self._lanes.limit_datagrams(self._limits.udp_sessions(config))
-        for key, listener in before.items():
-            self._retire(key, listener, handshakes=True)
-        settle_datagrams(config, self._lanes, self._listeners)
-        self._revocation.apply(config, self._lanes.judge)
-        self._destinations = destinations
-        destinations.start(on_change=self._refresh)
-        self.config = config
-
-    def _put_in_service(
-        self, listener: Listening | None, port: Port, sock: socket.socket, service: Service, choice: Choice
-    ) -> Listening:
-        """Let `sock` be served as `service` says, by the `listener` that has it already where there is one."""
-        if listener is None:
-            return self._lanes.serve(choice, sock, service)
-        if port.key.protocol is Protocol.TCP:
-            start_listening(sock, port.key.address, service.settings.listen_backlog)
-        if listener.native == choice.native:
-            listener.replace_service(service)
-            return listener
-        return self._lanes.change_lane(listener, choice, service)
-
-    def _retire(self, key: PortKey, listener: Listening, *, handshakes: bool = False) -> None:
-        address = bound_address(listener.sock)
-        ours = all(bound_address(sock) != address for sock in self._inherited)
-        self._lanes.retire(key, listener, ours=ours, handshakes=handshakes)
-
-    def _refresh(self, destination: Destination) -> None:
-        looping = self._loops.refresh()
-        for listener in self._listeners.values():
-            service = listener.service
-            if service.guard in looping or destination in (service.destination, service.source_host):
-                listener.refresh()
-        self._loop.call_soon(self._unresolved.move, self._listeners)
 
     # What there is to know
 
@@ -322,7 +240,8 @@ class Forwarder:
 
     def destinations(self) -> list[DestinationState]:
         """The names that destinations and source addresses have, each once, and what they resolve to."""
-        return self._destinations.states() if self._destinations is not None else []
+        known = self._reload.destinations if self._stopped is not None else None
+        return known.states() if known is not None else []
 
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""

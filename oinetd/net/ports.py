@@ -65,6 +65,8 @@ class Port:
 
     key: PortKey
     route: Route
+    keepalive: KeepAlive
+    backlog: int
     optional: bool = False
     """One of several addresses of a name: where the machine does not have it, the others do."""
 
@@ -99,14 +101,15 @@ async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Po
     ports = []
     for rule in config.rules:
         found = addresses[rule.bind.address]
-        protocol = rule.bind.protocol
+        protocol, settings = rule.bind.protocol, config.settings_of(rule)
         for route in rule.routes():
             for address in (each.at(route.bind.port) for each in found):
                 v6only = address.family == socket.AF_INET6 and (
                     not address.is_wildcard or (address.port != 0 and (protocol, address.port) in v4_ports)
                 )
                 v6only = v6only and not address.host.startswith("::ffff:")  # which is IPv4, on an IPv6 socket
-                ports.append(Port(PortKey(address, v6only, 0, protocol), route, optional=len(found) > 1))
+                key = PortKey(address, v6only, 0, protocol)
+                ports.append(Port(key, route, settings.keepalive, settings.listen_backlog, len(found) > 1))
     return [free.place(port, ports) if port.key.address.port == 0 else port for port in ports]
 
 
@@ -168,7 +171,6 @@ async def _addresses(rule: Rule, known: tuple[Address, ...], patience_s: float) 
 
 
 def open_ports(
-    config: Config,
     ports: Iterable[Port],
     kept: Mapping[PortKey, socket.socket],
     inherited: Iterable[socket.socket] = (),
@@ -193,10 +195,10 @@ def open_ports(
                 if port.key.protocol is Protocol.UDP:
                     continue
                 changed.append((sock, keepalive_of(sock)))
-                tune_listener(sock, port.key.address, config.settings_of(port.route.rule).keepalive)
+                tune_listener(sock, port.key.address, port.keepalive)
                 continue
             handed_over = given.get((_KIND[port.key.protocol], port.key.address))
-            opened[port] = _adopt(config, port, handed_over) if handed_over else _bind(config, port, retiring)
+            opened[port] = _adopt(port, handed_over) if handed_over else _bind(port, retiring)
             new.append(port)
         except BindError as error:
             taken = _taken_by(port.key, given.values()) if error.errno == errno.EADDRINUSE else None
@@ -205,7 +207,7 @@ def open_ports(
         if port.key.protocol is Protocol.UDP:
             continue
         try:
-            start_listening(opened[port], port.key.address, _backlog(config, port))
+            start_listening(opened[port], port.key.address, port.backlog)
         except BindError as error:
             failures.append((port, error))
     for sock in (*itertools.chain.from_iterable(retiring.values()), *(opened[port] for port in new)):
@@ -259,7 +261,7 @@ def _warn_of_unserved(inherited: Iterable[tuple[int, Address]], ports: Iterable[
             logger.warning("inherited socket %s: no rule has this address, its clients are not served", where)
 
 
-def _adopt(config: Config, port: Port, handed_over: socket.socket) -> socket.socket:
+def _adopt(port: Port, handed_over: socket.socket) -> socket.socket:
     """A descriptor of our own for the socket, set up like the others.
 
     The one that was handed over stays open: whoever made it holds the address, so that it could not be bound again
@@ -273,7 +275,7 @@ def _adopt(config: Config, port: Port, handed_over: socket.socket) -> socket.soc
     try:
         sock.setblocking(False)
         if port.key.protocol is Protocol.TCP:
-            tune_listener(sock, address, config.settings_of(port.route.rule).keepalive)
+            tune_listener(sock, address, port.keepalive)
         else:
             tune_datagrams(sock, address)
     except BaseException as error:
@@ -291,9 +293,9 @@ def _by_port(sockets: Iterable[socket.socket]) -> dict[tuple[int, int], list[soc
     return found
 
 
-def _bind(config: Config, port: Port, retiring: Mapping[tuple[int, int], list[socket.socket]]) -> socket.socket:
+def _bind(port: Port, retiring: Mapping[tuple[int, int], list[socket.socket]]) -> socket.socket:
     try:
-        return _bind_once(config, port, shared=False)
+        return _bind_once(port, shared=False)
     except BindError as error:
         if error.errno != errno.EADDRINUSE:
             raise
@@ -303,15 +305,10 @@ def _bind(config: Config, port: Port, retiring: Mapping[tuple[int, int], list[so
             raise
         for sock in ours:
             share(sock, True)
-        return _bind_once(config, port, shared=True)
+        return _bind_once(port, shared=True)
 
 
-def _bind_once(config: Config, port: Port, *, shared: bool) -> socket.socket:
+def _bind_once(port: Port, *, shared: bool) -> socket.socket:
     if port.key.protocol is Protocol.UDP:
         return bind_datagrams(port.key.address, v6only=port.key.v6only, shared=shared)
-    keepalive = config.settings_of(port.route.rule).keepalive
-    return bind_listener(port.key.address, keepalive, v6only=port.key.v6only, shared=shared)
-
-
-def _backlog(config: Config, port: Port) -> int:
-    return config.settings_of(port.route.rule).listen_backlog
+    return bind_listener(port.key.address, port.keepalive, v6only=port.key.v6only, shared=shared)

@@ -24,6 +24,7 @@ FLOORS = (
     "observe",
     "lanes.python lanes.native",
     "lanes",
+    "reload",
     "forwarder",
     "",  # the package itself: the public names
     "process",

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import os
+import pkgutil
 import resource
 import socket
 import stat
@@ -410,3 +411,49 @@ async def test_a_drain_that_is_over_lets_nobody_in(upstream: tuple[str, int], se
             with pytest.raises(ConnectionResetError):
                 await peer.read(1)
             peer.close()
+
+
+# A step of the change itself fails
+
+
+STEPS = {
+    "limits": "oinetd.lanes.limits.Limits.apply",
+    "loops": "oinetd.upstream.loops.Loops.renew",
+    "the second listener": "oinetd.reload.Reload._serve",
+    "the lines for the log": "oinetd.reload.no_longer",
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_change_that_fails_in_the_middle_leaves_everything_as_it_was(
+    upstream: tuple[str, int], settings: Settings, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listeners serve as before, those that were opened are closed, and the next reload works."""
+    rules = tuple(rule(upstream, f"127.0.0.1 {free_port()}") for _ in range(3))
+    before = Config(rules=rules[:2], settings=settings)
+    async with Forwarder(before) as forwarder:
+        listeners, count = dict(forwarder._listeners), listening_sockets()
+        others = tuple(replace(each, options=RuleOptions(buffer_bytes=4096)) for each in rules)
+        target = STEPS[step]
+        module, _, name = target.rpartition(".")
+        original = pkgutil.resolve_name(f"{module}:{name}" if module == "oinetd.reload" else target)
+        calls = itertools.count(1)
+        fails_at = 3 if name == "_serve" else 1
+
+        def failing(*arguments: object, **named: object) -> object:
+            if next(calls) == fails_at:
+                raise MemoryError
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(target, failing)
+        with pytest.raises(MemoryError):
+            await forwarder.reload(Config(rules=others[:3], settings=settings))
+        assert forwarder._listeners == listeners
+        assert listening_sockets() == count
+        assert forwarder.config is before
+        assert [each.service.route.rule for each in forwarder._listeners.values()] == list(rules[:2])
+        for each in rules[:2]:
+            assert await echoes((each.bind.address, each.bind.port))
+        await forwarder.reload(Config(rules=others[1:], settings=settings))
+        for each in others[1:]:
+            assert await echoes((each.bind.address, each.bind.port))

@@ -68,20 +68,20 @@ async def test_one_address_of_a_name_that_the_machine_has_not_is_passed_over(mon
     both = (Address(socket.AF_INET, ("192.0.2.1", 0)), Address(socket.AF_INET, ("127.0.0.1", 0)))
     monkeypatch.setattr(oinetd.net.resolver, "lookup", lambda host, port=0: both)
     config = parse("name.example 0 127.0.0.1 1")
-    opened = open_ports(config, await plan_ports(config, {}), {})
+    opened = open_ports(await plan_ports(config, {}), {})
     assert [bound_address(sock).host for sock in opened.values()] == ["127.0.0.1"]
     for sock in opened.values():
         sock.close()
     monkeypatch.setattr(oinetd.net.resolver, "lookup", lambda host, port=0: (both[0], both[0]))
     with pytest.raises(BindError):
-        open_ports(config, await plan_ports(config, {}), {})
+        open_ports(await plan_ports(config, {}), {})
 
 
 async def test_all_that_fails_is_told_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = parse(f"127.0.0.1 {taken.getsockname()[1]} h.example 1", "192.0.2.1 8000 h.example 1")
         with pytest.raises(BindError) as failure:
-            open_ports(config, await plan_ports(config, {}), {})
+            open_ports(await plan_ports(config, {}), {})
     assert failure.value.errno == errno.EADDRINUSE
     assert "in use" in str(failure.value)
     assert "does not have this address" in str(failure.value)
@@ -90,7 +90,7 @@ async def test_all_that_fails_is_told_at_once() -> None:
 
 async def test_options_of_the_rule_are_on_its_socket() -> None:
     config = parse("127.0.0.1 0 127.0.0.1 1 [keepalive=11:5:4]", "127.0.0.1 0 127.0.0.1 1 [keepalive=off]")
-    opened = open_ports(config, await plan_ports(config, {}), {})
+    opened = open_ports(await plan_ports(config, {}), {})
     one, two = opened.values()
     with one, two:
         assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 11

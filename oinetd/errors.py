@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BindError", "ConfigError", "EngineUnavailable", "OinetdError", "Problem"]
+__all__ = ["SHOWN_MAX", "BindError", "ConfigError", "EngineUnavailable", "OinetdError", "Problem"]
 
 
 class OinetdError(Exception):
@@ -47,13 +47,24 @@ class Problem:
         return "\n".join(rows)
 
 
+SHOWN_MAX = 200
+"""Errors of one configuration that its message shows: a file of another kind has one in each line, and the log is for
+people."""
+
+
 class ConfigError(OinetdError):
-    """A configuration that cannot be used; `problems` has all its errors, in the order of the text."""
+    """A configuration that cannot be used; `problems` has all its errors, in the order of the text.
+
+    The message shows the first `SHOWN_MAX` of them and how many more there are.
+    """
 
     def __init__(self, *problems: Problem) -> None:
         if not problems:
             raise ValueError("a ConfigError needs at least one Problem")
-        super().__init__("\n".join(str(problem) for problem in problems))
+        lines = [str(problem) for problem in problems[:SHOWN_MAX]]
+        if len(problems) > SHOWN_MAX:
+            lines.append(f"and {len(problems) - SHOWN_MAX} more errors, not shown")
+        super().__init__("\n".join(lines))
         self.problems = problems
 
     @property

@@ -463,3 +463,12 @@ def test_time_is_bounded(line: str) -> None:
     """A hundred of the worst lines: quadratic work in any of them would run into the test's timeout."""
     with pytest.raises(ConfigError):
         parse_config(f"{line}\n" * 100 + "x y")
+
+
+def test_a_file_of_another_kind_fills_no_screen() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config("nonsense\n" * 1000, "x")
+    lines = str(caught.value).splitlines()
+    assert lines[-1] == "and 800 more errors, not shown"
+    assert sum(line.startswith("x:") for line in lines) == 200
+    assert len(caught.value.problems) == 1000

@@ -163,6 +163,7 @@ class NativeLane:
         else:
             self._hub.replace_listener(served.index, policy)
         served.service, served.tag = service, tag
+        self._hub.fetch_soon()
 
     def remove(self, key: int) -> None:
         """Accept no more. On return no reactor touches the socket; who is in its queue is still there."""
@@ -171,6 +172,7 @@ class NativeLane:
             self._hub.remove_udp_listener(served.index)
         else:
             self._hub.remove_listener(served.index)
+        self._hub.fetch_soon()
 
     def linger(self, key: int) -> bool:
         """Let nobody new in over a UDP socket until `replace`; whether it has sessions."""

@@ -168,6 +168,11 @@ class Hub(_Reactors):
             for record in records:
                 self._hand_out(record)
 
+    def fetch_soon(self) -> None:
+        """Look for records though the bell has not rung, so that `on_empty` is called if there are none."""
+        if self._timer is None and self.fileno() >= 0:
+            self._timer = self._loop.call_later(PACE_S, self._fetch)
+
     def _fetch(self) -> None:
         """Hand out a batch; come back soon while there was something, else wait for the bell."""
         self._timer = None

@@ -193,3 +193,11 @@ async def test_close_ends_and_tells_everything(stage: Stage) -> None:
     for client in clients:
         assert await client.read_to_reset() == b""
         client.close()
+
+
+async def test_reloads_without_a_client_leave_nothing_behind(stage: Stage) -> None:
+    for _ in range(20):
+        stage.lane.replace(stage.key, stage.service())
+        before = stage.lane._unused
+        await until(lambda before=before: stage.lane._unused is not before, "a look at what is unused")
+    assert len(stage.lane._in_force) <= 3  # the one in force, and those that the last two looks found unused

@@ -103,7 +103,9 @@ def test_a_reload_cannot_bring_a_log_on_standard_output(background: Start, tmp_p
     daemon.conf.write_text(text.replace(f"{tmp_path}/log", "-").replace(str(daemon.pid_file), f"{tmp_path}/new"))
     os.kill(daemon.pid, signal.SIGHUP)
     # A second reload ends after the first, and can be seen.
-    daemon.conf.write_text(text.replace(f"{tmp_path}/log", f"{tmp_path}/other"))
+    whole = tmp_path / "whole.conf"  # the first reload may read the file while this is written
+    whole.write_text(text.replace(f"{tmp_path}/log", f"{tmp_path}/other"))
+    whole.replace(daemon.conf)
     os.kill(daemon.pid, signal.SIGHUP)
     until((tmp_path / "other").exists, "the second reload")
     assert (daemon.pid_file.read_text(), (tmp_path / "new").exists()) == (pid, False)

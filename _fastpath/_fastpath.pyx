@@ -357,8 +357,8 @@ cdef class Policy:
         bint may_broadcast=False,
         sources=(), access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
-        uint32_t half_close_ms=0, uint32_t stall_ms=0, keepalive=(0, 0, 0), uint32_t flip_bytes=0,
-        uint32_t silence_ms=4000,
+        uint32_t half_close_ms=0, uint32_t stall_ms=0, uint32_t lifetime_ms=0, keepalive=(0, 0, 0),
+        uint32_t flip_bytes=0, uint32_t silence_ms=4000,
         source_prefix=(32, 64), Policy before=None,
     ):
         self.policy = <PolicyState *> calloc(1, sizeof(PolicyState))
@@ -389,6 +389,7 @@ cdef class Policy:
         self.policy.half_close_ms = half_close_ms
         self.policy.silence_ms = silence_ms
         self.policy.stall_ms = stall_ms
+        self.policy.lifetime_ms = lifetime_ms
         self.policy.keep_idle_s, self.policy.keep_interval_s, self.policy.keep_count = keepalive
         self.policy.flip_bytes = min(flip_bytes, <uint32_t> SCRATCH_BYTES)
 

@@ -154,6 +154,7 @@ class Policy:
         idle_ms: int = 0,
         half_close_ms: int = 0,
         stall_ms: int = 0,
+        lifetime_ms: int = 0,
         keepalive: tuple[int, int, int] = (0, 0, 0),
         flip_bytes: int = 0,
         silence_ms: int = 4000,

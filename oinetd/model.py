@@ -192,6 +192,7 @@ class Settings:
     idle_timeout_s: float = 0.0
     half_close_timeout_s: float = 3600.0
     write_stall_timeout_s: float = 3600.0
+    max_lifetime_s: float = 0.0
     dns_refresh_s: float = 60.0
     keepalive: KeepAlive = KeepAlive()
     on_deny: OnDeny = OnDeny.KEEP
@@ -227,6 +228,7 @@ class RuleOptions:
     idle_timeout_s: float | None = None
     half_close_timeout_s: float | None = None
     write_stall_timeout_s: float | None = None
+    max_lifetime_s: float | None = None
     dns_refresh_s: float | None = None
     keepalive: KeepAlive | None = None
     on_deny: OnDeny | None = None

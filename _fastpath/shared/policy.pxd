@@ -41,6 +41,7 @@ cdef struct Policy:
     uint32_t half_close_ms
     uint32_t silence_ms         # how long a UDP client that was never answered waits at one address
     uint32_t stall_ms
+    uint32_t lifetime_ms        # of a connection, from when both legs stand
     int32_t keep_idle_s         # 0 is no keep-alive
     int32_t keep_interval_s
     int32_t keep_count

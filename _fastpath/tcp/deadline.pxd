@@ -1,9 +1,10 @@
-"""What is due on a connection in relay: keep-alive, write stall, half-close, idle, and the second after a failure."""
+"""What is due on a relay: keep-alive, write stall, half-close, idle, age, and the second after a failure."""
 
 from libc.stdint cimport uint64_t
 
 from tcp.ending cimport (
-    ENDING_HALF_CLOSE_TIMEOUT, ENDING_IDLE_TIMEOUT, ENDING_WRITE_STALL, FLUSH_MS, abort, finish_failed,
+    ENDING_HALF_CLOSE_TIMEOUT, ENDING_IDLE_TIMEOUT, ENDING_MAX_LIFETIME, ENDING_WRITE_STALL, FLUSH_MS, abort,
+    finish_failed,
 )
 from tcp.flow cimport side_fail
 from base.linux cimport (
@@ -49,6 +50,8 @@ cdef inline void relay_arm(Reactor *reactor, Conn *conn) noexcept nogil:
         delay_ms = policy.half_close_ms
     if policy.stall_ms and policy.stall_ms < delay_ms:
         delay_ms = policy.stall_ms
+    if policy.lifetime_ms and policy.lifetime_ms < delay_ms:
+        delay_ms = policy.lifetime_ms
     wheel_arm(&reactor.wheel, conn, reactor.now_ms, delay_ms)
 
 
@@ -93,6 +96,12 @@ cdef inline void relay_due(Reactor *reactor, Conn *conn) noexcept nogil:
         left_ms = left_of(last_ms, policy.idle_ms, now_ms)
         if left_ms == 0:
             abort(reactor, conn, ENDING_IDLE_TIMEOUT, 0)
+            return
+        delay_ms = left_ms if left_ms < delay_ms else delay_ms
+    if policy.lifetime_ms:
+        left_ms = left_of(conn.connected_us // 1000, policy.lifetime_ms, now_ms)
+        if left_ms == 0:
+            abort(reactor, conn, ENDING_MAX_LIFETIME, 0)
             return
         delay_ms = left_ms if left_ms < delay_ms else delay_ms
     wheel_arm(&reactor.wheel, conn, now_ms, delay_ms)

@@ -44,6 +44,7 @@ cdef enum:      # in the order of `oinetd.core.record.Ending`
     ENDING_DISPLACED = 17
     ENDING_REVOKED = 18
     ENDING_UPSTREAM_SILENT = 19
+    ENDING_MAX_LIFETIME = 20
 
     FLUSH_MS = 1000             # a peer that acknowledges nothing for so long gets its reset at once
 

@@ -98,6 +98,7 @@ VOCABULARY = (
     _both("idle-timeout", Time(), "idle_timeout_s"),
     _both("half-close-timeout", Time(), "half_close_timeout_s"),
     _both("write-stall-timeout", Time(), "write_stall_timeout_s"),
+    _both("max-lifetime", Time(), "max_lifetime_s"),
     _both("dns-refresh", Time(), "dns_refresh_s"),
     _both("keepalive", KeepAliveForm(), "keepalive"),
     _both("on-deny", Choice(OnDeny), "on_deny"),

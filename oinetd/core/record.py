@@ -59,6 +59,9 @@ class Ending(enum.Enum):
     UPSTREAM_SILENT = "upstream-silent"
     """The questions of a UDP client had no answer for too long; a session with another address took its place."""
 
+    MAX_LIFETIME = "max-lifetime"
+    """It was as old as `max_lifetime_s` allows."""
+
     # By identity: `Enum` hashes the name, in Python, several times for each session.
     __hash__ = object.__hash__
 
@@ -76,7 +79,7 @@ class Ending(enum.Enum):
 _CONNECTED = frozenset({
     Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED, Ending.CLIENT_RESET, Ending.UPSTREAM_RESET,
     Ending.IDLE_TIMEOUT, Ending.HALF_CLOSE_TIMEOUT, Ending.WRITE_STALL, Ending.ABORTED, Ending.DISPLACED,
-    Ending.REVOKED, Ending.UPSTREAM_SILENT,
+    Ending.REVOKED, Ending.UPSTREAM_SILENT, Ending.MAX_LIFETIME,
 })  # fmt: skip
 _REFUSED = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED})
 

@@ -10,7 +10,7 @@ In these words "local" is the upstream's side and "remote" is the client's:
     resolve-failed                                 done-local-closed (after `opened`, as rinetd does)
     idle-timeout, half-close-timeout,
     write-stall, aborted, displaced, revoked,
-    upstream-silent                                done-local-closed: oinetd ended it, which is not the client
+    upstream-silent, max-lifetime                  done-local-closed: oinetd ended it, which is not the client
     not-allowed, denied                            the same words
     limit-reached                                  limit-reached (rinetd has no limits)
     (refused clients that are only counted)        left-out N, with - as client (rinetd has a line for each)
@@ -60,6 +60,7 @@ STATUS: Final = {
     Ending.DISPLACED: "done-local-closed",
     Ending.REVOKED: "done-local-closed",
     Ending.UPSTREAM_SILENT: "done-local-closed",
+    Ending.MAX_LIFETIME: "done-local-closed",
 }
 
 

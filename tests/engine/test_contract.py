@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 
@@ -304,6 +305,29 @@ async def test_idle_timeout(rig: Rig) -> None:
         assert await relay.upstream.read_to_reset() == b""
 
 
+async def test_max_lifetime(rig: Rig) -> None:
+    """It comes while bytes flow; what was passed on before it is there."""
+    async with rig.relay(max_lifetime_s=0.2) as relay:
+        passed = 0
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await relay.client.send(b"x")
+                assert await relay.upstream.read(1) == b"x"
+                passed += 1
+        result = await relay.task
+        assert (result.ending, result.errno) == (Ending.MAX_LIFETIME, 0)
+        assert passed <= result.bytes_up <= passed + 1
+
+
+async def test_max_lifetime_of_a_silent_connection(rig: Rig) -> None:
+    async with rig.relay(max_lifetime_s=0.2) as relay:
+        await relay.client.send(b"x")
+        assert await relay.upstream.read(1) == b"x"
+        assert (await relay.task).ending is Ending.MAX_LIFETIME
+        assert await relay.client.read_to_reset() == b""
+        assert await relay.upstream.read_to_reset() == b""
+
+
 async def test_half_close_timeout(rig: Rig) -> None:
     async with rig.relay(half_close_timeout_s=0.2) as relay:
         await relay.client.send(b"x")
@@ -323,7 +347,7 @@ async def test_write_stall_timeout(rig: Rig) -> None:
 
 
 async def test_a_timeout_that_is_off_never_comes(rig: Rig) -> None:
-    off = {"idle_timeout_s": 0.0, "half_close_timeout_s": 0.0, "write_stall_timeout_s": 0.0}
+    off = {"idle_timeout_s": 0.0, "half_close_timeout_s": 0.0, "write_stall_timeout_s": 0.0, "max_lifetime_s": 0.0}
     async with rig.relay(receive_bytes=SMALL_WINDOW, **off) as relay:
         data = pattern(volume(rig, MIB))
         sending = asyncio.create_task(relay.client.send(data))

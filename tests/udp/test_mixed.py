@@ -245,6 +245,19 @@ async def test_idle_timeout_holds_for_the_connection(engine: str) -> None:
             assert served.closed[0].ending is Ending.IDLE_TIMEOUT
 
 
+async def test_max_lifetime_holds_for_the_connection(engine: str) -> None:
+    with rig.echo() as upstream:
+        rule = f"127.0.0.1 0 127.0.0.1 {upstream.address[1]}/udp [max-lifetime=0.3]\n"
+        async with serving(engine + rule) as served:
+            client = await dial(served.address)
+            await client.send(b"x")
+            assert await client.read(1) == b"x"
+            assert await client.read_to_reset() == b""
+            client.close()
+            await until(lambda: served.closed)
+            assert served.closed[0].ending is Ending.MAX_LIFETIME
+
+
 async def test_a_client_that_does_not_read(engine: str) -> None:
     """What it leaves with us is bounded; datagrams beyond that wait in the kernel, and are lost there."""
     with Party() as upstream:

@@ -193,6 +193,8 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D12-source-prefix": ("source-prefix 24/48\n", whole(source_prefix=SourcePrefix(24, 48))),
     "D12-on-deny": ("on-deny reset\n", settings(on_deny=OnDeny.RESET)),
     "D12-on-deny-option": (f"{LINE} [on-deny=reset]\n", options(on_deny=OnDeny.RESET)),
+    "D12-max-lifetime": ("max-lifetime 2h\n", settings(max_lifetime_s=7200.0)),
+    "D12-max-lifetime-option": (f"{LINE} [max-lifetime=90]\n", options(max_lifetime_s=90.0)),
     "D12-keepalive-on": ("keepalive off\nkeepalive on\n", whole()),
     "D12-keepalive-off": ("keepalive off\n", settings(keepalive=KeepAlive(0, 10, 6))),
     "D12-keepalive-figures": ("keepalive 2m:15s:3\n", settings(keepalive=KeepAlive(120, 15, 3))),
@@ -200,8 +202,8 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D12-last-holds": ("relay copy\nrelay splice\n", settings(relay=RelayMode.SPLICE)),
     "D13-options": (
         f"{LINE} [engine=python, relay=splice, buffersize=8K, pipesize=1M, listen-backlog=9, connect-timeout=1s,"
-        " idle-timeout=2m, half-close-timeout=3s, write-stall-timeout=4s, dns-refresh=off, keepalive=off,"
-        " max-connections=5, max-connections-per-source=6]\n",
+        " idle-timeout=2m, half-close-timeout=3s, write-stall-timeout=4s, max-lifetime=5h, dns-refresh=off,"
+        " keepalive=off, max-connections=5, max-connections-per-source=6]\n",
         options(
             engine=EngineChoice.PYTHON,
             relay=RelayMode.SPLICE,
@@ -212,6 +214,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
             idle_timeout_s=120.0,
             half_close_timeout_s=3.0,
             write_stall_timeout_s=4.0,
+            max_lifetime_s=18000.0,
             dns_refresh_s=0.0,
             keepalive=KeepAlive(idle_s=0),
             max_connections=5,
@@ -246,6 +249,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
                 idle_timeout_s=0.0,
                 half_close_timeout_s=3600.0,
                 write_stall_timeout_s=3600.0,
+                max_lifetime_s=0.0,
                 dns_refresh_s=60.0,
                 keepalive=KeepAlive(60, 10, 6),
             )

@@ -89,6 +89,7 @@ shared = {
     "idle_timeout_s": times,
     "half_close_timeout_s": times,
     "write_stall_timeout_s": times,
+    "max_lifetime_s": times,
     "dns_refresh_s": times,
     "keepalive": keepalives,
     "on_deny": st.sampled_from(OnDeny),

@@ -163,6 +163,7 @@ def test_every_ending_has_a_status() -> None:
         (Ending.BIND_FAILED, b"local-bind-failed -"),
         (Ending.CONNECT_FAILED, b"done-local-closed"),
         (Ending.IDLE_TIMEOUT, b"done-local-closed"),
+        (Ending.MAX_LIFETIME, b"done-local-closed"),
         (Ending.CLIENT_RESET, b"done-remote-closed"),
     ],
 )

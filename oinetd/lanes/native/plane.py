@@ -241,6 +241,7 @@ def compile_policy(
         idle_ms=_milliseconds(settings.idle_timeout_s),
         half_close_ms=_milliseconds(settings.half_close_timeout_s),
         stall_ms=_milliseconds(settings.write_stall_timeout_s),
+        lifetime_ms=_milliseconds(settings.max_lifetime_s),
         keepalive=(keepalive.idle_s, keepalive.interval_s, keepalive.count),
         flip_bytes=flip_bytes,
         silence_ms=_milliseconds(silence.SILENCE_S),

@@ -63,6 +63,7 @@ class Relay:
     __slots__ = (
         "_down",
         "_ender",
+        "_expires_at",
         "_finish_by",
         "_settings",
         "_timer",
@@ -100,6 +101,7 @@ class Relay:
         self._down = Flow(self, self.upstream, self.client, upward=False)
         self._ender: Side | None = None
         self._finish_by = 0.0
+        self._expires_at = self.loop.time() + settings.max_lifetime_s if settings.max_lifetime_s else 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -110,7 +112,7 @@ class Relay:
         except OSError as error:
             self._end(Ending.ABORTED, error.errno or 0)
             return
-        if self._settings.idle_timeout_s:
+        if self._settings.idle_timeout_s or self._expires_at:
             self._arm()
 
     def abort(self) -> None:
@@ -246,6 +248,8 @@ class Relay:
                 for flow in (self._up, self._down)
                 if flow.state is FlowState.HELD
             ]
+        if self._expires_at:
+            found.append((self._expires_at, Ending.MAX_LIFETIME))
         return found
 
     def _arm(self) -> None:

@@ -340,6 +340,16 @@ def test_idle_timeout(plane: Plane) -> None:
     assert ending(plane, token) is Ending.IDLE_TIMEOUT
 
 
+def test_max_lifetime(plane: Plane) -> None:
+    """However busy: bytes flow until the connection is reset."""
+    client, upstream, token = plane.wire(lifetime_ms=300)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            client.send(b"x")
+            assert upstream.recv(1) == b"x"
+    assert ending(plane, token) is Ending.MAX_LIFETIME
+
+
 def test_half_close_timeout(plane: Plane) -> None:
     client, upstream, token = plane.wire(half_close_ms=300)
     client.shutdown(socket.SHUT_WR)

@@ -120,6 +120,7 @@ class _Relay:
         self._up = b""  # a piece that the UDP socket has no room for
         self._down = b""  # bytes that the client has not taken yet; as long as there are, no datagram is read
         self._moved = self._taken = self._loop.time()
+        self._expires_at = self._moved + settings.max_lifetime_s if settings.max_lifetime_s else 0.0
         self._retry: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -292,6 +293,8 @@ class _Relay:
             found.append((self._moved + quiet_s, Ending.CLIENT_CLOSED))
         if self._down and settings.write_stall_timeout_s:
             found.append((self._taken + settings.write_stall_timeout_s, Ending.WRITE_STALL))
+        if self._expires_at:
+            found.append((self._expires_at, Ending.MAX_LIFETIME))
         return found
 
     def _arm(self) -> None:

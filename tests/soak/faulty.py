@@ -14,11 +14,13 @@ import json
 import os
 import random
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from oinetd import Forwarder, SessionRecord, _fastpath, parse_config
 from tests.peers import server, until
-from tests.soak.effort import Effort
+from tests.soak.effort import SECONDS, Effort
 from tests.soak.keyed import Load
 from tests.udp.rig import Party, echo
 
@@ -28,11 +30,23 @@ KINDS = (
 )
 """As in `faults.c`, in this order."""
 
+WANTED = ({"malloc", "calloc", "realloc"}, {"socket"}, {"accept4"}, {"epoll_ctl"}, {"pipe2", "splice"})
+"""One of each set has to have failed in the run. (Without a pipe nothing is spliced.)"""
+
+LONGER_S = 60.0
+"""How much longer than asked a run may last until the wanted calls have failed: a busy machine does little in two
+seconds."""
+
 RATE = 20_000
 """Of a million calls."""
 
 CLIENTS = 20
 RULES = ("relay=auto", "relay=copy", "relay=splice")
+
+
+def enough(counts: Mapping[str, int]) -> bool:
+    """Whether every kind of call that matters has failed."""
+    return all(any(counts[kind] for kind in kinds) for kinds in WANTED)
 
 
 class Faults:
@@ -66,7 +80,15 @@ class Run:
         self.load = Load(effort.random)
         self.opened: set[int] = set()
         self.ended = 0
+        self._longest = time.monotonic() + SECONDS + LONGER_S
         self.answers = 0
+
+    @property
+    def left(self) -> bool:
+        """Whether the run goes on: for the time asked, and until enough has failed."""
+        if self.effort.left:
+            return True
+        return time.monotonic() < self._longest and not enough(self.faults.counts())
 
     def on_open(self, record: SessionRecord) -> None:
         assert record.id not in self.opened, "opened twice"
@@ -78,14 +100,14 @@ class Run:
         self.ended += 1
 
     async def clients(self, address: tuple[str, int]) -> None:
-        while self.effort.left:
+        while self.left:
             with contextlib.suppress(TimeoutError):
                 # A client that the listener was too poor to accept waits in its queue.
                 await asyncio.wait_for(self.load.client(address), 2)
 
     async def datagrams(self, address: tuple[str, int]) -> None:
         choice = random.Random(self.effort.seed)
-        while self.effort.left:
+        while self.left:
             parties = [Party() for _ in range(30)]
             sent = [choice.randbytes(choice.randint(1, 1400)) for _ in parties]
             for party, data in zip(parties, sent, strict=True):
@@ -100,7 +122,7 @@ class Run:
     async def reloads(self, forwarder: Forwarder, text: str) -> int:
         """Reloads all the time; those that fail leave everything as it was."""
         failed = 0
-        while self.effort.left:
+        while self.left:
             try:
                 await forwarder.reload(parse_config(text))
             except (OSError, MemoryError, RuntimeError) as error:

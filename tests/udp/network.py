@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ def _own_network() -> Iterator[Cable]:
                 _run(f"link set {end} up")
             _run(f"addr add {FOUR}/24 brd + dev near")
             _run(f"addr add {SIX}/64 dev near nodad")
+            _wait_for_link()
             with Cable() as cable:
                 _run(f"neigh add 10.9.0.2 lladdr {cable.far_mac.hex(':')} dev near")
                 _run(f"neigh add fd09::2 lladdr {cable.far_mac.hex(':')} dev near")
@@ -60,6 +62,16 @@ def _own_network() -> Iterator[Cable]:
             libc.setns(before, NEW_NETWORK)
     finally:
         os.close(before)
+
+
+def _wait_for_link() -> None:
+    """The kernel tells the network layers of a link that is up some time after the command that brings it up."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        shown = subprocess.run(["ip", "addr", "show", "dev", "near"], check=True, capture_output=True, text=True).stdout
+        if "state UP" in shown and "tentative" not in shown.partition(SIX)[2].partition("\n")[0]:
+            return
+    raise AssertionError(f"the link is not up after {PATIENCE_S} s: {shown}")
 
 
 def _run(command: str) -> None:

@@ -14,7 +14,7 @@ from oinetd import Ending, SessionRecord, parse_config
 from oinetd.lanes.native.plane import available
 from oinetd.upstream import silence
 from tests.daemon.process import own_address
-from tests.peers import pattern, until
+from tests.peers import free_port, pattern, until
 from tests.udp.rig import Party, Served, echo, name_service, serving
 
 native = pytest.mark.skipif(bool(available()), reason="the extension is not built")
@@ -220,17 +220,17 @@ async def test_a_reload_changes_the_batch(before: str, after: str) -> None:
     async def admit(record: SessionRecord) -> bool:
         return True
 
-    front = own_address()
+    front, port = own_address(), free_port()
     with echo() as upstream, Party() as client, Party("::1") as six:
-        rules = "".join(f"{host} 8000/udp 127.0.0.1 {upstream.address[1]}/udp\n" for host in (front, "::"))
+        rules = "".join(f"{host} {port}/udp 127.0.0.1 {upstream.address[1]}/udp\n" for host in (front, "::"))
         served = Served(f"engine {before}\n{rules}", admit=admit)
         async with served.forwarder:
             for text in (f"engine {after}\n{rules}", f"engine {before}\n{rules}"):
-                assert await client.ask(b"x", (front, 8000)) == b"x"
-                assert await six.ask(b"y", ("::1", 8000)) == b"y"
+                assert await client.ask(b"x", (front, port)) == b"x"
+                assert await six.ask(b"y", ("::1", port)) == b"y"
                 await served.forwarder.reload(parse_config(text))
             for size in (1, 1400, 65507):
-                assert await client.ask(pattern(size), (front, 8000)) == pattern(size)
+                assert await client.ask(pattern(size), (front, port)) == pattern(size)
             assert (len(served.opened), len(served.closed)) == (2, 0)
 
 

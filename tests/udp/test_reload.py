@@ -8,7 +8,7 @@ import pytest
 
 from oinetd import Ending, parse_config
 from tests.daemon.process import own_address
-from tests.peers import until
+from tests.peers import free_port, until
 from tests.udp.rig import Party, echo, serving
 
 
@@ -82,11 +82,11 @@ async def test_a_deny_reaches_sessions_of_rules_that_go(engine: str) -> None:
 
 
 async def test_a_deny_reaches_ipv4_clients_of_an_ipv6_socket(engine: str) -> None:
-    front = own_address()
+    front, port = own_address(), free_port()
     with Party("127.0.0.2") as bad, echo() as upstream:
-        rule = f"{engine}:: 8000/udp 127.0.0.1 {upstream.address[1]}/udp\n"
+        rule = f"{engine}:: {port}/udp 127.0.0.1 {upstream.address[1]}/udp\n"
         async with serving(rule) as served:
-            await bad.ask(b"x", (front, 8000))
+            await bad.ask(b"x", (front, port))
             await served.forwarder.reload(parse_config(rule + "deny 127.0.0.2\n"))
             await served.has_told(closed=1)
             assert [record.ending for record in served.closed] == [Ending.REVOKED]

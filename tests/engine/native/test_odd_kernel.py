@@ -72,7 +72,8 @@ def test_a_write_that_takes_nothing_ends_the_session(mode: str, tmp_path: Path) 
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     answer = subprocess.run(
         [sys.executable, "-c", SCRIPT, mode],
-        env={**os.environ, "LD_PRELOAD": str(library)},
+        # A sanitizer's library, if there is one, has to be the first.
+        env={**os.environ, "LD_PRELOAD": " ".join(filter(None, (os.environ.get("LD_PRELOAD"), str(library))))},
         capture_output=True,
         text=True,
         timeout=60,

@@ -76,6 +76,7 @@ class Story:
             names = {client.address: number for number, client in enumerate(self.clients)}
             self.found.append(told(served.forwarder.sessions(), names))
             await self.clients[0].ask(b"the last", self.front)  # all that came before it was seen
+            served.forwarder.sessions()  # a reactor answers this once it has counted what it sent
             await until(lambda: has_told_all(served))
             stats = served.forwarder.stats()
             self.found.append((stats.live, stats.datagrams_up, stats.datagrams_down, stats.datagrams_lost))

@@ -8,35 +8,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from oinetd.core.access import AccessControl
+from oinetd.core.dial import Dialer, DialRequest
 from oinetd.core.engine import Engine
 from oinetd.core.hooks import Admit
-from oinetd.core.record import Ending, SessionRecord, Try
+from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Registry, RuleEntry
 from oinetd.model import SOURCE_PREFIX, AccessRule, Route, Settings, SourcePrefix
-from oinetd.net.poller import Poller
 from oinetd.net.sockets import Address
 from oinetd.upstream.destination import Destination
 from oinetd.upstream.loops import LoopGuard
 
-__all__ = ["Callbacks", "Dialed", "Dials", "Service", "Watcher"]
-
-
-@dataclass(frozen=True, slots=True)
-class Dialed:
-    """What came of it: the connected `upstream` and the address that took it, or how it `failed` and the errno.
-
-    `Ending.UPSTREAM_RESET` is an upstream that took the connection and reset it without a word.
-    """
-
-    upstream: socket.socket | None
-    address: Address | None
-    failed: Ending | None = None
-    errno: int = 0
-
-    @property
-    def taken_by(self) -> Address | None:
-        """The address that took the connection; None where none did."""
-        return self.address if self.upstream is not None or self.failed is Ending.UPSTREAM_RESET else None
+__all__ = ["Callbacks", "Service", "Watcher"]
 
 
 class Watcher(Protocol):
@@ -58,31 +40,6 @@ class Callbacks:
     left: Callable[[], None]
 
 
-class Dials(Protocol):
-    """Makes the upstream leg of a connection."""
-
-    @property
-    def poller(self) -> Poller:
-        """Watches sockets for it."""
-        ...
-
-    async def dial(
-        self,
-        destination: Destination,
-        port: int,
-        settings: Settings,
-        source: Destination | None,
-        client: socket.socket | None,
-        guard: LoopGuard | None = None,
-        tries: list[Try] | None = None,
-    ) -> Dialed:
-        """The outcome, from an address of `source` where that is given; never raises for what the network does.
-
-        `tries` gets the addresses that did not take the connection.
-        """
-        ...
-
-
 @dataclass(slots=True)
 class Service:
     """What all sessions of one route share; a reload puts another in its place, for later sessions."""
@@ -95,7 +52,7 @@ class Service:
     source_host: Destination | None
     rule: RuleEntry
     registry: Registry
-    dialer: Dials
+    dialer: Dialer
     engine: Engine
     watcher: Watcher
     admit: Admit | None = None
@@ -111,3 +68,9 @@ class Service:
     def source(self) -> tuple[Address, ...]:
         """The local addresses that outgoing connections may have at the moment; none where the kernel chooses."""
         return self.source_host.at(0) if self.source_host is not None else ()
+
+    def dial_request(self, client: socket.socket | None = None) -> DialRequest:
+        """What to ask the dialer for, for one session."""
+        return DialRequest(
+            self.destination, self.route.connect.port, self.settings, self.source_host, client, self.guard
+        )

@@ -16,16 +16,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from oinetd.core.dial import Dialer
 from oinetd.core.engine import Engine
 from oinetd.core.record import Ending, SessionRecord, Totals
 from oinetd.core.registry import Registry
-from oinetd.core.service import Dials, Service, Watcher
+from oinetd.core.service import Service, Watcher
 from oinetd.errors import EngineUnavailable
 from oinetd.lanes.native.engine import NativeEngine
 from oinetd.lanes.native.lane import NativeLane
 from oinetd.lanes.native.listener import ReactorDatagrams, ReactorListener
 from oinetd.lanes.native.plane import Hub, available
-from oinetd.lanes.python.dialer import Dialer
+from oinetd.lanes.python.dialer import StreamDialer
 from oinetd.lanes.python.listener import Listener
 from oinetd.lanes.python.relay import PortableEngine
 from oinetd.lanes.python.retired import Retired
@@ -54,7 +55,7 @@ class Choice:
 
     native: bool
     engine: Engine
-    dialer: Dials
+    dialer: Dialer
     why: str
 
     def __str__(self) -> str:
@@ -104,7 +105,7 @@ class Lanes:
         self._watcher = watcher
         self._hooked = hooked
         self.poller = Poller(loop)
-        self.dialer = Dialer(loop, self.poller, registry.gate)
+        self.dialer = StreamDialer(loop, self.poller, registry.gate)
         self.tasks: set[asyncio.Task[None]] = set()
         self.datagrams = DatagramPlane(loop, self.poller, self.tasks, registry.datagrams)
         self.lingering: dict[PortKey, DatagramListener | ReactorDatagrams] = {}

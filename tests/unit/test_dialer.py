@@ -16,9 +16,9 @@ import pytest
 
 import oinetd.lanes.python.dialer
 from oinetd.core.admission import LocalGate
+from oinetd.core.dial import Dialed, DialRequest
 from oinetd.core.record import Ending
-from oinetd.core.service import Dialed
-from oinetd.lanes.python.dialer import Dialer
+from oinetd.lanes.python.dialer import StreamDialer
 from oinetd.model import KeepAlive, Settings
 from oinetd.net.poller import Poller
 from oinetd.net.sockets import Address, open_upstream
@@ -30,7 +30,7 @@ from tests.peers import Peer, tcp_pair, until
 class Rig:
     """A dialer, and the client for whom it dials; `far` is the client's own end."""
 
-    dialer: Dialer
+    dialer: StreamDialer
     poller: Poller
     client: socket.socket
     far: Peer
@@ -42,7 +42,7 @@ class Rig:
         local = Destination(source, 0.0, (address_of(source, 0),)) if source else None
         self.destination = destination
         return asyncio.get_running_loop().create_task(
-            self.dialer.dial(destination, port, Settings(**settings), local, self.client)  # type: ignore[arg-type]
+            self.dialer.dial(DialRequest(destination, port, Settings(**settings), local, self.client))  # type: ignore[arg-type]
         )
 
 
@@ -54,7 +54,7 @@ def address_of(host: str, port: int) -> Address:
 async def rig() -> AsyncIterator[Rig]:
     far, client = tcp_pair()
     poller = Poller(asyncio.get_running_loop())
-    yield Rig(Dialer(asyncio.get_running_loop(), poller, LocalGate()), poller, client, Peer(far))
+    yield Rig(StreamDialer(asyncio.get_running_loop(), poller, LocalGate()), poller, client, Peer(far))
     assert not poller._handlers, "what it dialled is nobody's"
     poller.close()
     client.close()
@@ -152,9 +152,8 @@ async def test_refused_by_all(rig: Rig, listener: socket.socket) -> None:
 
 
 async def test_no_address(rig: Rig) -> None:
-    dialed = await rig.dialer.dial(
-        Destination("name.example", 0.0), 80, Settings(connect_timeout_s=0.02), None, rig.client
-    )
+    settings = Settings(connect_timeout_s=0.02)
+    dialed = await rig.dialer.dial(DialRequest(Destination("name.example", 0.0), 80, settings, None, rig.client))
     assert (dialed.upstream, dialed.address, dialed.failed) == (None, None, Ending.RESOLVE_FAILED)
 
 

@@ -13,19 +13,17 @@ import math
 import socket
 
 from oinetd.core.admission import Gate
+from oinetd.core.dial import UNRESOLVED, Dialed, DialRequest
 from oinetd.core.record import Ending, Try
-from oinetd.core.service import Dialed
 from oinetd.lanes.python.attempt import Attempt, Spares
-from oinetd.model import Settings
 from oinetd.net.connect_result import connect_result
 from oinetd.net.poller import ERROR, Poller
 from oinetd.net.sockets import SHORTAGE, Address, bind_source, close_with_reset, is_connected_to_itself, open_upstream
 from oinetd.upstream.address_order import now_ms
-from oinetd.upstream.destination import Destination
-from oinetd.upstream.loops import LOOP_ERRNO, LoopGuard
-from oinetd.upstream.name_wait import SHORT_MAX_S, wait_for_names
+from oinetd.upstream.loops import LOOP_ERRNO
+from oinetd.upstream.name_wait import SHORT_MAX_S
 
-__all__ = ["Dialer"]
+__all__ = ["StreamDialer"]
 
 STAGGER_S = 0.25
 """How long an address may be silent before the next one is tried beside it: the delay that RFC 8305 recommends."""
@@ -35,7 +33,7 @@ PATIENCE_S = 0.1
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY)
 
 
-class Dialer:
+class StreamDialer:
     """Connects to destinations from one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller, gate: Gate) -> None:
@@ -43,36 +41,23 @@ class Dialer:
         self.poller = poller
         self._gate = gate
 
-    async def dial(
-        self,
-        destination: Destination,
-        port: int,
-        settings: Settings,
-        source: Destination | None,
-        client: socket.socket | None,
-        guard: LoopGuard | None = None,
-        tries: list[Try] | None = None,
-    ) -> Dialed:
-        """Try each address of `destination` once, from one of `source` where that is given.
+    async def dial(self, request: DialRequest) -> Dialed:
+        """Try each address of the destination once.
 
-        A client that gives up meanwhile ends it; its half-close does not. One without a connection is None. A name that
-        is still to be resolved is waited for. What `guard` refuses is not connected to. `tries` gets the addresses that
-        did not take the connection, also where this is cancelled.
+        A client that gives up meanwhile ends it; its half-close does not. A name that is still to be resolved is waited
+        for.
         """
-        if not await wait_for_names(self.poller, (destination, source), settings, client):
-            return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
-        if not destination.resolved or not (source is None or source.resolved):
-            return Dialed(None, None, Ending.RESOLVE_FAILED)
-        search = _Search(self._loop, self.poller, self._gate, destination, port, settings, source, client, guard)
+        if (failed := await request.wait_for_names(self.poller)) is not None:
+            return failed
+        search = _Search(self._loop, self.poller, self._gate, request)
         try:
             dialed = await search.run()
         finally:
-            if tries is not None:
-                tries.extend(search.tries)
-        if dialed.upstream is not None or dialed.failed is Ending.UPSTREAM_RESET:
-            destination.connected()
+            request.tries.extend(search.tries)
+        if dialed.taken_by is not None:
+            request.destination.connected()
         elif dialed.failed is not Ending.CLIENT_RESET:
-            destination.failed()
+            request.destination.failed()
         return dialed
 
 
@@ -80,38 +65,24 @@ class _Search:
     """Connects until one works. It ends by that, the last failure, the deadline, or a client that has gone."""
 
     __slots__ = (
-        "_attempts", "_client", "_codes", "_deadline", "_destination", "_done", "_guard", "_last", "_loop",
-        "_next", "_order", "_poller", "_port", "_settings", "_short", "_source", "_spares", "_timer", "_tried", "_turn",
-        "_watch", "_watching",
+        "_attempts", "_client", "_codes", "_deadline", "_destination", "_done", "_last", "_loop", "_next", "_order",
+        "_poller", "_request", "_settings", "_short", "_spares", "_timer", "_tried", "_turn", "_watch", "_watching",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        poller: Poller,
-        gate: Gate,
-        destination: Destination,
-        port: int,
-        settings: Settings,
-        source: Destination | None,
-        client: socket.socket | None,
-        guard: LoopGuard | None,
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller, gate: Gate, request: DialRequest) -> None:
         self._spares = Spares(gate)
         self._loop = loop
         self._poller = poller
-        self._guard = guard
-        self._destination = destination
-        self._port = port
-        self._settings = settings
-        self._source = source.at(0) if source is not None else None
-        self._client = client
-        self._order = destination.order(port)
+        self._request = request
+        self._destination = request.destination
+        self._settings = settings = request.settings
+        self._client = client = request.client
+        self._order = request.destination.order(request.port)
         self._turn = self._order.begin()
         self._tried = 0
         self._codes: dict[int, int] = {}  # of each address that was tried, in the order in which they began
         self._attempts: dict[int, Attempt] = {}
-        self._last = Dialed(None, None, Ending.RESOLVE_FAILED)
+        self._last = UNRESOLVED
         self._done: asyncio.Future[Dialed] = loop.create_future()
         now = loop.time()
         self._deadline = now + settings.connect_timeout_s if settings.connect_timeout_s else math.inf
@@ -160,14 +131,12 @@ class _Search:
         while not self._done.done() and (at := self._order.pick(self._tried, self._turn, now_ms())) >= 0:
             self._tried |= 1 << at
             address = self._order.addresses[at]
-            local = None
-            if self._source is not None:
-                local = next((each for each in self._source if each.family == address.family), None)
-                if local is None:
-                    if self._last.address is None:
-                        self._last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
-                    continue
-            if self._guard is not None and self._guard.refuses(address):
+            local, guard = self._request.source_for(address), self._request.guard
+            if local is None and self._request.source_host is not None:
+                if self._last.address is None:
+                    self._last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
+                continue
+            if guard is not None and guard.refuses(address):
                 self._failed(at, Ending.CONNECT_FAILED, LOOP_ERRNO)
                 continue
             try:

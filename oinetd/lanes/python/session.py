@@ -9,7 +9,7 @@ import socket
 import time
 
 from oinetd.core.hooks import Admit
-from oinetd.core.record import Ending, SessionRecord, Try
+from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live
 from oinetd.core.service import Service
 from oinetd.lanes.python.client_watch import ClientWatch
@@ -76,7 +76,7 @@ class Session:
         """Live. The session ends with its record complete, whatever happens."""
         service, record = self._service, self._live.record
         ending, code = Ending.ABORTED, 0
-        tries: list[Try] = []
+        request = service.dial_request(self._client)
         try:
             refusal = await self._admit()
             if refusal is not None and not self._killed:
@@ -89,17 +89,9 @@ class Session:
             self._opened = True
             service.watcher.opened(record)
             dialing_since = time.monotonic()  # what `admit` took is not the destination's
-            dialed = await service.dialer.dial(
-                service.destination,
-                service.route.connect.port,
-                service.settings,
-                service.source_host,
-                self._client,
-                service.guard,
-                tries,
-            )
+            dialed = await service.dialer.dial(request)
             record.connect_s = time.monotonic() - dialing_since
-            record.tries = tuple(tries)
+            record.tries = tuple(request.tries)
             if (taken_by := dialed.taken_by) is not None:
                 record.upstream, record.upstream_port = taken_by.host, taken_by.port
             if dialed.upstream is None:
@@ -120,7 +112,7 @@ class Session:
                 ending, code = self._live.meter.result.ending, self._live.meter.result.errno
         finally:
             close_with_reset(self._client)  # does nothing where it is closed already
-            record.tries = tuple(tries)
+            record.tries = tuple(request.tries)
             self._end(ending, code)
 
     def _cut(self) -> tuple[Ending, int]:

@@ -6,15 +6,15 @@ import errno
 import functools
 import socket
 
-from oinetd.core.record import Ending, Try
-from oinetd.core.service import Dialed, Service
+from oinetd.core.dial import Dialed
+from oinetd.core.record import Ending
+from oinetd.core.service import Service
 from oinetd.lanes.python.udp.plane import connect
 from oinetd.lanes.python.udp.session import DatagramSession
 from oinetd.net.connect_result import unacknowledged_s
 from oinetd.net.datagrams import Group
 from oinetd.net.poller import LEVEL_READ, WRITABLE
 from oinetd.upstream import silence
-from oinetd.upstream.name_wait import wait_for_names
 
 __all__ = ["NOBODY", "PIECE_BYTES", "READS_MAX", "DatagramLeg", "StreamLeg"]
 
@@ -37,11 +37,8 @@ class DatagramLeg(DatagramSession):
     __slots__ = ()
 
     async def connect(self) -> Dialed:
-        service = self.service
-        await wait_for_names(self.home.plane.poller, (service.destination, service.source_host), service.settings, None)
-        table = self.home.plane.table
-        port = service.route.connect.port
-        return connect(service.destination, port, service.source_host, table, service.guard, self.trail.left)
+        request, plane = self.service.dial_request(), self.home.plane
+        return await request.wait_for_names(plane.poller) or connect(request, plane.table, self.trail.left)
 
     def watch(self, sock: socket.socket) -> None:
         self.home.batch.prepare(sock)
@@ -125,18 +122,9 @@ class StreamLeg(DatagramSession):
     __slots__ = ()
 
     async def connect(self) -> Dialed:
-        service = self.service
-        tries: list[Try] = []
-        dialed = await service.dialer.dial(
-            service.destination,
-            service.route.connect.port,
-            service.settings,
-            service.source_host,
-            None,
-            service.guard,
-            tries,
-        )
-        self.live.record.tries = tuple(tries)
+        request = self.service.dial_request()
+        dialed = await self.service.dialer.dial(request)
+        self.live.record.tries = tuple(request.tries)
         return dialed
 
     def watch(self, sock: socket.socket) -> None:

@@ -175,15 +175,12 @@ class DatagramListener:
 
     def _begin_at_once(self, session: DatagramLeg) -> None:
         """Connecting takes no time: no task is needed. A failure is told like a refusal, once for each source."""
-        service = self.service
-        port = service.route.connect.port
-        table, left = self.plane.table, session.trail.left
-        dialed = connect(service.destination, port, service.source_host, table, service.guard, left)
+        dialed = connect(self.service.dial_request(), self.plane.table, session.trail.left)
         if dialed.failed is None:
             session.begin_at_once(dialed)
             return
         del self._sessions[session.key]
-        service.registry.forget(session.live)
+        self.service.registry.forget(session.live)
         session.ended = True
         self._turn_away(session, dialed.failed, dialed.errno)
 

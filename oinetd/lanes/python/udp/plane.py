@@ -7,15 +7,14 @@ import errno
 import socket
 
 from oinetd.core.admission import Gate
+from oinetd.core.dial import UNRESOLVED, Dialed, DialRequest
 from oinetd.core.record import Ending
-from oinetd.core.service import Dialed
 from oinetd.lanes.python.udp.table import SessionTable
 from oinetd.model import EngineChoice, Settings
 from oinetd.net.datagrams import Batch, new_batch
 from oinetd.net.poller import Poller
 from oinetd.net.sockets import Address, connect_datagrams, is_numeric, open_datagrams
-from oinetd.upstream.destination import Destination
-from oinetd.upstream.loops import LOOP_ERRNO, LoopGuard
+from oinetd.upstream.loops import LOOP_ERRNO
 from oinetd.upstream.silence import in_order
 
 __all__ = ["DatagramPlane", "connect"]
@@ -45,28 +44,21 @@ class DatagramPlane:
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-def connect(
-    destination: Destination,
-    port: int,
-    source: Destination | None,
-    table: SessionTable,
-    guard: LoopGuard | None = None,
-    left: tuple[Address, ...] = (),
-) -> Dialed:
+def connect(request: DialRequest, table: SessionTable, left: tuple[Address, ...] = ()) -> Dialed:
     """A UDP socket connected to the destination. Nothing is sent, so that any address with a route will do, but for
-    those that `guard` refuses.
+    those that the guard refuses.
 
     `oinetd.upstream.address_order` says which address is tried first; one that refused datagrams counts as failed, and
     those that the client has just `left` come after the others.
     Where no descriptor is left, the session that has been silent for longest gives its own.
     """
-    sources = source.at(0) if source is not None else ()
-    last = Dialed(None, None, Ending.RESOLVE_FAILED)
-    if source is not None and not sources:
+    destination, guard = request.destination, request.guard
+    last = UNRESOLVED
+    if request.source_host is not None and not request.source_host.resolved:
         return last
-    for address in in_order(destination.order(port), left):
-        local = next((each for each in sources if each.family == address.family), None)
-        if source is not None and local is None:
+    for address in in_order(destination.order(request.port), left):
+        local = request.source_for(address)
+        if request.source_host is not None and local is None:
             if last.address is None:
                 last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
             continue

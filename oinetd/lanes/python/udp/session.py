@@ -13,9 +13,10 @@ import time
 from collections.abc import Hashable, Iterable
 from typing import Protocol
 
+from oinetd.core.dial import Dialed
 from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live
-from oinetd.core.service import Dialed, Service
+from oinetd.core.service import Service
 from oinetd.lanes.python.session import ask
 from oinetd.lanes.python.udp.plane import DatagramPlane
 from oinetd.lanes.python.udp.table import Queue

@@ -12,9 +12,9 @@ import errno
 import socket
 from weakref import WeakKeyDictionary
 
+from oinetd.core.dial import Dialed, DialRequest
 from oinetd.core.engine import Meter
-from oinetd.core.record import Ending, RelayResult, Try
-from oinetd.core.service import Dialed
+from oinetd.core.record import Ending, RelayResult
 from oinetd.lanes.python.running import RunningRelays
 from oinetd.lanes.python.udp.leg import NOBODY, PIECE_BYTES, READS_MAX
 from oinetd.lanes.python.udp.plane import DatagramPlane, connect
@@ -23,9 +23,6 @@ from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
 from oinetd.net.datagrams import Batch
 from oinetd.net.poller import ERROR, LEVEL_READ, WRITABLE, Poller
 from oinetd.net.sockets import close_with_reset
-from oinetd.upstream.destination import Destination
-from oinetd.upstream.loops import LoopGuard
-from oinetd.upstream.name_wait import wait_for_names
 
 __all__ = ["DatagramDialer", "DatagramEngine"]
 
@@ -49,25 +46,16 @@ class DatagramDialer:
     def poller(self) -> Poller:
         return self._plane.poller
 
-    async def dial(
-        self,
-        destination: Destination,
-        port: int,
-        settings: Settings,
-        source: Destination | None,
-        client: socket.socket | None,
-        guard: LoopGuard | None = None,
-        tries: list[Try] | None = None,
-    ) -> Dialed:
+    async def dial(self, request: DialRequest) -> Dialed:
         """Connect, which takes no time and tells nothing of the destination but that there is a route.
 
-        A name that is still to be resolved is waited for. `tries` is left as it is.
+        A name that is still to be resolved is waited for. `request.tries` stays empty.
         """
-        if not await wait_for_names(self._plane.poller, (destination, source), settings, client):
-            return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
-        dialed = connect(destination, port, source, self._plane.table, guard)
+        if (failed := await request.wait_for_names(self._plane.poller)) is not None:
+            return failed
+        dialed = connect(request, self._plane.table)
         if dialed.upstream is not None and dialed.address is not None:
-            self._ways[dialed.upstream] = Way(self._plane, destination, port, source, guard, dialed.address)
+            self._ways[dialed.upstream] = Way(self._plane, request, dialed.address)
         return dialed
 
 

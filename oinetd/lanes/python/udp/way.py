@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 
+from oinetd.core.dial import DialRequest
 from oinetd.lanes.python.udp.plane import DatagramPlane, connect
 from oinetd.net.sockets import Address
-from oinetd.upstream.destination import Destination
-from oinetd.upstream.loops import LoopGuard
 from oinetd.upstream.silence import Trail, note_answered, patience_s
 
 __all__ = ["Way"]
@@ -16,21 +15,11 @@ __all__ = ["Way"]
 class Way:
     """Where the datagrams of one connection go. `address` is that of the moment."""
 
-    def __init__(
-        self,
-        plane: DatagramPlane,
-        destination: Destination,
-        port: int,
-        source: Destination | None,
-        guard: LoopGuard | None,
-        address: Address,
-    ) -> None:
+    def __init__(self, plane: DatagramPlane, request: DialRequest, address: Address) -> None:
         self.address = address
         self._plane = plane
-        self._destination = destination
-        self._port = port
-        self._source = source
-        self._guard = guard
+        self._request = request
+        self._destination = request.destination
         self._trail = Trail()
         self._asked = 0.0
         self._answered = False
@@ -50,7 +39,7 @@ class Way:
             self._trail = self._trail._replace(rounds=self._trail.rounds + 1)
             return None
         trail = self._trail.leave(self.address, self._asked, places[0], same)
-        dialed = connect(self._destination, self._port, self._source, self._plane.table, self._guard, trail.left)
+        dialed = connect(self._request, self._plane.table, trail.left)
         self._asked = now
         if dialed.upstream is None or dialed.address is None:
             return None
@@ -74,4 +63,4 @@ class Way:
 
     def _places(self) -> tuple[tuple[Address, ...], tuple[Address, ...]]:
         """Where a socket may write to and from now."""
-        return self._destination.at(self._port), self._source.at(0) if self._source is not None else ()
+        return self._destination.at(self._request.port), self._request.sources

@@ -1,0 +1,87 @@
+"""The dial stage: what a dialer is asked for, and what comes of it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from oinetd.core.record import Ending, Try
+from oinetd.model import Settings
+from oinetd.net.poller import Poller
+from oinetd.net.sockets import Address
+from oinetd.upstream.destination import Destination
+from oinetd.upstream.loops import LoopGuard
+from oinetd.upstream.name_wait import wait_for_names
+
+__all__ = ["UNRESOLVED", "DialRequest", "Dialed", "Dialer"]
+
+
+@dataclass(slots=True)
+class DialRequest:
+    """An upstream leg to make: to `destination`, from an address of `source_host` if there is one.
+
+    `client` waits for it and is watched meanwhile; a UDP client has no socket to watch. `guard` refuses addresses that
+    lead back to a listener of ours. The dialer appends to `tries` each address that did not take the connection, also
+    if the dial is cancelled.
+    """
+
+    destination: Destination
+    port: int
+    settings: Settings
+    source_host: Destination | None = None
+    client: socket.socket | None = None
+    guard: LoopGuard | None = None
+    tries: list[Try] = field(default_factory=list)
+
+    @property
+    def sources(self) -> tuple[Address, ...]:
+        """The source addresses of this moment; empty if the kernel chooses."""
+        return self.source_host.at(0) if self.source_host is not None else ()
+
+    def source_for(self, address: Address) -> Address | None:
+        """The source address of the family of `address`; None if there is none, or the kernel chooses."""
+        return next((source for source in self.sources if source.family == address.family), None)
+
+    async def wait_for_names(self, poller: Poller) -> Dialed | None:
+        """Wait until the names have addresses; returns the failure if the client disconnects or a name has none."""
+        names = (self.destination, self.source_host)
+        if not await wait_for_names(poller, names, self.settings, self.client):
+            return CLIENT_GONE
+        return None if all(name is None or name.resolved for name in names) else UNRESOLVED
+
+
+@dataclass(frozen=True, slots=True)
+class Dialed:
+    """The result of a dial: the connected `upstream` and its address, or how it `failed` and the errno.
+
+    `Ending.UPSTREAM_RESET` is an upstream that took the connection and reset it at once.
+    """
+
+    upstream: socket.socket | None
+    address: Address | None
+    failed: Ending | None = None
+    errno: int = 0
+
+    @property
+    def taken_by(self) -> Address | None:
+        """The address that took the connection; None if none did."""
+        return self.address if self.upstream is not None or self.failed is Ending.UPSTREAM_RESET else None
+
+
+UNRESOLVED = Dialed(None, None, Ending.RESOLVE_FAILED)
+CLIENT_GONE = Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
+
+
+class Dialer(Protocol):
+    """Makes the upstream leg of a connection."""
+
+    @property
+    def poller(self) -> Poller:
+        """Watches the sockets of a dial."""
+        ...
+
+    async def dial(self, request: DialRequest) -> Dialed:
+        """Connect; what the network does is a result, never an exception."""
+        ...

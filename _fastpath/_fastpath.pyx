@@ -48,7 +48,8 @@ from state.return_address cimport ReturnAddress
 from shared.ring cimport (
     RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record as RecordState, bell_arm, ring_peek, ring_pop,
 )
-from state.connection_slab cimport CHUNK_SLOTS, Conn
+from state.connection_slab cimport Conn
+from state.slab cimport CHUNK_SLOTS
 from shared.source cimport Prefix
 from state.reactor cimport REACTORS_MAX, Hub as HubState, Reactor, Snapshot
 from shared.target cimport (
@@ -425,7 +426,7 @@ cdef class Policy:
         target_worked(&self.policy.targets.items[at])
 
     def decide(self, str host):
-        """The verdict on a client's numeric address: 0 allowed, 1 not allowed, 2 denied."""
+        """The number of the ending of a client that the access rules refuse, by its numeric address; 0 lets it in."""
         cdef Address address
         _parse_address(host, &address)
         return access_decide(&self.policy.access, &address)
@@ -746,7 +747,7 @@ cdef class Hub:
                 each.count = 0
 
     def drain(self, int at_most):
-        """Records in the order of each reactor, at most so many; an empty answer means that the bell is armed."""
+        """At most this many records, in the order of each reactor; an empty answer means that the bell is armed."""
         cdef list records = []
         cdef RecordState *record
         cdef Reactor *reactor

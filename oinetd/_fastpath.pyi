@@ -14,7 +14,8 @@ _Place = tuple[str, int] | tuple[str, int, int, int]
 _Patterns = Sequence[tuple[int, bytes]]
 
 class Record(NamedTuple):
-    """What a reactor reports of a session. `kind` and `ending` are numbered as in `shared/ring.pxd`, `tcp/ending.pxd`.
+    """What a reactor reports of a session. `kind` and `ending` are numbered as in `shared/ring.pxd` and
+    `shared/ending.pxd`.
 
     `tag` is that of the policy, `token` that of a pair handed over; of a UDP session, 1 for the last one of a listener
     that lingers. `started` is Unix time. `moved_by` are bits: 1 copy, 2 splice. In a count of ended sessions `id` is
@@ -175,7 +176,7 @@ class Policy:
     def in_use(self) -> bool:
         """Whether a listener or a connection still goes by it."""
     def decide(self, host: str) -> int:
-        """The verdict on a client's numeric address: 0 allowed, 1 not allowed, 2 denied."""
+        """The number of the ending of a client that the access rules refuse, by its numeric address; 0 lets it in."""
 
 @disjoint_base
 class Hub:

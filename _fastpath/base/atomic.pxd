@@ -5,7 +5,7 @@ indices. `swap`, `see`, `show`, `raise_by` are sequentially consistent: two part
 read the other's ("I pause" against "one is free now") and must not both miss it.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 cdef extern from * nogil:
     """

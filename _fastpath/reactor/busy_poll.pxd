@@ -2,7 +2,7 @@
 
 A sleeping thread is woken through the scheduler and, on an idle core, out of a halt: several microseconds each time,
 far more in a virtual machine. A reactor polls while the recent gaps between events were shorter than `spin_us`, gives
-its core to whoever waits for it between two looks, and pays for what it polled in vain from a credit, so that this
+its core to threads that wait for it between two looks, and pays for what it polled in vain from a credit, so that this
 never takes more than a share of a core. Polling that found something is not charged: it stood in for a sleep and a
 wake-up. One that finds nothing loses the habit at once. (64-byte round trips on one connection over veth, two cores of
 a virtual machine, medians: 67 us without, 38 us with, where client and server run on other cores, at 30 and 39 us of
@@ -27,7 +27,7 @@ cdef enum:
     BULK_QUIET_US = 2000        # no polling so soon after a large read: bulk gains nothing and pays (0.09 -> 0.12 s/GB)
     CROWD_UNIT = 16             # one event, in the moving average of the events of a wake
     CROWD_MAX = 24              # an event and a half: above it no polling (8 connections: 1.36 -> 1.05 of rinetd's CPU)
-    GAP_CAP = 4                 # a gap counts as at most so many `spin_us`, so that the habit comes back soon
+    GAP_CAP = 4                 # a gap counts as at most this many `spin_us`, so that the habit comes back soon
 
 
 cdef inline int poll_a_while(Reactor *self, uint64_t spin_us, uint64_t begin_us) noexcept nogil:

@@ -26,9 +26,8 @@ The facts it stands on:
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memset
 
-from shared.access cimport VERDICT_ALLOWED, access_decide
+from shared.access cimport access_decide
 from base.clock cimport monotonic_us
 from base.socket cimport close_with_reset, socket_error
 from base.atomic cimport oi_add, oi_get, oi_give, oi_put, oi_swap
@@ -36,9 +35,10 @@ from tcp.backoff cimport accept_calm
 from tcp.deadline cimport relay_due
 from shared.attempt cimport attempts_copy
 from tcp.connect cimport watch
+from shared.ending cimport ENDING_ABORTED, ENDING_REVOKED
+from state.report cimport record_begin, record_push
 from tcp.ending cimport (
-    ENDING_ABORTED, ENDING_REVOKED, FLUSH_MS, abort, finish, finish_failed, flush_look, listeners_wake, record_fill,
-    record_slot, report_rest, settle,
+    FLUSH_MS, abort, finish, finish_failed, flush_look, listeners_wake, record_fill, report_rest, settle,
 )
 from tcp.flow cimport AGAIN, TURNED, flow_pump, side_fail
 from shared.gate cimport Gate
@@ -57,11 +57,12 @@ from shared.policy cimport Policy, policy_drop
 from state.pool cimport pool_due
 from state.queue cimport ready_add, ready_remove
 from tcp.reclaim cimport pipes_reclaim
-from shared.ring cimport RECORD_RELAYED, Record, ring_push
+from shared.ring cimport RECORD_RELAYED, Record
 from state.connection_slab cimport (
     CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_ATTEMPT, KIND_BITS, KIND_INBOX,
-    KIND_LISTENER, KIND_UDP_LISTENER, UP, UPSTREAM, CHUNK_SLOTS, Conn, Dir, Side, slab_at, slab_take,
+    KIND_LISTENER, KIND_UDP_LISTENER, UP, UPSTREAM, Conn, Dir, Side, conn_at, conn_take,
 )
+from state.slab cimport slab_slots
 from state.reactor cimport Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
 from udp.end cimport give_room, report_closed_rest
 from udp.message cimport udp_message_read
@@ -128,7 +129,7 @@ cdef inline void wheel_turn(Reactor *self) noexcept nogil:
     while self.wheel.tick < target:
         self.wheel.tick += 1
         place = self.wheel.tick & (WHEEL_TICKS - 1)
-        # Bounded: whoever is armed again goes into a later bucket.
+        # Bounded: a connection that is armed again goes into a later bucket.
         while self.wheel.buckets[place] != NULL:
             conn = self.wheel.buckets[place]
             wheel_disarm(&self.wheel, conn)
@@ -169,40 +170,31 @@ cdef inline void pump_ready(Reactor *self) noexcept nogil:
 
 cdef inline bint pair_refuse(Reactor *self, const Message *message) noexcept nogil:
     """End a pair for which there is no memory; false where the ring has no room for its record."""
-    cdef Record *record = record_slot(self)
+    cdef Record *record = record_begin(self, RECORD_RELAYED, message.policy)
     if record == NULL:
         return False
     close_with_reset(message.fd)
     close_with_reset(message.upstream_fd)
-    memset(record, 0, sizeof(Record))
-    record.kind = RECORD_RELAYED
     record.ending = ENDING_ABORTED
     record.error = ENOMEM
     record.id = message.id
-    record.tag = message.policy.tag
     record.token = message.token
     record.started_s = message.started_s
-    ring_push(&self.ring, &self.hub.bell)
+    record_push(self)
     policy_drop(message.policy)
     return True
 
 
 cdef inline bint pair_begin(Reactor *self, const Message *message) noexcept nogil:
     """Relay between two connected sockets that Python handed over; false where the message has to wait."""
-    cdef Conn *conn = slab_take(&self.slab)
+    cdef Conn *conn = conn_take(&self.slab, message)
     cdef bint watched
     if conn == NULL:
         return pair_refuse(self, message)
     conn.handed_over = 1
     conn.kept_alive = 1
-    conn.policy = message.policy
-    conn.id = message.id
-    conn.token = message.token
-    conn.started_s = message.started_s
     conn.started_us = self.now_us
-    conn.side[CLIENT].fd = message.fd
     conn.side[UPSTREAM].fd = message.upstream_fd
-    conn.state = CONN_CONNECTING
     oi_put(&self.live, oi_get(&self.live) + 1)
     watched = watch(self, conn, CLIENT) == 0 and watch(self, conn, UPSTREAM) == 0
     if not watched:
@@ -226,8 +218,8 @@ cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snaps
     """Abort all, kill one, or write all down: the three things that look at every slot."""
     cdef uint32_t i
     cdef Conn *conn
-    for i in range(self.slab.chunk_count * CHUNK_SLOTS):
-        conn = slab_at(&self.slab, i)
+    for i in range(slab_slots(&self.slab)):
+        conn = conn_at(&self.slab, i)
         if conn.state == CONN_FREE or conn.state == CONN_CLOSED:
             continue
         if kind == MESSAGE_SNAPSHOT:
@@ -247,12 +239,12 @@ cdef inline void conns_judge(Reactor *self) noexcept nogil:
     cdef uint32_t i
     cdef Conn *conn
     cdef Gate *gate
-    for i in range(self.slab.chunk_count * CHUNK_SLOTS):
-        conn = slab_at(&self.slab, i)
+    for i in range(slab_slots(&self.slab)):
+        conn = conn_at(&self.slab, i)
         if conn.state == CONN_FREE or conn.state == CONN_CLOSED or conn.handed_over:
             continue
         gate = conn.policy.gate
-        if gate.judge == NULL or access_decide(&(<Policy *> gate.judge).access, &conn.client) == VERDICT_ALLOWED:
+        if gate.judge == NULL or access_decide(&(<Policy *> gate.judge).access, &conn.client) == 0:
             continue
         oi_add(&gate.judged, 1)
         if gate.judge_ends:
@@ -354,17 +346,17 @@ cdef inline void event_take(Reactor *self, uint64_t data, uint32_t events) noexc
     if kind >= KIND_UDP_LISTENER:
         udp_event(self, kind, index, generation, events)
         return
-    conn = slab_at(&self.slab, index)
-    if conn == NULL or conn.generation != generation:
+    conn = conn_at(&self.slab, index)
+    if conn == NULL or conn.slot.generation != generation:
         return      # it ended earlier in this batch
     conn_event(self, conn, <int> kind, events)
 
 
 cdef inline bint has_work(const Reactor *self) noexcept nogil:
     """Whether a reactor that was told to stop has something left to end or to report."""
-    if oi_get(&self.live) or self.unreported != NULL or oi_get(&self.inbox.rung):
+    if oi_get(&self.live) or self.unreported.first != NULL or oi_get(&self.inbox.rung):
         return True
-    return self.udp != NULL and (self.udp.count != 0 or self.udp.unreported != NULL)
+    return self.udp != NULL and (self.udp.count != 0 or self.udp.unreported.first != NULL)
 
 
 cdef inline void reactor_loop(Reactor *self) noexcept nogil:

@@ -18,7 +18,8 @@ from shared.policy cimport policy_drop
 from state.pool cimport pool_destroy
 from reactor.reactor cimport reactor_loop
 from shared.ring cimport ring_free, ring_init
-from state.connection_slab cimport KIND_INBOX, event_data, slab_destroy, slab_init
+from state.connection_slab cimport KIND_INBOX, connections_init, event_data
+from state.slab cimport slab_destroy
 from state.reactor cimport Hub, LISTENERS_MAX, Listener, Reactor
 from udp.listener cimport datagrams_free
 
@@ -65,7 +66,7 @@ cdef inline Reactor *reactor_new(Hub *hub, int index) noexcept nogil:
     event.data.u64 = event_data(KIND_INBOX, 0, 0)
     if (
         self.inbox.fd < 0 or self.epoll_fd < 0 or self.scratch == NULL
-        or not slab_init(&self.slab) or not ring_init(&self.ring)
+        or not connections_init(&self.slab) or not ring_init(&self.ring)
         or c_epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, self.inbox.fd, &event) != 0
     ):
         reactor_free(self)

@@ -1,4 +1,4 @@
-"""The allow and deny rules in force for a route, compiled: the same verdicts as `oinetd.core.access`.
+"""The allow and deny rules in force for a route, compiled: the same answers as `oinetd.core.access`.
 
 An allow exists and none matches: not allowed. A deny matches: denied. First the global rules, then the route's own.
 A pattern is matched against the numeric address as text, a network against its bits. An IPv4 client of an IPv6
@@ -12,11 +12,7 @@ from libc.string cimport memset, strlen
 
 from base.address cimport ADDRESS_TEXT_BYTES, Address, address_is_four, address_text
 from base.linux cimport AF_INET6, IF_NAMESIZE, if_indextoname
-
-cdef enum:
-    VERDICT_ALLOWED = 0
-    VERDICT_NOT_ALLOWED = 1
-    VERDICT_DENIED = 2
+from shared.ending cimport ENDING_DENIED, ENDING_NOT_ALLOWED
 
 cdef struct Pattern:
     char *text              # the shell pattern, or NULL where this is a network
@@ -103,20 +99,20 @@ cdef inline void other_form(const Address *peer, char *other) noexcept nogil:
 
 
 cdef inline int access_decide(const Access *self, const Address *peer) noexcept nogil:
-    """The verdict on a client."""
+    """The ending of a client that is refused; 0 where it is let in."""
     cdef char text[ADDRESS_TEXT_BYTES]
     cdef char other[ADDRESS_TEXT_BYTES]
     cdef int i
     if self.empty:
-        return VERDICT_ALLOWED
+        return 0
     address_text(peer, text, False)
     other_form(peer, other)
     for i in range(0, 4, 2):
         if self.lists[i].count and not list_match(&self.lists[i], peer, text, other):
-            return VERDICT_NOT_ALLOWED
+            return ENDING_NOT_ALLOWED
         if list_match(&self.lists[i + 1], peer, text, other):
-            return VERDICT_DENIED
-    return VERDICT_ALLOWED
+            return ENDING_DENIED
+    return 0
 
 
 cdef inline void access_free(Access *self) noexcept nogil:

@@ -27,12 +27,12 @@ cdef inline Attempt *attempts_items(const Attempts *self) noexcept nogil:
 
 
 cdef inline Attempts *attempts_new(int room) noexcept nogil:
-    """Room for so many addresses; NULL where there is no memory."""
+    """Room for this many addresses; NULL if there is no memory."""
     return <Attempts *> calloc(1, sizeof(Attempts) + <size_t> room * sizeof(Attempt))
 
 
 cdef inline Attempts *attempts_copy(const Attempts *self) noexcept nogil:
-    """A copy of what was tried, for somebody who reads it later; NULL where there is nothing, or no memory."""
+    """A copy of what was tried, to be read later; NULL if there is nothing, or no memory."""
     cdef Attempts *copy = NULL
     if self != NULL:
         copy = attempts_new(self.count)

@@ -1,4 +1,4 @@
-"""Source addresses that no host can have: the datagram is forged, or nobody could be answered.
+"""Source addresses that no host can have: the datagram is forged, or an answer could reach no host.
 
 The kernel checks much of that for IPv4, and for IPv6 nearly nothing: a frame of the local network may bear an IPv6
 source of the form ::ffff:a.b.c.d, and an IPv6 socket shows it as it shows the IPv4 address a.b.c.d. What tells them
@@ -31,7 +31,7 @@ cdef inline bint is_forged(const sockaddr_in6 *source, bint over_four) noexcept 
     """Whether this cannot be the source of a datagram; `over_four` says that it arrived over IPv4."""
     cdef const uint8_t *ip
     if source.sin6_port == 0:
-        return True     # at the same place in both families; nobody can be answered there
+        return True     # at the same offset in both families; no answer can be sent to port 0
     if source.sin6_family == AF_INET:
         return _four_is_no_source(<const uint8_t *> &(<const sockaddr_in *> source).sin_addr)
     ip = <const uint8_t *> &source.sin6_addr

@@ -1,7 +1,7 @@
-"""A gate counts who is inside and lets nobody in above its bounds: one for the process, one for each rule.
+"""A gate counts sessions and admits none above its bounds: one for the process, one for each rule.
 
-Entering comes before accepting, so that a connection that has no room stays in the kernel's queue. Who finds the gate
-full raises `waiting` and tries once more; who leaves lowers the count and then looks at `waiting`. Both orders are
+Entering comes before accepting, so that a connection that has no room stays in the kernel's queue. A reactor that
+finds the gate full raises `waiting` and tries once more; leaving lowers the count and then looks at `waiting`. Both are
 sequentially consistent, so that one of the two always sees the other.
 
 The gates of the process take the descriptors of a session from one budget, from which pipes are taken as well.
@@ -20,7 +20,7 @@ cdef struct Budget:             # descriptors that sessions and pipes may have
     uint64_t total              # atomic: 0 is no bound
     uint64_t used               # atomic
     uint64_t pipes              # atomic: how many of them are those of pipes
-    uint64_t waiting            # atomic: somebody stopped accepting for want of them
+    uint64_t waiting            # atomic: a reactor stopped accepting for want of them
 
 cdef struct Gate:
     uint64_t references         # atomic: the owner's and one for each policy
@@ -31,7 +31,7 @@ cdef struct Gate:
     uint64_t full               # atomic: how often that was, ever
     uint64_t full_told          # atomic: the control plane knows that it is full
     uint64_t admitted           # atomic: connections of the native lane that were let in, ever
-    uint64_t lost               # atomic: datagrams of those who were not let in, since they were last counted
+    uint64_t lost               # atomic: datagrams of clients that were not admitted, since they were last counted
     uint64_t forged             # atomic: of these, those whose source address cannot be true
     uint64_t next_id            # atomic: the process gate numbers all sessions of both lanes
     Budget *budget              # NULL for the gate of a rule
@@ -85,7 +85,7 @@ cdef inline bint budget_take(Budget *self, uint64_t cost, uint64_t spared) noexc
 
 
 cdef inline bint budget_give(Budget *self, uint64_t cost) noexcept nogil:
-    """Give descriptors back; true where somebody waited for them."""
+    """Give descriptors back; true if a reactor waited for them."""
     if self == NULL:
         return False
     oi_raise_by(&self.used, <uint64_t> 0 - cost)
@@ -93,7 +93,7 @@ cdef inline bint budget_give(Budget *self, uint64_t cost) noexcept nogil:
 
 
 cdef inline bint budget_is_short(Budget *self, uint64_t cost) noexcept nogil:
-    """Whether a session that costs so many would have to wait for descriptors."""
+    """Whether a session of this cost would have to wait for descriptors."""
     cdef uint64_t total
     if self == NULL:
         return False
@@ -142,7 +142,7 @@ cdef inline bint gate_enter(Gate *self) noexcept nogil:
             return True
         live = oi_see(&self.live)
         if live >= live_max:
-            # Who waits for descriptors is woken by the end of one of those who fill this gate.
+            # A reactor that waits for descriptors is woken by the end of a session of this gate.
             if self.budget != NULL:
                 oi_raise_by(&self.budget.used, <uint64_t> 0 - self.cost)
             return False
@@ -151,7 +151,7 @@ cdef inline bint gate_enter(Gate *self) noexcept nogil:
 
 
 cdef inline bint gate_enter_or_wait(Gate *self) noexcept nogil:
-    """Take a place; false where all are taken, and then the next to leave is told that somebody waits."""
+    """Take a place; false if all are taken, and then the next session that leaves sees that a reactor waits."""
     if gate_enter(self):
         return True
     oi_show(&self.waiting, 1)
@@ -161,7 +161,7 @@ cdef inline bint gate_enter_or_wait(Gate *self) noexcept nogil:
 
 
 cdef inline bint gate_leave(Gate *self) noexcept nogil:
-    """Give a place back; true where somebody waited for it, or for its descriptors."""
+    """Give a place back; true if a reactor waited for it, or for its descriptors."""
     cdef bint wanted = budget_give(self.budget, self.cost)
     oi_raise_by(&self.live, <uint64_t> -1)
     return (oi_see(&self.waiting) != 0 and oi_swap(&self.waiting, 0) != 0) or wanted

@@ -4,7 +4,7 @@ A message is written rarely (a hand-over, a kill, a stop), so a mutex costs noth
 registered edge-triggered and never read: each write is an edge of its own.
 """
 
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from base.address cimport Address
 from base.atomic cimport oi_swap

@@ -4,7 +4,7 @@ The kernel knows which addresses it has, and they come and go, so it is asked. A
 its own machine comes from that very address, but for 127.0.0.0/8; connecting UDP sends nothing (2 us, all in all).
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
@@ -71,7 +71,7 @@ cdef inline bint own_bound(const Own *self, const Address *address) noexcept nog
 
 
 cdef inline bint always_local(const Address *address) noexcept nogil:
-    """Loopback, and the unspecified address, which stands for it where somebody connects to it."""
+    """Loopback, and the unspecified address, which stands for it in a connect."""
     cdef int i
     if address_is_four(address):
         return address.ip[12] == 127 or memcmp(&address.ip[12], b"\0\0\0\0", 4) == 0

@@ -43,7 +43,7 @@ cdef struct Record:
     uint64_t datagrams_lost
     Address client
     Address upstream
-    Attempts *tries             # owned by whoever reads the record; NULL where no address failed
+    Attempts *tries             # owned by the reader of the record; NULL if no address failed
     int32_t error
     uint8_t kind
     uint8_t ending

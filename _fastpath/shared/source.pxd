@@ -1,6 +1,6 @@
 """How many connections each source has: a table that a gate shares between all reactors.
 
-Clients choose their addresses, so the hash is keyed (SipHash-1-3 with a key of the process), and nobody can aim at one
+Clients choose their addresses, so the hash is keyed (SipHash-1-3 with a key of the process), and no client can aim at a
 bucket. The table is hashed linearly: one more source splits one bucket, one less joins two, so that the lock is never
 held for longer than a look at some short chains, however many sources there are, and memory follows their number.
 
@@ -44,7 +44,7 @@ cdef extern from * nogil:
 
 cdef enum:
     SEGMENT = 256               # buckets that are allocated together; a power of two
-    DIRECTORY_STEP = 64         # the list of segments grows by so many
+    DIRECTORY_STEP = 64         # the list of segments grows by this many
 
 cdef struct Prefix:             # how many bits of an address make a source
     uint8_t four                # of an IPv4 address, 0-32

@@ -15,8 +15,8 @@ from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by
 from base.linux cimport EADDRNOTAVAIL, EAGAIN, ELOOP, EMFILE, ENFILE, ENOBUFS, ENOMEM
 
 cdef enum:
-    ADDRESSES_MAX = 16          # of one destination; who has more is told and cut by `oinetd.upstream.destination`
-    ADDRESS_BITS = 4            # the number of an address takes so many
+    ADDRESSES_MAX = 16          # of one destination; `oinetd.upstream.destination` cuts a longer list, and says so
+    ADDRESS_BITS = 4            # bits of the number of an address
     HOLD_MS = 10000             # how long an address that failed is tried last; doubled when it fails again after that
     HOLD_MAX_MS = 300000
     ANSWERED_GRAIN_MS = 100     # answers that follow each other so fast are noted as one

@@ -1,7 +1,7 @@
 """What the control plane's thread does to the data plane. It may wait for reactors; they never wait for it."""
 
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc
 from libc.string cimport memset
 
 from base.atomic cimport oi_get, oi_put, oi_see, oi_show, oi_swap, oi_take
@@ -93,7 +93,7 @@ cdef inline void reactor_ignores(Hub *hub, Reactor *reactor) noexcept nogil:
 
 
 cdef inline void reactor_leaves(Hub *hub) noexcept nogil:
-    """The last reactor that serves gets no new connections; who waits in a queue is for the others."""
+    """The last reactor that serves gets no new connections; clients that wait in a queue are for the others."""
     oi_show(&hub.serving, hub.serving - 1)
     reactor_ignores(hub, hub.reactors[hub.serving])
     post_all(hub, MESSAGE_RETRY, 0)
@@ -141,7 +141,7 @@ cdef inline void listener_replace(Hub *hub, int index, Policy *policy) noexcept 
     listener.policy = policy
     pthread_mutex_unlock(&hub.lock)
     policy_drop(before)
-    # A higher bound may let somebody in.
+    # A higher bound may admit a client.
     post_all(hub, MESSAGE_RETRY, 0)
 
 
@@ -181,7 +181,7 @@ cdef inline void snapshot_take(Hub *hub, Snapshot *snapshot, int kind) noexcept 
 
 
 cdef inline void tell_of_room(Hub *hub) noexcept nogil:
-    """Records were taken out of the rings: whoever waited for that goes on."""
+    """Records were taken out of the rings: reactors that waited for that go on."""
     if oi_see(&hub.ring_full) and oi_swap(&hub.ring_full, 0):
         post_all(hub, MESSAGE_RETRY, 0)
 

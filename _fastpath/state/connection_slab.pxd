@@ -1,18 +1,15 @@
-"""A connection as a reactor keeps it: two sides, two directions, and the slab they live in.
+"""A connection as a reactor keeps it: two sides, two directions, in a slot of the reactor's slab.
 
-Slots are made in chunks that never move, and a freed one is used again. The event data of a descriptor holds slot
-number and generation; the generation changes when a connection ends, so that an event of a connection that is over
-is recognised even when slot and descriptor number are already in use again. A slot takes 408 bytes, which is all the
-process memory of an idle connection whose first address took it.
+It takes 408 bytes, which is all the process memory of an idle connection whose first address took it.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport memset
 
 from base.address cimport Address
 from shared.attempt cimport Attempts
+from shared.inbox cimport Message
 from shared.policy cimport Policy
+from state.slab cimport Slab, Slot, slab_at, slab_give, slab_init, slab_take
 
 cdef enum:
     CLIENT = 0
@@ -34,9 +31,6 @@ cdef enum:
     MODE_SPLICE = 1
     MOVED_BY_COPY = 1
     MOVED_BY_SPLICE = 2
-
-    CHUNK_SLOTS = 64
-    CHUNKS_MAX = 65536          # four million connections for one reactor
 
     KIND_CLIENT = 0             # the low three bits of the event data
     KIND_UPSTREAM = 1
@@ -81,10 +75,9 @@ cdef struct Dir:                # one direction; its source is the side of the s
     Conn *conn
 
 cdef struct Conn:
+    Slot slot
     Side side[2]
     Dir dir[2]
-    uint32_t index
-    uint32_t generation
     uint8_t state
     uint8_t handed_over         # the pair came from Python
     uint8_t counted             # per-source tables that hold the client, bits: 1 process, 2 rule
@@ -114,81 +107,42 @@ cdef struct Conn:
     Conn *timer_next
     Conn *timer_prev
     uint64_t timer_tick         # 0 is not armed
-    Conn *next                  # in the list of free slots, or of those that wait for room in the ring
-
-cdef struct Slab:
-    Conn **chunks
-    uint32_t chunk_count
-    uint32_t chunk_max          # CHUNKS_MAX but in tests
-    Conn *free
 
 
-cdef inline bint slab_init(Slab *self) noexcept nogil:
-    # Untouched pages of the table cost nothing.
-    self.chunks = <Conn **> calloc(CHUNKS_MAX, sizeof(Conn *))
-    self.chunk_max = CHUNKS_MAX
-    return self.chunks != NULL
+cdef inline bint connections_init(Slab *self) noexcept nogil:
+    return slab_init(self, sizeof(Conn))
 
 
-cdef inline void slab_destroy(Slab *self) noexcept nogil:
-    cdef uint32_t i
-    if self.chunks != NULL:
-        for i in range(self.chunk_count):
-            free(self.chunks[i])
-        free(self.chunks)
-    memset(self, 0, sizeof(Slab))
+cdef inline Conn *conn_take(Slab *self, const Message *message) noexcept nogil:
+    """The connection of a client that was accepted, or of a pair that Python handed over; NULL without memory.
 
-
-cdef inline bint slab_grow(Slab *self) noexcept nogil:
-    cdef Conn *chunk
-    cdef int i
-    if self.chunk_count == self.chunk_max:
-        return False
-    chunk = <Conn *> calloc(CHUNK_SLOTS, sizeof(Conn))
-    if chunk == NULL:
-        return False
-    self.chunks[self.chunk_count] = chunk
-    for i in range(CHUNK_SLOTS - 1, -1, -1):
-        chunk[i].index = self.chunk_count * CHUNK_SLOTS + <uint32_t> i
-        chunk[i].generation = 1
-        chunk[i].next = self.free
-        self.free = &chunk[i]
-    self.chunk_count += 1
-    return True
-
-
-cdef inline Conn *slab_take(Slab *self) noexcept nogil:
-    """A zeroed slot; NULL where there is no memory."""
-    cdef Conn *conn
-    cdef uint32_t index, generation
-    if self.free == NULL and not slab_grow(self):
+    The reference to the policy, which the message holds, is the connection's from here.
+    """
+    cdef Conn *conn = <Conn *> slab_take(self)
+    if conn == NULL:
         return NULL
-    conn = self.free
-    self.free = conn.next
-    index = conn.index
-    generation = conn.generation
-    memset(conn, 0, sizeof(Conn))
-    conn.index = index
-    conn.generation = generation
-    conn.side[CLIENT].fd = -1
+    conn.side[CLIENT].fd = message.fd
     conn.side[UPSTREAM].fd = -1
     conn.dir[UP].conn = conn
     conn.dir[DOWN].conn = conn
     conn.dir[DOWN].way = DOWN
+    conn.state = CONN_CONNECTING
+    conn.policy = message.policy
+    conn.id = message.id
+    conn.token = message.token
+    conn.started_s = message.started_s
+    conn.client = message.client
     return conn
 
 
-cdef inline void slab_give(Slab *self, Conn *conn) noexcept nogil:
+cdef inline void conn_give(Slab *self, Conn *conn) noexcept nogil:
     conn.state = CONN_FREE
-    conn.next = self.free
-    self.free = conn
+    slab_give(self, &conn.slot)
 
 
-cdef inline Conn *slab_at(Slab *self, uint32_t index) noexcept nogil:
-    """The slot of a number; NULL where there never was one."""
-    if index >= self.chunk_count * CHUNK_SLOTS:
-        return NULL
-    return &self.chunks[index // CHUNK_SLOTS][index % CHUNK_SLOTS]
+cdef inline Conn *conn_at(const Slab *self, uint32_t index) noexcept nogil:
+    """The connection of a number, which may be over; NULL where there never was one."""
+    return <Conn *> slab_at(self, index)
 
 
 cdef inline uint64_t event_data(uint32_t kind, uint32_t index, uint32_t generation) noexcept nogil:

@@ -7,7 +7,7 @@ boundaries are those of the sender whatever the kernel did on the way.
 A datagram may be empty. A train's datagrams have one size, but for the last, which may be shorter and not empty.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -167,7 +167,7 @@ cdef inline void _renew(mmsghdr *messages, int used, bint named) noexcept nogil:
 
 
 cdef inline int batch_receive(Batch *self, int fd, int at_most, bint named) noexcept nogil:
-    """Take what there is, at most so many messages; the number of them, 0 for none now, or -errno.
+    """Take what there is, at most this many messages; the number of them, 0 for none now, or -errno.
 
     Fewer than asked for means that there were no more, or that an error is next. `named` asks for the senders;
     without it, for a connected socket, all is one group.

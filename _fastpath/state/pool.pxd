@@ -7,7 +7,7 @@ A pipe is given back only when it is empty; otherwise both ends are closed, for 
 else's connection.
 
 Pipes take their descriptors from the budget of the sessions, and only as long as an eighth of it is free: a connection
-without a pipe copies. Idle ones that nobody needed for a while are closed.
+without a pipe copies. Idle ones that were not needed for a while are closed.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -210,7 +210,7 @@ cdef inline void pool_trim(Reactor *reactor, int most) noexcept nogil:
 
 
 cdef inline void pool_due(Reactor *reactor) noexcept nogil:
-    """The time has come to close the idle pipes that nobody needed since the last look."""
+    """Close the idle pipes that were not needed since the last look."""
     cdef Pool *pool = &reactor.pool
     pool_trim(reactor, pool.idle_count - pool.idle_least)
     pool.idle_least = pool.idle_count

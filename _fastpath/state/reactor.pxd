@@ -8,7 +8,8 @@ from base.linux cimport epoll_event, pthread_cond_t, pthread_mutex_t, pthread_t
 from shared.own cimport Own
 from shared.policy cimport Policy
 from shared.ring cimport Bell, Record, Ring
-from state.connection_slab cimport Conn, Dir, Slab
+from state.connection_slab cimport Conn, Dir
+from state.slab cimport Slab, SlotList
 from state.udp_state cimport Datagrams
 
 cdef enum:
@@ -37,7 +38,7 @@ cdef struct Pool:
     Pipe *idle
     Pipe *busy
     int idle_count
-    int idle_least              # the fewest that were idle since the last look: those nobody needed
+    int idle_least              # the fewest that were idle since the last look: those that were not needed
     uint64_t trim_ms            # when they are closed; 0 is never
     int pipe_count              # in use and idle
     uint64_t dry_until_ms       # no pipe is asked for before that
@@ -57,7 +58,7 @@ cdef struct Listener:
     int fd
     uint32_t index
     uint32_t generation
-    bint dead                   # being removed: nobody begins to accept
+    bint dead                   # being removed: no reactor begins to accept
     int users                   # reactors that are accepting from it
     Policy *policy
     uint64_t ready[REACTORS_MAX]    # atomic: this reactor has not seen it empty since the last event
@@ -92,7 +93,7 @@ cdef struct Hub:
     Listener **listeners
     uint64_t listener_count     # atomic: table places ever used
     Listener *free_listeners
-    Gate *gate                  # of the process; owned by whoever made the hub
+    Gate *gate                  # of the process; owned by the maker of the hub
     Gate *udp_gate              # the same for UDP sessions
     Own own
     uint64_t pipes_asked_ms     # atomic: when reactors were last asked to give pipes back
@@ -103,7 +104,7 @@ cdef struct Hub:
     Reactor *reactors[REACTORS_MAX]
     uint64_t ring_full            # atomic: a reactor waits for room in its ring
     uint64_t accept_paused           # atomic: that accepting pauses was said
-    uint64_t totals_only              # atomic: nobody wants to hear of each session
+    uint64_t totals_only              # atomic: ends are counted, sessions are not reported one by one
     uint64_t trouble_ms         # atomic: when a descriptor or memory was last missing
     uint64_t splice_refused     # atomic: errno with which splice was refused for good
     uint64_t spin_us            # atomic: 0 is off
@@ -129,8 +130,7 @@ cdef struct Reactor:
     uint64_t accept_retry_ms    # accepting pauses until then; 0 is no pause
     uint64_t accept_pause_ms
     uint64_t calm_ms            # when to look whether accepting goes well again; 0 is never
-    Conn *unreported
-    Conn *unreported_last
+    SlotList unreported         # connections that have ended and wait for room in the ring
     uint8_t *scratch
     uint64_t bulk_us            # when a large read was last seen, or datagrams came fast
     uint64_t spin_credit_us     # polling that may still be done

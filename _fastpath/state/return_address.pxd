@@ -1,4 +1,4 @@
-"""Who wrote to a UDP socket, and to which address of ours: what an answer needs, and the key of a session."""
+"""Sender and local address of a datagram: what an answer needs, and the key of a session."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
@@ -19,7 +19,7 @@ cdef enum:
     KEY_WORDS = 7
 
 cdef struct ReturnAddress:      # no padding that is not zero: its bytes are the key of a session
-    sockaddr_in6 place          # of either family: who sent it
+    sockaddr_in6 place          # of either family: the sender
     uint32_t place_size
     uint32_t local_size         # of what is valid in `local`; 0 where the socket is bound to one address
     uint8_t local[20]           # in_pktinfo or in6_pktinfo: the address of ours that was written to
@@ -30,7 +30,7 @@ cdef inline bint return_address_same(const ReturnAddress *self, const ReturnAddr
 
 
 cdef inline uint64_t return_address_hash(const ReturnAddress *self, uint64_t seed) noexcept nogil:
-    """A hash that nobody can aim at who does not know `seed`: clients choose their addresses themselves."""
+    """A hash that cannot be aimed at without `seed`: clients choose their addresses themselves."""
     cdef uint64_t words[KEY_WORDS]
     cdef uint64_t value = seed
     cdef int i

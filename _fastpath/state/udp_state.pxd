@@ -1,7 +1,7 @@
 """What UDP is made of in a reactor: listeners, sessions, and the lines in which sessions stand.
 
-A UDP listener belongs to one reactor, and its sessions with it. So nothing here is locked: whoever wants something of
-a listener writes a message to its reactor (`udp.message`).
+A UDP listener belongs to one reactor, and its sessions with it. So nothing here is locked: the control plane
+writes a message to the reactor (`udp.message`).
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -10,6 +10,7 @@ from state.datagram cimport Batch
 from shared.gate cimport Gate
 from shared.policy cimport Policy
 from state.return_address cimport ReturnAddress
+from state.slab cimport Slab, Slot, SlotList
 from state.udp_told cimport Told
 
 cdef enum:
@@ -22,8 +23,6 @@ cdef enum:
     BY_TURN = 2                 # sessions whose upstream may have more
     LINES = 3
 
-    SESSION_CHUNK = 64
-    SESSION_CHUNKS_MAX = 65536
     QUEUE_BUCKETS = 256         # chains stay short up to some thousand rules
 
 cdef struct Trail:              # of a client whose questions no address has answered yet
@@ -33,9 +32,8 @@ cdef struct Trail:              # of a client whose questions no address has ans
     uint64_t since_ms           # when it asked the first of these
 
 cdef struct Session:
+    Slot slot
     int fd                      # the upstream socket; -1 when closed
-    uint32_t index
-    uint32_t generation
     int32_t error               # of its end; while it lives, that of a refusal that ends it at its next turn
     uint8_t state
     uint8_t counted             # per-source tables that hold the client, bits: 1 process, 2 rule
@@ -64,7 +62,7 @@ cdef struct Session:
     uint64_t datagrams_lost
     Session *next[LINES]
     Session *prev[LINES]
-    Session *chain              # in its bucket, in the list of free ones, or of those that wait for room in the ring
+    Session *chain              # in its bucket
 
 cdef struct Line:
     Session *first
@@ -95,7 +93,7 @@ cdef struct UdpListener:
     int fd                      # the control plane's; -1 is no listener
     uint32_t index
     uint32_t generation
-    bint lingering              # nobody new is let in
+    bint lingering              # no new client is admitted
     bint queued                 # in the list of those that may have more
     Policy *policy              # for sessions to come
     SessionQueue *queue         # of that policy
@@ -106,9 +104,7 @@ cdef struct UdpListener:
 
 cdef struct Datagrams:
     Batch *batch                # empty between two turns
-    Session **chunks
-    uint32_t chunk_count
-    Session *free
+    Slab slab
     Session **buckets
     uint64_t bucket_count       # a power of two
     uint64_t count              # sessions that live
@@ -120,8 +116,7 @@ cdef struct Datagrams:
     UdpListener *free_listeners
     UdpListener *turn_first     # listeners that may have more
     UdpListener *turn_last
-    Session *unreported
-    Session *unreported_last
+    SlotList unreported         # sessions that have ended and wait for room in the ring
     uint64_t due_ms             # no session ends by silence before; 0 is none does
     uint64_t retry_ms           # receiving failed for want of memory: look again then; 0 is no such case
     uint64_t rate_ms            # the millisecond in which messages were counted ...

@@ -1,20 +1,19 @@
 """Which UDP sessions there are: found by client, and in line by how long they have been silent.
 
-Sessions live in chunks that never move. A slot's generation changes when its session ends, so that an event of one
-that is over is recognised. The table is hashed and chained; it doubles when there is a session for each bucket.
+The table is hashed and chained; it doubles when there is a session for each bucket.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
 
 from shared.gate cimport Gate
 from base.linux cimport c_assert
 from shared.policy cimport Policy
 from state.return_address cimport ReturnAddress, return_address_same
+from state.slab cimport slab_at, slab_give, slab_take
 from state.udp_state cimport (
-    BY_AGE, BY_QUEUE, BY_TURN, QUEUE_BUCKETS, SESSION_CHUNK, SESSION_CHUNKS_MAX, SESSION_FREE, Datagrams, Line,
-    RuleSessions, Session, SessionQueue, UdpListener,
+    BY_AGE, BY_QUEUE, BY_TURN, QUEUE_BUCKETS, SESSION_FREE, Datagrams, Line, RuleSessions, Session, SessionQueue,
+    UdpListener,
 )
 
 cdef enum:
@@ -23,52 +22,22 @@ cdef enum:
 
 # Slots
 
-cdef inline bint sessions_grow(Datagrams *self) noexcept nogil:
-    cdef Session *chunk
-    cdef int i
-    if self.chunk_count == SESSION_CHUNKS_MAX:
-        return False
-    chunk = <Session *> calloc(SESSION_CHUNK, sizeof(Session))
-    if chunk == NULL:
-        return False
-    self.chunks[self.chunk_count] = chunk
-    for i in range(SESSION_CHUNK - 1, -1, -1):
-        chunk[i].index = self.chunk_count * SESSION_CHUNK + <uint32_t> i
-        chunk[i].generation = 1
-        chunk[i].chain = self.free
-        self.free = &chunk[i]
-    self.chunk_count += 1
-    return True
-
-
 cdef inline Session *session_take(Datagrams *self) noexcept nogil:
-    """A zeroed slot; NULL where there is no memory."""
-    cdef Session *session
-    cdef uint32_t index, generation
-    if self.free == NULL and not sessions_grow(self):
-        return NULL
-    session = self.free
-    self.free = session.chain
-    index = session.index
-    generation = session.generation
-    memset(session, 0, sizeof(Session))
-    session.index = index
-    session.generation = generation
-    session.fd = -1
+    """A session without a socket; NULL where there is no memory."""
+    cdef Session *session = <Session *> slab_take(&self.slab)
+    if session != NULL:
+        session.fd = -1
     return session
 
 
 cdef inline void session_give(Datagrams *self, Session *session) noexcept nogil:
     session.state = SESSION_FREE
-    session.chain = self.free
-    self.free = session
+    slab_give(&self.slab, &session.slot)
 
 
-cdef inline Session *session_at(Datagrams *self, uint32_t index) noexcept nogil:
-    """The slot of a number; NULL where there never was one."""
-    if index >= self.chunk_count * SESSION_CHUNK:
-        return NULL
-    return &self.chunks[index // SESSION_CHUNK][index % SESSION_CHUNK]
+cdef inline Session *session_at(const Datagrams *self, uint32_t index) noexcept nogil:
+    """The session of a number, which may be over; NULL where there never was one."""
+    return <Session *> slab_at(&self.slab, index)
 
 
 # By client

@@ -7,10 +7,10 @@ again is said only once nothing ran out for CALM_MS, which is longer than any pa
 from libc.stdint cimport uint64_t
 
 from base.atomic cimport oi_get, oi_put, oi_swap
-from tcp.ending cimport record_slot
+from state.report cimport record_begin, record_push
 from base.linux cimport EMFILE, ENFILE, ENOBUFS, ENOMEM
 from tcp.reclaim cimport pool_empty
-from shared.ring cimport RECORD_ACCEPT_RESUMED, RECORD_ACCEPT_TROUBLE, Record, ring_push
+from shared.ring cimport RECORD_ACCEPT_RESUMED, RECORD_ACCEPT_TROUBLE, Record
 from state.reactor cimport Reactor
 
 cdef enum:
@@ -24,11 +24,10 @@ cdef inline bint is_shortage(int error) noexcept nogil:
 
 
 cdef inline void say(Reactor *reactor, int kind, int error) noexcept nogil:
-    cdef Record *record = record_slot(reactor)
+    cdef Record *record = record_begin(reactor, kind, NULL)
     if record != NULL:
-        record.kind = kind
         record.error = error
-        ring_push(&reactor.ring, &reactor.hub.bell)
+        record_push(reactor)
 
 
 cdef inline void accept_pause(Reactor *reactor, int error) noexcept nogil:
@@ -53,7 +52,7 @@ cdef inline void accept_recovered(Reactor *reactor) noexcept nogil:
 
 
 cdef inline void accept_calm(Reactor *reactor) noexcept nogil:
-    """The time has come to look whether nothing ran out any more, in any reactor. Who said the trouble says the end."""
+    """Look whether nothing ran out any more in any reactor. The reactor that reported the trouble reports its end."""
     cdef uint64_t calm_ms = oi_get(&reactor.hub.trouble_ms) + CALM_MS
     if reactor.now_ms < calm_ms:
         reactor.calm_ms = calm_ms

@@ -10,7 +10,7 @@ from base.linux cimport (
     TCP_QUICKACK, c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket, epoll_event, errno,
     sockaddr, sockaddr_storage, socklen_t,
 )
-from tcp.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_SOCKET_FAILED
+from shared.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_SOCKET_FAILED
 from shared.policy cimport Policy
 from state.connection_slab cimport CLIENT, KIND_CLIENT, UPSTREAM, Conn, event_data
 from state.reactor cimport Reactor
@@ -27,7 +27,7 @@ cdef inline int watch_as(Reactor *reactor, int operation, int fd, uint64_t data)
 cdef inline int watch(Reactor *reactor, Conn *conn, int side) noexcept nogil:
     """Register a side, once and for everything."""
     return watch_as(reactor, EPOLL_CTL_ADD, conn.side[side].fd,
-                    event_data(KIND_CLIENT + side, conn.index, conn.generation))
+                    event_data(KIND_CLIENT + side, conn.slot.index, conn.slot.generation))
 
 
 cdef inline const SocketAddress *source_for(const Policy *policy, const SocketAddress *target) noexcept nogil:

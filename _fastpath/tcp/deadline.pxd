@@ -2,10 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
-from tcp.ending cimport (
-    ENDING_HALF_CLOSE_TIMEOUT, ENDING_IDLE_TIMEOUT, ENDING_MAX_LIFETIME, ENDING_WRITE_STALL, FLUSH_MS, abort,
-    finish_failed,
-)
+from shared.ending cimport ENDING_HALF_CLOSE_TIMEOUT, ENDING_IDLE_TIMEOUT, ENDING_MAX_LIFETIME, ENDING_WRITE_STALL
+from tcp.ending cimport FLUSH_MS, abort, finish_failed
 from tcp.flow cimport side_fail
 from base.linux cimport (
     ECONNRESET, IPPROTO_TCP, SOL_SOCKET, SO_KEEPALIVE, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, c_setsockopt,

@@ -12,24 +12,21 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from base.socket cimport close_with_reset
 from base.address cimport Address, SocketAddress, address_read
-from base.atomic cimport oi_add, oi_get, oi_put
+from base.atomic cimport oi_get
 from shared.attempt cimport Attempt, attempts_add
 from tcp.backoff cimport accept_pause, is_shortage
 from tcp.connect cimport connect_begin, source_for, watch_as
 from tcp.deadline cimport left_of
-from tcp.ending cimport (
-    ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED, attempt_note,
-    finish, record_slot,
-)
+from shared.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED
+from tcp.ending cimport attempt_note, finish
 from shared.gate cimport budget_give, budget_take
 from tcp.loop cimport came_back, leads_back
 from base.linux cimport EAFNOSUPPORT, ELOOP, EPOLL_CTL_ADD, errno
 from shared.policy cimport Policy
-from shared.ring cimport RECORD_UNREACHABLE, Record, ring_push
 from state.connection_slab cimport KIND_ATTEMPT, KIND_UPSTREAM, UPSTREAM, Conn, event_data
 from state.reactor cimport Reactor
 from shared.target cimport ADDRESS_BITS, targets_pick
-from tcp.target_report cimport note_failed
+from tcp.target_report cimport note_failed, unreachable
 from state.wheel cimport wheel_arm
 
 cdef extern from *:
@@ -42,7 +39,6 @@ cdef enum:
     STAGGER_MS = 250            # how long an address may be silent before the next one is tried beside it: RFC 8305
     SHORT_WAIT_MS = 100         # between two tries to get a descriptor
     SHORT_MAX_MS = 10000        # the longest wait for one where there is no connect-timeout
-    FAILURES_TOLD = 3           # connects that failed in a row before the control plane resolves the name again
 
     TRY_FAILED = -1             # no errno of a shortage
     DIAL_OVER = 0               # the connection has ended
@@ -99,23 +95,14 @@ cdef inline void dial_arm(Reactor *reactor, Conn *conn) noexcept nogil:
 
 cdef inline void dial_end(Reactor *reactor, Conn *conn) noexcept nogil:
     """Every address was tried."""
-    cdef Policy *policy = conn.policy
-    cdef Record *record
-    if oi_add(&policy.failures, 1) + 1 >= FAILURES_TOLD:
-        record = record_slot(reactor)
-        if record != NULL:
-            record.kind = RECORD_UNREACHABLE
-            record.tag = policy.tag
-            record.error = conn.error
-            ring_push(&reactor.ring, &reactor.hub.bell)
-            oi_put(&policy.failures, 0)
+    unreachable(reactor, conn.policy, conn.error)
     finish(reactor, conn, conn.ending, conn.error, True)
 
 
 cdef inline void dial_note(Reactor *reactor, Conn *conn, int at, int ending, int error) noexcept nogil:
     """Address number `at` failed: how it ends if that was the last, and what the record will tell of it."""
     cdef Attempt *attempt = NULL
-    # Where nobody wants to hear of each session, nobody will read it.
+    # With totals only, no record tells it.
     if conn.attempts != NULL or oi_get(&reactor.hub.totals_only) == 0:
         attempt = attempt_note(conn, at)
     conn.ending = <unsigned char> ending
@@ -158,12 +145,12 @@ cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
 cdef inline bint dial_watch(Reactor *reactor, Conn *conn, int at, int fd, bint beside) noexcept nogil:
     """Have events of a connect under way; False where there is no room to watch it, and then it has failed."""
     cdef Attempt *attempt = NULL
-    cdef uint64_t data = event_data(KIND_UPSTREAM, conn.index, conn.generation)
+    cdef uint64_t data = event_data(KIND_UPSTREAM, conn.slot.index, conn.slot.generation)
     cdef int error
     if conn.attempts != NULL:
         attempt = attempts_add(conn.attempts, at, reactor.now_ms)
     if beside:
-        data = event_data(KIND_ATTEMPT, conn.index, (conn.generation << ADDRESS_BITS) | <uint32_t> at)
+        data = event_data(KIND_ATTEMPT, conn.slot.index, (conn.slot.generation << ADDRESS_BITS) | <uint32_t> at)
     if watch_as(reactor, EPOLL_CTL_ADD, fd, data) != 0:
         error = errno
         close_with_reset(fd)

@@ -2,84 +2,55 @@
 
 A FIN is passed on when every byte before it was written; both passed is the normal end. A side that failed is told to
 the other by a reset, after the bytes that came before it: first what is pending, then what is in the other's send
-queue. Everything nobody asked for (a timeout, a stall, a kill) is a reset to both.
+queue. Every other end (a timeout, a stall, a kill) is a reset to both.
 """
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
 
 from base.socket cimport close_with_reset
-from base.atomic cimport oi_get, oi_put, oi_raise_by, oi_see, oi_show
+from base.atomic cimport oi_get, oi_put, oi_raise_by, oi_see
 from shared.attempt cimport Attempt, attempts_add, attempts_items, attempts_new
-from shared.gate cimport budget_give, gate_leave, source_leave
+from shared.admission cimport sources_leave
+from shared.ending cimport (
+    ENDING_CLIENT_CLOSED, ENDING_CLIENT_RESET, ENDING_UPSTREAM_CLOSED, ENDING_UPSTREAM_RESET,
+)
+from shared.gate cimport budget_give, gate_leave
 from base.linux cimport ECONNRESET, SHUT_WR, SIOCOUTQ, c_assert, c_close, c_ioctl, c_shutdown
 from shared.policy cimport policy_drop
 from state.pool cimport holder_drop
 from state.queue cimport ready_add, ready_remove
 from tcp.flow cimport side_fail
-from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, RECORD_RELAYED, Record, ring_push, ring_slot
+from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, RECORD_RELAYED, Record
 from state.connection_slab cimport (
-    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, DOWN, UP, UPSTREAM, Conn, Dir, slab_give,
+    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, DOWN, UP, UPSTREAM, Conn, Dir, conn_give,
 )
 from state.reactor cimport Hub, Reactor
+from state.report cimport record_push, record_slot
+from state.slab cimport Slot, slots_append
 from state.wheel cimport wheel_arm, wheel_disarm
 
-cdef enum:      # in the order of `oinetd.core.record.Ending`
-    ENDING_CLIENT_CLOSED = 0
-    ENDING_UPSTREAM_CLOSED = 1
-    ENDING_CLIENT_RESET = 2
-    ENDING_UPSTREAM_RESET = 3
-    ENDING_IDLE_TIMEOUT = 4
-    ENDING_HALF_CLOSE_TIMEOUT = 5
-    ENDING_WRITE_STALL = 6
-    ENDING_ABORTED = 7
-    ENDING_NOT_ALLOWED = 8
-    ENDING_DENIED = 9
-    ENDING_LIMITED = 10
-    ENDING_ACCEPT_FAILED = 11
-    ENDING_SOCKET_FAILED = 12
-    ENDING_BIND_FAILED = 13
-    ENDING_CONNECT_FAILED = 14
-    ENDING_CONNECT_TIMEOUT = 15
-    ENDING_RESOLVE_FAILED = 16
-    ENDING_DISPLACED = 17
-    ENDING_REVOKED = 18
-    ENDING_UPSTREAM_SILENT = 19
-    ENDING_MAX_LIFETIME = 20
-
+cdef enum:
     FLUSH_MS = 1000             # a peer that acknowledges nothing for so long gets its reset at once
 
 
 cdef inline void record_fill(Record *record, const Conn *conn, uint64_t now_us) noexcept nogil:
+    memset(record, 0, sizeof(Record))
+    record.kind = RECORD_LIVE
     record.id = conn.id
     record.tag = conn.policy.tag
     record.token = conn.token
     record.started_s = conn.started_s
     record.duration_us = (conn.ended_us if conn.ended_us else now_us) - conn.started_us
-    record.connect_us = conn.connected_us - conn.started_us if conn.connected_us else 0
-    record.idle_us = 0
     record.up = conn.dir[UP].moved_out
     record.down = conn.dir[DOWN].moved_out
-    record.datagrams_up = 0
-    record.datagrams_down = 0
-    record.datagrams_lost = 0
     record.client = conn.client
-    record.upstream = conn.upstream
-    if conn.connected_us == 0:
-        record.upstream.family = 0
+    if conn.connected_us:
+        record.connect_us = conn.connected_us - conn.started_us
+        record.upstream = conn.upstream
     record.error = conn.error
-    record.tries = NULL
-    record.kind = RECORD_LIVE
     record.ending = conn.ending
     record.moved_by = conn.dir[UP].moved_by | conn.dir[DOWN].moved_by
-
-
-cdef inline Record *record_slot(Reactor *reactor) noexcept nogil:
-    """Where the next record goes; NULL where the ring is full, and then Python says when it no longer is."""
-    cdef Record *record = ring_slot(&reactor.ring)
-    if record == NULL:
-        oi_show(&reactor.hub.ring_full, 1)
-        record = ring_slot(&reactor.ring)
-    return record
 
 
 cdef inline bint report_try(Reactor *reactor, Conn *conn) noexcept nogil:
@@ -91,7 +62,7 @@ cdef inline bint report_try(Reactor *reactor, Conn *conn) noexcept nogil:
             return False
         record_fill(record, conn, reactor.now_us)
         record.kind = RECORD_OPENED
-        ring_push(&reactor.ring, &reactor.hub.bell)
+        record_push(reactor)
         conn.opened_due = 0
     if conn.state == CONN_CLOSED:
         record = record_slot(reactor)
@@ -99,11 +70,11 @@ cdef inline bint report_try(Reactor *reactor, Conn *conn) noexcept nogil:
             return False
         record_fill(record, conn, reactor.now_us)
         record.kind = RECORD_RELAYED if conn.handed_over else RECORD_CLOSED
-        record.tries = conn.attempts    # whoever reads the record frees them
+        record.tries = conn.attempts    # the reader of the record frees them
         conn.attempts = NULL
-        ring_push(&reactor.ring, &reactor.hub.bell)
+        record_push(reactor)
         policy_drop(conn.policy)
-        slab_give(&reactor.slab, conn)
+        conn_give(&reactor.slab, conn)
     return True
 
 
@@ -112,39 +83,31 @@ cdef inline void report(Reactor *reactor, Conn *conn) noexcept nogil:
     if conn.unreported or report_try(reactor, conn):
         return
     conn.unreported = 1
-    conn.next = NULL
-    if reactor.unreported_last != NULL:
-        reactor.unreported_last.next = conn
-    else:
-        reactor.unreported = conn
-    reactor.unreported_last = conn
+    slots_append(&reactor.unreported, &conn.slot)
 
 
 cdef inline void report_rest(Reactor *reactor) noexcept nogil:
     """Python made room: write what waited for it."""
     cdef Conn *conn
-    cdef Conn *rest
-    while reactor.unreported != NULL:       # bounded: each round takes one from the list or leaves
-        conn = reactor.unreported
-        rest = conn.next
+    cdef Slot *rest
+    while reactor.unreported.first != NULL:     # bounded: each round takes one from the list or leaves
+        conn = <Conn *> reactor.unreported.first
+        rest = conn.slot.next
         conn.unreported = 0
         if not report_try(reactor, conn):
             conn.unreported = 1
             return
-        reactor.unreported = rest
+        reactor.unreported.first = rest
         if rest == NULL:
-            reactor.unreported_last = NULL
+            reactor.unreported.last = NULL
 
 
 cdef inline void permits_leave(Reactor *reactor, Conn *conn) noexcept nogil:
-    """Give back the places in both gates; somebody who waited for one is served by this reactor."""
+    """Leave both gates; a client that waited for that is served by this reactor."""
     cdef bint wanted = False
     if conn.handed_over:
         return
-    if conn.counted & 1:
-        source_leave(reactor.hub.gate, conn.client.ip, conn.policy.source_prefix)
-    if conn.counted & 2:
-        source_leave(conn.policy.gate, conn.client.ip, conn.policy.source_prefix)
+    sources_leave(reactor.hub.gate, conn.policy, &conn.client, conn.counted)
     oi_raise_by(&conn.policy.gate.ended, 1)
     wanted = gate_leave(conn.policy.gate)
     if gate_leave(reactor.hub.gate) or wanted:
@@ -217,7 +180,7 @@ cdef inline void finish(Reactor *reactor, Conn *conn, int ending, int error, bin
             else:
                 c_close(conn.side[i].fd)
             conn.side[i].fd = -1
-    conn.generation += 1
+    conn.slot.generation += 1
     conn.state = CONN_CLOSED
     conn.ending = ending
     conn.error = error

@@ -4,7 +4,7 @@ The invariants this stands on, checked as asserts:
   1. `moved_in == moved_out + pend`: what was read is written or still pending.
   2. Reading only when nothing is pending, and the mode changes only then. So EAGAIN on input can only mean an empty
      socket (or an urgent byte in the way of splice), never a full pipe.
-  3. `rd` and `wr` are cleared by EAGAIN on that descriptor, or `rd` by a short recv when nothing odd was seen. A
+  3. `rd` and `wr` are cleared by EAGAIN on that descriptor, or `rd` by a short recv if no RDHUP, HUP, ERR or PRI was seen. A
      short read tells nothing when a FIN or a reset came in the same event, and nothing with splice.
   4. End of file is a recv that returned 0. A splice that returned 0 is asked again by recv: with a FIN behind an
      urgent byte splice says 0 while bytes are waiting.
@@ -40,8 +40,8 @@ cdef enum:
     MSS_NOT_TCP = 1             # stands for a destination without segments
 
     SMALL_BYTES = 8192          # a move below that gains nothing from a pipe
-    SMALL_RUN = 3               # so many in a row, and the direction copies again
-    FULL_RUN = 2                # so many full buffers in a row, and it splices
+    SMALL_RUN = 3               # this many in a row, and the direction copies again
+    FULL_RUN = 2                # this many full buffers in a row, and it splices
     BURST_BYTES = 262144        # or so much within a second ...
     BURST_MS = 1000
     BURST_READ_BYTES = 16384    # ... with the last read at least so large

@@ -2,26 +2,26 @@
 
 Every reactor has every listener in its epoll, edge-triggered and EPOLLEXCLUSIVE: a new connection wakes one reactor
 that sleeps, and is noted by those that are busy on the way to it. The kernel asks in a fixed order, so under a light
-load the first reactor gets everything; whoever has more connections than another by HAND_OFF passes new ones on.
+load the first reactor gets everything; a reactor that has HAND_OFF connections more than another passes new ones on.
 (SO_REUSEPORT would spread by a hash and lose queued connections whenever a socket of the group closes.)
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from shared.access cimport VERDICT_ALLOWED, VERDICT_DENIED, access_decide
+from shared.access cimport access_decide
+from shared.admission cimport sources_enter, sources_leave
 from base.clock cimport unix_time
 from base.socket cimport close_with_reset
 from base.address cimport Address, address_read
-from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
+from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_swap
 from tcp.backoff cimport accept_pause, accept_recovered, is_shortage
 from tcp.connect cimport watch
 from tcp.dial cimport dial_next
-from tcp.ending cimport (
-    ENDING_ACCEPT_FAILED, ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_RESOLVE_FAILED,
-    ENDING_SOCKET_FAILED, finish, listeners_wake, record_slot, report,
-)
-from shared.gate cimport Gate, gate_enter_or_wait, gate_leave, source_enter, source_leave
+from shared.ending cimport ENDING_ACCEPT_FAILED, ENDING_LIMITED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED
+from state.report cimport record_begin, record_push, record_slot, report_refused, ring_has_reserve
+from tcp.ending cimport finish, listeners_wake, report
+from shared.gate cimport Gate, gate_enter_or_wait, gate_leave
 from shared.inbox cimport MESSAGE_ACCEPTED, MESSAGE_RETRY, Message, inbox_post
 from base.linux cimport (
     EAGAIN, EINVAL, ENOMEM, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, errno, pthread_cond_broadcast,
@@ -29,8 +29,8 @@ from base.linux cimport (
 )
 from shared.policy cimport Policy, policy_drop, policy_hold
 from tcp.reclaim cimport descriptors_make_room
-from shared.ring cimport RECORD_CLOSED, RECORD_FULL, RING_RESERVE, Record, ring_push, ring_room
-from state.connection_slab cimport CLIENT, CONN_CONNECTING, Conn, slab_take
+from shared.ring cimport RECORD_CLOSED, RECORD_FULL, Record
+from state.connection_slab cimport CLIENT, Conn, conn_take
 from state.reactor cimport Hub, Listener, Reactor
 from shared.target cimport targets_begin
 
@@ -40,12 +40,9 @@ cdef enum:
 
 
 cdef inline void leave_gates(Reactor *reactor, Policy *policy, const Address *client, int counted) noexcept nogil:
-    """Give the places of somebody back who never became a connection."""
+    """Give back what was taken for a client that did not become a connection."""
     cdef bint wanted
-    if counted & 1:
-        source_leave(reactor.hub.gate, client.ip, policy.source_prefix)
-    if counted & 2:
-        source_leave(policy.gate, client.ip, policy.source_prefix)
+    sources_leave(reactor.hub.gate, policy, client, counted)
     wanted = gate_leave(policy.gate)
     if gate_leave(reactor.hub.gate) or wanted:
         reactor.accept_again = True
@@ -53,23 +50,14 @@ cdef inline void leave_gates(Reactor *reactor, Policy *policy, const Address *cl
 
 
 cdef inline void refuse(Reactor *reactor, const Message *message, int ending, int error) noexcept nogil:
-    """Close a client that is not served, and say why. There is room: accepting began with RING_RESERVE places."""
-    cdef Record *record = record_slot(reactor)
+    """Close a client that is not served, and say why."""
     leave_gates(reactor, message.policy, &message.client, message.counted)
     if error:
         close_with_reset(message.fd)
     else:
         c_close(message.fd)
-    c_assert(record != NULL)
-    memset(record, 0, sizeof(Record))
-    record.kind = RECORD_CLOSED
-    record.ending = ending
-    record.error = error
-    record.id = message.id
-    record.tag = message.policy.tag
-    record.started_s = message.started_s
-    record.client = message.client
-    ring_push(&reactor.ring, &reactor.hub.bell)
+    report_refused(
+        reactor, message.policy, RECORD_CLOSED, &message.client, message.id, message.started_s, ending, error)
     oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
 
 
@@ -78,7 +66,7 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
 
     False where there is neither memory for it nor room in the ring to say so: then nothing is done.
     """
-    cdef Conn *conn = slab_take(&reactor.slab)
+    cdef Conn *conn = conn_take(&reactor.slab, message)
     if conn == NULL:
         if record_slot(reactor) == NULL:
             return False
@@ -86,15 +74,9 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
         policy_drop(message.policy)
         accept_pause(reactor, ENOMEM)
         return True
-    conn.side[CLIENT].fd = message.fd
-    conn.policy = message.policy
-    conn.id = message.id
     conn.counted = <unsigned char> message.counted
-    conn.started_s = message.started_s
     conn.started_us = message.started_us
-    conn.client = message.client
     oi_add(&conn.policy.gate.admitted, 1)
-    conn.state = CONN_CONNECTING
     conn.ending = ENDING_RESOLVE_FAILED     # should the policy have no address at all
     conn.turn = <uint32_t> targets_begin(conn.policy.targets)
     oi_put(&reactor.live, oi_get(&reactor.live) + 1)
@@ -109,7 +91,7 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
 
 
 cdef inline Reactor *least_busy(Reactor *self) noexcept nogil:
-    """Who should serve the next connection: usually the one that accepted it."""
+    """The reactor for the next connection: usually the one that accepted it."""
     cdef Hub *hub = self.hub
     cdef Reactor *best = self
     cdef uint64_t least = oi_get(&self.live)
@@ -127,28 +109,20 @@ cdef inline Reactor *least_busy(Reactor *self) noexcept nogil:
 
 
 cdef inline void admit(Reactor *reactor, Message *message) noexcept nogil:
-    """Decide on an accepted client, who is inside both gates already."""
+    """Decide on an accepted client, which is inside both gates already."""
     cdef Policy *policy = message.policy
     cdef Hub *hub = reactor.hub
-    cdef int verdict = access_decide(&policy.access, &message.client)
-    cdef uint64_t bound
+    cdef int refusal = access_decide(&policy.access, &message.client)
     cdef Reactor *server
     cdef bint begun
-    if verdict != VERDICT_ALLOWED:
-        refuse(reactor, message, ENDING_DENIED if verdict == VERDICT_DENIED else ENDING_NOT_ALLOWED, 0)
+    if refusal == 0:
+        message.counted = sources_enter(hub.gate, policy, &message.client)
+        if message.counted < 0:
+            message.counted = 0
+            refusal = ENDING_LIMITED
+    if refusal:
+        refuse(reactor, message, refusal, 0)
         return
-    bound = oi_get(&hub.gate.source_max)
-    if bound:
-        if not source_enter(hub.gate, message.client.ip, policy.source_prefix, bound):
-            refuse(reactor, message, ENDING_LIMITED, 0)
-            return
-        message.counted |= 1
-    bound = oi_get(&policy.gate.source_max)
-    if bound:
-        if not source_enter(policy.gate, message.client.ip, policy.source_prefix, bound):
-            refuse(reactor, message, ENDING_LIMITED, 0)
-            return
-        message.counted |= 2
     policy_hold(policy)
     server = least_busy(reactor)
     if server != reactor and inbox_post(&server.inbox, message):
@@ -164,13 +138,10 @@ cdef inline void found_full(Reactor *reactor, const Policy *policy, Gate *gate) 
     oi_add(&gate.full, 1)
     if oi_swap(&gate.full_told, 1):
         return
-    record = record_slot(reactor)
+    record = record_begin(reactor, RECORD_FULL, policy)
     c_assert(record != NULL)
-    memset(record, 0, sizeof(Record))
-    record.kind = RECORD_FULL
-    record.tag = policy.tag
     record.token = gate == policy.gate
-    ring_push(&reactor.ring, &reactor.hub.bell)
+    record_push(reactor)
 
 
 cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy) noexcept nogil:
@@ -180,10 +151,8 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
     cdef Message message
     cdef Hub *hub = reactor.hub
     cdef int error
-    if ring_room(&reactor.ring) < RING_RESERVE:
-        oi_show(&hub.ring_full, 1)
-        if ring_room(&reactor.ring) < RING_RESERVE:
-            return False
+    if not ring_has_reserve(reactor):
+        return False
     if not gate_enter_or_wait(policy.gate):
         found_full(reactor, policy, policy.gate)
         return False
@@ -217,7 +186,7 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
 
 
 cdef inline void listener_serve(Reactor *reactor, Listener *listener, uint32_t generation) noexcept nogil:
-    """Accept a batch. While this runs the listener is in use and whoever removes it waits."""
+    """Accept a batch. While this runs the listener is in use, and its removal waits."""
     cdef Hub *hub = reactor.hub
     cdef Policy *policy
     cdef int _turn

@@ -6,15 +6,14 @@ another. Others are not looked at. Between two looks a TCP connect shows it, aft
 """
 
 from libc.stdint cimport uint64_t
-from libc.string cimport memset
 
 from base.socket cimport connected_locally
 from base.address cimport Address
 from base.atomic cimport oi_get, oi_put, oi_swap
-from tcp.ending cimport record_slot
+from state.report cimport record_begin, record_push
 from shared.own cimport is_local
 from shared.policy cimport Policy
-from shared.ring cimport RECORD_LOOPED, Record, ring_push
+from shared.ring cimport RECORD_LOOPED, Record
 from state.reactor cimport Reactor
 
 cdef enum:
@@ -26,18 +25,15 @@ cdef inline void loop_say(Reactor *reactor, Policy *policy, const Address *addre
     cdef Record *record
     if oi_get(&policy.loops_said[source]) or oi_swap(&policy.loops_said[source], 1):
         return
-    record = record_slot(reactor)
+    record = record_begin(reactor, RECORD_LOOPED, policy)
     if record == NULL:
         oi_put(&policy.loops_said[source], 0)
         return
-    memset(record, 0, sizeof(Record))
-    record.kind = RECORD_LOOPED
-    record.tag = policy.tag
     if source:
         record.client = address[0]
     else:
         record.upstream = address[0]
-    ring_push(&reactor.ring, &reactor.hub.bell)
+    record_push(reactor)
 
 
 cdef inline bint leads_back(Reactor *reactor, Policy *policy, int at, const Address *address) noexcept nogil:

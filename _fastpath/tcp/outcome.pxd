@@ -12,10 +12,8 @@ from tcp.dial cimport (
     DIAL_BEGUN, DIAL_OVER, STAGGER_MS, dial_arm, dial_end, dial_is_late, dial_next, dial_next_ms, dial_note,
     dial_under_way, dial_untried,
 )
-from tcp.ending cimport (
-    ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_SOCKET_FAILED, attempt_close,
-    attempt_ends, finish, settle,
-)
+from shared.ending cimport ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_SOCKET_FAILED
+from tcp.ending cimport attempt_close, attempt_ends, finish, settle
 from tcp.flow cimport side_fail
 from base.linux cimport (
     ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLL_CTL_MOD, ETIMEDOUT, errno,
@@ -23,7 +21,7 @@ from base.linux cimport (
 from shared.policy cimport Policy
 from state.queue cimport ready_add
 from state.connection_slab cimport (
-    CLIENT, CONN_CONNECTING, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, event_data, slab_at,
+    CLIENT, CONN_CONNECTING, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, event_data, conn_at,
 )
 from state.reactor cimport Reactor
 from shared.target cimport ADDRESSES_MAX, ADDRESS_BITS
@@ -78,7 +76,7 @@ cdef inline void dial_time_out(Reactor *reactor, Conn *conn) noexcept nogil:
 cdef inline bint side_replace(Reactor *reactor, Conn *conn, Attempt *winner) noexcept nogil:
     """Let the connect beside be the upstream side; False where there is no room to watch it.
 
-    Events of the side that is closed may be in this batch. A new generation lets nobody take them for the winner's;
+    Events of the side that is closed may be in this batch. With a new generation they are not taken for the winner's;
     those of the client come again, as every registration that is modified looks at what is there.
     """
     cdef uint64_t data
@@ -86,9 +84,9 @@ cdef inline bint side_replace(Reactor *reactor, Conn *conn, Attempt *winner) noe
     conn.side[UPSTREAM].fd = winner.fd
     conn.address = winner.address
     attempt_ends(reactor, conn, winner)
-    conn.generation += 1
+    conn.slot.generation += 1
     for side in range(2):
-        data = event_data(KIND_CLIENT + side, conn.index, conn.generation)
+        data = event_data(KIND_CLIENT + side, conn.slot.index, conn.slot.generation)
         if watch_as(reactor, EPOLL_CTL_MOD, conn.side[side].fd, data) != 0:
             return False
     return True
@@ -172,12 +170,12 @@ cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t eve
 
 cdef inline void beside_event(Reactor *reactor, uint32_t index, uint32_t tag, uint32_t events) noexcept nogil:
     """An event of a connect beside that of the upstream side; `tag` is the generation and the number of the address."""
-    cdef Conn *conn = slab_at(&reactor.slab, index)
+    cdef Conn *conn = conn_at(&reactor.slab, index)
     cdef Attempt *attempt
     cdef int at = <int> (tag & (ADDRESSES_MAX - 1))
     if conn == NULL or conn.state != CONN_CONNECTING or conn.attempts == NULL:
         return
-    if tag >> ADDRESS_BITS != (conn.generation << ADDRESS_BITS) >> ADDRESS_BITS:
+    if tag >> ADDRESS_BITS != (conn.slot.generation << ADDRESS_BITS) >> ADDRESS_BITS:
         return
     attempt = attempts_find(conn.attempts, at)
     if attempt != NULL and attempt.fd >= 0:     # else it was closed earlier in this batch

@@ -39,7 +39,7 @@ cdef inline void pipes_reclaim(Reactor *reactor, uint64_t cost) noexcept nogil:
 
 
 cdef inline void pipes_ask(Reactor *reactor) noexcept nogil:
-    """Have the other reactors give pipes back; what they free wakes who waits for it."""
+    """Have the other reactors give pipes back; what they free wakes the reactors that wait for it."""
     cdef Hub *hub = reactor.hub
     cdef uint64_t asked_ms = oi_get(&hub.pipes_asked_ms)
     cdef Message message
@@ -64,7 +64,7 @@ cdef inline bint descriptors_make_room(Reactor *reactor, uint64_t cost) noexcept
     if not budget_is_short(budget, cost):
         return True
     pipes_ask(reactor)
-    # What they free may be taken by somebody else, and a message may find no room: look again.
+    # Another reactor may take what they free, and a message may find no room: look again.
     reactor.accept_retry_ms = reactor.now_ms + ASK_MS
     return False
 

@@ -1,14 +1,30 @@
 """What the control plane is told of addresses: that one begins to fail, and that it works again. Each once."""
 
-from libc.string cimport memset
-
 from base.address cimport address_read
-from base.atomic cimport oi_swap, oi_put
-from tcp.ending cimport record_slot
+from base.atomic cimport oi_add, oi_put, oi_swap
+from state.report cimport record_begin, record_push
 from shared.policy cimport Policy
-from shared.ring cimport RECORD_TARGET, Record, ring_push
+from shared.ring cimport RECORD_TARGET, RECORD_UNREACHABLE, Record
 from state.reactor cimport Reactor
 from shared.target cimport Target, is_of_the_server, target_failed, target_worked
+
+cdef enum:
+    FAILURES_TOLD = 3           # connects that failed in a row before the control plane resolves the name again
+
+
+cdef inline void look_up_again(Reactor *reactor, Policy *policy, int error) noexcept nogil:
+    """Have the destination's name resolved again."""
+    cdef Record *record = record_begin(reactor, RECORD_UNREACHABLE, policy)
+    if record != NULL:
+        record.error = error
+        record_push(reactor)
+        oi_put(&policy.failures, 0)
+
+
+cdef inline void unreachable(Reactor *reactor, Policy *policy, int error) noexcept nogil:
+    """No address took it; after several times in a row the name is resolved again."""
+    if oi_add(&policy.failures, 1) + 1 >= FAILURES_TOLD:
+        look_up_again(reactor, policy, error)
 
 
 cdef inline void target_report(Reactor *reactor, Policy *policy, Target *target, int error) noexcept nogil:
@@ -16,16 +32,13 @@ cdef inline void target_report(Reactor *reactor, Policy *policy, Target *target,
     cdef Record *record
     if oi_swap(&target.told, error != 0) == (error != 0):
         return      # another reactor has just said so
-    record = record_slot(reactor)
+    record = record_begin(reactor, RECORD_TARGET, policy)
     if record == NULL:
         oi_put(&target.told, error == 0)
         return
-    memset(record, 0, sizeof(Record))
-    record.kind = RECORD_TARGET
-    record.tag = policy.tag
     record.error = error
     address_read(&record.upstream, &target.place.place)
-    ring_push(&reactor.ring, &reactor.hub.bell)
+    record_push(reactor)
 
 
 cdef inline void note_failed(Reactor *reactor, Policy *policy, int at, int error) noexcept nogil:

@@ -3,13 +3,9 @@
 from libc.stdint cimport uint64_t
 
 from base.address cimport Address, SocketAddress, address_read
-from base.atomic cimport oi_add, oi_put
-from tcp.ending cimport (
-    ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED, record_slot,
-)
+from shared.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED
 from state.datagram cimport take_trains
 from tcp.connect cimport source_for
-from tcp.dial cimport FAILURES_TOLD
 from base.linux cimport (
     EACCES, EAFNOSUPPORT, ELOOP, EMFILE, ENFILE, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, SOCK_CLOEXEC, SOCK_DGRAM,
     SOCK_NONBLOCK, SOL_SOCKET, SO_BROADCAST, SO_RCVBUF, c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket,
@@ -17,34 +13,16 @@ from base.linux cimport (
 )
 from tcp.loop cimport came_back, leads_back
 from shared.policy cimport Policy
-from shared.ring cimport RECORD_UNREACHABLE, Record, ring_push
 from state.connection_slab cimport KIND_UDP_SESSION, event_data
 from state.reactor cimport Reactor
 from shared.target cimport targets_begin, targets_pick
-from tcp.target_report cimport note_failed
+from tcp.target_report cimport note_failed, unreachable
 from udp.end cimport displace
 from udp.silence cimport trail_return
 from state.udp_state cimport Session
 
 cdef enum:
     QUEUE_BYTES = 1048576       # as UPSTREAM_QUEUE_BYTES in `oinetd.net.sockets`
-
-
-cdef inline void look_up_again(Reactor *reactor, Policy *policy, int error) noexcept nogil:
-    """Have the destination's name resolved again."""
-    cdef Record *record = record_slot(reactor)
-    if record != NULL:
-        record.kind = RECORD_UNREACHABLE
-        record.tag = policy.tag
-        record.error = error
-        ring_push(&reactor.ring, &reactor.hub.bell)
-        oi_put(&policy.failures, 0)
-
-
-cdef inline void unreachable(Reactor *reactor, Policy *policy, int error) noexcept nogil:
-    """The destination did not take it; after several times in a row its name is resolved again."""
-    if oi_add(&policy.failures, 1) + 1 >= FAILURES_TOLD:
-        look_up_again(reactor, policy, error)
 
 
 cdef inline int udp_socket(Reactor *reactor, int family) noexcept nogil:
@@ -64,7 +42,7 @@ cdef inline int udp_watch(Reactor *reactor, Session *session, int fd) noexcept n
     """Have events of the socket. Room for sending is no event: what has none is lost, as it would be in a network."""
     cdef epoll_event event
     event.events = EPOLLIN | <unsigned int> EPOLLET
-    event.data.u64 = event_data(KIND_UDP_SESSION, session.index, session.generation)
+    event.data.u64 = event_data(KIND_UDP_SESSION, session.slot.index, session.slot.generation)
     return c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_ADD, fd, &event)
 
 

@@ -1,21 +1,24 @@
-"""How UDP sessions end, how Python learns of it, and who ends for the sake of another."""
+"""How UDP sessions end, how Python learns of it, and which one ends to make room for another."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from base.address cimport Address, address_read
 from base.atomic cimport oi_get, oi_put, oi_raise_by, oi_see, oi_swap
-from tcp.ending cimport ENDING_ABORTED, ENDING_DISPLACED, ENDING_IDLE_TIMEOUT, record_slot
-from shared.gate cimport Gate, budget_is_short, gate_enter, gate_leave, source_leave
+from shared.ending cimport ENDING_ABORTED, ENDING_DISPLACED, ENDING_IDLE_TIMEOUT
+from shared.admission cimport sources_leave
+from state.report cimport record_push, record_slot
+from state.slab cimport Slot, slab_slots, slots_append
+from shared.gate cimport Gate, budget_is_short, gate_enter, gate_leave
 from shared.inbox cimport MESSAGE_UDP_ROOM, Message, inbox_post
 from base.linux cimport c_assert, c_close
 from shared.policy cimport Policy, policy_drop
 from tcp.reclaim cimport descriptors_make_room
-from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, Record, ring_push
+from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, Record
 from state.reactor cimport Hub, Reactor
 from udp.shares cimport share_leave, share_victim, share_victim_of
 from state.udp_state cimport (
-    BY_QUEUE, QUEUE_BUCKETS, SESSION_CHUNK, SESSION_CLOSED, SESSION_LIVE, Datagrams, Session, SessionQueue,
+    BY_QUEUE, QUEUE_BUCKETS, SESSION_CLOSED, SESSION_LIVE, Datagrams, Session, SessionQueue,
 )
 from state.udp_table cimport line_cut, queue_drop, session_at, session_give, session_not_ready, table_cut
 
@@ -53,7 +56,7 @@ cdef inline void report_opened(Reactor *reactor, Session *session) noexcept nogi
     session_record(record, session, reactor.now_us)
     record.upstream.family = 0
     record.kind = RECORD_OPENED
-    ring_push(&reactor.ring, &reactor.hub.bell)
+    record_push(reactor)
 
 
 cdef inline bint report_closed(Reactor *reactor, Session *session) noexcept nogil:
@@ -63,7 +66,7 @@ cdef inline bint report_closed(Reactor *reactor, Session *session) noexcept nogi
         return False
     session_record(record, session, reactor.now_us)
     record.kind = RECORD_CLOSED
-    ring_push(&reactor.ring, &reactor.hub.bell)
+    record_push(reactor)
     policy_drop(session.policy)
     session_give(reactor.udp, session)
     return True
@@ -73,39 +76,24 @@ cdef inline void report_closed_rest(Reactor *reactor) noexcept nogil:
     """Python made room in the ring: write what waited for it."""
     cdef Datagrams *udp = reactor.udp
     cdef Session *session
-    cdef Session *rest
+    cdef Slot *rest
     if udp == NULL:
         return
-    while udp.unreported != NULL:       # bounded: each round takes one from the list or leaves
-        session = udp.unreported
-        rest = session.chain
+    while udp.unreported.first != NULL:     # bounded: each round takes one from the list or leaves
+        session = <Session *> udp.unreported.first
+        rest = session.slot.next
         if not report_closed(reactor, session):
             return
-        udp.unreported = rest
+        udp.unreported.first = rest
         if rest == NULL:
-            udp.unreported_last = NULL
-
-
-cdef inline void sources_leave(
-    Reactor *reactor, Policy *policy, const void *place, const Address *client, int counted
-) noexcept nogil:
-    """Count a client's address, of `place` or given, out of the tables that hold it."""
-    cdef Address read
-    if counted == 0:
-        return
-    if client == NULL:
-        address_read(&read, place)
-        client = &read
-    if counted & 1:
-        source_leave(reactor.hub.gate, client.ip, policy.source_prefix)
-    if counted & 2:
-        source_leave(policy.gate, client.ip, policy.source_prefix)
+            udp.unreported.last = NULL
 
 
 cdef inline void session_end(Reactor *reactor, Session *session, int ending, int error) noexcept nogil:
     """Close, give everything back, report. `session` must not be used afterwards."""
     cdef Datagrams *udp = reactor.udp
     cdef Policy *policy = session.policy
+    cdef Address client
     c_assert(session.state == SESSION_LIVE)
     session_not_ready(udp, session)
     share_leave(udp, session)
@@ -114,7 +102,7 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
     table_cut(udp, session)
     c_close(session.fd)
     session.fd = -1
-    session.generation += 1
+    session.slot.generation += 1
     session.state = SESSION_CLOSED
     session.ending = ending
     session.error = error
@@ -123,7 +111,9 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
     session.listener.sessions -= 1
     session.last = session.listener.lingering and session.listener.sessions == 0
     session.listener = NULL
-    sources_leave(reactor, policy, &session.key.place, NULL, session.counted)
+    if session.counted:
+        address_read(&client, &session.key.place)
+        sources_leave(reactor.hub.gate, policy, &client, session.counted)
     oi_raise_by(&policy.gate.ended, 1)
     gate_leave(policy.gate)
     if gate_leave(reactor.hub.udp_gate):
@@ -131,14 +121,8 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
     oi_put(&reactor.udp_sessions, udp.count)
     oi_put(&reactor.stats.bytes_up, oi_get(&reactor.stats.bytes_up) + session.bytes_up)
     oi_put(&reactor.stats.bytes_down, oi_get(&reactor.stats.bytes_down) + session.bytes_down)
-    if udp.unreported == NULL and report_closed(reactor, session):
-        return
-    session.chain = NULL
-    if udp.unreported_last != NULL:
-        udp.unreported_last.chain = session
-    else:
-        udp.unreported = session
-    udp.unreported_last = session
+    if udp.unreported.first != NULL or not report_closed(reactor, session):
+        slots_append(&udp.unreported, &session.slot)
 
 
 # For the sake of others
@@ -161,7 +145,7 @@ cdef inline bint is_full(Gate *gate) noexcept nogil:
 
 
 cdef inline void ask_for_room(Reactor *reactor) noexcept nogil:
-    """Other reactors hold every place: have the one with the most sessions end one, for whoever tries again."""
+    """Other reactors have all the sessions: have the one with the most end one, for the client that tries again."""
     cdef Hub *hub = reactor.hub
     cdef Reactor *most = reactor
     cdef Message message
@@ -243,7 +227,7 @@ cdef inline long sessions_end_quiet(Reactor *reactor) noexcept nogil:
     cdef uint32_t i
     if reactor.udp == NULL:
         return 0
-    for i in range(reactor.udp.chunk_count * SESSION_CHUNK):
+    for i in range(slab_slots(&reactor.udp.slab)):
         session = session_at(reactor.udp, i)
         if session.state != SESSION_LIVE:
             continue
@@ -260,7 +244,7 @@ cdef inline void due_by(Datagrams *udp, uint64_t when_ms) noexcept nogil:
 
 
 cdef inline void sessions_due(Reactor *reactor) noexcept nogil:
-    """End who is due; the next look is when the first of the others is. Sessions that were heard of since are later."""
+    """End the sessions that are due; the next look is when the first of the others is."""
     cdef Datagrams *udp = reactor.udp
     cdef SessionQueue *queue
     cdef SessionQueue *rest

@@ -1,17 +1,17 @@
 """UDP listeners of a reactor: datagrams go to the session of their sender, and new senders get one.
 
-A listener that is taken away while it has sessions lingers: nobody new is let in, and the record of its last session
+A listener that is taken away while it has sessions lingers: it admits no new client, and the record of its last session
 says that it was the last.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
-from shared.access cimport VERDICT_ALLOWED, Access, access_decide
+from shared.access cimport Access, access_decide
 from base.address cimport Address, address_read
 from base.atomic cimport oi_add
 from state.datagram cimport MESSAGES_MAX, Group, batch_free, batch_new, batch_receive, take_trains
-from tcp.ending cimport ENDING_ABORTED, ENDING_REVOKED
+from shared.ending cimport ENDING_ABORTED, ENDING_REVOKED
 from base.linux cimport (
     EMFILE, ENOMEM, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, c_assert, c_epoll_ctl, epoll_event, errno,
 )
@@ -21,13 +21,12 @@ from state.connection_slab cimport KIND_UDP_LISTENER, event_data
 from state.reactor cimport LISTENERS_MAX, Reactor
 from udp.end cimport rule_trim, session_end
 from udp.session cimport forward, session_begin, session_move
-from state.udp_state cimport (
-    SESSION_CHUNK, SESSION_CHUNKS_MAX, SESSION_LIVE, Datagrams, Session, SessionQueue, UdpListener,
-)
+from state.slab cimport slab_destroy, slab_init, slab_slots
+from state.udp_state cimport SESSION_LIVE, Datagrams, Session, SessionQueue, UdpListener
 from state.udp_table cimport queue_drop, queue_hold, session_at, session_find
 
 cdef enum:
-    LISTENERS_MORE = 64         # the table grows by so many
+    LISTENERS_MORE = 64         # the table grows by this many
 
 
 # What a reactor with UDP listeners has
@@ -44,10 +43,7 @@ cdef inline void datagrams_free(Datagrams *self) noexcept nogil:
         free(self.listeners[i].told)
         free(self.listeners[i])
     free(self.listeners)
-    if self.chunks != NULL:
-        for i in range(self.chunk_count):
-            free(self.chunks[i])
-    free(self.chunks)
+    slab_destroy(&self.slab)
     free(self.buckets)
     batch_free(self.batch)
     free(self)
@@ -59,8 +55,7 @@ cdef inline Datagrams *datagrams_new() noexcept nogil:
     if self == NULL:
         return NULL
     self.batch = batch_new()
-    self.chunks = <Session **> calloc(SESSION_CHUNKS_MAX, sizeof(Session *))
-    if self.batch == NULL or self.chunks == NULL:
+    if self.batch == NULL or not slab_init(&self.slab, sizeof(Session)):
         datagrams_free(self)
         return NULL
     return self
@@ -82,7 +77,7 @@ cdef inline void listener_ready(Datagrams *self, UdpListener *listener) noexcept
 
 
 cdef inline UdpListener *listener_next(Datagrams *self) noexcept nogil:
-    """Whose turn it is, taken out of the list; NULL for nobody's."""
+    """The next listener in line, taken out of it; NULL if there is none."""
     cdef UdpListener *listener = self.turn_first
     if listener != NULL:
         self.turn_first = listener.next
@@ -120,7 +115,7 @@ cdef inline int listener_turn(Reactor *reactor, UdpListener *listener) noexcept 
     if got <= 0:
         return got
     if udp.batch.forged:
-        # In this order: who takes both takes the lost first.
+        # In this order: the reader of both takes the lost first.
         oi_add(&listener.policy.gate.forged, <uint64_t> udp.batch.forged)
         oi_add(&listener.policy.gate.lost, <uint64_t> udp.batch.forged)
     for i in range(udp.batch.group_count):
@@ -236,13 +231,13 @@ cdef inline int udp_listener_replace(
 
 
 cdef inline long sessions_revoke(Reactor *reactor, UdpListener *listener, const Access *access) noexcept nogil:
-    """End the sessions of clients whom `access` refuses; how many those were."""
+    """End the sessions of clients that `access` refuses; returns their number."""
     cdef Session *session
     cdef Address client
     cdef uint64_t left = listener.sessions
     cdef uint32_t i
     cdef long ended = 0
-    for i in range(reactor.udp.chunk_count * SESSION_CHUNK):
+    for i in range(slab_slots(&reactor.udp.slab)):
         if left == 0:
             break
         session = session_at(reactor.udp, i)
@@ -250,7 +245,7 @@ cdef inline long sessions_revoke(Reactor *reactor, UdpListener *listener, const 
             continue
         left -= 1
         address_read(&client, &session.key.place)
-        if access_decide(access, &client) != VERDICT_ALLOWED:
+        if access_decide(access, &client):
             session_end(reactor, session, ENDING_REVOKED, 0)
             ended += 1
     return ended
@@ -262,7 +257,7 @@ cdef inline void udp_listener_remove(Reactor *reactor, UdpListener *listener) no
     cdef Session *session
     cdef uint32_t i
     if listener.sessions:
-        for i in range(udp.chunk_count * SESSION_CHUNK):
+        for i in range(slab_slots(&udp.slab)):
             session = session_at(udp, i)
             if session.state == SESSION_LIVE and session.listener == listener:
                 session_end(reactor, session, ENDING_ABORTED, 0)

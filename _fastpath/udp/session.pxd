@@ -8,26 +8,28 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc
 from libc.string cimport memset
 
-from shared.access cimport VERDICT_ALLOWED, VERDICT_DENIED, access_decide
+from shared.access cimport access_decide
+from shared.admission cimport sources_enter, sources_leave
 from base.clock cimport unix_time
 from base.address cimport Address, address_read
-from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_show
+from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by
 from state.datagram cimport MESSAGES_MAX, Group, batch_receive
 from state.datagram_send cimport Sent, batch_send
-from tcp.ending cimport (
-    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_UPSTREAM_RESET, ENDING_UPSTREAM_SILENT, record_slot,
+from shared.ending cimport (
+    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_UPSTREAM_RESET, ENDING_UPSTREAM_SILENT,
 )
-from shared.gate cimport gate_count_datagrams, gate_leave, source_enter
+from state.report cimport report_refused, ring_has_reserve
+from shared.gate cimport gate_count_datagrams, gate_leave
 from base.linux cimport ECONNREFUSED, ENOPROTOOPT, ETIMEDOUT, c_assert
 from tcp.loop cimport loop_say
 from shared.own cimport is_own
 from shared.policy cimport Policy, policy_hold
-from shared.ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, Record, ring_push, ring_room
+from shared.ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, ring_room
 from state.reactor cimport Reactor
 from shared.target cimport target_answered
-from tcp.target_report cimport note_failed, note_worked
-from udp.dial cimport look_up_again, udp_dial, unreachable
-from udp.end cimport due_by, place_take, report_opened, session_end, sources_leave
+from tcp.target_report cimport look_up_again, note_failed, note_worked, unreachable
+from udp.dial cimport udp_dial
+from udp.end cimport due_by, place_take, report_opened, session_end
 from udp.shares cimport share_answered, share_enter
 from udp.silence cimport same_places, trail_answered, trail_make, waits_too_long
 from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Session, Trail, UdpListener
@@ -45,28 +47,12 @@ cdef inline bint nobody_listens(int error) noexcept nogil:
     return error == ECONNREFUSED or error == ENOPROTOOPT
 
 
-cdef inline void report_turned_away(
-    Reactor *reactor, const Policy *policy, const Address *client, int kind, uint64_t id, int ending, int error
-) noexcept nogil:
-    """There is room: sessions begin only where the ring has some."""
-    cdef Record *record = record_slot(reactor)
-    c_assert(record != NULL)
-    memset(record, 0, sizeof(Record))
-    record.kind = kind
-    record.ending = ending
-    record.error = error
-    record.id = id
-    record.tag = policy.tag
-    record.started_s = unix_time()
-    record.client = client[0]
-    ring_push(&reactor.ring, &reactor.hub.bell)
-
-
 cdef inline void turn_away(
     Reactor *reactor, UdpListener *listener, const Address *client, int ending, int error
 ) noexcept nogil:
-    """Log the client who gets no session, unless its address is known for it."""
+    """Report a client that gets no session, unless its address was reported before."""
     cdef bint failed = ending != ENDING_DENIED and ending != ENDING_NOT_ALLOWED and ending != ENDING_LIMITED
+    cdef double now_s
     cdef uint64_t id
     if listener.told == NULL:
         listener.told = <Told *> calloc(1, sizeof(Told))
@@ -75,30 +61,14 @@ cdef inline void turn_away(
     if listener.told != NULL and not told_add(listener.told, client):
         return
     id = oi_add(&reactor.hub.gate.next_id, 1)
-    if failed and oi_get(&reactor.hub.totals_only) == 0:      # nobody refused it: events come in pairs
-        report_turned_away(reactor, listener.policy, client, RECORD_OPENED, id, 0, 0)
-    report_turned_away(reactor, listener.policy, client, RECORD_CLOSED, id, ending, error)
+    now_s = unix_time()
+    if failed and oi_get(&reactor.hub.totals_only) == 0:      # it was not refused: events come in pairs
+        report_refused(reactor, listener.policy, RECORD_OPENED, client, id, now_s, 0, 0)
+    report_refused(reactor, listener.policy, RECORD_CLOSED, client, id, now_s, ending, error)
     oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
     if failed:
         oi_add(&listener.policy.gate.admitted, 1)
         oi_raise_by(&listener.policy.gate.ended, 1)
-
-
-cdef inline int sources_enter(Reactor *reactor, Policy *policy, const Address *client) noexcept nogil:
-    """Count the client's address where that is bounded: bits for `Session.counted`, -1 where it has all it may have."""
-    cdef int counted = 0
-    cdef uint64_t bound = oi_get(&reactor.hub.gate.source_max)
-    if bound:
-        if not source_enter(reactor.hub.gate, client.ip, policy.source_prefix, bound):
-            return -1
-        counted |= 1
-    bound = oi_get(&policy.gate.source_max)
-    if bound:
-        if not source_enter(policy.gate, client.ip, policy.source_prefix, bound):
-            sources_leave(reactor, policy, NULL, client, counted)
-            return -1
-        counted |= 2
-    return counted
 
 
 cdef inline Session *session_open(
@@ -151,32 +121,29 @@ cdef inline Session *session_begin(
     cdef Policy *policy = listener.policy
     cdef Session *session
     cdef Address client
-    cdef int verdict, counted
+    cdef int refusal, counted
     if listener.lingering:
         return NULL
-    if ring_room(&reactor.ring) < RING_RESERVE:
-        oi_show(&reactor.hub.ring_full, 1)
-        if ring_room(&reactor.ring) < RING_RESERVE:
-            return NULL     # Python has not taken the records of those before
+    if not ring_has_reserve(reactor):
+        return NULL
     address_read(&client, &group.sender.place)
-    verdict = access_decide(&policy.access, &client)
-    if verdict != VERDICT_ALLOWED:
-        verdict = ENDING_DENIED if verdict == VERDICT_DENIED else ENDING_NOT_ALLOWED
-        turn_away(reactor, listener, &client, verdict, 0)
+    refusal = access_decide(&policy.access, &client)
+    if refusal:
+        turn_away(reactor, listener, &client, refusal, 0)
         return NULL
     if is_own(&reactor.hub.own, &reactor.hub.lock, &client):
         loop_say(reactor, policy, &client, True)
         return NULL
-    counted = sources_enter(reactor, policy, &client)
+    counted = sources_enter(reactor.hub.gate, policy, &client)
     if counted < 0:
         turn_away(reactor, listener, &client, ENDING_LIMITED, 0)
         return NULL
     if not place_take(reactor, policy):
-        sources_leave(reactor, policy, NULL, &client, counted)
+        sources_leave(reactor.hub.gate, policy, &client, counted)
         return NULL
     session = session_open(reactor, listener, group, hash, &client, counted, trail)
     if session == NULL:
-        sources_leave(reactor, policy, NULL, &client, counted)
+        sources_leave(reactor.hub.gate, policy, &client, counted)
         gate_leave(policy.gate)
         if gate_leave(reactor.hub.udp_gate):
             reactor.room_made = True

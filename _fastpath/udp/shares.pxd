@@ -1,4 +1,4 @@
-"""Who makes room: a session that no answer ever came for, of the rule that has most of them; then one of the rule that
+"""Which session makes room: one that never had an answer, of the rule that has most of them; then one of the rule that
 has most sessions. `oinetd.lanes.python.udp.shares` says more, and does the same; here it is all of one reactor.
 """
 
@@ -77,7 +77,7 @@ cdef inline void share_answered(Datagrams *self, Session *session) noexcept nogi
 
 
 cdef inline Session *share_victim(Datagrams *self, const Gate *newcomer) noexcept nogil:
-    """Who makes room for a session of the rule of this gate, or of any where it is NULL; NULL where there is none."""
+    """The session that makes room for one of the rule of this gate, or of any rule if it is NULL; NULL if none does."""
     cdef RuleSessions *own = NULL if newcomer == NULL else rule_find(self, newcomer)
     cdef RuleSessions *rule
     cdef int which, rank
@@ -95,7 +95,7 @@ cdef inline Session *share_victim(Datagrams *self, const Gate *newcomer) noexcep
 
 
 cdef inline Session *share_victim_of(Datagrams *self, const Gate *gate) noexcept nogil:
-    """Who makes room among the sessions of a rule; NULL where this reactor has none of it."""
+    """The session of a rule that makes room; NULL if this reactor has none of the rule."""
     cdef RuleSessions *rule = rule_find(self, gate)
     if rule == NULL:
         return NULL

@@ -1,7 +1,7 @@
 """Clients whose questions stay without an answer: when they are led to another address, and what that tells of both.
 
 A client goes from address to address as long as none answers. Back at the first one it stays ROUND_TIMES as long as
-before, and its next round is as quick as the first: traffic in one direction, which nobody ever answers, mostly stays
+before, and its next round is as quick as the first: traffic in one direction, which is never answered, mostly stays
 where it was. `oinetd.upstream.silence` does the same for the Python lane.
 """
 
@@ -85,7 +85,7 @@ cdef inline int trail_return(
 
 
 cdef inline void trail_answered(Reactor *reactor, Session *session) noexcept nogil:
-    """Its first answer: the addresses that it left fail, but for those that have answered somebody meanwhile."""
+    """Its first answer: the addresses that it left fail, but for those that have answered another client meanwhile."""
     cdef Targets *targets = session.policy.targets
     cdef int i
     for i in range(targets.count):

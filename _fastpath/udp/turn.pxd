@@ -1,24 +1,25 @@
-"""The turns of a reactor's UDP: who may have datagrams, one batch after the other, and whose time is over.
+"""The turns of a reactor's UDP: sockets that may have datagrams, one batch after the other, and sessions that are due.
 
-An event only says who has something: turns are taken in order of arrival, a batch each, so that nobody waits for more
+An event only puts a socket in line: turns are taken in order of arrival, a batch each, so that none waits for more
 than a batch of each other one, and TCP for no more than ROUNDS.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from tcp.ending cimport ENDING_ABORTED
+from shared.ending cimport ENDING_ABORTED
 from base.linux cimport EPOLLERR, EPOLLHUP
 from state.connection_slab cimport KIND_UDP_LISTENER
 from state.reactor cimport Reactor, Snapshot
 from udp.end cimport session_end, session_record, sessions_due
 from udp.listener cimport listener_next, listener_ready, listener_turn
 from udp.session cimport session_turn
-from state.udp_state cimport SESSION_CHUNK, SESSION_LIVE, Datagrams, Session, UdpListener
+from state.slab cimport slab_slots
+from state.udp_state cimport SESSION_LIVE, Datagrams, Session, UdpListener
 from state.udp_table cimport session_at, session_not_ready, session_ready
 
 cdef enum:
     ROUNDS = 8                  # each gives one listener its turn, ...
-    SESSIONS_A_ROUND = 16       # ... and so many sessions
+    SESSIONS_A_ROUND = 16       # ... and this many sessions
     RETRY_MS = 100              # after receiving failed for want of memory
     RATE_MAX = 80               # messages in a millisecond above which a wake finds several, and ...
     RATE_ODDS_MAX = 8           # ... that more from one side than from the other, which is no exchange but a stream
@@ -36,7 +37,7 @@ cdef inline void udp_event(
             listener_ready(self.udp, listener)
         return
     session = session_at(self.udp, index)
-    if session == NULL or session.generation != generation:
+    if session == NULL or session.slot.generation != generation:
         return      # it ended earlier in this batch
     if events & (EPOLLERR | EPOLLHUP):
         session.short_read_inconclusive = 1
@@ -127,7 +128,7 @@ cdef inline void udp_each(Reactor *self, bint every, uint64_t id, Snapshot *snap
     cdef uint32_t i
     if self.udp == NULL:
         return
-    for i in range(self.udp.chunk_count * SESSION_CHUNK):
+    for i in range(slab_slots(&self.udp.slab)):
         session = session_at(self.udp, i)
         if session.state != SESSION_LIVE:
             continue

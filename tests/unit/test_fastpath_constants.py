@@ -24,7 +24,7 @@ def numbers(path: str, prefix: str = "") -> dict[str, int]:
 
 
 def test_endings_are_numbered_as_the_data_plane_does() -> None:
-    assert numbers("tcp/ending.pxd", "ENDING_") == {ending.name: at for at, ending in enumerate(plane.ENDINGS)}
+    assert numbers("shared/ending.pxd", "ENDING_") == {ending.name: at for at, ending in enumerate(plane.ENDINGS)}
 
 
 def test_kinds_of_records() -> None:

@@ -60,7 +60,7 @@ PACE_TOTALS_S = 0.05
 """The pace while there are only totals; a ring of 4,096 records is full after 0.1 s of 40,000 connections a second."""
 
 ENDINGS = tuple(Ending)
-"""By the numbers of `_fastpath/tcp/ending.pxd`."""
+"""By the numbers of `_fastpath/shared/ending.pxd`."""
 _RELAY_MODES = {RelayMode.AUTO: 0, RelayMode.COPY: 1, RelayMode.SPLICE: 2}
 
 

@@ -1,0 +1,37 @@
+"""How many connections a source may have: counted for the process and for each rule, where there is a bound."""
+
+from libc.stdint cimport uint64_t
+
+from base.address cimport Address
+from base.atomic cimport oi_get
+from shared.gate cimport Gate, source_enter, source_leave
+from shared.policy cimport Policy
+
+cdef enum:
+    COUNTED_PROCESS = 1         # bits: the tables that hold a client's source
+    COUNTED_RULE = 2
+
+
+cdef inline void sources_leave(Gate *process, const Policy *policy, const Address *client, int counted) noexcept nogil:
+    """Count a client out of the tables that hold its source."""
+    if counted & COUNTED_PROCESS:
+        source_leave(process, client.ip, policy.source_prefix)
+    if counted & COUNTED_RULE:
+        source_leave(policy.gate, client.ip, policy.source_prefix)
+
+
+cdef inline int sources_enter(Gate *process, const Policy *policy, const Address *client) noexcept nogil:
+    """Count a client where its source is bounded: the tables that hold it, or -1 where it has all it may have."""
+    cdef int counted = 0
+    cdef uint64_t bound = oi_get(&process.source_max)
+    if bound:
+        if not source_enter(process, client.ip, policy.source_prefix, bound):
+            return -1
+        counted |= COUNTED_PROCESS
+    bound = oi_get(&policy.gate.source_max)
+    if bound:
+        if not source_enter(policy.gate, client.ip, policy.source_prefix, bound):
+            sources_leave(process, policy, client, counted)
+            return -1
+        counted |= COUNTED_RULE
+    return counted

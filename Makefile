@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 COMMA  := ,
-NATIVE := $(wildcard _fastpath/*.pyx _fastpath/*/*.pxd _fastpath/*.py)
+NATIVE := $(wildcard _fastpath/*.pyx _fastpath/*/*.pxd _fastpath/*.py _package/*.py)
 BENCH  := bench/pyproject.toml $(wildcard bench/native/*)
 
 # Where `make install` installs; DESTDIR, for those who make packages, stands before all of it.
@@ -16,7 +16,7 @@ LIBRARY  := $(PREFIX)/lib/oinetd
 INSTALLED_PYTHON ?= $(LIBRARY)/bin/python
 SHARE    := $(DESTDIR)$(PREFIX)/share
 
-.PHONY: run test check docs package-test sanitize soak build wheel install install-files clean
+.PHONY: run test check docs package-test sanitize soak build wheel sbom deb install install-files clean
 
 # Without a network pip prints a page of errors: one sentence replaces it. Other errors of pip are printed.
 define INSTALL
@@ -55,10 +55,11 @@ sanitize: $(VENV)/test-ready
 	sh tests/sanitize.sh address -n 2
 	sh tests/sanitize.sh thread
 
-# The tests that boot a Debian with systemd in systemd-nspawn. The first run makes its folder with debootstrap (root,
-# network, four minutes, 300 MB in /var/cache/oinetd-tests). Once the folder is there, `make test` runs them, too (25 s).
-package-test: $(VENV)/test-ready
-	@OINETD_MAKE_GUEST=1 $(BIN)/python -m pytest tests/systemd
+# What is installed: the distributions, the Debian package, the container, several machines, and the unit under systemd in
+# systemd-nspawn. The first run makes folders with debootstrap (root, network, ten minutes, 1 GB in
+# /var/cache/oinetd-tests). Once the folder of the guest is there, `make test` runs tests/systemd, too (25 s).
+package-test: $(VENV)/package-ready
+	@OINETD_MAKE_GUEST=1 OINETD_PACKAGE_TESTS=1 $(BIN)/python -m pytest tests/systemd tests/packages
 
 # Long runs of the load drivers: keyed streams, denials that race, calls that fail at random. SOAK_SEED repeats one.
 soak: export SOAK_SECONDS ?= 300
@@ -75,6 +76,14 @@ wheel: $(BIN)/python
 	  --require-hashes --no-deps --only-binary :all: --requirement constraints-build.txt
 	@build/wheel-env/bin/python -m pip --disable-pip-version-check wheel \
 	  --no-build-isolation --no-deps --wheel-dir dist .
+
+# The bill of materials of a release, in CycloneDX's format: what is installed with oinetd, in an environment of its own.
+SBOM ?= dist/oinetd.cdx.json
+sbom: $(VENV)/package-ready
+	@rm -rf build/sbom-env && $(PYTHON) -m venv --without-pip build/sbom-env && mkdir -p $(dir $(SBOM))
+	@$(PIP) --python build/sbom-env/bin/python install .
+	@$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --mc-type application \
+	  --output-file $(SBOM) build/sbom-env/bin/python 2>build/sbom.log || { cat build/sbom.log >&2; exit 1; }
 
 install: $(BIN)/python install-files
 	@$(PYTHON) -m venv --without-pip $(DESTDIR)$(LIBRARY)
@@ -118,6 +127,10 @@ $(VENV)/built: $(BIN)/python pyproject.toml $(NATIVE)
 $(VENV)/test-ready: $(VENV)/built $(BENCH)
 	@echo 'installing what the tests need'
 	@$(call INSTALL,--editable '.[test]' --editable bench,the tests cannot run)
+	@touch $@
+
+$(VENV)/package-ready: $(VENV)/test-ready
+	@$(call INSTALL,--editable '.[test$(COMMA)package]',the packages cannot be made)
 	@touch $@
 
 $(VENV)/check-ready: $(VENV)/test-ready

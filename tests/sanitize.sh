@@ -46,7 +46,7 @@ esac
 place=build/sanitize-$kind
 rm -rf "$place"
 mkdir -p "$place"
-cp -R pyproject.toml README.md LICENSE oinetd _fastpath tests "$place" 2>/dev/null || true
+cp -R pyproject.toml README.md LICENSE oinetd _fastpath _package tests "$place" 2>/dev/null || true
 rm -f "$place"/oinetd/_fastpath*.so "$place"/_fastpath/*.c
 case $PYTHON in /*) ;; *) PYTHON=$PWD/$PYTHON ;; esac
 cd "$place"

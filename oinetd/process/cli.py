@@ -15,7 +15,7 @@ from oinetd.process.context import HELD_SIGNALS, prepare
 from oinetd.process.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_OSERR, EX_TEMPFAIL, EX_USAGE, Options
 from oinetd.process.privileges import Identity
 
-__all__ = ["main"]
+__all__ = ["command_parser", "main"]
 
 CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
 """Where the configuration is searched; the second path lets oinetd replace rinetd without any change."""
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["demo"]:
             return _demo(words[1:])
-        parser = _parser()
+        parser = command_parser()
         said, extra = parser.parse_known_args(words)
         if extra:
             parser.error(_unexpected(extra[0]))
@@ -90,7 +90,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EX_USAGE, f"{self.prog}: {message}\n{self.format_usage()}")
 
 
-def _parser() -> _Parser:
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of the command line; completions of shells are made from it."""
     parser = _Parser(
         prog="oinetd",
         description="Forwards TCP connections and UDP datagrams as its configuration says.",

@@ -13,7 +13,7 @@ import pytest
 from oinetd.core.record import Ending
 from oinetd.observe.formats import STATUS
 from oinetd.observe.writer import HELD_BYTES_MAX
-from oinetd.process.cli import _parser
+from oinetd.process.cli import command_parser
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "man" / "oinetd.8").read_text()
@@ -21,7 +21,7 @@ PAGE = (ROOT / "man" / "oinetd.8").read_text()
 
 def test_every_option_has_its_entry() -> None:
     entries = "\n".join(re.findall(r"(?m)^\.It Fl .*$", PAGE))
-    for action in _parser()._actions:
+    for action in command_parser()._actions:
         for option in action.option_strings:
             assert re.search(rf"\bFl {re.escape(option[1:])}( |$)", entries, re.M), option
 

@@ -31,7 +31,11 @@ try:
     from oinetd import _fastpath
     from oinetd._fastpath import Hub as _Reactors
 except ImportError as error:  # no compiler when it was installed, or another Python
-    _missing = f"the extension is not there: {error}"
+    # pip keeps a wheel that it built without a compiler, and would install it again.
+    _missing = (
+        f"cannot load the native extension ({error}); to build it: apt install gcc python3-dev (or what this system "
+        "calls them), then pip install --force-reinstall --no-deps --no-cache-dir oinetd"
+    )
     _Reactors = object  # type: ignore[misc, assignment]
 else:
     _missing = ""

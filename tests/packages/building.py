@@ -1,0 +1,48 @@
+"""Building the distributions with the tools of this environment (`make package-test` installs them)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Final
+
+__all__ = ["EPOCH", "PATIENCE_S", "ROOT", "build", "run", "unpack"]
+
+ROOT: Final = Path(__file__).parents[2]
+EPOCH: Final = "1700000000"
+PATIENCE_S: Final = 600.0
+
+
+def run(*words: str | Path, **environment: str) -> str:
+    """What the command prints; it has to succeed. `environment` is added to that of this process."""
+    tools = Path(sys.executable).parent
+    done = subprocess.run(
+        [str(word) for word in words],
+        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "SOURCE_DATE_EPOCH": EPOCH, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE_S,
+        cwd="/",
+    )
+    assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+def build(tree: Path, kind: str, place: Path, **environment: str) -> Path:
+    """The distribution of `kind` (`--sdist`, `--wheel`), built from `tree` into `place`."""
+    run(sys.executable, "-m", "build", "--no-isolation", kind, "--outdir", place, tree, **environment)
+    (made,) = place.iterdir()
+    return made
+
+
+def unpack(sdist: Path, place: Path) -> Path:
+    """The tree in the source distribution, below `place`."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(place, filter="data")
+    (tree,) = place.iterdir()
+    return tree

@@ -7,7 +7,7 @@ with the facts it stands on. The classes here are called from one thread, that o
 which may be called from any. The stub `oinetd/_fastpath.pyi` says what everything is for.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strerror
 
@@ -18,7 +18,9 @@ cimport cython
 
 from shared.access cimport Access, Pattern, access_decide
 from shared.attempt cimport Attempt, attempts_items
-from base.address cimport ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, address_read, address_text
+from base.address cimport (
+    ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, UNIX_MARK, address_is_unix, address_read, address_text,
+)
 from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
 from state.command cimport (
     all_exited, emptiest, listener_add, listener_remove, listener_replace, post, post_all, reactor_joins,
@@ -36,7 +38,7 @@ from shared.inbox cimport (
     MESSAGE_UDP_RENEW, MESSAGE_UDP_REPLACE, MESSAGE_UDP_REVOKE, MESSAGE_UDP_TRIM, Message,
 )
 from base.linux cimport (
-    AF_INET, AF_INET6, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
+    AF_INET, AF_INET6, AF_UNIX, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
     c_close, c_fcntl, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_join, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock, sockaddr_in, sockaddr_in6, usleep,
 )
@@ -53,7 +55,7 @@ from state.slab cimport CHUNK_SLOTS
 from shared.source cimport Prefix
 from state.reactor cimport REACTORS_MAX, Hub as HubState, Reactor, Snapshot
 from shared.target cimport (
-    ADDRESSES_MAX, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold, targets_pick,
+    ADDRESSES_MAX, Target, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold, targets_pick,
     targets_rank, targets_remember,
 )
 from shared.totals cimport TOTALS_PLACES, Totals, totals_add
@@ -94,9 +96,16 @@ def kernel_features():
 
 
 cdef int _parse_address(str host, Address *address) except -1:
-    """Read a numeric address, with or without a scope."""
+    """Read a numeric address, with or without a scope; `unix:` and a number is a user at a unix socket."""
     cdef bytes packed
+    cdef uint32_t uid
     memset(address, 0, sizeof(Address))
+    if host.startswith("unix:"):
+        uid = int(host[5:] or "0")
+        memcpy(address.ip, UNIX_MARK, 4)
+        memcpy(&address.ip[4], &uid, 4)
+        address.family = AF_UNIX
+        return 0
     plain, percent, scope = host.partition("%")
     if ":" in plain:
         packed = socket.inet_pton(socket.AF_INET6, plain)
@@ -112,10 +121,21 @@ cdef int _parse_address(str host, Address *address) except -1:
     return 0
 
 
-cdef int _parse_target(tuple place, SocketAddress *target) except -1:
-    """A sockaddr as Python writes it: (host, port) or (host, port, flow, scope)."""
+cdef int _parse_target(place, SocketAddress *target) except -1:
+    """A sockaddr as Python writes it: (host, port), (host, port, flow, scope), or the path of a unix socket."""
     cdef Address address
     cdef sockaddr_in *four
+    cdef bytes path
+    if isinstance(place, str):
+        path = place.encode("utf-8", "surrogateescape")
+        memset(target, 0, sizeof(SocketAddress))
+        if not 0 < len(path) < <int> sizeof(target.place.local.sun_path):
+            raise ValueError("the path of a unix socket is too long")
+        target.place.local.sun_family = AF_UNIX
+        memcpy(target.place.local.sun_path, <const char *> path, len(path))
+        # The NUL at the end belongs to a path, but not to an abstract name.
+        target.size = <uint32_t> (sizeof(target.place.local.sun_family) + len(path) + (path[0] != 0))
+        return 0
     _parse_address(place[0], &address)
     memset(target, 0, sizeof(SocketAddress))
     if address.family == AF_INET:
@@ -125,16 +145,18 @@ cdef int _parse_target(tuple place, SocketAddress *target) except -1:
         memcpy(&four.sin_addr, &address.ip[12], 4)
         target.size = sizeof(sockaddr_in)
     else:
-        target.place.sin6_family = AF_INET6
-        target.place.sin6_port = htons(place[1])
-        memcpy(&target.place.sin6_addr, address.ip, 16)
-        target.place.sin6_scope_id = place[3] if len(place) > 3 and place[3] else address.scope
+        target.place.six.sin6_family = AF_INET6
+        target.place.six.sin6_port = htons(place[1])
+        memcpy(&target.place.six.sin6_addr, address.ip, 16)
+        target.place.six.sin6_scope_id = place[3] if len(place) > 3 and place[3] else address.scope
         target.size = sizeof(sockaddr_in6)
     return 0
 
 
 cdef str _text(const Address *address):
     cdef char text[ADDRESS_TEXT_BYTES]
+    if address_is_unix(address):
+        return "unix:"
     address_text(address, text, False)
     if address.scope:
         try:
@@ -328,7 +350,7 @@ cdef Targets *_targets(addresses, Policy before) except NULL:
     cdef Targets *targets
     if len(addresses) > ADDRESSES_MAX:
         raise ValueError(f"a destination has at most {ADDRESSES_MAX} addresses")
-    targets = <Targets *> calloc(1, sizeof(Targets))
+    targets = <Targets *> calloc(1, sizeof(Targets) - (ADDRESSES_MAX - len(addresses)) * sizeof(Target))
     if targets == NULL:
         raise MemoryError
     try:
@@ -360,7 +382,7 @@ cdef class Policy:
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, uint32_t lifetime_ms=0, keepalive=(0, 0, 0),
         uint32_t flip_bytes=0, uint32_t silence_ms=4000,
-        source_prefix=(32, 64), Policy before=None,
+        source_prefix=(32, 64), Policy before=None, int64_t peer_uid=-1,
     ):
         self.policy = <PolicyState *> calloc(1, sizeof(PolicyState))
         if self.policy == NULL:
@@ -374,6 +396,7 @@ cdef class Policy:
         self.policy.targets = _targets(addresses, before)
         for at, loops in enumerate(looping[:ADDRESSES_MAX]):
             self.policy.looping[at] = loops
+        self.policy.peer_uid = peer_uid
         self.policy.may_self_connect = may_self_connect
         self.policy.may_broadcast = may_broadcast
         for place in sources:
@@ -410,6 +433,12 @@ cdef class Policy:
     def address(self, int at):
         """Address number `at`: host and port."""
         cdef Address address
+        cdef SocketAddress *place = &self.policy.targets.items[at].place
+        if place.place.six.sin6_family == AF_UNIX:
+            path = place.place.local.sun_path[:place.size - sizeof(place.place.local.sun_family)]
+            if path[0] == 0:
+                path = b"@" + path[1:]
+            return "unix:" + path.rstrip(b"\0").decode("utf-8", "surrogateescape"), 0
         address_read(&address, &self.policy.targets.items[at].place.place)
         return _text(&address), address.port
 
@@ -435,10 +464,20 @@ cdef class Policy:
 Record = namedtuple("Record", (
     "kind", "id", "tag", "token", "started", "client", "client_port", "upstream", "upstream_port", "connect_s",
     "duration_s", "bytes_up", "bytes_down", "ending", "errno", "moved_by", "datagrams_up", "datagrams_down",
-    "datagrams_lost", "idle_s", "tries",
+    "datagrams_lost", "idle_s", "tries", "credentials",
 ), module="oinetd._fastpath")
 
 cdef object new_tuple = tuple.__new__
+
+
+cdef object _credentials(const Address *client):
+    """Process, user and group of a client of a unix socket; None of another."""
+    cdef uint32_t uid, gid
+    if not address_is_unix(client):
+        return None
+    memcpy(&uid, &client.ip[4], 4)
+    memcpy(&gid, &client.ip[8], 4)
+    return <int> client.scope, uid, gid
 
 
 cdef void tries_free(RecordState *record) noexcept:
@@ -521,6 +560,8 @@ cdef class Hub:
         cdef Address key
         if address.family == 0:
             return ""
+        if address_is_unix(address):
+            return "unix:"
         key = address[0]
         key.port = 0
         place = _text_place(&key)
@@ -536,7 +577,7 @@ cdef class Hub:
             record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
             record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
             record.datagrams_up, record.datagrams_down, record.datagrams_lost, record.idle_us * 1e-6,
-            _tries(record),
+            _tries(record), _credentials(&record.client),
         ))
 
     cdef _reclaim(self):
@@ -742,7 +783,7 @@ cdef class Hub:
             if each.count:
                 records.append(new_tuple(Record, (
                     RECORD_COUNTED, each.count, each.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, 0, 0, each.ending, 0, 0,
-                    0, 0, 0, 0.0, (),
+                    0, 0, 0, 0.0, (), None,
                 )))
                 each.count = 0
 

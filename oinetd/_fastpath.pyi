@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self, final
 
 from typing_extensions import disjoint_base
 
-_Place = tuple[str, int] | tuple[str, int, int, int]
+_Place = tuple[str, int] | tuple[str, int, int, int] | str
 _Patterns = Sequence[tuple[int, bytes]]
 
 class Record(NamedTuple):
@@ -44,6 +44,9 @@ class Record(NamedTuple):
     idle_s: float
     tries: tuple[tuple[int, int], ...]
     """Addresses that did not take the connection, by their numbers in the policy, each with its errno."""
+    credentials: tuple[int, int, int] | None
+    """Process, user and group of a client of a unix socket, whose `client` is `unix:`. A unix `upstream` is `unix:`,
+    too, and `upstream_port` the number of the address in the policy."""
 
 def kernel_features() -> dict[str, int]:
     """What this kernel and this process offer to the data plane.
@@ -160,6 +163,7 @@ class Policy:
         flip_bytes: int = 0,
         silence_ms: int = 4000,
         source_prefix: tuple[int, int] = (32, 64),
+        peer_uid: int = -1,
         before: Policy | None = None,
     ) -> Policy: ...
     def address(self, at: int) -> tuple[str, int]:

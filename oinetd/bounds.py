@@ -67,6 +67,7 @@ _WHOLE: Final = {
     "busy_poll_us": (-1, BUSY_POLL_US_MAX),
     "idle_s": (0, KEEPALIVE_S_MAX),
     "interval_s": (1, KEEPALIVE_S_MAX),
+    "unix_mode": (0, 0o777),
     "count": (1, KEEPALIVE_COUNT_MAX),
 }
 

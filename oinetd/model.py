@@ -16,6 +16,7 @@ from oinetd.errors import ConfigError, Problem
 
 __all__ = [
     "SOURCE_PREFIX",
+    "UNIX_PREFIX",
     "AccessRule",
     "Config",
     "Endpoint",
@@ -94,13 +95,16 @@ class Origin:
 
 NOWHERE = Origin()
 
+UNIX_PREFIX = "unix:"
+"""What the address of a unix socket begins with: `unix:/path`, or `unix:@name` in the abstract name space."""
+
 UDP_TIMEOUT_S = 72.0
 """The life of a silent UDP session where `timeout=` is absent or 0: what rinetd takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An address and a port, or a range of ports, as a rule names it.
+    """An address and a port, or a range of ports, as a rule names it; or a unix socket, whose port is 0.
 
     `host` is kept as written, because that is how the log prints it; `address` is the form the resolver takes.
     `last_port` is the end of a range, included; it equals `port` for a single one.
@@ -125,6 +129,11 @@ class Endpoint:
         return self.host
 
     @property
+    def is_unix(self) -> bool:
+        """Whether it is a unix socket."""
+        return self.host.startswith(UNIX_PREFIX)
+
+    @property
     def ports(self) -> range:
         return range(self.port, self.last_port + 1)
 
@@ -133,6 +142,8 @@ class Endpoint:
         return Endpoint(self.host, port, self.protocol)
 
     def __str__(self) -> str:
+        if self.is_unix:
+            return self.host
         ports = str(self.port) if self.last_port == self.port else f"{self.port}-{self.last_port}"
         return f"{self.host} {ports}" + ("/udp" if self.protocol is Protocol.UDP else "")
 
@@ -210,12 +221,17 @@ class Settings:
 class RuleOptions:
     """What a rule says for itself in its `[...]`; None where the configuration's word holds.
 
-    `source` is the local address of the outgoing socket (`src=`), `udp_timeout_s` the life of a silent UDP session
+    `source` is the local address of the outgoing socket (`src=`). `unix_mode` and `unix_owner` (`user:group`) are those
+    of the file of a unix socket to listen on, `peer_user` the only user that may serve a unix destination, by name or
+    number. `udp_timeout_s` the life of a silent UDP session
     (`timeout=`, no effect on TCP), `max_connections` the bound on the rule's live sessions, and
     `max_connections_per_source` the bound on those of one client address; 0 is no bound.
     """
 
     source: str | None = None
+    unix_mode: int | None = None
+    unix_owner: str | None = None
+    peer_user: str | None = None
     udp_timeout_s: float | None = None
     max_connections: int | None = None
     max_connections_per_source: int | None = None
@@ -259,13 +275,13 @@ class Rule:
         if bind != connect:
             raise ValueError(f"{bind} ports to listen on, {connect} to connect to: the two ranges have one length")
         check_types(self.access, AccessRule)
-        if not self.connect.port:
+        if not self.connect.port and not self.connect.is_unix:
             raise ConfigError(Problem("port 0 cannot be a destination", self.origin.file, self.origin.line))
 
     @property
     def identity(self) -> Endpoint | Rule:
         """What makes it the same rule over a reload: where it listens, or all of it where the port is the kernel's."""
-        return self.bind if self.bind.port else self
+        return self.bind if self.bind.port or self.bind.is_unix else self
 
     def routes(self) -> Iterator[Route]:
         """The rule's pairs of single ports, in order."""

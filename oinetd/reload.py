@@ -17,6 +17,7 @@ from oinetd.core.access import AccessControl, access_control
 from oinetd.core.hooks import Admit, Hooks
 from oinetd.core.revocation import Revocation
 from oinetd.core.service import Service, Watcher
+from oinetd.core.unix_peer import peer_uid_of
 from oinetd.lanes.choose import Choice, Lanes, Listening
 from oinetd.lanes.datagrams import settle_datagrams
 from oinetd.lanes.limits import Limits
@@ -108,6 +109,8 @@ class Reload:
         self._connection_log.check_change(config.log)
         choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
         access = {id(rule): access_control(config, rule) for rule in config.rules}
+        for rule in config.rules:
+            peer_uid_of(rule)
         return _Plan(config, choices, access, Destinations(config, self.destinations))
 
     # Put in force
@@ -175,6 +178,7 @@ class Reload:
             admit=self._admit,
             source_prefix=config.source_prefix,
             guard=guard,
+            peer_uid=peer_uid_of(rule),
         )
 
     def _serve(

@@ -1,10 +1,14 @@
-"""A peer's numeric address, small enough to be kept with every connection."""
+"""A peer's numeric address, small enough to be kept with every connection.
+
+A client of a unix socket has its user and group in place of an address, behind UNIX_MARK, and its process as scope.
+"""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
 from base.linux cimport (
-    AF_INET, AF_INET6, inet_ntop, ntohs, sockaddr, sockaddr_in, sockaddr_in6, socklen_t,
+    AF_INET, AF_INET6, AF_UNIX, SOL_SOCKET, SO_PEERCRED, c_getsockopt, inet_ntop, ntohs, sockaddr, sockaddr_in,
+    sockaddr_in6, sockaddr_un, socklen_t, ucred,
 )
 
 cdef enum:
@@ -13,11 +17,15 @@ cdef enum:
 cdef struct Address:
     uint8_t ip[16]              # an IPv4 address is kept in its mapped form, ::ffff:a.b.c.d
     uint32_t scope
-    uint16_t port               # host order
+    uint16_t port               # host order; of a unix destination, the number of the address
     uint16_t family             # of the socket; 0 is no address
 
-cdef struct SocketAddress:      # what bind and connect take: the longer of the two families
-    sockaddr_in6 place
+cdef union Place:
+    sockaddr_in6 six            # its family stands where that of the others does
+    sockaddr_un local
+
+cdef struct SocketAddress:      # what bind and connect take, of any family
+    Place place
     socklen_t size
 
 cdef extern from *:
@@ -25,6 +33,12 @@ cdef extern from *:
     static const unsigned char oi_mapped_prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
     """
     const uint8_t *MAPPED_PREFIX "oi_mapped_prefix"
+
+cdef extern from *:
+    """
+    static const unsigned char oi_unix_mark[4] = {0xff, 'u', 'n', 'x'};     /* multicast: no client's address */
+    """
+    const uint8_t *UNIX_MARK "oi_unix_mark"
 
 
 cdef inline void address_read(Address *self, const void *place) noexcept nogil:
@@ -43,6 +57,28 @@ cdef inline void address_read(Address *self, const void *place) noexcept nogil:
         memcpy(self.ip, &six.sin6_addr, 16)
         self.port = ntohs(six.sin6_port)
         self.scope = six.sin6_scope_id
+    elif self.family == AF_UNIX:
+        memcpy(self.ip, UNIX_MARK, 4)
+
+
+cdef inline bint address_is_unix(const Address *self) noexcept nogil:
+    return self.family == AF_UNIX
+
+
+cdef inline bint peer_credentials(int fd, ucred *peer) noexcept nogil:
+    """Who is at the other end of a unix socket, since the connect."""
+    cdef socklen_t size = sizeof(ucred)
+    return c_getsockopt(fd, SOL_SOCKET, SO_PEERCRED, peer, &size) == 0
+
+
+cdef inline void address_identify(Address *self, int fd) noexcept nogil:
+    """Put user, group and process of the peer of a unix socket into its address."""
+    cdef ucred peer
+    if peer_credentials(fd, &peer):
+        memcpy(&self.ip[4], &peer.uid, 4)
+        memcpy(&self.ip[8], &peer.gid, 4)
+        self.scope = <uint32_t> peer.pid
+
 
 
 cdef inline bint address_is_four(const Address *self) noexcept nogil:

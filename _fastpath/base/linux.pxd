@@ -73,7 +73,21 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_send "send"(int fd, const void *data, size_t size, int flags)
     enum:
         AF_INET, AF_INET6, SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SHUT_WR, SOL_SOCKET
-        SO_BROADCAST, SO_ERROR, SO_LINGER, SO_RCVBUF, SO_KEEPALIVE, SO_OOBINLINE, MSG_DONTWAIT, MSG_NOSIGNAL
+        AF_UNIX, SO_BROADCAST, SO_DOMAIN, SO_PEERCRED, SO_ERROR, SO_LINGER, SO_RCVBUF, SO_KEEPALIVE, SO_OOBINLINE, MSG_DONTWAIT, MSG_NOSIGNAL
+
+cdef extern from "<sys/un.h>" nogil:
+    struct sockaddr_un:
+        sa_family_t sun_family
+        char sun_path[108]
+
+cdef extern from *:
+    """
+    struct oi_ucred { int pid; unsigned int uid; unsigned int gid; };   /* struct ucred needs _GNU_SOURCE */
+    """
+    struct ucred "oi_ucred":
+        int pid
+        uint32_t uid
+        uint32_t gid
 
 cdef extern from "<netinet/in.h>" nogil:
     struct in_addr:

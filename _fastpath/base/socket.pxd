@@ -4,7 +4,7 @@ from libc.string cimport memcmp
 
 from base.address cimport Address, address_read
 from base.linux cimport (
-    ECONNRESET, EPIPE, SOL_SOCKET, SO_ERROR, SO_LINGER, c_close, c_getsockname, c_getsockopt, c_setsockopt, linger,
+    AF_UNIX, ECONNRESET, EPIPE, SOL_SOCKET, SO_DOMAIN, SO_ERROR, SO_LINGER, c_close, c_getsockname, c_getsockopt, c_setsockopt, linger,
     sockaddr, sockaddr_storage, socklen_t,
 )
 
@@ -31,6 +31,12 @@ cdef inline int socket_error(int fd, int otherwise) noexcept nogil:
     if c_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0 or error == 0:
         return otherwise
     return ECONNRESET if error == EPIPE else error
+
+
+cdef inline bint socket_is_unix(int fd) noexcept nogil:
+    cdef int family = 0
+    cdef socklen_t size = sizeof(family)
+    return c_getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size) == 0 and family == AF_UNIX
 
 
 cdef inline bint connected_locally(int fd, const Address *peer) noexcept nogil:

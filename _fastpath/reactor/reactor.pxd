@@ -29,7 +29,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from shared.access cimport access_decide
 from base.clock cimport monotonic_us
-from base.socket cimport close_with_reset, socket_error
+from base.socket cimport close_with_reset, socket_error, socket_is_unix
 from base.atomic cimport oi_add, oi_get, oi_give, oi_put, oi_swap
 from tcp.backoff cimport accept_calm
 from tcp.deadline cimport relay_due
@@ -195,6 +195,8 @@ cdef inline bint pair_begin(Reactor *self, const Message *message) noexcept nogi
     conn.kept_alive = 1
     conn.started_us = self.now_us
     conn.side[UPSTREAM].fd = message.upstream_fd
+    conn.side[CLIENT].local = socket_is_unix(message.fd)
+    conn.side[UPSTREAM].local = socket_is_unix(message.upstream_fd)
     oi_put(&self.live, oi_get(&self.live) + 1)
     watched = watch(self, conn, CLIENT) == 0 and watch(self, conn, UPSTREAM) == 0
     if not watched:

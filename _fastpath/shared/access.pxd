@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport free
 from libc.string cimport memset, strlen
 
-from base.address cimport ADDRESS_TEXT_BYTES, Address, address_is_four, address_text
+from base.address cimport ADDRESS_TEXT_BYTES, Address, address_is_four, address_is_unix, address_text
 from base.linux cimport AF_INET6, IF_NAMESIZE, if_indextoname
 from shared.ending cimport ENDING_DENIED, ENDING_NOT_ALLOWED
 
@@ -103,7 +103,7 @@ cdef inline int access_decide(const Access *self, const Address *peer) noexcept 
     cdef char text[ADDRESS_TEXT_BYTES]
     cdef char other[ADDRESS_TEXT_BYTES]
     cdef int i
-    if self.empty:
+    if self.empty or address_is_unix(peer):     # mode and owner of the socket's file judge who may connect
         return 0
     address_text(peer, text, False)
     other_form(peer, other)

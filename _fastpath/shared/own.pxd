@@ -9,7 +9,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy, memset
 
 from base.socket cimport connected_locally
-from base.address cimport Address, address_is_four
+from base.address cimport Address, address_is_four, address_is_unix
 from base.atomic cimport oi_get, oi_put
 from base.linux cimport (
     AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, c_close, c_connect, c_socket, htons, pthread_mutex_lock,
@@ -88,7 +88,7 @@ cdef inline bint is_local(const Address *address) noexcept nogil:
     cdef socklen_t size
     cdef bint answer
     cdef int fd
-    if always_local(address):
+    if address_is_unix(address) or always_local(address):
         return True
     memset(&place, 0, sizeof(place))
     if address_is_four(address):

@@ -4,7 +4,7 @@ Each connection holds the policy it began with, so that a change of the configur
 lives.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 
 from shared.access cimport Access, access_free
@@ -33,6 +33,7 @@ cdef struct Policy:
     bint may_self_connect        # the kernel may give the outgoing end the very port that it connects to
     bint may_broadcast          # over UDP: the configuration gives the destination as a number
     bint has_source             # `src=`: the outgoing end is bound to ...
+    int64_t peer_uid            # of a unix destination: who has to be there; -1 is anybody
     SocketAddress sources[2]    # ... the first of the destination's family, IPv4 and IPv6; size 0 is none
     uint32_t buffer_bytes
     uint32_t pipe_bytes

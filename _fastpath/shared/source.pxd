@@ -12,7 +12,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
-from base.address cimport MAPPED_PREFIX
+from base.address cimport MAPPED_PREFIX, UNIX_MARK
 from base.linux cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
@@ -76,6 +76,8 @@ cdef inline void source_key(SourceKey *self, const uint8_t *ip, Prefix prefix) n
     memcpy(self.ip, ip, 16)
     if memcmp(ip, MAPPED_PREFIX, 12) == 0:
         self.bits = <uint32_t> 96 + prefix.four
+    elif memcmp(ip, UNIX_MARK, 4) == 0:
+        self.bits = 64          # the mark and the user
     elif ip[0] == 0xfe and (ip[1] & 0xc0) == 0x80:
         self.bits = 128
     else:

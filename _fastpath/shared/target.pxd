@@ -35,7 +35,7 @@ cdef struct Targets:
     uint64_t references         # atomic
     uint64_t turn               # atomic: searches that began
     int count
-    Target items[ADDRESSES_MAX]
+    Target items[ADDRESSES_MAX]     # memory is there for `count` of them
 
 
 cdef inline void targets_hold(Targets *self) noexcept nogil:
@@ -56,7 +56,7 @@ cdef inline void targets_rank(Targets *self) noexcept nogil:
     counts[1] = 0
     for i in range(self.count):
         target = &self.items[i]
-        target.second = target.place.place.sin6_family != self.items[0].place.place.sin6_family
+        target.second = target.place.place.six.sin6_family != self.items[0].place.place.six.sin6_family
         target.rank = <uint8_t> counts[target.second]
         counts[target.second] += 1
     for i in range(self.count):

@@ -48,6 +48,7 @@ cdef struct Side:
     uint8_t wr                  # writing may take something
     uint8_t short_read_inconclusive                 # RDHUP, HUP, ERR or PRI was seen: a short read proves nothing
     uint8_t urgent              # an urgent byte may be in the way of splice
+    uint8_t local               # a unix socket: a short read proves nothing, what was sent is with the peer
     uint8_t failing             # ERR was seen and reading has not come to it yet
 
 cdef struct Dir:                # one direction; its source is the side of the same number

@@ -1,14 +1,14 @@
 """One socket on its way to an address: opened, bound to a source, connected, watched."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
-from base.address cimport Address, SocketAddress, address_read
+from base.address cimport Address, SocketAddress, address_read, peer_credentials
 from base.linux cimport (
-    AF_INET, EINPROGRESS, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, IPPROTO_IP, IPPROTO_TCP,
+    AF_INET, AF_UNIX, EINPROGRESS, EPERM, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, IPPROTO_IP, IPPROTO_TCP,
     IP_BIND_ADDRESS_NO_PORT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE, TCP_NODELAY,
     TCP_QUICKACK, c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket, epoll_event, errno,
-    sockaddr, sockaddr_storage, socklen_t,
+    sockaddr, sockaddr_storage, socklen_t, ucred,
 )
 from shared.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_SOCKET_FAILED
 from shared.policy cimport Policy
@@ -32,7 +32,7 @@ cdef inline int watch(Reactor *reactor, Conn *conn, int side) noexcept nogil:
 
 cdef inline const SocketAddress *source_for(const Policy *policy, const SocketAddress *target) noexcept nogil:
     """The address of ours from which to connect to `target`; of size 0 where there is none."""
-    return &policy.sources[0 if target.place.sin6_family == AF_INET else 1]
+    return &policy.sources[0 if target.place.six.sin6_family == AF_INET else 1]
 
 
 cdef inline int connect_begin(const Policy *policy, const SocketAddress *target, int *ending) noexcept nogil:
@@ -40,15 +40,17 @@ cdef inline int connect_begin(const Policy *policy, const SocketAddress *target,
     cdef const SocketAddress *source = source_for(policy, target)
     cdef int off = 0
     cdef int on = 1
-    cdef int fd = c_socket(target.place.sin6_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    cdef bint local = target.place.six.sin6_family == AF_UNIX
+    cdef int fd = c_socket(target.place.six.sin6_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     cdef int error
     if fd < 0:
         ending[0] = ENDING_SOCKET_FAILED
         return -errno
-    c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
-    c_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
-    c_setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off))
-    if source.size:
+    if not local:
+        c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
+        c_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
+        c_setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off))
+    if source.size and not local:
         # The port is chosen by connect, which can use one again towards another destination; bind could not.
         c_setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))
         if c_bind(fd, <const sockaddr *> &source.place, source.size) != 0:
@@ -61,7 +63,17 @@ cdef inline int connect_begin(const Policy *policy, const SocketAddress *target,
         error = errno
         c_close(fd)
         return -error
+    if local and not peer_is_right(policy, fd):
+        ending[0] = ENDING_CONNECT_FAILED
+        c_close(fd)
+        return -EPERM
     return fd
+
+
+cdef inline bint peer_is_right(const Policy *policy, int fd) noexcept nogil:
+    """Whether the user who listens on a unix socket is the one that the rule demands."""
+    cdef ucred peer
+    return policy.peer_uid < 0 or (peer_credentials(fd, &peer) and <int64_t> peer.uid == policy.peer_uid)
 
 
 cdef inline bint self_connected(int fd, const SocketAddress *target) noexcept nogil:
@@ -83,5 +95,5 @@ cdef inline void acknowledge(const Conn *conn) noexcept nogil:
     It was held back when the connect began: a packet less for each connection whose client speaks first.
     """
     cdef int on = 1
-    if not conn.side[CLIENT].rd:
+    if not conn.side[CLIENT].rd and not conn.side[UPSTREAM].local:
         c_setsockopt(conn.side[UPSTREAM].fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on))

@@ -24,7 +24,7 @@ cdef inline void keep_alive(Conn *conn) noexcept nogil:
     cdef int on = 1
     cdef int fd = conn.side[UPSTREAM].fd
     conn.kept_alive = 1
-    if policy.keep_idle_s:
+    if policy.keep_idle_s and not conn.side[UPSTREAM].local:
         c_setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &policy.keep_idle_s, sizeof(int))
         c_setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &policy.keep_interval_s, sizeof(int))
         c_setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &policy.keep_count, sizeof(int))

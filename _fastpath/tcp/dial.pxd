@@ -17,11 +17,13 @@ from shared.attempt cimport Attempt, attempts_add
 from tcp.backoff cimport accept_pause, is_shortage
 from tcp.connect cimport connect_begin, source_for, watch_as
 from tcp.deadline cimport left_of
-from shared.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED
+from shared.ending cimport (
+    ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED,
+)
 from tcp.ending cimport attempt_note, finish
 from shared.gate cimport budget_give, budget_take
 from tcp.loop cimport came_back, leads_back
-from base.linux cimport EAFNOSUPPORT, ELOOP, EPOLL_CTL_ADD, errno
+from base.linux cimport AF_UNIX, EAFNOSUPPORT, EAGAIN, ELOOP, EPOLL_CTL_ADD, errno
 from shared.policy cimport Policy
 from state.connection_slab cimport KIND_ATTEMPT, KIND_UPSTREAM, UPSTREAM, Conn, event_data
 from state.reactor cimport Reactor
@@ -37,7 +39,7 @@ cdef extern from *:
 
 cdef enum:
     STAGGER_MS = 250            # how long an address may be silent before the next one is tried beside it: RFC 8305
-    SHORT_WAIT_MS = 100         # between two tries to get a descriptor
+    SHORT_WAIT_MS = 100         # between two tries to get a descriptor, or into the accept queue of a unix socket
     SHORT_MAX_MS = 10000        # the longest wait for one where there is no connect-timeout
 
     TRY_FAILED = -1             # no errno of a shortage
@@ -112,13 +114,14 @@ cdef inline void dial_note(Reactor *reactor, Conn *conn, int at, int ending, int
 
 
 cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
-    """A socket on its way to address number `at`. TRY_FAILED: that is noted. -errno: no descriptor is left."""
+    """A socket on its way to address number `at`. TRY_FAILED: that is noted. -errno: no descriptor is left, or with
+    EAGAIN the accept queue of a unix socket is full."""
     cdef Policy *policy = conn.policy
     cdef SocketAddress *target = &policy.targets.items[at].place
     cdef Address address
     cdef int ending = ENDING_CONNECT_FAILED
     cdef int fd
-    if policy.has_source and source_for(policy, target).size == 0:
+    if policy.has_source and source_for(policy, target).size == 0 and target.place.six.sin6_family != AF_UNIX:
         if conn.ending == ENDING_RESOLVE_FAILED:    # no other address has anything to tell
             conn.ending = ENDING_BIND_FAILED
             conn.error = EAFNOSUPPORT
@@ -129,7 +132,7 @@ cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
         return TRY_FAILED
     fd = connect_begin(policy, target, &ending)
     if fd < 0:
-        if ending == ENDING_SOCKET_FAILED and is_shortage(-fd):
+        if (ending == ENDING_SOCKET_FAILED and is_shortage(-fd)) or fd == -EAGAIN:
             return fd
         dial_note(reactor, conn, at, ending, -fd)
         if ending == ENDING_CONNECT_FAILED:
@@ -182,7 +185,7 @@ cdef inline void beside_give(Reactor *reactor) noexcept nogil:
 
 
 cdef inline bint dial_may_wait(Reactor *reactor, const Conn *conn) noexcept nogil:
-    """Whether the client may still wait for a descriptor: as long as for its destination."""
+    """Whether the client may still wait for a descriptor or an accept queue: as long as for its destination."""
     cdef uint64_t longest_ms = conn.policy.connect_ms if conn.policy.connect_ms else SHORT_MAX_MS
     return left_of(conn.started_us // 1000, longest_ms, reactor.now_ms) != 0
 
@@ -205,7 +208,7 @@ cdef inline int dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
         conn.tried |= <uint32_t> 1 << at
         fd = dial_try(reactor, conn, at)
         if fd < TRY_FAILED:
-            if not beside:
+            if not beside and fd != -EAGAIN:
                 accept_pause(reactor, -fd)
             if dial_may_wait(reactor, conn):
                 conn.tried &= ~(<uint32_t> 1 << at)
@@ -213,7 +216,7 @@ cdef inline int dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
                     beside_give(reactor)
                 wheel_arm(&reactor.wheel, conn, reactor.now_ms, SHORT_WAIT_MS)
                 return DIAL_WAITS
-            dial_note(reactor, conn, at, ENDING_SOCKET_FAILED, -fd)
+            dial_note(reactor, conn, at, ENDING_SOCKET_FAILED if fd != -EAGAIN else ENDING_CONNECT_TIMEOUT, -fd)
         elif fd >= 0 and dial_watch(reactor, conn, at, fd, beside):
             dial_arm(reactor, conn)
             return DIAL_BEGUN

@@ -204,7 +204,7 @@ cdef inline void flush_look(Reactor *reactor, Conn *conn) noexcept nogil:
     """Reset the side that lives once its peer has acknowledged every byte, or acknowledges none for a second."""
     cdef int living = UPSTREAM if conn.side[CLIENT].error else CLIENT
     cdef int left = 0
-    if c_ioctl(conn.side[living].fd, SIOCOUTQ, &left) != 0 or left == 0:
+    if conn.side[living].local or c_ioctl(conn.side[living].fd, SIOCOUTQ, &left) != 0 or left == 0:
         finish_failed(reactor, conn)
         return
     if conn.state != CONN_FLUSH or left < conn.flush_left:

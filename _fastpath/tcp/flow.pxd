@@ -4,8 +4,9 @@ The invariants this stands on, checked as asserts:
   1. `moved_in == moved_out + pend`: what was read is written or still pending.
   2. Reading only when nothing is pending, and the mode changes only then. So EAGAIN on input can only mean an empty
      socket (or an urgent byte in the way of splice), never a full pipe.
-  3. `rd` and `wr` are cleared by EAGAIN on that descriptor, or `rd` by a short recv if no RDHUP, HUP, ERR or PRI was seen. A
-     short read tells nothing when a FIN or a reset came in the same event, and nothing with splice.
+  3. `rd` and `wr` are cleared by EAGAIN on that descriptor, or `rd` by a short recv if no RDHUP, HUP, ERR or PRI was
+     seen. A short read tells nothing when a FIN or a reset came in the same event, nothing with splice, and nothing of
+     a unix socket, where descriptors that the peer passes end a read early.
   4. End of file is a recv that returned 0. A splice that returned 0 is asked again by recv: with a FIN behind an
      urgent byte splice says 0 while bytes are waiting.
 
@@ -304,7 +305,7 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
                 side_fail(source, ECONNRESET)
         elif moved == -EAGAIN:
             source.rd = 0
-            source.short_read_inconclusive = 0
+            source.short_read_inconclusive = source.local
             source.urgent = 0
             if source.error:        # seen on a write: what came before it has been read, and no event may follow
                 self.eof = 1

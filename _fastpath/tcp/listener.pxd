@@ -13,7 +13,7 @@ from shared.access cimport access_decide
 from shared.admission cimport sources_enter, sources_leave
 from base.clock cimport unix_time
 from base.socket cimport close_with_reset
-from base.address cimport Address, address_read
+from base.address cimport Address, address_identify, address_is_unix, address_read
 from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_swap
 from tcp.backoff cimport accept_pause, accept_recovered, is_shortage
 from tcp.connect cimport watch
@@ -76,6 +76,7 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
         return True
     conn.counted = <unsigned char> message.counted
     conn.started_us = message.started_us
+    conn.side[CLIENT].local = address_is_unix(&conn.client)
     oi_add(&conn.policy.gate.admitted, 1)
     conn.ending = ENDING_RESOLVE_FAILED     # should the policy have no address at all
     conn.turn = <uint32_t> targets_begin(conn.policy.targets)
@@ -174,6 +175,8 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
             return False
         return True     # a client that has gone again, or an error of the network that belongs to it: the next one
     address_read(&message.client, &peer)
+    if address_is_unix(&message.client):
+        address_identify(&message.client, message.fd)
     message.kind = MESSAGE_ACCEPTED
     message.policy = policy
     message.id = oi_add(&hub.gate.next_id, 1)

@@ -1,9 +1,9 @@
 """What comes of connects under way: one takes the connection, one fails, time is over, or the client has gone."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from base.socket cimport close_with_reset, socket_error
-from base.address cimport address_read
+from base.address cimport address_is_unix, address_read
 from base.atomic cimport oi_get, oi_put
 from shared.attempt cimport Attempt, Attempts, attempts_find, attempts_items
 from tcp.connect cimport acknowledge, self_connected, watch_as
@@ -16,7 +16,7 @@ from shared.ending cimport ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CO
 from tcp.ending cimport attempt_close, attempt_ends, finish, settle
 from tcp.flow cimport side_fail
 from base.linux cimport (
-    ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLL_CTL_MOD, ETIMEDOUT, errno,
+    AF_UNIX, ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLL_CTL_MOD, ETIMEDOUT, errno,
 )
 from shared.policy cimport Policy
 from state.queue cimport ready_add
@@ -99,6 +99,9 @@ cdef inline bint dial_won(Reactor *reactor, Conn *conn, int at) noexcept nogil:
     cdef Attempt *item
     cdef int i
     address_read(&conn.upstream, &conn.policy.targets.items[at].place.place)
+    if address_is_unix(&conn.upstream):
+        conn.upstream.port = <uint16_t> at
+        conn.side[UPSTREAM].local = 1
     if attempts == NULL:
         return True
     winner = attempts_find(attempts, at)
@@ -125,6 +128,8 @@ cdef inline void relay_begin(Reactor *reactor, Conn *conn) noexcept nogil:
     conn.connected_us = reactor.now_us
     conn.side[CLIENT].wr = 1
     conn.side[UPSTREAM].wr = 1
+    conn.side[CLIENT].short_read_inconclusive |= conn.side[CLIENT].local
+    conn.side[UPSTREAM].short_read_inconclusive |= conn.side[UPSTREAM].local
     conn.dir[UP].progress_ms = reactor.now_ms
     conn.dir[DOWN].progress_ms = reactor.now_ms
     if not conn.handed_over:
@@ -139,10 +144,15 @@ cdef inline void relay_begin(Reactor *reactor, Conn *conn) noexcept nogil:
         ready_add(reactor, &conn.dir[DOWN])
 
 
+cdef inline bint has_failed(uint32_t events, bint local) noexcept nogil:
+    """Whether a connection is gone. HUP of a unix socket is only that its peer has closed: its bytes are there."""
+    return events & EPOLLERR or (events & EPOLLHUP and not local)
+
+
 cdef inline void dial_answered(Reactor *reactor, Conn *conn, int at, int fd, uint32_t events) noexcept nogil:
     """An event of the connect to address number `at`. `conn` may be gone afterwards."""
     cdef int error
-    if events & (EPOLLERR | EPOLLHUP):
+    if has_failed(events, conn.policy.targets.items[at].place.place.six.sin6_family == AF_UNIX):
         error = socket_error(fd, ECONNREFUSED)
         if error != ECONNRESET:
             dial_failed(reactor, conn, at, ENDING_CONNECT_TIMEOUT if error == ETIMEDOUT else ENDING_CONNECT_FAILED,
@@ -152,7 +162,7 @@ cdef inline void dial_answered(Reactor *reactor, Conn *conn, int at, int fd, uin
             relay_begin(reactor, conn)
             side_fail(&conn.side[UPSTREAM], error)
             settle(reactor, conn)
-    elif events & EPOLLOUT:
+    elif events & (EPOLLOUT | EPOLLHUP):
         if conn.policy.may_self_connect and self_connected(fd, &conn.policy.targets.items[at].place):
             dial_failed(reactor, conn, at, ENDING_CONNECT_FAILED, ECONNREFUSED)
         elif dial_won(reactor, conn, at):
@@ -164,7 +174,7 @@ cdef inline void dial_event(Reactor *reactor, Conn *conn, int side, uint32_t eve
     """An event of a side while connecting. `conn` may be gone afterwards."""
     if side == UPSTREAM:
         dial_answered(reactor, conn, conn.address, conn.side[UPSTREAM].fd, events)
-    elif events & (EPOLLERR | EPOLLHUP):
+    elif has_failed(events, conn.side[CLIENT].local):
         finish(reactor, conn, ENDING_CLIENT_RESET, socket_error(conn.side[CLIENT].fd, ECONNRESET), True)
 
 

@@ -1,6 +1,8 @@
 """What the control plane is told of addresses: that one begins to fail, and that it works again. Each once."""
 
-from base.address cimport address_read
+from libc.stdint cimport uint16_t
+
+from base.address cimport address_is_unix, address_read
 from base.atomic cimport oi_add, oi_put, oi_swap
 from state.report cimport record_begin, record_push
 from shared.policy cimport Policy
@@ -38,6 +40,8 @@ cdef inline void target_report(Reactor *reactor, Policy *policy, Target *target,
         return
     record.error = error
     address_read(&record.upstream, &target.place.place)
+    if address_is_unix(&record.upstream):
+        record.upstream.port = <uint16_t> (target - &policy.targets.items[0])
     record_push(reactor)
 
 

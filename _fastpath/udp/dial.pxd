@@ -87,7 +87,7 @@ cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
             session.ending = ENDING_CONNECT_FAILED
             session.error = ELOOP
             continue
-        fd = udp_socket(reactor, target.place.sin6_family)
+        fd = udp_socket(reactor, target.place.six.sin6_family)
         if fd < 0:
             session.ending = ENDING_SOCKET_FAILED
             session.error = -fd

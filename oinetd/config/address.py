@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from oinetd.config.mistake import Mistake, did_you_mean, shown
-from oinetd.model import Protocol
+from oinetd.model import UNIX_PREFIX, Protocol
 
 __all__ = ["MAPPED", "Host", "Ports", "host_and_port", "parse_host", "parse_ports"]
 
@@ -23,6 +23,9 @@ MAPPED = b"\0" * 10 + b"\xff\xff"
 NAME_CHARS_MAX = 253
 LABEL_CHARS_MAX = 63
 """The limits of a domain name, RFC 1035, 2.3.4."""
+
+UNIX_PATH_BYTES_MAX = 107
+"""The length of sun_path in linux/un.h, without the NUL at the end, or before an abstract name."""
 
 _LABEL = re.compile(r"[-0-9A-Za-z_]+")
 _NUMBERS = re.compile(r"[0-9.]+")
@@ -36,7 +39,10 @@ _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
 
 
 class Host(NamedTuple):
-    """A parsed host: an address of 4 or 16 bytes with a scope, or a name in lower case without a trailing dot."""
+    """A parsed host: an address of 4 or 16 bytes with a scope, or a name in lower case without a trailing dot.
+
+    A unix socket has its whole address as name.
+    """
 
     packed: bytes
     scope: str = ""
@@ -66,7 +72,8 @@ class Ports(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def parse_host(text: str) -> Host:
-    """Parse the host of a rule or of `src=`: IPv4, `0`, IPv6 with or without brackets and scope, or a name.
+    """Parse the host of a rule or of `src=`: IPv4, `0`, IPv6 with or without brackets and scope, a name, or
+    a unix socket.
 
     Raises `Mistake`.
     """
@@ -74,11 +81,32 @@ def parse_host(text: str) -> Host:
         return Host(bytes(4))
     if text.startswith("["):
         return _bracketed(text)
+    if text.startswith(UNIX_PREFIX):
+        return _unix(text)
     if ":" in text:
         return _ipv6(text)
     if _NUMBERS.fullmatch(text):
         return _ipv4(text)
     return _name(text)
+
+
+def _unix(text: str) -> Host:
+    place = text.removeprefix(UNIX_PREFIX)
+    name = place.removeprefix("@")
+    if not name:
+        raise Mistake("the path of the unix socket is missing", "unix:/run/app.sock, or unix:@app for an abstract name")
+    if place == name and not name.startswith("/"):
+        raise Mistake(
+            f"{shown(name)} is not an absolute path",
+            f"write unix:/run/{name}, or unix:@{name} for an abstract name",
+            start=len(UNIX_PREFIX),
+        )
+    if place == name and (name.endswith("/") or any(part in (".", "..") for part in name.split("/"))):
+        raise Mistake(f"{shown(name)} is not the path of a file", "no '.', no '..', no '/' at the end", start=5)
+    size = len(name.encode("utf-8", "surrogateescape"))
+    if size > UNIX_PATH_BYTES_MAX:
+        raise Mistake(f"the path of the unix socket has {size} bytes; the limit is {UNIX_PATH_BYTES_MAX}", start=5)
+    return Host(b"", name=text)
 
 
 def _bracketed(text: str) -> Host:

@@ -46,7 +46,7 @@ def conflicts(rules: Sequence[RuleLine]) -> Iterator[tuple[int, Problem]]:
     tables: dict[tuple[Protocol, Host], _PortTable] = {}
     twice: set[int] = set()
     for index, rule in enumerate(rules):
-        if rule.bind.port == 0:
+        if rule.bind.port == 0 and not rule.bind.is_unix:
             continue
         table = tables.setdefault((rule.bind.protocol, _bound(rule)), _PortTable())
         holder = table.holder(rule.bind.ports)
@@ -90,6 +90,13 @@ def _ports(rule: RuleLine, other: RuleLine) -> str:
 
 def _twice(rule: RuleLine, other: RuleLine) -> Problem:
     word = rule.bind_word
+    if rule.bind.is_unix:
+        return rule.line.problem(
+            f"{rule.bind.host} is already used by {other.line}",
+            word.column,
+            word.width,
+            "remove one of the two rules, or change its path",
+        )
     return rule.line.problem(
         f"{rule.bind.host} {_ports(rule, other)} is already used by {other.line}",
         word.column,

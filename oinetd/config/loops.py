@@ -96,7 +96,7 @@ class _Listeners:
         for index, rule in enumerate(rules):
             bind = rule.bind
             host = parse_host(bind.host).unmapped
-            for address in (host, *_localhost(host)) if bind.port else ():
+            for address in (host, *_localhost(host)) if bind.port or bind.is_unix else ():
                 self._held.setdefault((bind.protocol, address), []).append((bind.last_port, bind.port, index))
             source = parse_host(rule.options.source).unmapped if rule.options.source else host
             self._ours.update(shown.packed for shown in (host, source) if shown.packed and not shown.wildcard)

@@ -48,6 +48,8 @@ def _rule(rule: Rule) -> str:
 
 
 def _endpoint(endpoint: Endpoint) -> str:
+    if endpoint.is_unix:
+        return _one_word(endpoint.host)
     ports = str(endpoint.port)
     if endpoint.last_port != endpoint.port:
         ports += f"-{endpoint.last_port}"

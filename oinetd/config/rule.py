@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from oinetd.config.address import Ports, host_and_port, parse_host, parse_ports
 from oinetd.config.mistake import Mistake, did_you_mean, nearest, shown
 from oinetd.config.syntax import Line, Option, Statement, Word
+from oinetd.config.unix_socket import is_unix, unfit_options, with_unix_ports
 from oinetd.config.vocabulary import DIRECTIVES, OPTIONS
 from oinetd.errors import Problem
 from oinetd.model import NO_OPTIONS, Endpoint, RuleOptions
@@ -45,6 +46,7 @@ def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
     if other is not None:
         problems.append(other)
         return None
+    words = with_unix_ports(words)
     if len(words) < len(ROLES):
         problems.extend(_missing(line, words))
     elif len(words) > len(ROLES):
@@ -65,6 +67,7 @@ def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
         connect_ports = read(parse_ports, 3)
         if bind_ports and connect_ports:
             problems.extend(_unfit_ports(line, words, bind_ports, connect_ports))
+            problems.extend(unfit_options(line, statement.options, words[0].text, words[2].text))
     problems.extend(statement.problems)
     options = _read_options(line, statement.options, problems) if statement.options else NO_OPTIONS
     problems[before:] = sorted(problems[before:], key=lambda problem: problem.column)
@@ -86,7 +89,7 @@ def _endpoint(host: Word, ports: Ports) -> Endpoint:
 
 def _unfit_ports(line: Line, words: tuple[Word, ...], bind: Ports, connect: Ports) -> Iterator[Problem]:
     """The problems of two ports that are each valid alone."""
-    if not connect.first:
+    if not connect.first and not is_unix(words[2]):
         yield line.problem(
             "port 0 cannot be a destination",
             words[3].column,

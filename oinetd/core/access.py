@@ -19,6 +19,7 @@ from oinetd.core.pattern import CompiledRule, Kind, PatternError, compile_access
 from oinetd.core.record import Ending
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import AccessRule, Config, Rule, Verb
+from oinetd.net.address import UNIX_CLIENT
 
 __all__ = ["AccessControl", "access_control", "glob_match"]
 
@@ -41,7 +42,7 @@ class AccessControl:
 
     def decide(self, address: str) -> Ending | None:
         """Why a client with this numeric address, as the socket gave it, is refused; None if it is not."""
-        if not self._stages:
+        if not self._stages or address == UNIX_CLIENT:  # mode and owner of the socket's file judge who may connect
             return None
         client = _client(address)
         for refuse_when, refusal, matcher in self._stages:

@@ -13,12 +13,16 @@ from collections import Counter
 from typing import Protocol
 
 from oinetd.model import SourcePrefix
+from oinetd.net.address import UNIX_CLIENT
 from oinetd.net.descriptors import LocalBudget
 
 __all__ = ["Gate", "LocalGate", "source_of"]
 
 MAPPED_PREFIX = b"\0" * 10 + b"\xff\xff"
 """The first 12 bytes of an IPv4 address as an IPv6 socket shows it (RFC 4291, 2.5.5.2)."""
+UNIX_MARK = b"\xffunx"
+"""Stands before the user's number in place of an address: no client has a multicast address. As in
+`_fastpath/base/address.pxd`."""
 
 
 class Gate(Protocol):
@@ -85,8 +89,12 @@ def source_of(host: str, prefix: SourcePrefix) -> tuple[int, int]:
     """The source that a client's numeric address belongs to: the bits of its prefix, and their number.
 
     An IPv4 client of an IPv6 socket counts as IPv4. Link-local addresses are sources of their own: they share one
-    prefix on every link, so all hosts of a link would be one source. (`_fastpath/shared/source.pxd` does the same.)
+    prefix on every link, so all hosts of a link would be one source. `unix:` and a number is a user at a unix
+    socket. (`_fastpath/shared/source.pxd` does the same.)
     """
+    if host.startswith(UNIX_CLIENT):
+        packed = UNIX_MARK + int(host.removeprefix(UNIX_CLIENT)).to_bytes(4, "little") + bytes(8)
+        return int.from_bytes(packed, "big") >> 64, 64
     plain = host.partition("%")[0]
     if ":" in plain:
         packed = socket.inet_pton(socket.AF_INET6, plain)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from oinetd.model import Route
+from oinetd.net.unix_sockets import Credentials
 
 __all__ = ["Ending", "RelayResult", "SessionRecord", "Totals", "Try"]
 
@@ -135,6 +136,8 @@ class SessionRecord:
     The datagrams are those of sides that are UDP: up is from the client, down to it; where both are, what the kernel
     took for the other side. Lost are those that oinetd had and could not deliver.
 
+    `credentials` are those of a client of a unix socket, whose `client` is `unix:`.
+
     `idle_s` is of live sessions: how long ago something moved; its age where nothing did. It is 0 in other records.
     """
 
@@ -158,3 +161,9 @@ class SessionRecord:
     datagrams_lost: int = 0
     idle_s: float = 0.0
     tries: tuple[Try, ...] = ()
+    credentials: Credentials | None = None
+
+    @property
+    def source(self) -> str:
+        """What limits per source count it for: the client's address, or the user at a unix socket."""
+        return self.client if self.credentials is None else f"{self.client}{self.credentials.uid}"

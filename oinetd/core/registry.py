@@ -188,7 +188,7 @@ class Registry:
 
     def admit_source(self, live: Live) -> bool:
         """Count the session for its source address; False where that has all it may have, here or of its rule."""
-        client, prefix = live.record.client, self._source_prefix
+        client, prefix = live.record.source, self._source_prefix
         # Only those that are bounded now: what was not counted on the way in must not be on the way out.
         gates: list[Gate] = [self.gate] if self._max_per_source else []
         if live.rule.rule.options.max_connections_per_source:
@@ -236,7 +236,7 @@ class Registry:
     def dismiss_source(self, live: Live) -> None:
         """Take `admit_source` back."""
         for gate in live.gates:
-            gate.leave_source(live.record.client, live.source_prefix)
+            gate.leave_source(live.record.source, live.source_prefix)
 
     def turned_away(self, live: Live) -> None:
         """A UDP client got no session, with `ending` set in the record; it had no place."""

@@ -58,6 +58,7 @@ class Service:
     admit: Admit | None = None
     guard: LoopGuard | None = None
     source_prefix: SourcePrefix = SOURCE_PREFIX
+    peer_uid: int | None = None
 
     @property
     def resolved(self) -> bool:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["ALARM", "ERROR", "LEVEL_READ", "READABLE", "WRITABLE", "Poller"]
+__all__ = ["ALARM", "ERROR", "LEVEL_READ", "READABLE", "WRITABLE", "Poller", "has_failed"]
 
 ERROR = select.EPOLLERR | select.EPOLLHUP
 ALARM = ERROR | select.EPOLLRDHUP | select.EPOLLPRI
@@ -33,6 +34,11 @@ BATCH = 256
 TURNS = 32
 """Flows that continue before the loop polls its sockets again: with many bulk flows a small message waits for this
 number of them, not for all. A turn moves up to 256 KiB, so the cost of the poll is negligible."""
+
+
+def has_failed(sock: socket.socket, events: int) -> bool:
+    """Whether `events` say that the connection is gone. HUP of a unix socket is only that its peer has closed."""
+    return bool(events & ERROR) and not (sock.family == socket.AF_UNIX and not events & select.EPOLLERR)
 
 
 class Poller:

@@ -32,6 +32,7 @@ from oinetd.net.sockets import (
     tune_datagrams,
     tune_listener,
 )
+from oinetd.net.unix_sockets import FileAccess, UnixListener, bind_unix
 
 __all__ = ["BoundAddress", "Port", "PortKey", "open_ports", "plan_ports"]
 
@@ -49,6 +50,11 @@ class PortKey:
     v6only: bool
     nth: int = 0
     protocol: Protocol = Protocol.TCP
+
+    @property
+    def any_port(self) -> bool:
+        """Whether the kernel chooses the port."""
+        return not (self.address.port or self.address.is_unix)
 
     def overlaps(self, other: PortKey) -> bool:
         """Whether the two cannot be bound side by side, for being equal or because one is a wildcard."""
@@ -110,7 +116,7 @@ async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Po
                 v6only = v6only and not address.host.startswith("::ffff:")  # which is IPv4, on an IPv6 socket
                 key = PortKey(address, v6only, 0, protocol)
                 ports.append(Port(key, route, settings.keepalive, settings.listen_backlog, len(found) > 1))
-    return [free.place(port, ports) if port.key.address.port == 0 else port for port in ports]
+    return [free.place(port, ports) if port.key.any_port else port for port in ports]
 
 
 class _FreePorts:
@@ -123,7 +129,7 @@ class _FreePorts:
     def __init__(self, before: Mapping[PortKey, Route]) -> None:
         self._had: dict[tuple[Address, Route], list[int]] = {}
         self._left: dict[tuple[Protocol, Address], list[int]] | None = None
-        self._before = {key: route for key, route in before.items() if key.address.port == 0}
+        self._before = {key: route for key, route in before.items() if key.any_port}
         for key, route in self._before.items():
             self._had.setdefault((key.address, route), []).append(key.nth)
 
@@ -188,11 +194,15 @@ def open_ports(
     opened: dict[Port, socket.socket] = {}
     new: list[Port] = []
     failures: list[tuple[Port, BindError]] = []
+    kept_files: list[tuple[Port, UnixListener]] = []
     for port in ports:
         try:
             if port.key in kept:
                 opened[port] = sock = kept[port.key]
                 if port.key.protocol is Protocol.UDP:
+                    continue
+                if isinstance(sock, UnixListener):
+                    kept_files.append((port, sock))
                     continue
                 changed.append((sock, keepalive_of(sock)))
                 tune_listener(sock, port.key.address, port.keepalive)
@@ -227,8 +237,23 @@ def open_ports(
             f"{port.route.rule.origin}: {error}" if port.route.rule.origin.line else str(error) for port, error in fatal
         ]
         raise BindError("\n".join(lines), fatal[0][1].errno)
+    for port, file in kept_files:
+        _set_access(port, file)
     _warn_of_unserved(given, opened)
     return opened
+
+
+def _set_access(port: Port, listener: UnixListener) -> None:
+    """Give the file of a socket that a reload keeps the mode and owner that the rule says now."""
+    try:
+        listener.set_access(_access(port))
+    except (OSError, LookupError) as error:
+        logger.warning("%s: cannot set mode and owner of the socket's file: %s", port.key.address, error)
+
+
+def _access(port: Port) -> FileAccess:
+    options = port.route.rule.options
+    return FileAccess(options.unix_mode, options.unix_owner)
 
 
 _KIND = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
@@ -238,6 +263,8 @@ _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 def _taken_by(wanted: PortKey, inherited: Iterable[socket.socket]) -> BindError | None:
     """The error that says which inherited socket has the address already; None where none has."""
     for sock in inherited:
+        if sock.family == socket.AF_UNIX:
+            continue
         address = bound_address(sock)
         v6only = address.family == socket.AF_INET6 and bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
         if sock.type != _KIND[wanted.protocol] or not wanted.overlaps(PortKey(address, v6only, 0, wanted.protocol)):
@@ -294,6 +321,8 @@ def _by_port(sockets: Iterable[socket.socket]) -> dict[tuple[int, int], list[soc
 
 
 def _bind(port: Port, retiring: Mapping[tuple[int, int], list[socket.socket]]) -> socket.socket:
+    if port.key.address.is_unix:
+        return bind_unix(port.key.address, _access(port))
     try:
         return _bind_once(port, shared=False)
     except BindError as error:

@@ -10,19 +10,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import socket
 import struct
 import sys
 import termios
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from oinetd.errors import BindError
-from oinetd.model import KeepAlive
+from oinetd.model import UNIX_PREFIX, KeepAlive
+from oinetd.net.address import (
+    UNIX_CLIENT,
+    Address,
+    SocketAddress,
+    client_address,
+    host_and_port,
+    is_numeric,
+)
+from oinetd.net.unix_sockets import UnixListener, has_clients
 
 __all__ = [
     "IP_PKTINFO",
     "SHORTAGE",
+    "UNIX_CLIENT",
     "Address",
     "SocketAddress",
     "bind_datagrams",
@@ -50,8 +60,6 @@ __all__ = [
     "unsent_bytes",
 ]
 
-SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-
 IP_PKTINFO = 8
 """From linux/in.h; the standard library has only the IPv6 option."""
 
@@ -73,46 +81,6 @@ SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _RESET = struct.pack("ii", 1, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A resolved socket address; `sockaddr` is the argument of connect and bind."""
-
-    family: int
-    sockaddr: SocketAddress
-
-    @property
-    def host(self) -> str:
-        return self.sockaddr[0]
-
-    @property
-    def port(self) -> int:
-        return self.sockaddr[1]
-
-    def at(self, port: int) -> Address:
-        """The same address with another port."""
-        return Address(self.family, (self.sockaddr[0], port, *self.sockaddr[2:]))
-
-    @property
-    def is_wildcard(self) -> bool:
-        return self.host in ("0.0.0.0", "::")
-
-    def __str__(self) -> str:
-        return host_and_port(self.host, self.port)
-
-
-def is_numeric(host: str) -> bool:
-    """Whether `host` is an address and not a name."""
-    if host == "0":
-        return True
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, host.partition("%")[0])
-        except (OSError, ValueError):
-            continue
-        return True
-    return False
-
-
 def lookup(host: str, port: int = 0) -> tuple[Address, ...]:
     """All addresses of `host`, in the resolver's order. Blocks if it is a name.
 
@@ -120,6 +88,8 @@ def lookup(host: str, port: int = 0) -> tuple[Address, ...]:
     """
     if host == "0":
         host = "0.0.0.0"
+    if host.startswith(UNIX_PREFIX):
+        return (Address.of_unix(host),)
     flags = socket.AI_NUMERICHOST if is_numeric(host) else 0
     if host.lower().rstrip(".").endswith(".invalid"):  # RFC 6761, 6.4: never exists, so no server is asked
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -190,7 +160,8 @@ def share(sock: socket.socket, shared: bool) -> None:
     On only while a reload replaces a listener by an overlapping one, so that no connection is lost between them. At any
     other time a port in use must be an error.
     """
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
 
 
 def start_listening(sock: socket.socket, address: Address, backlog: int) -> None:
@@ -209,8 +180,11 @@ def stop_queueing(sock: socket.socket) -> bool:
 
     New connections go to another listener on the port, if there is one. Without this, a connection that arrives between
     a look at the empty queue and the close would be reset. The socket is bound to an interface index that does not
-    exist, which the kernel allows (Linux 5.0, without privilege 5.7); an older kernel keeps this gap.
+    exist, which the kernel allows (Linux 5.0, without privilege 5.7); an older kernel keeps this gap. A unix socket
+    loses its file.
     """
+    if sock.family == socket.AF_UNIX:
+        return isinstance(sock, UnixListener) and sock.remove_file()
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
     except OSError:
@@ -219,7 +193,9 @@ def stop_queueing(sock: socket.socket) -> bool:
 
 
 def queue_length(sock: socket.socket) -> int:
-    """The number of connections in the accept queue of a listening socket."""
+    """The number of connections in the accept queue of a listening socket; of a unix socket, 1 for any number."""
+    if sock.family == socket.AF_UNIX:
+        return int(has_clients(sock))
     return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED + 4)[-4:], sys.byteorder)
 
 
@@ -238,7 +214,12 @@ def bind_error(address: Address, error: OSError) -> BindError:
 
 
 def tune(sock: socket.socket, keepalive: KeepAlive) -> None:
-    """Set the options of every relayed socket: no Nagle, urgent bytes inline, keep-alive as configured."""
+    """Set the options of every relayed socket: no Nagle, urgent bytes inline, keep-alive as configured.
+
+    A unix socket has none of them.
+    """
+    if sock.family == socket.AF_UNIX:
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Out of line, an urgent byte makes splice return EAGAIN for ever; inline, it is a normal byte.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
@@ -259,7 +240,7 @@ def tune_listener(sock: socket.socket, address: Address, keepalive: KeepAlive) -
 
 def keepalive_of(sock: socket.socket) -> KeepAlive:
     """The keep-alive settings of `sock`."""
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+    if sock.family == socket.AF_UNIX or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
         return KeepAlive(idle_s=0)
     numbers = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
     return KeepAlive(*(sock.getsockopt(socket.IPPROTO_TCP, number) for number in numbers))
@@ -315,6 +296,8 @@ def is_connected_to_itself(sock: socket.socket, address: Address) -> bool:
     This happens if no process listens on a port of this machine and the kernel chooses this port as the source port:
     once in 28,000 tries, so certainly with clients that retry. The port would then be in use when its server starts.
     """
+    if address.is_unix:
+        return False
     return bool(sock.getsockname()[1] == address.port and sock.getsockname() == sock.getpeername())
 
 
@@ -328,22 +311,16 @@ def close_with_reset(sock: socket.socket) -> None:
 
 
 def unsent_bytes(sock: socket.socket) -> int:
-    """The number of bytes that the peer has not acknowledged."""
+    """The number of bytes that the peer has not acknowledged; those of a unix socket are with the peer already."""
+    if sock.family == socket.AF_UNIX:
+        return 0
     answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     return int(struct.unpack("i", answer)[0])
 
 
-def client_address(sockaddr: SocketAddress) -> tuple[str, int]:
-    """The client's address for the log: an IPv4-mapped address becomes an IPv4 address."""
-    host, port = sockaddr[0], sockaddr[1]
-    return (host[7:], port) if host.startswith("::ffff:") and "." in host else (host, port)
-
-
-def host_and_port(host: str, port: int) -> str:
-    """`host:port`, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def bound_address(sock: socket.socket) -> Address:
     """The bound address of `sock`, with the port that the kernel chose."""
+    if sock.family == socket.AF_UNIX:
+        place = sock.getsockname()
+        return Address(socket.AF_UNIX, os.fsdecode(place) if isinstance(place, bytes) else place)
     return Address(sock.family, sock.getsockname())

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from oinetd.core.record import SessionRecord
-from oinetd.core.safe_open import Location, UnsafePath, own_descriptor
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import LogSettings
 from oinetd.observe.formats import line_format
 from oinetd.observe.refusals import GAP_S, RefusedLines, is_bounded
 from oinetd.observe.writer import LineWriter
+from oinetd.safe_open import Location, UnsafePath, own_descriptor
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle

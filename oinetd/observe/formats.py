@@ -183,7 +183,8 @@ class JsonLines(_Words):
 
     `time` is local time with its zone, `started` the Unix time of the accept; `ending` is the value of the
     `Ending`, `error` the name of `errno`, empty at 0. Datagrams are counted if a side of the rule is UDP.
-    `tries` are the addresses that did not take the connection, if there are any.
+    `tries` are the addresses that did not take the connection, if there are any. A client of a unix socket has
+    `peer_uid`, `peer_gid` and `peer_pid`.
     """
 
     __slots__ = ()
@@ -221,7 +222,7 @@ class JsonLines(_Words):
         return (
             f'{self._begin(event, now)},"id":{record.id}'
             f',"started":{record.started:.6f},"client":{quoted(record.client)},"client_port":{record.client_port}'
-            f",{self.route(record.route)}"
+            f",{self.route(record.route)}{_credentials(record)}"
         )
 
     def _written(self, local: time.struct_time) -> str:
@@ -233,6 +234,12 @@ class JsonLines(_Words):
             f',"connect":{quoted(route.connect.host)},"connect_port":{route.connect.port}'
             f',"rule":{quoted(str(route.rule))},"origin":{quoted(str(route.rule.origin))}'
         )
+
+
+def _credentials(record: SessionRecord) -> str:
+    """Who is at the other end of a unix socket."""
+    peer = record.credentials
+    return "" if peer is None else f',"peer_uid":{peer.uid},"peer_gid":{peer.gid},"peer_pid":{peer.pid}'
 
 
 def _tries(record: SessionRecord) -> str:

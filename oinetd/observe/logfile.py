@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from oinetd.core.safe_open import open_to_append
+from oinetd.safe_open import open_to_append
 
 __all__ = ["LogFile"]
 

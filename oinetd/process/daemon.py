@@ -14,7 +14,6 @@ from socket import socket
 from typing import Any, Final
 
 from oinetd.config import load_config
-from oinetd.core.safe_open import give_empty_file
 from oinetd.errors import ConfigError, OinetdError, Problem
 from oinetd.forwarder import Forwarder
 from oinetd.model import Config
@@ -29,6 +28,7 @@ from oinetd.process.pidfile import PidFile
 from oinetd.process.privileges import Identity
 from oinetd.process.service_manager import ServiceManager
 from oinetd.process.socket_activation import inherited_sockets
+from oinetd.safe_open import give_empty_file
 
 __all__ = ["Daemon", "run"]
 

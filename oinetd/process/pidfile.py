@@ -9,8 +9,8 @@ import os
 import re
 from typing import Final
 
-from oinetd.core.safe_open import Location, kind_of
 from oinetd.errors import ConfigError, OinetdError, Problem
+from oinetd.safe_open import Location, kind_of
 
 __all__ = ["PidFile", "PidFileFault", "PidFileHeld"]
 

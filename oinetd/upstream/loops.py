@@ -45,6 +45,8 @@ class Bound(NamedTuple):
 
     def takes(self, address: Address) -> bool:
         """Whether this socket gets packets to `address`, an address of this machine with the same port."""
+        if self.address.is_unix or address.is_unix:
+            return self.address == address
         if self.address.host == "::":
             return not (self.v6only and _plain(address.host)[0] == socket.AF_INET)
         if self.address.host == "0.0.0.0":
@@ -78,13 +80,13 @@ def find_loops(legs: Sequence[Leg]) -> list[frozenset[Address]]:
     A destination that leads to another rule and from there out of the machine is not included. Linear in the legs and
     their destinations.
     """
-    at: dict[tuple[Protocol, int], list[int]] = {}
+    at: dict[tuple[Protocol, int | str], list[int]] = {}
     for index, leg in enumerate(legs):
-        at.setdefault((leg.bound.protocol, leg.bound.address.port), []).append(index)
+        at.setdefault((leg.bound.protocol, _place_of(leg.bound.address)), []).append(index)
     next_of: dict[int, dict[int, list[Address]]] = {}
     for index, leg in enumerate(legs):
         for address in leg.destinations:
-            for other in at.get((leg.protocol, address.port), ()):
+            for other in at.get((leg.protocol, _place_of(address)), ()):
                 if legs[other].bound.takes(address):
                     next_of.setdefault(index, {}).setdefault(other, []).append(address)
     _cut_ends(next_of)
@@ -92,6 +94,11 @@ def find_loops(legs: Sequence[Leg]) -> list[frozenset[Address]]:
     for index, following in next_of.items():
         found[index] = frozenset(address for addresses in following.values() for address in addresses)
     return found
+
+
+def _place_of(address: Address) -> int | str:
+    """What two addresses have in common where one may lead to the other: the port, or all of it."""
+    return str(address) if address.is_unix else address.port
 
 
 def _cut_ends(next_of: dict[int, dict[int, list[Address]]]) -> None:
@@ -122,6 +129,8 @@ def is_local(address: Address) -> bool:
 
     The source address of a socket connected to an address of its own machine is this address, except in 127.0.0.0/8.
     """
+    if address.is_unix:
+        return True
     host = address.host.removeprefix("::ffff:").partition("%")[0]
     if host.startswith("127.") or host in ("0.0.0.0", "::", "::1"):
         return True

@@ -7,7 +7,7 @@ import contextlib
 import socket
 
 from oinetd.model import Settings
-from oinetd.net.poller import ERROR, Poller
+from oinetd.net.poller import Poller, has_failed
 from oinetd.upstream.destination import Destination
 
 __all__ = ["SHORT_MAX_S", "wait_for_names"]
@@ -33,7 +33,7 @@ async def wait_for_names(
     watched = False
 
     def on_client(events: int) -> None:
-        if events & ERROR and not gone.done():
+        if client is not None and has_failed(client, events) and not gone.done():
             gone.set_result(None)
 
     try:

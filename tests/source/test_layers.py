@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FLOORS = (
-    "bounds errors _fastpath",
+    "bounds errors safe_open _fastpath",
     "model",
     "net",
     "upstream",

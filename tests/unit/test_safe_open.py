@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from oinetd.core.safe_open import Location, UnsafePath, give_empty_file, open_to_append, own_descriptor
+from oinetd.safe_open import Location, UnsafePath, give_empty_file, open_to_append, own_descriptor
 
 NOBODY = 65534
 

@@ -45,6 +45,8 @@ class NativeEngine:
         try:
             policy = self._policy_of(settings)
             for sock in (client, upstream):
+                if sock.family == socket.AF_UNIX:
+                    continue
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
             session_id = self._hub.relay(client.fileno(), upstream.fileno(), policy, token)

@@ -45,7 +45,7 @@ from oinetd.lanes.native.plane import (
     compile_policy,
     new_gate,
 )
-from oinetd.lanes.native.records import fill_record, new_record
+from oinetd.lanes.native.records import fill_record, new_record, upstream_of
 from oinetd.model import UDP_TIMEOUT_S, AccessRule, Endpoint, Protocol, Route, Rule, Settings
 from oinetd.net.sockets import host_and_port, is_numeric
 from oinetd.upstream.loops import Bound
@@ -279,6 +279,7 @@ class NativeLane:
             looping=tuple(address in guard.addresses for address in addresses) if guard is not None else (),
             access=(service.global_access, rule.access),
             source_prefix=service.source_prefix,
+            peer_uid=service.peer_uid,
             before=before,
         )
         self._in_force[tag] = (key, service, policy)
@@ -331,7 +332,7 @@ class NativeLane:
 
     def _address_changed(self, native: _fastpath.Record) -> None:
         if self._on_address is not None and (in_force := self._in_force.get(native.tag)) is not None:
-            self._on_address(in_force[0], native.upstream, native.upstream_port, native.errno)
+            self._on_address(in_force[0], *upstream_of(native, in_force[2]), native.errno)
 
     def _unreachable(self, native: _fastpath.Record) -> None:
         in_force = self._in_force.get(native.tag)

@@ -51,7 +51,7 @@ __all__ = [
 
 log = logging.getLogger("oinetd")
 
-SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
 OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL, TARGET = *range(1, 11), 20
 """Kinds of records, as `_fastpath/shared/ring.pxd` numbers them."""
@@ -217,6 +217,7 @@ def compile_policy(
     before: _fastpath.Policy | None = None,
     access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]] = ((), ()),
     source_prefix: SourcePrefix = SOURCE_PREFIX,
+    peer_uid: int | None = None,
 ) -> _fastpath.Policy:
     """Settings in the form of the data plane; `access` are the global rules and the rule's own.
 
@@ -233,7 +234,7 @@ def compile_policy(
         gate,
         addresses=addresses,
         before=before,
-        may_self_connect=any(address[1] in local_ports for address in addresses),
+        may_self_connect=any(not isinstance(address, str) and address[1] in local_ports for address in addresses),
         may_broadcast=may_broadcast,
         sources=sources,
         looping=looping,
@@ -250,6 +251,7 @@ def compile_policy(
         flip_bytes=flip_bytes,
         silence_ms=_milliseconds(silence.SILENCE_S),
         source_prefix=source_prefix,
+        peer_uid=-1 if peer_uid is None else peer_uid,
     )
 
 

@@ -6,18 +6,30 @@ from typing import TYPE_CHECKING
 
 from oinetd.core.record import SessionRecord, Try
 from oinetd.core.service import Service
+from oinetd.net.address import UNIX_CLIENT
+from oinetd.net.unix_sockets import Credentials
 
 if TYPE_CHECKING:
     from oinetd import _fastpath
 
-__all__ = ["fill_record", "new_record"]
+__all__ = ["fill_record", "new_record", "upstream_of"]
 
 _MOVED_BY = ("", "copy", "splice", "auto")
 
 
 def new_record(native: _fastpath.Record, service: Service) -> SessionRecord:
     """The record of a session as it begins."""
-    return SessionRecord(native.id, service.route, native.client, native.client_port, native.started)
+    record = SessionRecord(native.id, service.route, native.client, native.client_port, native.started)
+    if native.credentials is not None:
+        record.credentials = Credentials(*native.credentials)
+    return record
+
+
+def upstream_of(native: _fastpath.Record, policy: _fastpath.Policy) -> tuple[str, int]:
+    """The address of the destination in a reactor's record; of a unix socket it has only the number."""
+    if native.upstream == UNIX_CLIENT:
+        return policy.address(native.upstream_port)
+    return native.upstream, native.upstream_port
 
 
 def fill_record(
@@ -28,7 +40,7 @@ def fill_record(
     Nothing was relayed if no upstream accepted the connection.
     """
     if native.upstream:
-        record.upstream, record.upstream_port = native.upstream, native.upstream_port
+        record.upstream, record.upstream_port = upstream_of(native, policy)
         record.engine = "native"
         record.relay = _MOVED_BY[native.moved_by] or service.settings.relay.value
     record.connect_s, record.duration_s = native.connect_s, native.duration_s

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import Callable
 
-from oinetd.net.poller import ERROR, Poller
+from oinetd.net.poller import Poller, has_failed
 
 __all__ = ["ClientWatch"]
 
@@ -22,6 +22,7 @@ class ClientWatch:
         self, loop: asyncio.AbstractEventLoop, poller: Poller, client: socket.socket, on_gone: Callable[[], object]
     ) -> None:
         self._poller = poller
+        self._client = client
         self._fd = client.fileno()
         self._on_gone = on_gone
         self._watching = False
@@ -40,6 +41,6 @@ class ClientWatch:
             self._watching = True
 
     def _on_client(self, events: int) -> None:
-        if events & ERROR:
+        if has_failed(self._client, events):
             self.close()
             self._on_gone()

@@ -17,7 +17,7 @@ from oinetd.core.dial import UNRESOLVED, Dialed, DialRequest
 from oinetd.core.record import Ending, Try
 from oinetd.lanes.python.attempt import Attempt, Spares
 from oinetd.net.connect_result import connect_result
-from oinetd.net.poller import ERROR, Poller
+from oinetd.net.poller import Poller, has_failed
 from oinetd.net.sockets import SHORTAGE, Address, bind_source, close_with_reset, is_connected_to_itself, open_upstream
 from oinetd.upstream.address_order import now_ms
 from oinetd.upstream.loops import LOOP_ERRNO
@@ -132,7 +132,7 @@ class _Search:
             self._tried |= 1 << at
             address = self._order.addresses[at]
             local, guard = self._request.source_for(address), self._request.guard
-            if local is None and self._request.source_host is not None:
+            if local is None and self._request.source_host is not None and not address.is_unix:
                 if self._last.address is None:
                     self._last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
                 continue
@@ -154,7 +154,7 @@ class _Search:
             if self._begin(sock, at, local):
                 break
         self._spares.give(len(self._attempts))
-        if not self._attempts and not self._done.done():
+        if not self._attempts and self._next == math.inf and not self._done.done():
             self._settle(self._last)
 
     def _begin(self, sock: socket.socket, at: int, local: Address | None) -> bool:
@@ -177,6 +177,10 @@ class _Search:
             if code == 0:
                 self._connected(attempt)
                 return self._done.done()
+            if code == errno.EAGAIN and address.is_unix:
+                sock.close()
+                self._wait_for_backlog(at)
+                return True
         except OSError as error:  # the descriptor could not be watched, or bound
             code = error.errno or errno.EIO
         except BaseException:
@@ -185,6 +189,19 @@ class _Search:
         close_with_reset(sock)
         self._failed(at, ending, code)
         return False
+
+    def _wait_for_backlog(self, at: int) -> None:
+        """The accept queue of a unix socket is full: the address is tried again soon, for which there is no event."""
+        del self._codes[at]
+        self._tried &= ~(1 << at)
+        self._last = Dialed(None, self._order.addresses[at], Ending.CONNECT_TIMEOUT, errno.EAGAIN)
+        now = self._loop.time()
+        if now >= self._deadline:
+            self._codes[at] = errno.EAGAIN
+            self._settle(self._last)
+            return
+        self._next = now + PATIENCE_S
+        self._arm()
 
     @property
     def _untried(self) -> int:
@@ -285,7 +302,8 @@ class _Search:
 
     def _on_client(self, events: int) -> None:
         # A FIN or bytes are legal before there is an upstream; they wait in the kernel.
-        if events & ERROR and not self._done.done():
+        client = self._request.client
+        if client is not None and has_failed(client, events) and not self._done.done():
             address = next((each.address for each in self._attempts.values()), self._last.address)
             self._settle(Dialed(None, address, Ending.CLIENT_RESET, errno.ECONNRESET))
 

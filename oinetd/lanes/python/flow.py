@@ -57,17 +57,19 @@ class Side:
     """One socket of a relay, and what is known of it.
 
     `readable` and `writable` are true until the kernel says EAGAIN; `alarmed` means that a short read proves nothing,
-    since a FIN, a reset or an urgent byte came too. `errno` is the first error seen, 0 for none.
+    since a FIN, a reset or an urgent byte came too; of a unix socket it never does (`inconclusive`). `errno` is the
+    first error seen, 0 for none.
     """
 
-    __slots__ = ("alarmed", "errno", "fd", "readable", "sock", "writable")
+    __slots__ = ("alarmed", "errno", "fd", "inconclusive", "readable", "sock", "writable")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.readable = False
         self.writable = True
-        self.alarmed = False
+        # Descriptors that a peer passes end a read of a unix socket early.
+        self.alarmed = self.inconclusive = sock.family == socket.AF_UNIX
         self.errno = 0
 
     def note(self, events: int) -> None:
@@ -170,7 +172,7 @@ class Flow:
                 try:
                     count = self.recv_into(buffer)
                 except BlockingIOError:
-                    source.readable = source.alarmed = False
+                    source.readable, source.alarmed = False, source.inconclusive
                     if not source.errno:
                         return
                     # It failed on a write: what came before that has been read, and no event may follow.

@@ -24,7 +24,7 @@ from oinetd.lanes.python.buffers import BufferPool
 from oinetd.lanes.python.flow import Flow, FlowState, Side
 from oinetd.lanes.python.running import RunningRelays
 from oinetd.model import Settings
-from oinetd.net.poller import ERROR, Poller
+from oinetd.net.poller import Poller, has_failed
 from oinetd.net.sockets import close_with_reset, unsent_bytes
 
 __all__ = ["PortableEngine", "Relay"]
@@ -127,7 +127,7 @@ class Relay:
         self._up.pump()
         if not self.finished and self._down.state is FlowState.HELD:
             self._down.pump()
-        if events & ERROR and not self.finished:
+        if has_failed(self.client.sock, events) and not self.finished:
             self._on_error(self.client, self._up, self._down)
 
     def _on_upstream(self, events: int) -> None:
@@ -135,7 +135,7 @@ class Relay:
         self._down.pump()
         if not self.finished and self._up.state is FlowState.HELD:
             self._up.pump()
-        if events & ERROR and not self.finished:
+        if has_failed(self.upstream.sock, events) and not self.finished:
             self._on_error(self.upstream, self._down, self._up)
 
     def _on_error(self, side: Side, outgoing: Flow, incoming: Flow) -> None:

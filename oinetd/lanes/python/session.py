@@ -14,6 +14,7 @@ from oinetd.core.registry import Live
 from oinetd.core.service import Service
 from oinetd.lanes.python.client_watch import ClientWatch
 from oinetd.net.sockets import client_address, close_with_reset
+from oinetd.net.unix_sockets import peer_of
 
 __all__ = ["Session", "ask"]
 
@@ -43,7 +44,6 @@ class Session:
     def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
         self._service = service
         self._client = client
-        self._peer = peer[0]
         self._task: asyncio.Task[None] | None = None
         self._killed = False
         self._gone = False
@@ -51,6 +51,11 @@ class Session:
         self._revoked = False
         host, port = client_address(peer)
         record = SessionRecord(session_id, service.route, host, port, time.time())
+        self._peer = host
+        if client.family == socket.AF_UNIX:
+            record.credentials = peer_of(client)
+        else:
+            self._peer = peer[0]  # as the socket gave it
         self._live = Live(record, service.rule, self.kill, revoke=self.revoke)
         service.registry.enter(self._live)
 
@@ -99,6 +104,11 @@ class Session:
                 ending, code = dialed.failed, dialed.errno
                 if ending is Ending.BIND_FAILED and service.source_host is not None:
                     service.source_host.failed()
+                return
+            foreign = service.peer_uid is not None and dialed.upstream.family == socket.AF_UNIX
+            if foreign and peer_of(dialed.upstream).uid != service.peer_uid:
+                close_with_reset(dialed.upstream)
+                ending, code = Ending.CONNECT_FAILED, errno.EPERM
                 return
             record.engine = service.engine.name
             record.relay = service.settings.relay.value if record.engine == "native" else "copy"

@@ -21,7 +21,7 @@ from oinetd.lanes.python.udp.plane import DatagramPlane, connect
 from oinetd.lanes.python.udp.way import Way
 from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
 from oinetd.net.datagrams import Batch
-from oinetd.net.poller import ERROR, LEVEL_READ, WRITABLE, Poller
+from oinetd.net.poller import LEVEL_READ, WRITABLE, Poller, has_failed
 from oinetd.net.sockets import close_with_reset
 
 __all__ = ["DatagramDialer", "DatagramEngine"]
@@ -135,7 +135,7 @@ class _Relay:
             self._flush()
         if not self._over:
             self._read()
-        if events & ERROR and self._half_closed and not self._over:
+        if has_failed(self._client, events) and self._half_closed and not self._over:
             # Nobody reads any more, so that nobody else would notice.
             code = self._client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self._end(Ending.CLIENT_RESET, code or errno.ECONNRESET)

@@ -1,0 +1,201 @@
+"""Unix sockets to listen on: the file of one belongs to the socket, and goes with it.
+
+A path that is in use is never taken from another program: a file that is no socket, or a link, is an error and stays;
+so is a socket where somebody listens. Only a socket that nobody listens on is replaced, which is what a crash leaves.
+
+The file appears with no permission at all, gets its owner and mode, and only then does the socket listen. Its folder is
+resolved as `safe_open` does: through no link that another user made.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import logging
+import os
+import pwd
+import select
+import socket
+import stat
+import struct
+from typing import NamedTuple
+
+from oinetd.errors import BindError
+from oinetd.net.address import Address
+from oinetd.safe_open import Location, kind_of
+
+__all__ = ["Credentials", "FileAccess", "UnixListener", "bind_unix", "group_of", "has_clients", "peer_of", "user_of"]
+
+logger = logging.getLogger("oinetd")
+
+MODE = 0o660
+"""Of the file where a rule does not say: for programs of the same user and group."""
+
+_UCRED = struct.Struct("3i")
+
+
+class Credentials(NamedTuple):
+    """Who is at the other end of a unix socket, as the kernel knows it since the connect."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class FileAccess(NamedTuple):
+    """Mode and owner of the file of a unix socket; None where the rule does not say, -1 where the owner stays."""
+
+    mode: int | None = None
+    owner: str | None = None
+
+    def ids(self) -> tuple[int, int]:
+        """The user and the group as numbers. Raises `LookupError` with a sentence for the operator."""
+        user, _, group = (self.owner or "").partition(":")
+        return (user_of(user) if user else -1, group_of(group) if group else -1)
+
+
+def user_of(name: str) -> int:
+    """The number of a user. Raises `LookupError`."""
+    if name.isdecimal():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise LookupError(f"there is no user {name!r}") from None
+
+
+def group_of(name: str) -> int:
+    """The number of a group. Raises `LookupError`."""
+    if name.isdecimal():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise LookupError(f"there is no group {name!r}") from None
+
+
+def peer_of(sock: socket.socket) -> Credentials:
+    """Who is at the other end of a connected unix socket."""
+    return Credentials(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+def has_clients(sock: socket.socket) -> bool:
+    """Whether somebody waits in the accept queue of a listening socket."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class UnixListener(socket.socket):
+    """A unix socket to listen on. Closing it removes its file, if that is still the one that it made."""
+
+    path = ""  # of the file; empty in the abstract name space, and where the file is left to somebody else
+    inode = (0, 0)
+
+    def own_file(self, path: str) -> None:
+        """Take the socket file that is at `path` now for this socket's own."""
+        found = os.lstat(path)
+        self.path, self.inode = path, (found.st_dev, found.st_ino)
+
+    def leave_file(self) -> None:
+        """The file is somebody else's from now on: another process has this socket, too, and listens."""
+        self.path = ""
+
+    def set_access(self, access: FileAccess) -> None:
+        """Give the file its owner and mode. Raises `OSError`, also where it is another one."""
+        if not self.path:
+            return
+        uid, gid = access.ids()
+        with Location.of(self.path, follow=False) as place:
+            fd = os.open(place.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.folder)
+            try:
+                found = os.fstat(fd)
+                if (found.st_dev, found.st_ino) != self.inode or not stat.S_ISSOCK(found.st_mode):
+                    raise FileNotFoundError(errno.ENOENT, "the file of the socket was replaced", self.path)
+                if (uid, gid) != (-1, -1):
+                    os.chown(f"/proc/self/fd/{fd}", uid, gid)
+                os.chmod(f"/proc/self/fd/{fd}", MODE if access.mode is None else access.mode)
+            finally:
+                os.close(fd)
+
+    def remove_file(self) -> bool:
+        """Remove the file, so that nobody else connects; what is in the queue stays. Whether there is no file now."""
+        path, self.path = self.path, ""
+        if not path:
+            return False
+        try:
+            with Location.of(path, follow=False) as place:
+                found = place.found
+                if found is not None and (found.st_dev, found.st_ino) == self.inode and stat.S_ISSOCK(found.st_mode):
+                    os.unlink(place.name, dir_fd=place.folder)
+        except OSError as error:
+            logger.warning("unix:%s: cannot remove the file of the socket: %s", path, error.strerror)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the socket and remove its file."""
+        if self.fileno() >= 0:
+            self.remove_file()
+        super().close()
+
+
+def bind_unix(address: Address, access: FileAccess) -> UnixListener:
+    """A unix socket bound to `address`, not yet listening. Raises `BindError`."""
+    path = str(address.sockaddr)
+    sock = UnixListener(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if path.startswith("\0"):
+            sock.bind(path)
+            return sock
+        access.ids()
+        with Location.of(path, follow=False) as place:
+            if place.found is not None:
+                _remove_stale(place)
+            os.fchmod(sock.fileno(), 0)  # the file gets the mode of the socket's own inode
+            sock.bind(path)
+            made = os.stat(place.name, dir_fd=place.folder, follow_symlinks=False)
+        sock.path, sock.inode = path, (made.st_dev, made.st_ino)
+        sock.set_access(access)
+    except (OSError, LookupError) as error:
+        sock.close()
+        raise _error(address, error) from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class _InTheWayError(OSError):
+    """Something is in the place of the socket that is not ours to remove; `strerror` says what, and the remedy."""
+
+
+def _remove_stale(place: Location) -> None:
+    """Remove a socket that nobody listens on. Raises `OSError` for anything else."""
+    assert place.found is not None
+    if not stat.S_ISSOCK(place.found.st_mode):
+        kind = kind_of(place.found.st_mode) or "a file"
+        what = f"there is {kind} in its place, which is left as it is; remove it or choose another path"
+        raise _InTheWayError(errno.EEXIST, what)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        code = probe.connect_ex(f"/proc/self/fd/{place.folder}/{place.name}")
+    if code in (0, errno.EAGAIN, errno.EPROTOTYPE):
+        raise _InTheWayError(errno.EADDRINUSE, "another program listens there (`ss -xlp` shows which)")
+    if code == errno.ECONNREFUSED:
+        os.unlink(place.name, dir_fd=place.folder)
+    elif code != errno.ENOENT:
+        raise _InTheWayError(code, f"cannot find out whether somebody listens there: {os.strerror(code)}")
+
+
+def _error(address: Address, error: OSError | LookupError) -> BindError:
+    if isinstance(error, LookupError):
+        return BindError(f"cannot listen on {address}: {error}", errno.EINVAL)
+    remedy = {
+        errno.ENOENT: "its folder does not exist (RuntimeDirectory= in a unit makes one)",
+        errno.EACCES: "not permitted: this user cannot make files there",
+        errno.EPERM: "not permitted to give the file this owner: needs root or CAP_CHOWN",
+        errno.EADDRINUSE: "another program listens there (`ss -xlp` shows which)",
+    }.get(error.errno or 0)
+    if isinstance(error, _InTheWayError) or remedy is None:
+        remedy = error.strerror or str(error)
+    return BindError(f"cannot listen on {address}: {remedy}", error.errno or 0)

@@ -55,8 +55,8 @@ from state.slab cimport CHUNK_SLOTS
 from shared.source cimport Prefix
 from state.reactor cimport REACTORS_MAX, Hub as HubState, Reactor, Snapshot
 from shared.target cimport (
-    ADDRESSES_MAX, Target, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold, targets_pick,
-    targets_rank, targets_remember,
+    ADDRESSES_MAX, Target, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold,
+    targets_pick, targets_rank, targets_remember,
 )
 from shared.totals cimport TOTALS_PLACES, Totals, totals_add
 from reactor.thread cimport hub_free, hub_new, hub_shut, reactor_free, reactor_new, reactor_start

@@ -6,12 +6,12 @@ which `oinetd -T` prints; a number that the language does not take is a `ValueEr
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_types
+from oinetd.choices import EngineChoice, LogFormat, OnDeny, Protocol, RelayMode, Verb
 from oinetd.errors import ConfigError, Problem
 
 __all__ = [
@@ -35,51 +35,6 @@ __all__ = [
     "SourcePrefix",
     "Verb",
 ]
-
-
-class Protocol(enum.Enum):
-    """The transport of one side of a rule."""
-
-    TCP = "tcp"
-    UDP = "udp"
-
-
-class EngineChoice(enum.Enum):
-    """`auto` is the native engine where it can serve, else the Python lane."""
-
-    AUTO = "auto"
-    NATIVE = "native"
-    PYTHON = "python"
-
-
-class RelayMode(enum.Enum):
-    """How the native engine moves bytes: `auto` decides per direction and by what flows."""
-
-    AUTO = "auto"
-    COPY = "copy"
-    SPLICE = "splice"
-
-
-class OnDeny(enum.Enum):
-    """What a reload does with live connections that its access rules refuse."""
-
-    KEEP = "keep"
-    RESET = "reset"
-
-
-class LogFormat(enum.Enum):
-    """`rinetd` and `common` are rinetd's, to the byte; `json` is one object a line."""
-
-    RINETD = "rinetd"
-    COMMON = "common"
-    JSON = "json"
-
-
-class Verb(enum.Enum):
-    """What an access rule does with the addresses it matches."""
-
-    ALLOW = "allow"
-    DENY = "deny"
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,6 @@ cdef inline void address_identify(Address *self, int fd) noexcept nogil:
         self.scope = <uint32_t> peer.pid
 
 
-
 cdef inline bint address_is_four(const Address *self) noexcept nogil:
     """Whether the peer speaks IPv4, be it to an IPv4 or to an IPv6 socket."""
     return memcmp(self.ip, MAPPED_PREFIX, 12) == 0

@@ -72,8 +72,9 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_recv "recv"(int fd, void *data, size_t size, int flags)
     ssize_t c_send "send"(int fd, const void *data, size_t size, int flags)
     enum:
-        AF_INET, AF_INET6, SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SHUT_WR, SOL_SOCKET
-        AF_UNIX, SO_BROADCAST, SO_DOMAIN, SO_PEERCRED, SO_ERROR, SO_LINGER, SO_RCVBUF, SO_KEEPALIVE, SO_OOBINLINE, MSG_DONTWAIT, MSG_NOSIGNAL
+        AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SHUT_WR, SOL_SOCKET
+        SO_BROADCAST, SO_DOMAIN, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PEERCRED, SO_RCVBUF
+        MSG_DONTWAIT, MSG_NOSIGNAL
 
 cdef extern from "<sys/un.h>" nogil:
     struct sockaddr_un:

@@ -4,8 +4,8 @@ from libc.string cimport memcmp
 
 from base.address cimport Address, address_read
 from base.linux cimport (
-    AF_UNIX, ECONNRESET, EPIPE, SOL_SOCKET, SO_DOMAIN, SO_ERROR, SO_LINGER, c_close, c_getsockname, c_getsockopt, c_setsockopt, linger,
-    sockaddr, sockaddr_storage, socklen_t,
+    AF_UNIX, ECONNRESET, EPIPE, SOL_SOCKET, SO_DOMAIN, SO_ERROR, SO_LINGER, c_close, c_getsockname, c_getsockopt,
+    c_setsockopt, linger, sockaddr, sockaddr_storage, socklen_t,
 )
 
 

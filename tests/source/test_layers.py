@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FLOORS = (
-    "bounds errors safe_open _fastpath",
+    "bounds choices errors safe_open _fastpath",
     "model",
     "net",
     "upstream",

@@ -94,10 +94,15 @@ shared = {
     "keepalive": keepalives,
     "on_deny": st.sampled_from(OnDeny),
 }
+users = st.from_regex(r"[a-z0-9_][-a-z0-9_.]{0,31}", fullmatch=True)
+unix_sockets = st.from_regex(r"unix:(/|@)[a-z]{1,20}/[-a-z0-9@=,:._]{2,60}[a-z]", fullmatch=True)
 rule_options = st.fixed_dictionaries(
     {},
     optional={
         **shared,
+        "unix_mode": st.integers(0, 0o777),
+        "unix_owner": users | users.map(lambda user: f"{user}:33") | st.just(":www-data"),
+        "peer_user": users,
         "source": ipv4 | scoped | names,
         "udp_timeout_s": times,
         "max_connections": counts,
@@ -119,15 +124,20 @@ def rule_sets(draw: st.DrawFn) -> tuple[Rule, ...]:
         if width == 0 and draw(st.booleans()):
             first = 0
         to = draw(st.integers(1, 65535 - width))
-        rules.append(
-            Rule(
-                Endpoint(draw(hosts), first, draw(protocols), last_port=first + width),
-                Endpoint(draw(hosts), to, draw(protocols), last_port=to + width),
-                draw(rule_options),
-                draw(access),
-            )
-        )
+        bind = Endpoint(draw(hosts), first, draw(protocols), last_port=first + width)
+        connect = Endpoint(draw(hosts), to, draw(protocols), last_port=to + width)
+        if width == 0:
+            bind = draw(st.just(bind) | unix_sockets.map(lambda host, nth=index: Endpoint(f"{host}{nth}", 0)))
+            connect = draw(st.just(connect) | unix_sockets.map(lambda host: Endpoint(host, 0)))
+        rules.append(Rule(bind, connect, fitting(draw(rule_options), bind, connect), draw(access)))
     return tuple(rules)
+
+
+def fitting(options: RuleOptions, bind: Endpoint, connect: Endpoint) -> RuleOptions:
+    """The options without those that only a unix socket may have."""
+    if not bind.host.startswith("unix:/"):
+        options = dataclasses.replace(options, unix_mode=None, unix_owner=None)
+    return options if connect.is_unix else dataclasses.replace(options, peer_user=None)
 
 
 configs = st.builds(
@@ -192,6 +202,7 @@ def test_table_and_model_name_the_same_things() -> None:
 
 
 SEEDS = [
+    "unix:/run/a.sock unix:@b [mode=660, owner=a:b, peer-uid=33]\n0.0.0.0 80 unix:/run/c\nunix:@d ::1 80\n",
     "# comment\n0.0.0.0 80 192.0.2.1 8080\nallow 10.*\ndeny 10.0.0.0/8\n",
     '[::1] 8000-8010/tcp fe80::1%eth0 http-8010 [src=[::1], timeout = 3]#x\nlogfile "/a b"\n',
     "logcommon\nlogformat json\npidlogfile /run/x\nkeepalive 60:10:6\nbuffersize 64K\nidle-timeout 1.5h\n",

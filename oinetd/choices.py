@@ -1,0 +1,52 @@
+"""The words that a configuration can choose from. Their values are the words of the language."""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["EngineChoice", "LogFormat", "OnDeny", "Protocol", "RelayMode", "Verb"]
+
+
+class Protocol(enum.Enum):
+    """The transport of one side of a rule."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class EngineChoice(enum.Enum):
+    """`auto` is the native engine where it can serve, else the Python lane."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    PYTHON = "python"
+
+
+class RelayMode(enum.Enum):
+    """How the native engine moves bytes: `auto` decides per direction and by what flows."""
+
+    AUTO = "auto"
+    COPY = "copy"
+    SPLICE = "splice"
+
+
+class OnDeny(enum.Enum):
+    """What a reload does with live connections that its access rules refuse."""
+
+    KEEP = "keep"
+    RESET = "reset"
+
+
+class LogFormat(enum.Enum):
+    """`rinetd` and `common` are rinetd's, to the byte; `json` is one object a line."""
+
+    RINETD = "rinetd"
+    COMMON = "common"
+    JSON = "json"
+
+
+class Verb(enum.Enum):
+    """What an access rule does with the addresses it matches."""
+
+    ALLOW = "allow"
+    DENY = "deny"

@@ -16,7 +16,7 @@ LIBRARY  := $(PREFIX)/lib/oinetd
 INSTALLED_PYTHON ?= $(LIBRARY)/bin/python
 SHARE    := $(DESTDIR)$(PREFIX)/share
 
-.PHONY: run test check docs package-test sanitize soak build wheel sbom install install-files clean
+.PHONY: run test check docs package-test sanitize fuzz soak build wheel sbom install install-files clean
 
 # Without a network pip prints a page of errors: one sentence replaces it. Other errors of pip are printed.
 define INSTALL
@@ -54,6 +54,12 @@ sanitize: $(VENV)/test-ready
 	@$(PIP) install 'cython>=3.1' 'setuptools>=77'
 	sh tests/sanitize.sh address -n 2
 	sh tests/sanitize.sh thread
+
+# The native parsers of what clients send, fuzzed for FUZZ_SECONDS (60) with libFuzzer; FUZZ_SEED repeats a run.
+fuzz: $(VENV)/test-ready
+	@command -v clang >/dev/null || { echo 'clang is missing. Debian: apt install clang'; exit 1; }
+	@$(PIP) install 'cython>=3.1'
+	sh tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60) $(or $(FUZZ_SEED),0)
 
 # What is installed: the distributions, the Debian package, the container, several machines, and the unit under systemd in
 # systemd-nspawn. The first run makes folders with debootstrap (root, network, ten minutes, 1 GB in

@@ -7,7 +7,7 @@ with the facts it stands on. The classes here are called from one thread, that o
 which may be called from any. The stub `oinetd/_fastpath.pyi` says what everything is for.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strerror
 
@@ -42,6 +42,10 @@ from base.linux cimport (
     c_close, c_fcntl, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_join, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock, sockaddr_in, sockaddr_in6, usleep,
 )
+from preamble.fault cimport FOUND_INVALID, FOUND_MORE
+from preamble.hello cimport MESSAGE_BYTES_MAX, Hello, hello_read
+from preamble.proxy cimport HEADER_BYTES_MAX, ProxyHeader, proxy_read, proxy_read_datagram
+from preamble.proxy_write cimport LINE_ROOM_BYTES, proxy_begin_v2, proxy_end_v2, proxy_write_v1, tlv_put
 from tcp.listener cimport unix_time
 from shared.policy cimport Policy as PolicyState, policy_drop, policy_hold
 from tcp.flow cimport SCRATCH_BYTES
@@ -1001,3 +1005,64 @@ cdef class DatagramBatch:
             (<const char *> &place.place)[:min(place.place_size, <uint32_t> sizeof(place.place))],
             (<const char *> place.local)[:min(place.local_size, <uint32_t> sizeof(place.local))],
         )
+
+
+# The parsers of what comes before the relay, for the tests that compare them with those of `oinetd.preamble`.
+
+cdef tuple _party(const Address *address):
+    """An address of a header, in the form of its family, and its port."""
+    cdef char text[ADDRESS_TEXT_BYTES]
+    address_text(address, text, address.family == AF_INET6)
+    return text.decode(), address.port
+
+
+cdef int _parse_party(party, Address *address) except -1:
+    memset(address, 0, sizeof(Address))
+    if party is not None:
+        _parse_address(party[0], address)
+        address.port = party[1]
+    return 0
+
+
+def read_proxy_header(bytes data, bint datagram=False):
+    cdef ProxyHeader header
+    cdef const uint8_t *bytes_ = <const uint8_t *> <const char *> data
+    cdef uint32_t size = <uint32_t> len(data)
+    cdef int found = proxy_read_datagram(&header, bytes_, size) if datagram else proxy_read(&header, bytes_, size)
+    if found == FOUND_MORE:
+        return (found, header.need)
+    if found == FOUND_INVALID:
+        return (found, header.fault, header.at)
+    named = header.named
+    return (found, header.length, header.version, _party(&header.source) if named else None,
+            _party(&header.destination) if named else None, data[header.tlvs:header.length])
+
+
+def read_tls_hello(bytes data):
+    cdef Hello hello
+    cdef uint8_t message[MESSAGE_BYTES_MAX]
+    cdef int found = hello_read(&hello, <const uint8_t *> <const char *> data, <uint32_t> len(data), message)
+    if found == FOUND_MORE:
+        return (found, hello.need)
+    if found == FOUND_INVALID:
+        return (found, hello.fault, hello.at)
+    return (found, hello.name[:hello.name_size].decode(), hello.protocols[:hello.protocols_size])
+
+
+def write_proxy_header(int version, source, destination, tlvs=(), *, bint checksum=False, bint datagram=False):
+    cdef Address from_, to
+    cdef char line[LINE_ROOM_BYTES]
+    cdef uint8_t header[HEADER_BYTES_MAX]
+    cdef uint32_t at, then
+    cdef bytes value
+    _parse_party(source, &from_)
+    _parse_party(destination, &to)
+    if version == 1:
+        return line[:proxy_write_v1(line, &from_, &to)]
+    at = proxy_begin_v2(header, &from_, &to, datagram)
+    for kind, value in tlvs if at else ():
+        then = tlv_put(header, at, kind, <const uint8_t *> <const char *> value, <uint32_t> len(value), checksum)
+        if then == at:
+            break
+        at = then
+    return (<char *> header)[:proxy_end_v2(header, at, checksum)]

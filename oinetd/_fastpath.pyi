@@ -5,7 +5,7 @@ Addresses are numeric text. Durations are milliseconds where the name says so, 0
 an `OSError`. What reactors report are `Record`s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self, final
 
 from typing_extensions import disjoint_base
@@ -313,3 +313,22 @@ class DatagramBatch:
     @staticmethod
     def explain(sender: bytes) -> tuple[bytes, bytes]:
         """The sockaddr of a sender, and the pktinfo for an answer, empty on a socket that is bound to one address."""
+
+def read_proxy_header(data: bytes, datagram: bool = False) -> tuple[Any, ...]:
+    """What `oinetd.preamble.proxy_protocol` makes of the bytes: (0, fewest bytes), (2, fault, byte), or 1 with length,
+    version, source and destination (or None), and the bytes of the TLVs."""
+
+def read_tls_hello(data: bytes) -> tuple[Any, ...]:
+    """What `oinetd.preamble.tls_hello` makes of the bytes: (0, fewest bytes), (2, fault, byte), or 1 with the server
+    name and the bytes of the list of protocols."""
+
+def write_proxy_header(
+    version: int,
+    source: tuple[str, int] | None,
+    destination: tuple[str, int] | None,
+    tlvs: Iterable[tuple[int, bytes]] = (),
+    *,
+    checksum: bool = False,
+    datagram: bool = False,
+) -> bytes:
+    """The header that `oinetd.preamble.proxy_writer` writes."""

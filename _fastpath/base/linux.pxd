@@ -125,6 +125,7 @@ cdef extern from "<netinet/tcp.h>" nogil:
 
 cdef extern from "<arpa/inet.h>" nogil:
     const char *inet_ntop(int family, const void *address, char *text, socklen_t size)
+    int inet_pton(int family, const char *text, void *address)
 
 cdef extern from "<net/if.h>" nogil:
     char *if_indextoname(unsigned int index, char *name)

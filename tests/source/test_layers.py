@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = (
     "bounds choices errors safe_open _fastpath",
-    "model",
+    "model preamble",
     "net",
     "upstream",
     "core",
@@ -32,7 +32,7 @@ FLOORS = (
 )
 """Folders and single modules of `oinetd/`, the lowest first. Those of one line do not import each other."""
 
-NATIVE_FLOORS = ("base", "shared", "state", "tcp", "udp", "reactor")
+NATIVE_FLOORS = ("base", "preamble", "shared", "state", "tcp", "udp", "reactor")
 """Folders of `_fastpath/`, the lowest first."""
 
 EXTENSION_KNOWN_TO = ("lanes.native.", "net.offload", "net.datagrams", "net.forged")

@@ -12,15 +12,19 @@ __all__ = [
     "ADDRESSES_MAX",
     "BACKLOG_MAX",
     "BUSY_POLL_US_MAX",
+    "CHECKS_MAX",
     "CONNECTIONS_MAX",
     "KEEPALIVE_COUNT_MAX",
     "KEEPALIVE_S_MAX",
     "PREFIX_IPV4_MAX",
     "PREFIX_IPV6_MAX",
+    "SERVERS_MAX",
     "SIZE_BYTES_MAX",
     "THREADS_MAX",
     "TIME_S_MAX",
     "TIME_S_MIN",
+    "UPSTREAMS_MAX",
+    "WEIGHT_MAX",
     "check_numbers",
     "check_type",
     "check_types",
@@ -49,6 +53,16 @@ PREFIX_IPV6_MAX: Final = 128
 ADDRESSES_MAX: Final = 16
 """The number of addresses of a destination that are used; the native lane has this number of slots."""
 
+SERVERS_MAX: Final = 1024
+UPSTREAMS_MAX: Final = 4096
+"""Servers of a group, and groups of a configuration: more are certainly made by a program that went wrong."""
+
+WEIGHT_MAX: Final = 256
+"""As in HAProxy."""
+
+CHECKS_MAX: Final = 1000
+"""More checks in a row would take an hour to notice anything."""
+
 BACKLOG_MAX: Final = 1 << 20
 THREADS_MAX: Final = 1024
 """More reactors than any machine has cores are certainly a slip."""
@@ -69,6 +83,10 @@ _WHOLE: Final = {
     "interval_s": (1, KEEPALIVE_S_MAX),
     "unix_mode": (0, 0o777),
     "count": (1, KEEPALIVE_COUNT_MAX),
+    "weight": (0, WEIGHT_MAX),
+    "check_rise": (1, CHECKS_MAX),
+    "check_fall": (1, CHECKS_MAX),
+    "check_port": (0, 65535),
 }
 
 
@@ -96,6 +114,8 @@ _REMEDIES: Final = {
     "AccessRule": 'such as AccessRule(Verb.DENY, "192.0.2.*")',
     "Config": "use parse_config for a text, load_config for a file",
     "Rule": "use parse_rule for a text",
+    "Server": 'such as Server(Endpoint("192.0.2.1", 80))',
+    "Upstream": 'such as Upstream("web", (Server(Endpoint("192.0.2.1", 80)),))',
 }
 
 

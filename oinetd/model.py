@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
-from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_types
+from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_type, check_types
 from oinetd.choices import EngineChoice, LogFormat, OnDeny, Protocol, RelayMode, Verb
+from oinetd.endpoint import NOWHERE, UNIX_PREFIX, Endpoint, Origin
 from oinetd.errors import ConfigError, Problem
+from oinetd.servers import Server, Upstream
 
 __all__ = [
     "SOURCE_PREFIX",
@@ -31,76 +33,16 @@ __all__ = [
     "Route",
     "Rule",
     "RuleOptions",
+    "Server",
     "Settings",
     "SourcePrefix",
+    "Upstream",
     "Verb",
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where in a configuration something was said; `line` counts from 1, 0 where it was not in a file."""
-
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else self.file
-
-
-NOWHERE = Origin()
-
-UNIX_PREFIX = "unix:"
-"""What the address of a unix socket begins with: `unix:/path`, or `unix:@name` in the abstract name space."""
-
 UDP_TIMEOUT_S = 72.0
 """The life of a silent UDP session where `timeout=` is absent or 0: what rinetd takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """An address and a port, or a range of ports, as a rule names it; or a unix socket, whose port is 0.
-
-    `host` is kept as written, because that is how the log prints it; `address` is the form the resolver takes.
-    `last_port` is the end of a range, included; it equals `port` for a single one.
-    """
-
-    host: str
-    port: int
-    protocol: Protocol = Protocol.TCP
-    last_port: int = -1
-
-    def __post_init__(self) -> None:
-        if self.last_port < 0:
-            object.__setattr__(self, "last_port", self.port)
-        if not (0 <= self.port <= self.last_port <= 65535):
-            raise ValueError(f"ports {self.port}-{self.last_port} are not a range within 0-65535")
-
-    @property
-    def address(self) -> str:
-        """`host` without the brackets of an IPv6 address."""
-        if self.host.startswith("[") and self.host.endswith("]"):
-            return self.host[1:-1]
-        return self.host
-
-    @property
-    def is_unix(self) -> bool:
-        """Whether it is a unix socket."""
-        return self.host.startswith(UNIX_PREFIX)
-
-    @property
-    def ports(self) -> range:
-        return range(self.port, self.last_port + 1)
-
-    def at(self, port: int) -> Endpoint:
-        """This endpoint with one port."""
-        return Endpoint(self.host, port, self.protocol)
-
-    def __str__(self) -> str:
-        if self.is_unix:
-            return self.host
-        ports = str(self.port) if self.last_port == self.port else f"{self.port}-{self.last_port}"
-        return f"{self.host} {ports}" + ("/udp" if self.protocol is Protocol.UDP else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,14 +166,43 @@ class Rule:
     options: RuleOptions = NO_OPTIONS
     access: tuple[AccessRule, ...] = ()
     origin: Origin = field(default=NOWHERE, compare=False)
+    upstream: Upstream | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
+        check_types(self.access, AccessRule)
+        if self.upstream is not None:
+            self._check_upstream(self.upstream)
+            return
         bind, connect = len(self.bind.ports), len(self.connect.ports)
         if bind != connect:
             raise ValueError(f"{bind} ports to listen on, {connect} to connect to: the two ranges have one length")
-        check_types(self.access, AccessRule)
         if not self.connect.port and not self.connect.is_unix:
             raise ConfigError(Problem("port 0 cannot be a destination", self.origin.file, self.origin.line))
+
+    def _check_upstream(self, upstream: Upstream) -> None:
+        check_type(upstream, Upstream)
+        if not upstream.servers:
+            raise ValueError(f"the upstream {upstream.name or 'of a rule'} has no server")
+        if upstream.name and self.connect != upstream.endpoint:
+            raise ValueError(f"the rule connects to {self.connect}, and its upstream is {upstream.endpoint}")
+        wanted = len(self.bind.ports)
+        for server in upstream.servers:
+            if server.is_address and len(server.endpoint.ports) != wanted:
+                raise ValueError(f"{wanted} ports to listen on, {len(server.endpoint.ports)} of the server {server}")
+        if wanted > 1 and not all(server.is_address for server in upstream.servers):
+            raise ValueError("a rule with a range of ports needs servers with addresses and ranges of ports")
+
+    @classmethod
+    def to(cls, bind: Endpoint, upstream: Upstream, options: RuleOptions = NO_OPTIONS) -> Rule:
+        """A rule that forwards to a group with a name."""
+        return cls(bind, upstream.endpoint, options, upstream=upstream)
+
+    @property
+    def destinations(self) -> tuple[Endpoint, ...]:
+        """Where its connections may go: the destination, or the servers of its group that are written as addresses."""
+        if self.upstream is None:
+            return (self.connect,)
+        return tuple(server.endpoint for server in self.upstream.servers if server.is_address)
 
     @property
     def identity(self) -> Endpoint | Rule:
@@ -240,8 +211,9 @@ class Rule:
 
     def routes(self) -> Iterator[Route]:
         """The rule's pairs of single ports, in order."""
-        for bind_port, connect_port in zip(self.bind.ports, self.connect.ports, strict=True):
-            yield Route(self, self.bind.at(bind_port), self.connect.at(connect_port))
+        for offset, bind_port in enumerate(self.bind.ports):
+            connect = self.connect if self.connect.host.startswith("@") else self.connect.at(self.connect.port + offset)
+            yield Route(self, self.bind.at(bind_port), connect, offset)
 
     def __str__(self) -> str:
         return f"{self.bind} -> {self.connect}"
@@ -249,11 +221,12 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Route:
-    """One listening port of a rule and where its connections go."""
+    """One listening port of a rule and where its connections go; `offset` is its place in the rule's range."""
 
     rule: Rule
     bind: Endpoint
     connect: Endpoint
+    offset: int = 0
 
     def __str__(self) -> str:
         return f"{self.bind} -> {self.connect}"
@@ -276,7 +249,8 @@ class Config:
     """A whole configuration in force.
 
     `access` holds the global allow and deny rules. `threads` is the number of reactors of the native engine, 0 for
-    as many as the process has cores. `max_connections` 0 means what the descriptor limit allows;
+    as many as the process has cores. `upstreams` are the groups with a name, those of the rules included.
+    `max_connections` 0 means what the descriptor limit allows;
     `max_connections_per_source` 0 is no bound; a source is an address without the bits behind `source_prefix`.
     `max_udp_sessions` 0 is none but that of the descriptors.
     `busy_poll_us` is for how many microseconds a reactor may poll before it sleeps: -1 leaves that to the reactor
@@ -296,11 +270,14 @@ class Config:
     drain_timeout_s: float = 10.0
     log: LogSettings = LogSettings()
     pid_file: str = ""
+    upstreams: tuple[Upstream, ...] = ()
     warnings: tuple[Problem, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_types(self.rules, Rule)
         check_types(self.access, AccessRule)
+        check_types(self.upstreams, Upstream)
+        object.__setattr__(self, "upstreams", _with_those_of(self.rules, self.upstreams))
         check_numbers(self)
         ipv4, ipv6 = self.source_prefix
         if not (0 <= ipv4 <= PREFIX_IPV4_MAX and 0 <= ipv6 <= PREFIX_IPV6_MAX):
@@ -311,3 +288,15 @@ class Config:
     def settings_of(self, rule: Rule) -> Settings:
         """What is in force for `rule`: its own options over the configuration's settings."""
         return self.settings.with_overrides(rule.options)
+
+
+def _with_those_of(rules: tuple[Rule, ...], upstreams: tuple[Upstream, ...]) -> tuple[Upstream, ...]:
+    """The groups with a name, those of `rules` included. Raises `ValueError` if a name means two groups."""
+    known = {upstream.name: upstream for upstream in upstreams}
+    if len(known) < len(upstreams):
+        raise ValueError("two upstreams have one name")
+    for rule in rules:
+        upstream = rule.upstream
+        if upstream is not None and upstream.name and known.setdefault(upstream.name, upstream) != upstream:
+            raise ValueError(f"two upstreams have the name {upstream.name}")
+    return tuple(known.values())

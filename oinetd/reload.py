@@ -18,6 +18,7 @@ from oinetd.core.hooks import Admit, Hooks
 from oinetd.core.revocation import Revocation
 from oinetd.core.service import Service, Watcher
 from oinetd.core.unix_peer import peer_uid_of
+from oinetd.errors import EngineUnavailable
 from oinetd.lanes.choose import Choice, Lanes, Listening
 from oinetd.lanes.datagrams import settle_datagrams
 from oinetd.lanes.limits import Limits
@@ -107,6 +108,9 @@ class Reload:
 
     def _plan(self, config: Config) -> _Plan:
         self._connection_log.check_change(config.log)
+        for rule in config.rules:
+            if rule.upstream is not None:
+                raise EngineUnavailable(f"{rule.origin}: this version cannot serve groups of servers")
         choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
         access = {id(rule): access_control(config, rule) for rule in config.rules}
         for rule in config.rules:

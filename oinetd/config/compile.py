@@ -5,24 +5,31 @@ All problems are found in one pass. No name is resolved, no file is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from oinetd.bounds import UPSTREAMS_MAX
 from oinetd.config.conflict import conflicts
 from oinetd.config.lint import AccessLine, Source, find_warnings
-from oinetd.config.mistake import Mistake, shown
+from oinetd.config.mistake import Mistake, did_you_mean, shown
 from oinetd.config.rule import RuleLine, read_rule
 from oinetd.config.syntax import Statement
+from oinetd.config.upstream import GroupDraft, UpstreamLine, read_upstream
 from oinetd.config.values import FileName
 from oinetd.config.vocabulary import DIRECTIVES, Duty, Entry
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import AccessRule, Config, LogSettings, Origin, Rule, Settings, Verb
+from oinetd.servers import Upstream
 
 __all__ = ["argument_problem", "compile_config"]
 
 PROBLEMS_MAX = 10_000
 """A file with more problems is no configuration; its name was probably a slip."""
+
+
+def _ports(count: int) -> str:
+    return "1 port" if count == 1 else f"{count} ports"
 
 
 @dataclass(slots=True)
@@ -33,15 +40,33 @@ class _Draft:
     said: RuleLine
     access: list[AccessRule] = field(default_factory=list)
 
-    def rule(self) -> Rule:
-        line = self.said.line
-        return Rule(
-            self.said.bind,
-            self.said.connect,
-            self.said.options,
-            tuple(self.access),
-            Origin(line.file, line.number),
-        )
+    def rule(self, groups: Mapping[str, Upstream]) -> Rule:
+        said, origin = self.said, Origin(self.said.line.file, self.said.line.number)
+        upstream = groups[said.group] if said.group else None
+        if said.servers:
+            upstream = Upstream("", said.servers, said.group_options, origin)
+        connect = upstream.endpoint if upstream is not None and upstream.name else said.connect
+        return Rule(said.bind, connect, said.options, tuple(self.access), origin, upstream)
+
+    def problem(self, groups: Mapping[str, GroupDraft]) -> Problem | None:
+        """What is wrong between the rule and its group; None if nothing is."""
+        said = self.said
+        place = said.connect_word.column, said.connect_word.width
+        if not said.group:
+            return None
+        group = groups.get(said.group)
+        if group is None:
+            hint = did_you_mean(said.group, groups, "names") or f"write upstream {said.group} address port"
+            return said.line.problem(f"there is no group {shown(said.group)}", *place, hint)
+        ports = len(said.bind.ports)
+        for _, each in group.servers:
+            wanted = len(each.server.endpoint.ports) if each.server.is_address else 1
+            if wanted != ports:
+                message = f"{_ports(ports)} to listen on, {_ports(wanted)} of the server {each.server}"
+                return said.line.problem(
+                    message, *place, f"the server in line {each.line} needs a range of this length"
+                )
+        return None
 
 
 def compile_config(statements: Iterable[Statement], file: str) -> Config:
@@ -88,6 +113,7 @@ class _Compiler:
         self._access = self._global_access
         self._access_lines: list[AccessLine] = []
         self._said: dict[str, Any] = {}
+        self._groups: dict[str, GroupDraft] = {}
 
     @property
     def problems_found(self) -> int:
@@ -98,6 +124,9 @@ class _Compiler:
         entry = DIRECTIVES.get(statement.words[0].text) if statement.words else None
         if entry is None:
             self._rule(index, statement)
+            return
+        if entry.duty is Duty.UPSTREAM:
+            self._upstream(index, statement)
             return
         problem = statement.problems[0] if statement.problems else argument_problem(statement, entry)
         if problem is not None:
@@ -142,10 +171,29 @@ class _Compiler:
             problems.extend(statement.problems)
         self._problems.extend((index, problem) for problem in problems)
 
+    def _upstream(self, index: int, statement: Statement) -> None:
+        problems: list[Problem] = []
+        said = read_upstream(statement, problems)
+        self._problems.extend((index, problem) for problem in problems)
+        if said is not None:
+            self._group_of(index, said).take(index, said, self._problems)
+
+    def _group_of(self, index: int, said: UpstreamLine) -> GroupDraft:
+        group = self._groups.get(said.name.text)
+        if group is None:
+            if len(self._groups) == UPSTREAMS_MAX:
+                message = f"more than {UPSTREAMS_MAX} groups"
+                self._problems.append((index, said.line.problem(message, said.name.column, said.name.width)))
+            group = self._groups[said.name.text] = GroupDraft(index, said)
+        return group
+
     def config(self) -> Config:
         """The configuration, checked as a whole. Raises `ConfigError`."""
         found = conflicts([draft.said for draft in self._drafts])
         self._problems.extend((self._drafts[index].index, problem) for index, problem in found)
+        wrong = [(draft.index, draft.problem(self._groups)) for draft in self._drafts]
+        wrong += [(group.index, group.problem()) for group in self._groups.values()]
+        self._problems.extend((index, problem) for index, problem in wrong if problem is not None)
         if self._problems:
             self._problems.sort(key=lambda item: item[0])
             raise ConfigError(*(problem for _, problem in self._problems))
@@ -153,12 +201,19 @@ class _Compiler:
         for setting, value in self._said.items():
             part, _, name = setting.rpartition(".")
             parts[part][name] = value
+        groups = {name: group.upstream() for name, group in self._groups.items()}
         config = Config(
-            rules=tuple(draft.rule() for draft in self._drafts),
+            rules=tuple(draft.rule(groups) for draft in self._drafts),
+            upstreams=tuple(groups.values()),
             access=tuple(self._global_access),
             settings=Settings(**parts["settings"]),
             log=LogSettings(**parts["log"]),
             **parts[""],
         )
         rules = tuple((draft.index, draft.said) for draft in self._drafts)
-        return replace(config, warnings=find_warnings(Source(self._file, config, rules, tuple(self._access_lines))))
+        unused = [
+            group for group in self._groups.values() if all(draft.said.group != group.name for draft in self._drafts)
+        ]
+        lines = tuple((group.index, group.first) for group in unused)
+        source = Source(self._file, config, rules, tuple(self._access_lines), lines)
+        return replace(config, warnings=find_warnings(source))

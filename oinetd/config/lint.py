@@ -15,6 +15,7 @@ from oinetd.config.loops import find_loops
 from oinetd.config.rule import RuleLine
 from oinetd.config.suspect import suspect_pattern
 from oinetd.config.syntax import Line, Word
+from oinetd.config.upstream import UpstreamLine
 from oinetd.errors import Problem
 from oinetd.model import AccessRule, Config
 
@@ -36,12 +37,16 @@ class AccessLine:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A configuration with the source of its parts; `rules` are those of `config`, each with its statement's index."""
+    """A configuration with the source of its parts; `rules` are those of `config`, each with its statement's index.
+
+    `unused` are the groups that no rule names.
+    """
 
     file: str
     config: Config
     rules: tuple[tuple[int, RuleLine], ...]
     access: tuple[AccessLine, ...]
+    unused: tuple[tuple[int, UpstreamLine], ...] = ()
 
 
 Check = Callable[[Source], Iterator[tuple[int, Problem]]]
@@ -83,6 +88,14 @@ def _no_rules(source: Source) -> Iterator[tuple[int, Problem]]:
         yield 0, Problem("no forwarding rule: nothing is forwarded", source.file, hint=hint)
 
 
+def _unused_groups(source: Source) -> Iterator[tuple[int, Problem]]:
+    """Groups of servers that no rule uses."""
+    for index, group in source.unused:
+        name = group.name
+        message = f"no rule uses the group '{name.text}': its servers are neither used nor checked"
+        yield index, group.line.problem(message, name.column, name.width, f"write a rule with @{name.text}")
+
+
 def _patterns(source: Source) -> Iterator[tuple[int, Problem]]:
     """Patterns that match no client, or fewer clients than expected."""
     firsts = [index for index, _ in source.rules]
@@ -95,4 +108,4 @@ def _patterns(source: Source) -> Iterator[tuple[int, Problem]]:
             yield access.index, access.line.problem(message, access.word.column, access.word.width, found.hint)
 
 
-CHECKS: tuple[Check, ...] = (_loops, _no_rules, _patterns)
+CHECKS: tuple[Check, ...] = (_loops, _no_rules, _patterns, _unused_groups)

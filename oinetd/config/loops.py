@@ -67,10 +67,11 @@ def _by_port(rules: Sequence[Rule], listeners: _Listeners, group: frozenset[int]
             break
         for offset in range(len(rule.bind.ports)):
             onward[index, offset] = []
-        for other, ports in listeners.receivers(rule):
-            if other in group:
-                for port in ports:
-                    onward[index, port - rule.connect.port].append((other, port - rules[other].bind.port))
+        for destination in rule.destinations:
+            for other, ports in listeners.receivers_of(rule, destination):
+                if other in group:
+                    for port in ports:
+                        onward[index, port - destination.port].append((other, port - rules[other].bind.port))
 
     def following(node: _Node) -> Iterable[_Node]:
         return onward.get(node, ())
@@ -83,7 +84,7 @@ def _by_port(rules: Sequence[Rule], listeners: _Listeners, group: frozenset[int]
             found.setdefault(tuple(index for index, _ in cycle), []).append(last[1])
     for cycle_rules, offsets in sorted(found.items()):
         connect = rules[cycle_rules[0]].connect
-        first, end = min(offsets), max(offsets)
+        first, end = (min(offsets), max(offsets)) if connect.port else (0, 0)
         yield Loop(cycle_rules, Endpoint(connect.host, connect.port + first, connect.protocol, connect.port + end))
 
 
@@ -112,9 +113,14 @@ class _Listeners:
         }
 
     def receivers(self, rule: Rule) -> Iterator[tuple[int, range]]:
-        """The rules that listen on the destination of `rule`, each with its ports there."""
-        protocol, ports = rule.connect.protocol, rule.connect.ports
-        for host in _targets(rule):
+        """The rules that listen on the destinations of `rule`, each with its ports there."""
+        for destination in rule.destinations:
+            yield from self.receivers_of(rule, destination)
+
+    def receivers_of(self, rule: Rule, destination: Endpoint) -> Iterator[tuple[int, range]]:
+        """The rules that listen on a destination of `rule`, each with its ports there."""
+        protocol, ports = destination.protocol, destination.ports
+        for host in _targets(rule, destination):
             yield from self._on(protocol, host, ports)
             size = len(host.packed)
             if not size or not (host.packed in self._ours or (size == 4 and host.packed[0] == 127)):
@@ -138,9 +144,9 @@ def _localhost(host: Host) -> tuple[Host, ...]:
     return (Host(_LOOPBACK4), Host(_LOOPBACK6)) if host.name == "localhost" else ()
 
 
-def _targets(rule: Rule) -> Iterator[Host]:
-    """The hosts that a connection to the rule's destination reaches: addresses, or the name itself."""
-    host = parse_host(rule.connect.host).unmapped
+def _targets(rule: Rule, destination: Endpoint) -> Iterator[Host]:
+    """The hosts that a connection to a destination of the rule reaches: addresses, or the name itself."""
+    host = parse_host(destination.host).unmapped
     source = parse_host(rule.options.source).unmapped if rule.options.source else Host(b"")
     if host.name:
         yield host

@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from oinetd.config.vocabulary import VOCABULARY, Duty, Entry
 from oinetd.model import AccessRule, Config, Endpoint, Protocol, Rule
+from oinetd.servers import GroupOptions, Server, Upstream
 
 __all__ = ["render_config"]
 
@@ -30,6 +31,9 @@ def _lines(config: Config) -> Iterator[str]:
     if config.access:
         yield ""
     yield from map(_access, config.access)
+    for upstream in config.upstreams:
+        yield ""
+        yield from _upstream(upstream)
     for rule in config.rules:
         yield ""
         yield _rule(rule)
@@ -43,8 +47,43 @@ def _rule(rule: Rule) -> str:
         for entry in VOCABULARY
         if entry.option and (value := getattr(rule.options, entry.option)) is not None
     ]
-    sides = f"{_endpoint(rule.bind)}  {_endpoint(rule.connect)}"
+    upstream = rule.upstream
+    if upstream is not None and not upstream.name:
+        if any(server != Server(server.endpoint) for server in upstream.servers):
+            raise ValueError("a configuration cannot contain servers with options in a group without a name")
+        options += _group_options(upstream.options, beside_rule=True)
+    connect = _one_word(rule.connect.host) if upstream is not None and upstream.name else _endpoint(rule.connect)
+    sides = f"{_endpoint(rule.bind)}  {connect}"
     return f"{sides}  [{', '.join(options)}]" if options else sides
+
+
+def _upstream(upstream: Upstream) -> Iterator[str]:
+    """The lines of a group with a name: its options, then its servers."""
+    yield f"upstream {_one_word(upstream.name)} [{', '.join(_group_options(upstream.options))}]"
+    for server in upstream.servers:
+        options = _server_options(server)
+        where = _endpoint(server.endpoint) if server.is_address else _one_word(server.endpoint.host)
+        yield f"upstream {upstream.name} {where}" + (f"  [{', '.join(options)}]" if options else "")
+
+
+def _group_options(options: GroupOptions, *, beside_rule: bool = False) -> list[str]:
+    """All of them; in the brackets of a rule an option of both is the rule's."""
+    return [
+        f"{entry.name}={_value(entry, value)}"
+        for entry in VOCABULARY
+        if entry.group
+        and not (beside_rule and entry.option)
+        and (value := getattr(options, entry.group)) not in (None, "", b"")
+        and not (entry.group == "check_port" and not value)
+    ]
+
+
+def _server_options(server: Server) -> list[str]:
+    return [
+        f"{entry.name}={_value(entry, value)}"
+        for entry in VOCABULARY
+        if entry.server and (value := getattr(server, entry.server)) is not None
+    ]
 
 
 def _endpoint(endpoint: Endpoint) -> str:

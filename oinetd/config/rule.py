@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from oinetd.config.address import Ports, host_and_port, parse_host, parse_ports
 from oinetd.config.mistake import Mistake, did_you_mean, nearest, shown
-from oinetd.config.syntax import Line, Option, Statement, Word
+from oinetd.config.syntax import Line, Statement, Word
 from oinetd.config.unix_socket import is_unix, unfit_options, with_unix_ports
-from oinetd.config.vocabulary import DIRECTIVES, OPTIONS
+from oinetd.config.upstream import ServerLine, read_hosts, read_options
+from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, Entry
 from oinetd.errors import Problem
-from oinetd.model import NO_OPTIONS, Endpoint, RuleOptions
+from oinetd.model import NO_OPTIONS, Endpoint, Protocol, RuleOptions
+from oinetd.servers import GroupOptions, Server
 
 __all__ = ["RULE_USAGE", "RuleLine", "read_rule"]
 
 RULE_USAGE = "bindaddress bindport connectaddress connectport [options]"
 ROLES = ("bind address", "bind port", "connect address", "connect port")
+GROUP_USAGE = "bindaddress bindport @NAME [options]"
+GROUP_AT = 2
+"""The place of the group among the words of a rule."""
 
 NEAR_ENOUGH = 0.7
 """The similarity from which the first word of a line counts as a misspelled directive. It is above that of words that
@@ -28,7 +33,11 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True, slots=True)
 class RuleLine:
-    """A parsed rule. `bind_word` and `connect_word` are the positions for a problem of that side."""
+    """A parsed rule. `bind_word` and `connect_word` are the positions for a problem of that side.
+
+    `group` is the name behind the `@` of its destination, empty if it has none; `servers` and `group_options` are those
+    of a destination that is a group of its own. The protocol of a group with a name is that of `bind` for now.
+    """
 
     line: Line
     bind_word: Word
@@ -36,6 +45,14 @@ class RuleLine:
     bind: Endpoint
     connect: Endpoint
     options: RuleOptions
+    group: str = ""
+    servers: tuple[Server, ...] = ()
+    group_options: GroupOptions = field(default_factory=GroupOptions)
+
+    @property
+    def destinations(self) -> tuple[Endpoint, ...]:
+        """The hosts and ports of the destination, if it does not name a group."""
+        return tuple(server.endpoint for server in self.servers) or (() if self.group else (self.connect,))
 
 
 def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
@@ -47,7 +64,12 @@ def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
         problems.append(other)
         return None
     words = with_unix_ports(words)
-    if len(words) < len(ROLES):
+    at_group = next((at for at, word in enumerate(words) if word.text.startswith("@")), len(ROLES))
+    named = at_group == GROUP_AT
+    roles = ROLES[:GROUP_AT] if at_group < len(ROLES) else ROLES
+    if at_group < len(ROLES):
+        problems.extend(_group_problems(line, words, at_group))
+    elif len(words) < len(roles):
         problems.extend(_missing(line, words))
     elif len(words) > len(ROLES):
         problems.append(_too_many(line, words[len(ROLES)]))
@@ -60,27 +82,65 @@ def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
             return None
 
     bind_ports = connect_ports = None
-    if len(words) >= len(ROLES):
+    servers: list[ServerLine] = []
+    if len(words) >= len(roles) and at_group >= GROUP_AT:
         read(parse_host, 0)
         bind_ports = read(parse_ports, 1)
-        read(parse_host, 2)
-        connect_ports = read(parse_ports, 3)
+        if not named:
+            connect_ports = read(parse_ports, 3)
+            if "," in words[2].text and not is_unix(words[2]):
+                servers = read_hosts(line, words[2], connect_ports or Ports(1, 1, Protocol.TCP), problems)
+            else:
+                read(parse_host, 2)
         if bind_ports and connect_ports:
             problems.extend(_unfit_ports(line, words, bind_ports, connect_ports))
             problems.extend(unfit_options(line, statement.options, words[0].text, words[2].text))
     problems.extend(statement.problems)
-    options = _read_options(line, statement.options, problems) if statement.options else NO_OPTIONS
+    tables: dict[str, dict[str, Entry]] = {"option": OPTIONS} if named else {"option": OPTIONS, "group": GROUP_OPTIONS}
+    said: dict[str, dict[str, Any]] = read_options(line, statement.options, tables, problems, "a rule")
+    options = RuleOptions(**said["option"]) if said["option"] else NO_OPTIONS
+    problems.extend(_server_twice(servers))
     problems[before:] = sorted(problems[before:], key=lambda problem: problem.column)
-    if len(problems) > before or not bind_ports or not connect_ports:
+    if len(problems) > before or not bind_ports or not (connect_ports or named):
         return None
+    bind = _endpoint(words[0], bind_ports)
+    if named:
+        group = Endpoint(words[2].text, 0, bind.protocol)
+        return RuleLine(line, words[0], words[2], bind, group, options, words[2].text[1:])
+    assert connect_ports is not None
+    group_said = said["group"]
+    if group_said and not servers:
+        servers = read_hosts(line, words[2], connect_ports, problems)
     return RuleLine(
         line,
         words[0],
         Word(words[2].text, words[2].column, words[3].end - words[2].column),
-        _endpoint(words[0], bind_ports),
+        bind,
         _endpoint(words[2], connect_ports),
         options,
+        servers=tuple(each.server for each in servers),
+        group_options=GroupOptions(**group_said),
     )
+
+
+def _group_problems(line: Line, words: tuple[Word, ...], at: int) -> Iterator[Problem]:
+    """The problems of a rule whose word number `at` is a group."""
+    usage, group = f"a rule is: {GROUP_USAGE}", words[at]
+    if at < GROUP_AT:
+        yield line.problem(f"the {ROLES[at]} is missing before the group", group.column, group.width, usage)
+    elif len(words) > at + 1:
+        extra, hint = words[at + 1], "the servers of a group have ports of their own"
+        yield line.problem(f"unexpected {shown(extra.text)} after the group", extra.column, extra.width, hint)
+    if group.text == "@":
+        yield line.problem("the name of the group is missing", group.end, 1, usage)
+
+
+def _server_twice(servers: list[ServerLine]) -> Iterator[Problem]:
+    names: set[str] = set()
+    for each in servers:
+        if each.server.name.lower() in names:
+            yield each.line.problem(f"the server {each.server} is named twice", each.word.column, each.word.width)
+        names.add(each.server.name.lower())
 
 
 def _endpoint(host: Word, ports: Ports) -> Endpoint:
@@ -202,49 +262,3 @@ def _too_many(line: Line, word: Word) -> Problem:
     name, equals, _ = word.text.partition("=")
     hint = f"options go in brackets: [{word.text}]" if equals and name in OPTIONS else f"a rule is: {RULE_USAGE}"
     return line.problem(f"unexpected {shown(word.text)} after the four words of a rule", word.column, word.width, hint)
-
-
-# Options
-
-
-def _read_options(line: Line, options: tuple[Option, ...], problems: list[Problem]) -> RuleOptions:
-    """The values of the options; if an option occurs twice, the last one counts."""
-    said: dict[str, Any] = {}
-    for option in options:
-        name = option.name
-        entry = OPTIONS.get(name.text)
-        if entry is None:
-            problems.append(_unknown_option(line, name))
-        elif option.value is None or not option.value.text:
-            place = name if option.value is None else option.value
-            problems.append(line.problem(f"{name.text} needs a value", place.column, place.width, entry.option_usage))
-        else:
-            assert entry.value is not None  # every option has a value
-            try:
-                said[entry.option] = entry.value.parse(option.value.text)
-            except Mistake as mistake:
-                problems.append(line.mistaken(option.value, mistake))
-    return RuleOptions(**said)
-
-
-def _unknown_option(line: Line, name: Word) -> Problem:
-    if not name.text:
-        return line.problem("the name of the option is missing", name.column, name.width, "an option is NAME=VALUE")
-    first, *rest = name.text.split(None, 1)
-    if rest and (first in OPTIONS or nearest(first, OPTIONS, NEAR_ENOUGH)):
-        option = first if first in OPTIONS else nearest(first, OPTIONS)
-        return line.problem(
-            f"'=' is missing between {shown(first)} and its value",
-            name.column,
-            name.width,
-            f"write {option}={rest[0]}",
-        )
-    if name.text in DIRECTIVES:
-        return line.problem(
-            f"'{name.text}' is a directive, not an option of a rule",
-            name.column,
-            name.width,
-            "write it on a line of its own",
-        )
-    hint = did_you_mean(name.text, OPTIONS, "options") or f"the options are {', '.join(OPTIONS)}"
-    return line.problem(f"unknown option {shown(name.text)}", name.column, name.width, hint)

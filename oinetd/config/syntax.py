@@ -5,7 +5,8 @@ A line whose first word is a directive is a directive. Any other line is a forwa
 brackets, also directly after the last word.
 
 File names are an exception, as in rinetd: `#` in a file name is part of it, and a file name in double quotes may
-contain blanks.
+contain blanks. The value of an option may be a text in double quotes, too; a backslash in it escapes the next
+character.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from oinetd.config.mistake import Mistake, printable, shown
 from oinetd.config.privacy import HIDDEN_HINT, without_words_of
 from oinetd.config.values import FileName
-from oinetd.config.vocabulary import DIRECTIVES
+from oinetd.config.vocabulary import DIRECTIVES, Duty
 from oinetd.errors import Problem
 
 __all__ = ["Line", "Option", "Statement", "Word", "read_statements"]
@@ -32,9 +33,14 @@ OPTIONS_MAX = 64
 _BLANKS = " \t"
 _WORD = re.compile(r"[^ \t]+")
 _UNGLUED = re.compile(r"[^ \t#]+")
-_RULE_WORD = re.compile(r"[^ \t#\[]+")
+_BRACKETED = r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[^] \t#]*)?\]?"
+# In a list of hosts a bracket after a comma begins an address, not the options.
+_RULE_WORD = re.compile(rf"(?:[^ \t#\[]|(?<=,){_BRACKETED})+")
 # An IPv6 address in brackets, with text directly after it. The closing bracket may be missing; this is reported later.
-_IPV6_WORD = re.compile(r"\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[^] \t#]*)?\]?[^ \t#\[]*")
+_IPV6_WORD = re.compile(rf"{_BRACKETED}(?:[^ \t#\[]|(?<=,){_BRACKETED})*")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_VALUE_QUOTE = re.compile(r'=[ \t]*"')
+_QUOTED_VALUE = re.compile(r'(?<==)[ \t]*"(?:[^"\\]|\\.)*"|#.*')
 _RULE_WORDS = 4
 
 
@@ -124,7 +130,7 @@ def _statement(line: Line, start: int) -> Statement:
     entry = DIRECTIVES.get(first[0])
     if entry is not None and isinstance(entry.value, FileName):
         return _file_directive(line, first)
-    if entry is not None or "[" not in text:
+    if (entry is not None and entry.duty is not Duty.UPSTREAM) or "[" not in text:
         return Statement(line, tuple(_words(text, start)))
     return _rule(line, start)
 
@@ -205,7 +211,10 @@ def _rule(line: Line, at: int) -> Statement:
 
 def _block(line: Line, start: int) -> tuple[list[Option], list[Problem]]:
     """The options in the brackets that begin at `start`."""
-    text = line.text
+    text = _without_quoted(line.text, start)
+    unclosed = _VALUE_QUOTE.search(text, start)
+    if unclosed is not None and "#" not in text[start : unclosed.end()]:
+        return [], [line.problem("the closing quote is missing", unclosed.end(), len(text) - unclosed.end() + 1)]
     end, depth = start, 0
     while not _ends(text, end):
         # Brackets nest once, for src=[::1].
@@ -221,7 +230,8 @@ def _block(line: Line, start: int) -> tuple[list[Option], list[Problem]]:
     if not text[start + 1 : end].strip(_BLANKS):
         problems.append(line.problem("no options between the brackets", start + 1, end + 1 - start))
     elif (semicolon := text.find(";", start, end)) >= 0:
-        write = text[start : end + 1].replace(";", ",")
+        pairs = zip(line.text[start : end + 1], text[start : end + 1], strict=True)
+        write = "".join("," if masked == ";" else char for char, masked in pairs)
         problems.append(line.problem("options are separated by commas", semicolon + 1, hint=f"write {write}"))
     elif text.count(",", start, end) >= OPTIONS_MAX:
         message = f"more than {OPTIONS_MAX} options"
@@ -229,12 +239,13 @@ def _block(line: Line, start: int) -> tuple[list[Option], list[Problem]]:
     else:
         at = start + 1
         for part in text[at:end].split(","):
-            found = _option(line, part, at)
+            found = _option(line, line.text[at : at + len(part)], at)
             if isinstance(found, Problem):
                 problems.append(found)
             else:
                 options.append(found)
             at += len(part) + 1
+    text = line.text
     rest = _skip_blanks(text, end + 1)
     if not _ends(text, rest):
         word = _UNGLUED.match(text, rest)
@@ -242,6 +253,15 @@ def _block(line: Line, start: int) -> tuple[list[Option], list[Problem]]:
         hint = "a rule has one block of options, with commas between them" if text[rest] == "[" else ""
         problems.append(line.problem(f"unexpected {shown(word[0])} after the options", rest + 1, len(word[0]), hint))
     return options, problems
+
+
+def _without_quoted(text: str, start: int) -> str:
+    """`text` with dots in place of the quoted values behind `start`: what they hold has no meaning for the syntax."""
+    if '"' not in text:
+        return text
+    return text[:start] + _QUOTED_VALUE.sub(
+        lambda found: found[0] if found[0][0] == "#" else "." * len(found[0]), text[start:]
+    )
 
 
 def _option(line: Line, part: str, at: int) -> Option | Problem:
@@ -257,7 +277,10 @@ def _option(line: Line, part: str, at: int) -> Option | Problem:
         return Option(word, None)
     stripped = value.lstrip(_BLANKS)
     at += len(content) - len(stripped)
+    quoted = _QUOTED.match(stripped)
     gap = next((index for index, char in enumerate(stripped) if char in _BLANKS), -1)
+    if quoted is not None:
+        gap = quoted.end() if quoted.end() < len(stripped) else -1
     if gap >= 0:
         rest = _skip_blanks(stripped, gap)
         return line.problem(

@@ -34,17 +34,18 @@ __all__ = [
     "PrefixPair",
     "Size",
     "SourceAddress",
+    "Switch",
     "Time",
     "UserName",
     "Value",
 ]
 
-_TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,20})?)([smh]?)")
+_TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,20})?)(ms|[smh]?)")
 _MODE = re.compile("0?[0-7]{1,3}")
 _USER = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,31}")
 _SIZE = re.compile(r"([0-9]{1,12})([KMGkmg]?)")
 _EVERYBODY = ("all", "any", "everybody", "everyone", "anywhere")
-_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600}
+_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "ms": 0.001}
 _UNIT_BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -99,32 +100,50 @@ class Count:
         return next((word for word, number in self._words.items() if number == value), str(value))
 
 
-class Time:
-    """A duration in seconds, with the unit s, m or h; fractions are allowed, and `off` is 0.
+class Switch:
+    """On or off; an option without a value is on."""
 
-    `zero_s` is the value of a written 0, if that is not `off`.
+    form = "on|off"
+
+    def parse(self, text: str) -> bool:
+        if text not in ("on", "off"):
+            raise Mistake(f"{shown(text)} is not one of on, off", did_you_mean(text, ("on", "off")))
+        return text == "on"
+
+    def format(self, value: bool) -> str:
+        return "on" if value else "off"
+
+
+class Time:
+    """A duration in seconds, with the unit ms, s, m or h; fractions are allowed, and `off` is 0.
+
+    `zero_s` is the value of a written 0, if that is not `off`. Without `never` it cannot be off.
     """
 
-    form = "TIME|off"
-
-    def __init__(self, zero_s: float = 0.0) -> None:
+    def __init__(self, zero_s: float = 0.0, *, never: bool = True) -> None:
         self._zero_s = zero_s
+        self._never = never
+        self.form = "TIME|off" if never else "TIME"
 
     def parse(self, text: str) -> float:
-        if text == "off":
+        if text == "off" and self._never:
             return 0.0
         match = _TIME.fullmatch(text)
         if match is None:
-            raise Mistake(f"{shown(text)} is not a valid time", "a number with s, m or h, such as 90s or 1.5h, or off")
+            also = ", or off" if self._never else ""
+            raise Mistake(f"{shown(text)} is not a valid time", f"a number with s, m or h, such as 90s or 1.5h{also}")
         number, unit = float(match[1]), match[2]
         if not number:
+            if not self._never:
+                raise Mistake(f"{shown(text)} is not a valid time", "a time above 0")
             return self._zero_s
         # Rounded because of the multiplication: 1.1h is 3960 s, not 3960.0000000000005.
         seconds = number if _UNIT_S[unit] == 1 else round(number * _UNIT_S[unit], 6)
         if seconds > TIME_S_MAX:
-            raise Mistake(f"{shown(text)} is longer than a year", "write off for no limit")
+            raise Mistake(f"{shown(text)} is longer than a year", "write off for no limit" if self._never else "")
         if seconds < TIME_S_MIN:
-            raise Mistake(f"{shown(text)} is shorter than a millisecond", "write off for no limit")
+            hint = "write off for no limit" if self._never else ""
+            raise Mistake(f"{shown(text)} is shorter than a millisecond", hint)
         return seconds
 
     def format(self, value: float) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from oinetd.bounds import BACKLOG_MAX, BUSY_POLL_US_MAX, CONNECTIONS_MAX, THREADS_MAX
+from oinetd.bounds import BACKLOG_MAX, BUSY_POLL_US_MAX, CHECKS_MAX, CONNECTIONS_MAX, THREADS_MAX, WEIGHT_MAX
+from oinetd.config.check_values import GroupName, HeaderText, PassiveForm, PathText, StatusRanges, Text, Token
 from oinetd.config.values import (
     AccessPattern,
     Choice,
@@ -19,13 +20,15 @@ from oinetd.config.values import (
     PrefixPair,
     Size,
     SourceAddress,
+    Switch,
     Time,
     UserName,
     Value,
 )
 from oinetd.model import UDP_TIMEOUT_S, EngineChoice, LogFormat, OnDeny, RelayMode, Verb
+from oinetd.servers import AllDown, Balance, Check, OnDown, Resolve
 
-__all__ = ["DIRECTIVES", "OPTIONS", "VOCABULARY", "Duty", "Entry"]
+__all__ = ["DIRECTIVES", "GROUP_OPTIONS", "OPTIONS", "SERVER_OPTIONS", "VOCABULARY", "Duty", "Entry"]
 
 
 class Duty(enum.Enum):
@@ -34,6 +37,7 @@ class Duty(enum.Enum):
     SET = enum.auto()
     ACCESS = enum.auto()
     INCLUDE = enum.auto()
+    UPSTREAM = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,9 @@ class Entry:
 
     `value` is the kind of its value; None if it has none, and `constant` is set instead. `setting` is the field of
     `Config` that the directive sets, with a dot for a field of a part; empty if it sets none. `option` is the field of
-    `RuleOptions` that the option sets; empty if it is no option. An `alias` means the same as another directive, and
-    `render` never writes it.
+    `RuleOptions` that the option sets; empty if it is no option. `group` and `server` are the same for the options of
+    a group of servers (`GroupOptions`) and of one of its servers (`Server`). An `alias` means the same as another
+    directive, and `render` never writes it.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Entry:
     duty: Duty = Duty.SET
     constant: object = None
     alias: bool = False
+    group: str = ""
+    server: str = ""
 
     @property
     def usage(self) -> str:
@@ -67,7 +74,10 @@ class Entry:
 
 def _both(name: str, value: Value, field: str) -> Entry:
     """A word that is a directive for all rules and an option of one rule."""
-    return Entry(name, value, setting=f"settings.{field}", option=field)
+    return Entry(name, value, setting=f"settings.{field}", option=field, server=field if name in _OF_SERVERS else "")
+
+
+_OF_SERVERS = ("connect-timeout",)
 
 
 _CONNECTIONS = Count(0, CONNECTIONS_MAX, {"off": 0})
@@ -81,7 +91,13 @@ VOCABULARY = (
     Entry("pidlogfile", FileName(), setting="pid_file"),
     Entry("threads", Count(0, THREADS_MAX, {"auto": 0}), setting="threads"),
     Entry("busy-poll", _BUSY_POLL, setting="busy_poll_us"),
-    Entry("max-connections", _CONNECTIONS, setting="max_connections", option="max_connections"),
+    Entry(
+        "max-connections",
+        _CONNECTIONS,
+        setting="max_connections",
+        option="max_connections",
+        server="max_connections",
+    ),
     Entry(
         "max-connections-per-source",
         _CONNECTIONS,
@@ -104,14 +120,42 @@ VOCABULARY = (
     _both("dns-refresh", Time(), "dns_refresh_s"),
     _both("keepalive", KeepAliveForm(), "keepalive"),
     _both("on-deny", Choice(OnDeny), "on_deny"),
-    Entry("src", SourceAddress(), option="source"),
+    Entry("src", SourceAddress(), option="source", group="source", server="source"),
     Entry("mode", FileMode(), option="unix_mode"),
     Entry("owner", UserName(group=True), option="unix_owner"),
     Entry("peer-uid", UserName(), option="peer_user"),
     Entry("timeout", Time(zero_s=UDP_TIMEOUT_S), option="udp_timeout_s"),
+    Entry("upstream", GroupName(), duty=Duty.UPSTREAM),
+    Entry("balance", Choice(Balance), group="balance"),
+    Entry("check", Choice(Check), group="check"),
+    Entry("check-method", Token(), group="check_method"),
+    Entry("check-path", PathText(), group="check_path"),
+    Entry("check-host", HeaderText(), group="check_host"),
+    Entry("check-status", StatusRanges(), group="check_status"),
+    Entry("check-send", Text(), group="check_send"),
+    Entry("check-expect", Text(), group="check_expect"),
+    Entry("check-interval", Time(never=False), group="check_interval_s"),
+    Entry("check-timeout", Time(never=False), group="check_timeout_s"),
+    Entry("check-rise", Count(1, CHECKS_MAX, {}), group="check_rise"),
+    Entry("check-fall", Count(1, CHECKS_MAX, {}), group="check_fall"),
+    Entry("check-fast", Time(never=False), group="check_fast_s"),
+    Entry("check-down", Time(never=False), group="check_down_s"),
+    Entry("check-port", Count(1, 65535, {}, form="PORT"), group="check_port", server="check_port"),
+    Entry("passive", PassiveForm(), group="passive"),
+    Entry("on-down", Choice(OnDown), group="on_down"),
+    Entry("slow-start", Time(), group="slow_start_s"),
+    Entry("drain-spread", Time(), group="drain_spread_s"),
+    Entry("all-down", Choice(AllDown), group="all_down"),
+    Entry("all-backups", Switch(), group="all_backups"),
+    Entry("resolve", Choice(Resolve), group="resolve", server="resolve"),
+    Entry("allow-special", Switch(), group="allow_special"),
+    Entry("weight", Count(0, WEIGHT_MAX, {}), server="weight"),
+    Entry("backup", Switch(), server="backup"),
     Entry("allow", AccessPattern(), duty=Duty.ACCESS, constant=Verb.ALLOW),
     Entry("deny", AccessPattern(), duty=Duty.ACCESS, constant=Verb.DENY),
 )
 
 DIRECTIVES = {entry.name: entry for entry in VOCABULARY if entry.setting or entry.duty is not Duty.SET}
 OPTIONS = {entry.name: entry for entry in VOCABULARY if entry.option}
+GROUP_OPTIONS = {entry.name: entry for entry in VOCABULARY if entry.group}
+SERVER_OPTIONS = {entry.name: entry for entry in VOCABULARY if entry.server}

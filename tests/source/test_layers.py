@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = (
     "bounds choices errors safe_open _fastpath",
+    "endpoint",
+    "servers",
     "model preamble",
     "net",
     "upstream",

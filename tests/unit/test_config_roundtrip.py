@@ -20,7 +20,7 @@ from oinetd.bounds import (
     TIME_S_MIN,
 )
 from oinetd.config import parse_config, render_config
-from oinetd.config.vocabulary import DIRECTIVES, OPTIONS
+from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, SERVER_OPTIONS
 from oinetd.errors import ConfigError
 from oinetd.model import (
     AccessRule,
@@ -39,6 +39,7 @@ from oinetd.model import (
     SourcePrefix,
     Verb,
 )
+from oinetd.servers import GroupOptions, Server
 
 PORTS_A_RULE = 64
 
@@ -167,7 +168,7 @@ def test_what_is_written_reads_back_equal(config: Config) -> None:
 
 def test_every_setting_is_written() -> None:
     written = {line.split()[0] for line in render_config(Config()).splitlines() if line and line[0] != "#"}
-    silent = {"include", "allow", "deny", "logcommon", "logfile", "pidlogfile"}
+    silent = {"include", "allow", "deny", "logcommon", "logfile", "pidlogfile", "upstream"}
     assert written == set(DIRECTIVES) - silent
 
 
@@ -193,12 +194,16 @@ def test_table_and_model_name_the_same_things() -> None:
         "access",
         "settings",
         "log",
+        "upstreams",
         "warnings",
     }
     assert {entry.setting for entry in DIRECTIVES.values() if entry.setting} == (
         of_settings | of_config | {"log.file", "log.format"}
     )
     assert {entry.option for entry in OPTIONS.values()} == {item.name for item in dataclasses.fields(RuleOptions)}
+    assert {entry.group for entry in GROUP_OPTIONS.values()} == {item.name for item in dataclasses.fields(GroupOptions)}
+    of_servers = {item.name for item in dataclasses.fields(Server)} - {"endpoint", "origin"}
+    assert {entry.server for entry in SERVER_OPTIONS.values()} == of_servers
 
 
 SEEDS = [

@@ -1,0 +1,258 @@
+"""Parses the lines of groups of servers, and the destinations of rules that are groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from oinetd.bounds import SERVERS_MAX
+from oinetd.config.address import Ports, host_and_port, parse_host, parse_ports
+from oinetd.config.mistake import Mistake, did_you_mean, shown
+from oinetd.config.syntax import Line, Option, Statement, Word
+from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, SERVER_OPTIONS, Entry
+from oinetd.errors import Problem
+from oinetd.model import UNIX_PREFIX, Endpoint, Origin
+from oinetd.servers import FILE_PREFIX, GroupOptions, Resolve, Server, Upstream
+
+__all__ = ["UPSTREAM_USAGE", "GroupDraft", "ServerLine", "UpstreamLine", "read_hosts", "read_options", "read_upstream"]
+
+UPSTREAM_USAGE = "upstream NAME address port [options], or upstream NAME [options of the group]"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLine:
+    """A server with the place for its problems."""
+
+    line: Line
+    word: Word
+    server: Server
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamLine:
+    """One `upstream` line: a server, or options of the group."""
+
+    line: Line
+    name: Word
+    server: ServerLine | None
+    said: Mapping[str, Any]
+
+
+def read_upstream(statement: Statement, problems: list[Problem]) -> UpstreamLine | None:
+    """The line in a statement; if it has problems, they are added to `problems` and the result is None."""
+    before = len(problems)
+    line, words = statement.line, statement.words
+    problems.extend(statement.problems)
+    if len(words) < 2:
+        problems.append(line.problem("the name of the group is missing", words[0].end, 1, UPSTREAM_USAGE))
+        return None
+    keyword, name, *rest = words
+    try:
+        entry = DIRECTIVES[keyword.text]
+        assert entry.value is not None
+        entry.value.parse(name.text)
+    except Mistake as mistake:
+        problems.append(line.mistaken(name, mistake))
+    if not rest:
+        if not statement.options and not statement.problems:
+            problems.append(line.problem("a server or options of the group are missing", name.end, 1, UPSTREAM_USAGE))
+        said = read_options(line, statement.options, {"group": GROUP_OPTIONS}, problems, "a group")
+        found = UpstreamLine(line, name, None, said["group"])
+    else:
+        said = read_options(line, statement.options, {"server": SERVER_OPTIONS}, problems, "a server")
+        endpoint = _read_server(line, rest, said["server"], problems)
+        if endpoint is None:
+            return None
+        place = Word(rest[0].text, rest[0].column, rest[-1].end - rest[0].column)
+        server = Server(endpoint, origin=Origin(line.file, line.number), **said["server"])
+        found = UpstreamLine(line, name, ServerLine(line, place, server), {})
+    return found if len(problems) == before else None
+
+
+def _read_server(line: Line, words: list[Word], said: Mapping[str, Any], problems: list[Problem]) -> Endpoint | None:
+    """Where the server is: an address and a port, the name of SRV records, or a file."""
+    host = words[0]
+    if host.text.startswith((FILE_PREFIX, UNIX_PREFIX)):
+        if len(words) > 1:
+            problems.append(_unexpected(line, words[1], "it has no port"))
+        if host.text.startswith(UNIX_PREFIX):
+            try:
+                parse_host(host.text)
+            except Mistake as mistake:
+                problems.append(line.mistaken(host, mistake))
+        elif not host.text.startswith(FILE_PREFIX + "/"):
+            problems.append(line.problem("the path of the file is not absolute", host.column, host.width))
+        return Endpoint(host.text, 0)
+    srv = said.get("resolve") is Resolve.SRV
+    if len(words) > 2 or (srv and len(words) > 1):
+        hint = "resolve=srv takes the ports from DNS" if srv else UPSTREAM_USAGE
+        problems.append(_unexpected(line, words[1 if srv else 2], hint))
+        return None
+    try:
+        parse_host(host.text)
+    except Mistake as mistake:
+        problems.append(line.mistaken(host, mistake))
+    if srv:
+        return Endpoint(host.text, 0)
+    if len(words) < 2:
+        mistake_or_none = host_and_port(host.text)
+        if mistake_or_none is not None:
+            problems.append(line.mistaken(host, mistake_or_none))
+        else:
+            hint = "the port, or [resolve=srv] for the name of SRV records"
+            problems.append(line.problem("the port of the server is missing", host.end, 1, hint))
+        return None
+    try:
+        ports = parse_ports(words[1].text)
+    except Mistake as mistake:
+        problems.append(line.mistaken(words[1], mistake))
+        return None
+    if not ports.first:
+        problems.append(line.problem("port 0 cannot be a destination", words[1].column, words[1].width))
+        return None
+    return Endpoint(host.text, ports.first, ports.protocol, ports.last)
+
+
+def _unexpected(line: Line, word: Word, hint: str) -> Problem:
+    return line.problem(f"unexpected {shown(word.text)} after the server", word.column, word.width, hint)
+
+
+def read_hosts(line: Line, word: Word, ports: Ports, problems: list[Problem]) -> list[ServerLine]:
+    """The servers of a rule's destination: hosts with commas between them, and one port."""
+    servers, start = [], 0
+    for part in word.text.split(","):
+        place = Word(part, word.column + start, max(1, len(part)))
+        start += len(part) + 1
+        if not part:
+            problems.append(line.problem("a host is missing before or after the comma", place.column))
+            continue
+        try:
+            parse_host(part)
+        except Mistake as mistake:
+            problems.append(line.mistaken(place, mistake))
+            continue
+        endpoint = Endpoint(part, ports.first, ports.protocol, ports.last)
+        servers.append(ServerLine(line, place, Server(endpoint, origin=Origin(line.file, line.number))))
+    return servers
+
+
+# Options
+
+Tables = Mapping[str, Mapping[str, Entry]]
+"""Where an option may belong: a field of `Entry`, and the options that have it; the first that knows it gets it."""
+
+
+def read_options(
+    line: Line, options: tuple[Option, ...], tables: Tables, problems: list[Problem], owner: str
+) -> dict[str, dict[str, Any]]:
+    """The values of the options, by their table; if an option occurs twice, the last one counts."""
+    said: dict[str, dict[str, Any]] = {kind: {} for kind in tables}
+    for option in options:
+        name = option.name
+        kind = next((kind for kind, table in tables.items() if name.text in table), None)
+        if kind is None:
+            problems.append(_unknown_option(line, name, tables, owner))
+            continue
+        entry = tables[kind][name.text]
+        assert entry.value is not None  # every option has a value
+        value = option.value
+        if value is None and entry.value.form == "on|off":
+            said[kind][getattr(entry, kind)] = True
+        elif value is None or not value.text:
+            place = name if value is None else value
+            problems.append(line.problem(f"{name.text} needs a value", place.column, place.width, entry.option_usage))
+        else:
+            try:
+                said[kind][getattr(entry, kind)] = entry.value.parse(value.text)
+            except Mistake as mistake:
+                problems.append(line.mistaken(value, mistake))
+    return said
+
+
+def _unknown_option(line: Line, name: Word, tables: Tables, owner: str) -> Problem:
+    known = {each: entry for table in tables.values() for each, entry in table.items()}
+    if not name.text:
+        return line.problem("the name of the option is missing", name.column, name.width, "an option is NAME=VALUE")
+    for table, where in ((GROUP_OPTIONS, "a group"), (SERVER_OPTIONS, "a server"), (OPTIONS, "a rule")):
+        if name.text in table and where != owner:
+            hint = {
+                "a group": f"write upstream NAME [{table[name.text].option_usage}]",
+                "a server": f"write upstream NAME address port [{table[name.text].option_usage}]",
+                "a rule": "write it in the brackets of the rule",
+            }[where]
+            message = f"'{name.text}' is an option of {where}, not of {owner}"
+            return line.problem(message, name.column, name.width, hint)
+    first, *rest = name.text.split(None, 1)
+    near = first if first in known else nearest_option(first, known)
+    if rest and near:
+        message = f"'=' is missing between {shown(first)} and its value"
+        return line.problem(message, name.column, name.width, f"write {near}={rest[0]}")
+    if name.text in DIRECTIVES:
+        message = f"'{name.text}' is a directive, not an option of {owner}"
+        return line.problem(message, name.column, name.width, "write it on a line of its own")
+    hint = did_you_mean(name.text, known, "options") or f"the options are {', '.join(known)}"
+    return line.problem(f"unknown option {shown(name.text)}", name.column, name.width, hint)
+
+
+def nearest_option(word: str, known: Mapping[str, Entry]) -> str:
+    """The option that `word` is a misspelling of; empty if it is none."""
+    from oinetd.config.mistake import nearest
+
+    return nearest(word, known, 0.7)
+
+
+# Groups
+
+
+@dataclass(slots=True)
+class GroupDraft:
+    """A group whose lines may still follow; `index` is the index of its first statement."""
+
+    index: int
+    first: UpstreamLine
+    servers: list[tuple[int, ServerLine]] = field(default_factory=list)
+    said: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.first.name.text
+
+    def take(self, index: int, said: UpstreamLine, problems: list[tuple[int, Problem]]) -> None:
+        """Add one line."""
+        self.said.update(said.said)
+        if said.server is not None:
+            problem = self._misfit(said.server)
+            if problem is not None:
+                problems.append((index, problem))
+            else:
+                self.servers.append((index, said.server))
+
+    def _misfit(self, new: ServerLine) -> Problem | None:
+        for _, known in self.servers:
+            if known.server.name.lower() == new.server.name.lower():
+                message = f"the server {new.server} is in the group {self.name} twice, also in line {known.line}"
+                return new.line.problem(message, new.word.column, new.word.width)
+        if self.servers and self.servers[0][1].server.endpoint.protocol is not new.server.endpoint.protocol:
+            other = self.servers[0][1]
+            message = f"{new.server.endpoint.protocol.value} and {other.server.endpoint.protocol.value} in one group"
+            hint = f"the server in line {other.line} decides; write another group"
+            return new.line.problem(message, new.word.column, new.word.width, hint)
+        if len(self.servers) >= SERVERS_MAX:
+            message = f"the group {self.name} has more than {SERVERS_MAX} servers"
+            return new.line.problem(message, new.word.column, new.word.width)
+        return None
+
+    def problem(self) -> Problem | None:
+        """The problem of the group as a whole; None if there is none."""
+        if self.servers:
+            return None
+        line, name = self.first.line, self.first.name
+        hint = f"write upstream {name.text} address port"
+        return line.problem(f"the group {shown(name.text)} has no server", name.column, name.width, hint)
+
+    def upstream(self) -> Upstream:
+        """The group."""
+        line = self.first.line
+        servers = tuple(server.server for _, server in self.servers)
+        return Upstream(self.name, servers, GroupOptions(**self.said), Origin(line.file, line.number))

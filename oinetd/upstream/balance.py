@@ -1,0 +1,102 @@
+"""Which server of a group is next: pure functions, the same for both lanes.
+
+Each chooses among the servers that are `open` to the search: usable, with room, and not tried by it. All numbers are
+whole, so that the reactors (`_fastpath/`) compute the same. A test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+__all__ = ["FULL_WEIGHT", "STRIDE", "Weighed", "first", "least_loaded", "least_passed", "ramped", "stride", "two_draws"]
+
+FULL_WEIGHT: Final = 1000
+"""Weights are in thousandths, because a slow start divides them."""
+
+RAMP_FROM: Final = FULL_WEIGHT // 10
+"""A slow start begins with a tenth of the weight."""
+
+STRIDE: Final = 1 << 36
+"""The distance that a server of weight 0.001 moves on the circle of `roundrobin` when it is chosen."""
+
+
+class Weighed(Protocol):
+    """What the choice looks at: a server, as its group knows it.
+
+    `live` are the sessions that have selected it, also those that are still connecting. `weight` is in thousandths and
+    above 0. `passed` is how far it has come in the round; see `least_passed`.
+    """
+
+    @property
+    def open(self) -> bool: ...
+    @property
+    def live(self) -> int: ...
+    @property
+    def weight(self) -> int: ...
+    @property
+    def passed(self) -> int: ...
+
+
+def least_loaded(servers: Sequence[Weighed], start: int) -> int:
+    """`leastconn`: the server with the lowest (live + 1) / weight; -1 if none is open.
+
+    Of equal ones the first from `start` on, the place behind the one that was chosen last: ties go round.
+    """
+    best, live, weight = -1, 0, 1
+    size = len(servers)
+    for step in range(size):
+        at = (start + step) % size
+        server = servers[at]
+        if server.open and (best < 0 or (server.live + 1) * weight < live * server.weight):
+            best, live, weight = at, server.live + 1, server.weight
+    return best
+
+
+def least_passed(servers: Sequence[Weighed]) -> int:
+    """`roundrobin`: the open server that has come least far, the first of equal ones; -1 if none is open.
+
+    One that is chosen moves on by `stride(weight)`, so that in each round every server has as many turns as its weight.
+    A server begins half a stride behind zero, and one that comes back where the least of the others is
+    (`Group.rejoin`); so its turns are spread over the round, and it never makes up for the time that it missed.
+    """
+    best, least = -1, 0
+    for at, server in enumerate(servers):
+        if server.open and (best < 0 or server.passed < least):
+            best, least = at, server.passed
+    return best
+
+
+def stride(weight: int) -> int:
+    """How far a server of this weight moves when it is chosen by `roundrobin`."""
+    return STRIDE // weight
+
+
+def two_draws(servers: Sequence[Weighed], draw: int, start: int) -> int:
+    """`random`: two different open servers by the 64 random bits of `draw`, of them the one that `least_loaded` takes.
+
+    -1 if none is open.
+    """
+    places = [at for at, server in enumerate(servers) if server.open]
+    count = len(places)
+    if count <= 2:
+        return least_loaded(servers, start)
+    one = (draw & 0xFFFFFFFF) * count >> 32
+    other = (draw >> 32) * (count - 1) >> 32
+    other += other >= one
+    near, far = sorted((places[one], places[other]), key=lambda at: (at - start) % len(servers))
+    a, b = servers[near], servers[far]
+    return far if (b.live + 1) * a.weight < (a.live + 1) * b.weight else near
+
+
+def first(servers: Sequence[Weighed]) -> int:
+    """`first`: the first open one in the order written; -1 if none is."""
+    return next((at for at, server in enumerate(servers) if server.open), -1)
+
+
+def ramped(weight: int, age_ms: int, ramp_ms: int) -> int:
+    """The weight in thousandths of a server of `weight` that became usable `age_ms` ago, if a slow start takes
+    `ramp_ms` (0 is none): it grows by the clock, from a tenth."""
+    if age_ms >= ramp_ms:
+        return weight * FULL_WEIGHT
+    return weight * (RAMP_FROM + (FULL_WEIGHT - RAMP_FROM) * age_ms // ramp_ms)

@@ -47,7 +47,7 @@ from preamble.hello cimport MESSAGE_BYTES_MAX, Hello, hello_read
 from preamble.proxy cimport HEADER_BYTES_MAX, ProxyHeader, proxy_read, proxy_read_datagram
 from preamble.proxy_write cimport LINE_ROOM_BYTES, proxy_begin_v2, proxy_end_v2, proxy_write_v1, tlv_put
 from tcp.listener cimport unix_time
-from shared.policy cimport Policy as PolicyState, policy_drop, policy_hold
+from shared.policy cimport OPTION_BYTES_MAX, SOCKET_OPTIONS_MAX, Policy as PolicyState, SocketOption, policy_drop, policy_hold
 from tcp.flow cimport SCRATCH_BYTES
 from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
 from state.return_address cimport ReturnAddress
@@ -387,7 +387,10 @@ cdef class Policy:
         uint32_t half_close_ms=0, uint32_t stall_ms=0, uint32_t lifetime_ms=0, keepalive=(0, 0, 0),
         uint32_t flip_bytes=0, uint32_t silence_ms=4000,
         source_prefix=(32, 64), Policy before=None, int64_t peer_uid=-1,
+        int protocol=0, options=(),
     ):
+        cdef SocketOption *option
+        cdef bytes value
         self.policy = <PolicyState *> calloc(1, sizeof(PolicyState))
         if self.policy == NULL:
             raise MemoryError
@@ -401,6 +404,17 @@ cdef class Policy:
         for at, loops in enumerate(looping[:ADDRESSES_MAX]):
             self.policy.looping[at] = loops
         self.policy.peer_uid = peer_uid
+        self.policy.protocol = protocol
+        if len(options) > SOCKET_OPTIONS_MAX:
+            raise ValueError(f"more than {SOCKET_OPTIONS_MAX} socket options")
+        for family, stream, level, name, value in options:
+            option = &self.policy.options[self.policy.option_count]
+            option.family, option.stream, option.level, option.name = family, stream, level, name
+            option.size = <uint32_t> len(value)
+            if option.size > OPTION_BYTES_MAX:
+                raise ValueError(f"a socket option has at most {OPTION_BYTES_MAX} bytes")
+            memcpy(option.value, <const char *> value, option.size)
+            self.policy.option_count += 1
         self.policy.may_self_connect = may_self_connect
         self.policy.may_broadcast = may_broadcast
         for place in sources:

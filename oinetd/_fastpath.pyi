@@ -164,6 +164,8 @@ class Policy:
         silence_ms: int = 4000,
         source_prefix: tuple[int, int] = (32, 64),
         peer_uid: int = -1,
+        protocol: int = 0,
+        options: Sequence[tuple[int, bool, int, int, bytes]] = (),
         before: Policy | None = None,
     ) -> Policy: ...
     def address(self, at: int) -> tuple[str, int]:

@@ -81,6 +81,8 @@ _WHOLE: Final = {
     "busy_poll_us": (-1, BUSY_POLL_US_MAX),
     "idle_s": (0, KEEPALIVE_S_MAX),
     "interval_s": (1, KEEPALIVE_S_MAX),
+    "mark": (0, 0xFFFFFFFF),
+    "dscp": (0, 63),
     "unix_mode": (0, 0o777),
     "count": (1, KEEPALIVE_COUNT_MAX),
     "weight": (0, WEIGHT_MAX),

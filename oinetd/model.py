@@ -118,17 +118,29 @@ class Settings:
 class RuleOptions:
     """What a rule says for itself in its `[...]`; None where the configuration's word holds.
 
-    `source` is the local address of the outgoing socket (`src=`). `unix_mode` and `unix_owner` (`user:group`) are those
-    of the file of a unix socket to listen on, `peer_user` the only user that may serve a unix destination, by name or
-    number. `udp_timeout_s` the life of a silent UDP session
+    `source` is the local address of the outgoing socket (`src=`), `udp_timeout_s` the life of a silent UDP session
     (`timeout=`, no effect on TCP), `max_connections` the bound on the rule's live sessions, and
     `max_connections_per_source` the bound on those of one client address; 0 is no bound.
+
+    `unix_mode` and `unix_owner` (`user:group`) are those of the file of a unix socket to listen on, `peer_user` is the
+    only user that may serve a unix destination, by name or number. `freebind`, `interface` and `defer_accept_s` are options
+    of the listening socket, `out_interface`, `mark` and `dscp` of the sockets towards the server, `fastopen`, `mptcp`
+    and `congestion` of both.
     """
 
     source: str | None = None
     unix_mode: int | None = None
     unix_owner: str | None = None
     peer_user: str | None = None
+    freebind: bool | None = None
+    interface: str | None = None
+    defer_accept_s: float | None = None
+    out_interface: str | None = None
+    mark: int | None = None
+    dscp: int | None = None
+    fastopen: bool | None = None
+    mptcp: bool | None = None
+    congestion: str | None = None
     udp_timeout_s: float | None = None
     max_connections: int | None = None
     max_connections_per_source: int | None = None

@@ -17,6 +17,7 @@ from oinetd.core.access import AccessControl, access_control
 from oinetd.core.hooks import Admit, Hooks
 from oinetd.core.revocation import Revocation
 from oinetd.core.service import Service, Watcher
+from oinetd.core.socket_check import check_options
 from oinetd.core.unix_peer import peer_uid_of
 from oinetd.errors import EngineUnavailable
 from oinetd.lanes.choose import Choice, Lanes, Listening
@@ -24,6 +25,7 @@ from oinetd.lanes.datagrams import settle_datagrams
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.unresolved import Unresolved
 from oinetd.model import Config, Protocol, Route
+from oinetd.net.options import ConnectOptions
 from oinetd.net.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.net.sockets import Address, bound_address, start_listening, tune_listener
 from oinetd.observe.announcement import listening, no_longer
@@ -115,6 +117,7 @@ class Reload:
         access = {id(rule): access_control(config, rule) for rule in config.rules}
         for rule in config.rules:
             peer_uid_of(rule)
+        check_options(config.rules)
         return _Plan(config, choices, access, Destinations(config, self.destinations))
 
     # Put in force
@@ -183,6 +186,7 @@ class Reload:
             source_prefix=config.source_prefix,
             guard=guard,
             peer_uid=peer_uid_of(rule),
+            connect_options=ConnectOptions.of(rule.options),
         )
 
     def _serve(

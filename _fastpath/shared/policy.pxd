@@ -19,6 +19,17 @@ cdef enum:
     RELAY_COPY = 1
     RELAY_SPLICE = 2
 
+    SOCKET_OPTIONS_MAX = 8
+    OPTION_BYTES_MAX = 16
+
+cdef struct SocketOption:       # of the sockets towards the server
+    int family                  # 0 is any
+    bint stream                 # of TCP alone
+    int level
+    int name
+    uint32_t size
+    uint8_t value[OPTION_BYTES_MAX]
+
 cdef struct Policy:
     uint64_t references         # atomic
     uint64_t failures           # atomic: connects that failed in a row
@@ -33,6 +44,9 @@ cdef struct Policy:
     bint may_self_connect        # the kernel may give the outgoing end the very port that it connects to
     bint may_broadcast          # over UDP: the configuration gives the destination as a number
     bint has_source             # `src=`: the outgoing end is bound to ...
+    int option_count
+    SocketOption options[SOCKET_OPTIONS_MAX]
+    int protocol                # of a stream socket towards the server; 0 is TCP
     int64_t peer_uid            # of a unix destination: who has to be there; -1 is anybody
     SocketAddress sources[2]    # ... the first of the destination's family, IPv4 and IPv6; size 0 is none
     uint32_t buffer_bytes

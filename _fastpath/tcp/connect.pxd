@@ -11,7 +11,7 @@ from base.linux cimport (
     epoll_event, errno, sockaddr, sockaddr_storage, socklen_t, ucred,
 )
 from shared.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_SOCKET_FAILED
-from shared.policy cimport Policy
+from shared.policy cimport Policy, SocketOption
 from state.connection_slab cimport CLIENT, KIND_CLIENT, UPSTREAM, Conn, event_data
 from state.reactor cimport Reactor
 
@@ -35,13 +35,27 @@ cdef inline const SocketAddress *source_for(const Policy *policy, const SocketAd
     return &policy.sources[0 if target.place.six.sin6_family == AF_INET else 1]
 
 
+cdef inline int options_set(const Policy *policy, int fd, int family, bint stream) noexcept nogil:
+    """Set the options of the rule on a socket towards the server; 0 or an errno."""
+    cdef const SocketOption *option
+    cdef int i
+    for i in range(policy.option_count):
+        option = &policy.options[i]
+        if (option.family and option.family != family) or (option.stream and not stream):
+            continue
+        if c_setsockopt(fd, option.level, option.name, option.value, option.size) != 0:
+            return errno
+    return 0
+
+
 cdef inline int connect_begin(const Policy *policy, const SocketAddress *target, int *ending) noexcept nogil:
     """A socket on its way to `target`; its connect may be in progress. -errno, and then `ending` says at what."""
     cdef const SocketAddress *source = source_for(policy, target)
     cdef int off = 0
     cdef int on = 1
     cdef bint local = target.place.six.sin6_family == AF_UNIX
-    cdef int fd = c_socket(target.place.six.sin6_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    cdef int fd = c_socket(target.place.six.sin6_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
+                           0 if local else policy.protocol)
     cdef int error
     if fd < 0:
         ending[0] = ENDING_SOCKET_FAILED
@@ -50,6 +64,12 @@ cdef inline int connect_begin(const Policy *policy, const SocketAddress *target,
         c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
         c_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
         c_setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off))
+        if policy.option_count:
+            error = options_set(policy, fd, target.place.six.sin6_family, True)
+            if error:
+                ending[0] = ENDING_SOCKET_FAILED
+                c_close(fd)
+                return -error
     if source.size and not local:
         # The port is chosen by connect, which can use one again towards another destination; bind could not.
         c_setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof(on))

@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from base.address cimport Address, SocketAddress, address_read
 from shared.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED
 from state.datagram cimport take_trains
-from tcp.connect cimport source_for
+from tcp.connect cimport options_set, source_for
 from base.linux cimport (
     EACCES, EAFNOSUPPORT, ELOOP, EMFILE, ENFILE, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, SOCK_CLOEXEC, SOCK_DGRAM,
     SOCK_NONBLOCK, SOL_SOCKET, SO_BROADCAST, SO_RCVBUF, c_bind, c_close, c_connect, c_epoll_ctl, c_setsockopt, c_socket,
@@ -65,7 +65,7 @@ cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
     cdef uint64_t turn = targets_begin(policy.targets)
     cdef uint64_t tried = session.trail.left
     cdef Address address
-    cdef int at, fd
+    cdef int at, fd, error
     session.ending = ENDING_RESOLVE_FAILED
     session.error = 0
     while True:     # bounded: each address is picked once
@@ -91,6 +91,12 @@ cdef inline bint udp_dial(Reactor *reactor, Session *session) noexcept nogil:
         if fd < 0:
             session.ending = ENDING_SOCKET_FAILED
             session.error = -fd
+            return False
+        error = options_set(policy, fd, target.place.six.sin6_family, False) if policy.option_count else 0
+        if error:
+            session.ending = ENDING_SOCKET_FAILED
+            session.error = error
+            c_close(fd)
             return False
         if source.size and c_bind(fd, <const sockaddr *> &source.place, source.size) != 0:
             session.ending = ENDING_BIND_FAILED

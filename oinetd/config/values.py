@@ -28,7 +28,6 @@ __all__ = [
     "AccessPattern",
     "Choice",
     "Count",
-    "FileMode",
     "FileName",
     "KeepAliveForm",
     "PrefixPair",
@@ -36,13 +35,10 @@ __all__ = [
     "SourceAddress",
     "Switch",
     "Time",
-    "UserName",
     "Value",
 ]
 
 _TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,20})?)(ms|[smh]?)")
-_MODE = re.compile("0?[0-7]{1,3}")
-_USER = re.compile(r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,31}")
 _SIZE = re.compile(r"([0-9]{1,12})([KMGkmg]?)")
 _EVERYBODY = ("all", "any", "everybody", "everyone", "anywhere")
 _UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "ms": 0.001}
@@ -278,42 +274,6 @@ class AccessPattern:
         except PatternError as error:
             raise Mistake(f"{shown(text)} is not a valid pattern: {error.message}", error.hint) from None
         return text
-
-    def format(self, value: str) -> str:
-        return value
-
-
-class FileMode:
-    """The permissions of a file, as an octal number."""
-
-    form = "MODE"
-
-    def parse(self, text: str) -> int:
-        if not _MODE.fullmatch(text):
-            raise Mistake(f"{shown(text)} is not a valid mode", "an octal number from 0 to 777, such as 660")
-        return int(text, 8)
-
-    def format(self, value: int) -> str:
-        return f"{value:03o}"
-
-
-class UserName:
-    """A user by name or number; with `group` followed by a colon and a group, either of which may be left out."""
-
-    def __init__(self, *, group: bool = False) -> None:
-        self._group = group
-        self.form = "USER:GROUP" if group else "USER"
-
-    def parse(self, text: str) -> str:
-        user, colon, group = text.partition(":")
-        if colon and not self._group:
-            raise Mistake(f"{shown(text)} is not one user", "a name or a number, such as www-data or 33")
-        for part, start in ((user, 0), (group, len(user) + 1)):
-            if part and not _USER.fullmatch(part):
-                raise Mistake(f"{shown(part)} is not a valid name", "a name or a number", start=start, width=len(part))
-        if not (user or group):
-            raise Mistake("the name is missing", self.form)
-        return text.removesuffix(":")
 
     def format(self, value: str) -> str:
         return value

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from oinetd.bounds import BACKLOG_MAX, BUSY_POLL_US_MAX, CHECKS_MAX, CONNECTIONS_MAX, THREADS_MAX, WEIGHT_MAX
 from oinetd.config.check_values import GroupName, HeaderText, PassiveForm, PathText, StatusRanges, Text, Token
+from oinetd.config.socket_values import FileMode, Mark, Name, UserName
 from oinetd.config.values import (
     AccessPattern,
     Choice,
     Count,
-    FileMode,
     FileName,
     KeepAliveForm,
     PrefixPair,
@@ -22,7 +22,6 @@ from oinetd.config.values import (
     SourceAddress,
     Switch,
     Time,
-    UserName,
     Value,
 )
 from oinetd.model import UDP_TIMEOUT_S, EngineChoice, LogFormat, OnDeny, RelayMode, Verb
@@ -124,6 +123,15 @@ VOCABULARY = (
     Entry("mode", FileMode(), option="unix_mode"),
     Entry("owner", UserName(group=True), option="unix_owner"),
     Entry("peer-uid", UserName(), option="peer_user"),
+    Entry("freebind", Switch(), option="freebind"),
+    Entry("interface", Name("INTERFACE", "eth0"), option="interface"),
+    Entry("defer-accept", Time(), option="defer_accept_s"),
+    Entry("out-interface", Name("INTERFACE", "eth0"), option="out_interface"),
+    Entry("mark", Mark(), option="mark"),
+    Entry("dscp", Count(0, 63, {}), option="dscp"),
+    Entry("fastopen", Switch(), option="fastopen"),
+    Entry("mptcp", Switch(), option="mptcp"),
+    Entry("congestion", Name("NAME", "bbr"), option="congestion"),
     Entry("timeout", Time(zero_s=UDP_TIMEOUT_S), option="udp_timeout_s"),
     Entry("upstream", GroupName(), duty=Duty.UPSTREAM),
     Entry("balance", Choice(Balance), group="balance"),

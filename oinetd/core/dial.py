@@ -9,6 +9,7 @@ from typing import Protocol
 
 from oinetd.core.record import Ending, Try
 from oinetd.model import Settings
+from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
 from oinetd.net.poller import Poller
 from oinetd.net.sockets import Address
 from oinetd.upstream.destination import Destination
@@ -33,6 +34,7 @@ class DialRequest:
     source_host: Destination | None = None
     client: socket.socket | None = None
     guard: LoopGuard | None = None
+    options: ConnectOptions = NO_CONNECT_OPTIONS
     tries: list[Try] = field(default_factory=list)
 
     @property

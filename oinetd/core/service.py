@@ -14,6 +14,7 @@ from oinetd.core.hooks import Admit
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Registry, RuleEntry
 from oinetd.model import SOURCE_PREFIX, AccessRule, Route, Settings, SourcePrefix
+from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
 from oinetd.net.sockets import Address
 from oinetd.upstream.destination import Destination
 from oinetd.upstream.loops import LoopGuard
@@ -59,6 +60,7 @@ class Service:
     guard: LoopGuard | None = None
     source_prefix: SourcePrefix = SOURCE_PREFIX
     peer_uid: int | None = None
+    connect_options: ConnectOptions = NO_CONNECT_OPTIONS
 
     @property
     def resolved(self) -> bool:
@@ -73,5 +75,11 @@ class Service:
     def dial_request(self, client: socket.socket | None = None) -> DialRequest:
         """What to ask the dialer for, for one session."""
         return DialRequest(
-            self.destination, self.route.connect.port, self.settings, self.source_host, client, self.guard
+            self.destination,
+            self.route.connect.port,
+            self.settings,
+            self.source_host,
+            client,
+            self.guard,
+            self.connect_options,
         )

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from oinetd.errors import BindError
 from oinetd.model import Config, Endpoint, KeepAlive, Protocol, Route, Rule
+from oinetd.net.options import NO_LISTEN_OPTIONS, ListenOptions
 from oinetd.net.resolver import GIVE_UP_S, is_temporary, resolve
 from oinetd.net.sockets import (
     Address,
@@ -44,12 +45,16 @@ RELOAD_PATIENCE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class PortKey:
-    """What makes two listening sockets the same one. `nth` tells those apart that let the kernel choose a port."""
+    """What makes two listening sockets the same one. `nth` tells those apart that let the kernel choose a port.
+
+    One with other options is another socket: it takes over the port as one that overlaps.
+    """
 
     address: Address
     v6only: bool
     nth: int = 0
     protocol: Protocol = Protocol.TCP
+    options: ListenOptions = NO_LISTEN_OPTIONS
 
     @property
     def any_port(self) -> bool:
@@ -114,7 +119,7 @@ async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Po
                     not address.is_wildcard or (address.port != 0 and (protocol, address.port) in v4_ports)
                 )
                 v6only = v6only and not address.host.startswith("::ffff:")  # which is IPv4, on an IPv6 socket
-                key = PortKey(address, v6only, 0, protocol)
+                key = PortKey(address, v6only, 0, protocol, ListenOptions.of(rule.options))
                 ports.append(Port(key, route, settings.keepalive, settings.listen_backlog, len(found) > 1))
     return [free.place(port, ports) if port.key.any_port else port for port in ports]
 
@@ -246,14 +251,9 @@ def open_ports(
 def _set_access(port: Port, listener: UnixListener) -> None:
     """Give the file of a socket that a reload keeps the mode and owner that the rule says now."""
     try:
-        listener.set_access(_access(port))
+        listener.set_access(FileAccess.of(port.route.rule.options))
     except (OSError, LookupError) as error:
         logger.warning("%s: cannot set mode and owner of the socket's file: %s", port.key.address, error)
-
-
-def _access(port: Port) -> FileAccess:
-    options = port.route.rule.options
-    return FileAccess(options.unix_mode, options.unix_owner)
 
 
 _KIND = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
@@ -301,6 +301,7 @@ def _adopt(port: Port, handed_over: socket.socket) -> socket.socket:
         raise bind_error(address, error) from error
     try:
         sock.setblocking(False)
+        port.key.options.apply(sock)
         if port.key.protocol is Protocol.TCP:
             tune_listener(sock, address, port.keepalive)
         else:
@@ -322,7 +323,7 @@ def _by_port(sockets: Iterable[socket.socket]) -> dict[tuple[int, int], list[soc
 
 def _bind(port: Port, retiring: Mapping[tuple[int, int], list[socket.socket]]) -> socket.socket:
     if port.key.address.is_unix:
-        return bind_unix(port.key.address, _access(port))
+        return bind_unix(port.key.address, FileAccess.of(port.route.rule.options))
     try:
         return _bind_once(port, shared=False)
     except BindError as error:
@@ -339,5 +340,7 @@ def _bind(port: Port, retiring: Mapping[tuple[int, int], list[socket.socket]]) -
 
 def _bind_once(port: Port, *, shared: bool) -> socket.socket:
     if port.key.protocol is Protocol.UDP:
-        return bind_datagrams(port.key.address, v6only=port.key.v6only, shared=shared)
-    return bind_listener(port.key.address, port.keepalive, v6only=port.key.v6only, shared=shared)
+        return bind_datagrams(port.key.address, v6only=port.key.v6only, shared=shared, options=port.key.options)
+    return bind_listener(
+        port.key.address, port.keepalive, v6only=port.key.v6only, shared=shared, options=port.key.options
+    )

@@ -13,7 +13,6 @@ import fcntl
 import os
 import socket
 import struct
-import sys
 import termios
 from collections.abc import Iterator
 
@@ -27,7 +26,14 @@ from oinetd.net.address import (
     host_and_port,
     is_numeric,
 )
-from oinetd.net.unix_sockets import UnixListener, has_clients
+from oinetd.net.options import (
+    IPPROTO_MPTCP,
+    NO_CONNECT_OPTIONS,
+    NO_LISTEN_OPTIONS,
+    ConnectOptions,
+    ListenOptions,
+    RefusedOption,
+)
 
 __all__ = [
     "IP_PKTINFO",
@@ -50,10 +56,8 @@ __all__ = [
     "lookup",
     "open_datagrams",
     "open_upstream",
-    "queue_length",
     "share",
     "start_listening",
-    "stop_queueing",
     "tune",
     "tune_datagrams",
     "tune_listener",
@@ -71,10 +75,6 @@ UPSTREAM_QUEUE_BYTES = 1024 * 1024
 
 _IP_BIND_ADDRESS_NO_PORT = 24
 _IPV6_FREEBIND = 78
-_SO_BINDTOIFINDEX = 62
-_NO_INTERFACE = 0x7FFFFFFF
-_TCPI_UNACKED = 24
-"""The offset in struct tcp_info of linux/tcp.h; for a listening socket it is the length of the accept queue."""
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """No descriptor or memory left: a temporary state of the machine, not a fault of the connection."""
 
@@ -101,11 +101,15 @@ def lookup(host: str, port: int = 0) -> tuple[Address, ...]:
 
 
 @contextlib.contextmanager
-def _unbound(address: Address, kind: int, *, v6only: bool) -> Iterator[socket.socket]:
+def _unbound(
+    address: Address, kind: int, *, v6only: bool, options: ListenOptions = NO_LISTEN_OPTIONS
+) -> Iterator[socket.socket]:
     """A non-blocking socket, to be bound to `address`. If the body fails, it is closed and `BindError` is raised."""
     sock = None
     try:
-        sock = socket.socket(address.family, kind | socket.SOCK_NONBLOCK)
+        protocol = IPPROTO_MPTCP if options.mptcp and kind == socket.SOCK_STREAM else 0
+        sock = socket.socket(address.family, kind | socket.SOCK_NONBLOCK, protocol)
+        options.apply(sock)
         if address.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
         yield sock
@@ -115,12 +119,19 @@ def _unbound(address: Address, kind: int, *, v6only: bool) -> Iterator[socket.so
         raise bind_error(address, error) from error
 
 
-def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, shared: bool = False) -> socket.socket:
+def bind_listener(
+    address: Address,
+    keepalive: KeepAlive,
+    *,
+    v6only: bool,
+    shared: bool = False,
+    options: ListenOptions = NO_LISTEN_OPTIONS,
+) -> socket.socket:
     """A socket bound to `address`, not yet listening. Raises `BindError`.
 
     `shared` allows overlapping listeners of this process, which must be `share`d too.
     """
-    with _unbound(address, socket.SOCK_STREAM, v6only=v6only) as sock:
+    with _unbound(address, socket.SOCK_STREAM, v6only=v6only, options=options) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         share(sock, shared)
         tune(sock, keepalive)
@@ -128,12 +139,14 @@ def bind_listener(address: Address, keepalive: KeepAlive, *, v6only: bool, share
     return sock
 
 
-def bind_datagrams(address: Address, *, v6only: bool, shared: bool = False) -> socket.socket:
+def bind_datagrams(
+    address: Address, *, v6only: bool, shared: bool = False, options: ListenOptions = NO_LISTEN_OPTIONS
+) -> socket.socket:
     """A UDP socket bound to `address`; on a wildcard it reports destination addresses. Raises `BindError`.
 
     `shared` is as in `bind_listener`. SO_REUSEADDR is not set: for UDP it would let any process take over the port.
     """
-    with _unbound(address, socket.SOCK_DGRAM, v6only=v6only) as sock:
+    with _unbound(address, socket.SOCK_DGRAM, v6only=v6only, options=options) as sock:
         tune_datagrams(sock, address)
         share(sock, shared)
         sock.bind(address.sockaddr)
@@ -175,32 +188,10 @@ def start_listening(sock: socket.socket, address: Address, backlog: int) -> None
         raise bind_error(address, error) from error
 
 
-def stop_queueing(sock: socket.socket) -> bool:
-    """Stop new connections to a listening socket; its accept queue and running handshakes stay. Whether that worked.
-
-    New connections go to another listener on the port, if there is one. Without this, a connection that arrives between
-    a look at the empty queue and the close would be reset. The socket is bound to an interface index that does not
-    exist, which the kernel allows (Linux 5.0, without privilege 5.7); an older kernel keeps this gap. A unix socket
-    loses its file.
-    """
-    if sock.family == socket.AF_UNIX:
-        return isinstance(sock, UnixListener) and sock.remove_file()
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
-    except OSError:
-        return False
-    return True
-
-
-def queue_length(sock: socket.socket) -> int:
-    """The number of connections in the accept queue of a listening socket; of a unix socket, 1 for any number."""
-    if sock.family == socket.AF_UNIX:
-        return int(has_clients(sock))
-    return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED + 4)[-4:], sys.byteorder)
-
-
 def bind_error(address: Address, error: OSError) -> BindError:
     """The error for an `address` that cannot be listened on, with the remedy."""
+    if isinstance(error, RefusedOption):
+        return BindError(f"cannot listen on {address}: {error.strerror}", error.errno or 0)
     remedy = {
         errno.EADDRINUSE: "the port is in use (`ss -lntup` shows by which process)",
         errno.EACCES: "not permitted: ports below 1024 need root or CAP_NET_BIND_SERVICE",
@@ -222,7 +213,8 @@ def tune(sock: socket.socket, keepalive: KeepAlive) -> None:
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Out of line, an urgent byte makes splice return EAGAIN for ever; inline, it is a normal byte.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    if sock.proto != IPPROTO_MPTCP:  # which has no urgent bytes
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(bool(keepalive)))
     if keepalive:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive.idle_s)
@@ -246,10 +238,13 @@ def keepalive_of(sock: socket.socket) -> KeepAlive:
     return KeepAlive(*(sock.getsockopt(socket.IPPROTO_TCP, number) for number in numbers))
 
 
-def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
+def open_upstream(family: int, keepalive: KeepAlive, options: ConnectOptions = NO_CONNECT_OPTIONS) -> socket.socket:
     """A non-blocking TCP socket for the upstream. Raises `OSError`."""
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    if family == socket.AF_UNIX:
+        options = NO_CONNECT_OPTIONS
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, options.protocol)
     try:
+        options.apply(sock)
         tune(sock, keepalive)
     except OSError:
         sock.close()
@@ -257,11 +252,12 @@ def open_upstream(family: int, keepalive: KeepAlive) -> socket.socket:
     return sock
 
 
-def open_datagrams(family: int) -> socket.socket:
+def open_datagrams(family: int, options: ConnectOptions = NO_CONNECT_OPTIONS) -> socket.socket:
     """A non-blocking UDP socket for the upstream. Raises `OSError`."""
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UPSTREAM_QUEUE_BYTES)
+        options.apply(sock)
     except OSError:
         sock.close()
         raise

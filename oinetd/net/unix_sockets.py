@@ -21,6 +21,7 @@ import struct
 from typing import NamedTuple
 
 from oinetd.errors import BindError
+from oinetd.model import RuleOptions
 from oinetd.net.address import Address
 from oinetd.safe_open import Location, kind_of
 
@@ -47,6 +48,11 @@ class FileAccess(NamedTuple):
 
     mode: int | None = None
     owner: str | None = None
+
+    @classmethod
+    def of(cls, options: RuleOptions) -> FileAccess:
+        """What a rule says."""
+        return cls(options.unix_mode, options.unix_owner)
 
     def ids(self) -> tuple[int, int]:
         """The user and the group as numbers. Raises `LookupError` with a sentence for the operator."""

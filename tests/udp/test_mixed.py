@@ -13,6 +13,7 @@ from oinetd import Ending
 from oinetd.lanes.python.udp import plane
 from oinetd.lanes.python.udp.leg import PIECE_BYTES
 from oinetd.lanes.python.udp.session import HELD_DATAGRAMS_MAX, HELD_SESSION_BYTES_MAX
+from oinetd.net.options import ConnectOptions
 from tests.daemon.process import own_address
 from tests.peers import Peer, dial, echo, pattern, server, until
 from tests.udp import rig
@@ -297,7 +298,7 @@ class Narrow(socket.socket):
 
 
 async def test_the_way_out_is_full(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def narrow(family: int) -> socket.socket:
+    def narrow(family: int, options: ConnectOptions) -> socket.socket:
         sock = Narrow(family, socket.SOCK_DGRAM)
         sock.setblocking(False)
         return sock

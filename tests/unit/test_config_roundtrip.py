@@ -104,6 +104,15 @@ rule_options = st.fixed_dictionaries(
         "unix_mode": st.integers(0, 0o777),
         "unix_owner": users | users.map(lambda user: f"{user}:33") | st.just(":www-data"),
         "peer_user": users,
+        "freebind": st.booleans(),
+        "interface": st.from_regex(r"[a-z][a-z0-9.-]{0,14}", fullmatch=True),
+        "defer_accept_s": times,
+        "out_interface": st.from_regex(r"[a-z][a-z0-9.-]{0,14}", fullmatch=True),
+        "mark": st.integers(0, 0xFFFFFFFF),
+        "dscp": st.integers(0, 63),
+        "fastopen": st.booleans(),
+        "mptcp": st.booleans(),
+        "congestion": st.sampled_from(["bbr", "cubic"]),
         "source": ipv4 | scoped | names,
         "udp_timeout_s": times,
         "max_connections": counts,
@@ -136,9 +145,11 @@ def rule_sets(draw: st.DrawFn) -> tuple[Rule, ...]:
 
 def fitting(options: RuleOptions, bind: Endpoint, connect: Endpoint) -> RuleOptions:
     """The options without those that only a unix socket may have."""
-    if not bind.host.startswith("unix:/"):
-        options = dataclasses.replace(options, unix_mode=None, unix_owner=None)
-    return options if connect.is_unix else dataclasses.replace(options, peer_user=None)
+    unfit = [] if bind.host.startswith("unix:/") else ["unix_mode", "unix_owner"]
+    unfit += ["freebind", "interface", "defer_accept_s"] if bind.is_unix else []
+    unfit += ["out_interface", "mark", "dscp"] if connect.is_unix else ["peer_user"]
+    unfit += ["fastopen", "mptcp", "congestion"] if bind.is_unix and connect.is_unix else []
+    return dataclasses.replace(options, **dict.fromkeys(unfit))
 
 
 configs = st.builds(

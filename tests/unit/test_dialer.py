@@ -20,6 +20,7 @@ from oinetd.core.dial import Dialed, DialRequest
 from oinetd.core.record import Ending
 from oinetd.lanes.python.dialer import StreamDialer
 from oinetd.model import KeepAlive, Settings
+from oinetd.net.options import ConnectOptions
 from oinetd.net.poller import Poller
 from oinetd.net.sockets import Address, open_upstream
 from oinetd.upstream.destination import Destination
@@ -242,8 +243,8 @@ def only_port(patch: pytest.MonkeyPatch, port: int) -> None:
         except OSError:
             pytest.skip("this kernel has no IP_LOCAL_PORT_RANGE")
 
-    def narrow(family: int, keepalive: KeepAlive) -> socket.socket:
-        sock = open_upstream(family, keepalive)
+    def narrow(family: int, keepalive: KeepAlive, options: ConnectOptions) -> socket.socket:
+        sock = open_upstream(family, keepalive, options)
         sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", port << 16 | port))
         return sock
 

@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from oinetd.core.engine import Meter
 from oinetd.core.record import RelayResult
 from oinetd.lanes.native.plane import ENDINGS, RELAYED, Hub, compile_policy
-from oinetd.model import Settings
+from oinetd.model import RelayMode, Settings
+from oinetd.net.options import IPPROTO_MPTCP
 from oinetd.net.sockets import close_with_reset
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class NativeEngine:
     ) -> RelayResult:
         token = next(self._tokens)
         try:
+            if IPPROTO_MPTCP in (client.proto, upstream.proto):  # see `compile_policy`
+                settings = replace(settings, relay=RelayMode.COPY)
             policy = self._policy_of(settings)
             for sock in (client, upstream):
                 if sock.family == socket.AF_UNIX:

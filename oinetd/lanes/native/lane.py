@@ -280,6 +280,7 @@ class NativeLane:
             access=(service.global_access, rule.access),
             source_prefix=service.source_prefix,
             peer_uid=service.peer_uid,
+            options=service.connect_options,
             before=before,
         )
         self._in_force[tag] = (key, service, policy)

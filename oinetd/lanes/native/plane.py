@@ -25,6 +25,7 @@ from oinetd.errors import EngineUnavailable
 from oinetd.lanes.native.cores import polling_us, reactors_for
 from oinetd.model import SOURCE_PREFIX, AccessRule, KeepAlive, RelayMode, Settings, SourcePrefix, Verb
 from oinetd.net.descriptors import Budget
+from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
 from oinetd.upstream import silence
 
 try:
@@ -218,6 +219,7 @@ def compile_policy(
     access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]] = ((), ()),
     source_prefix: SourcePrefix = SOURCE_PREFIX,
     peer_uid: int | None = None,
+    options: ConnectOptions = NO_CONNECT_OPTIONS,
 ) -> _fastpath.Policy:
     """Settings in the form of the data plane; `access` are the global rules and the rule's own.
 
@@ -239,7 +241,8 @@ def compile_policy(
         sources=sources,
         looping=looping,
         access=patterns,
-        relay=_RELAY_MODES[settings.relay],
+        # Not every kernel has splice for MPTCP, and a refusal would count for all connections.
+        relay=_RELAY_MODES[RelayMode.COPY if options.mptcp else settings.relay],
         buffer_bytes=settings.buffer_bytes,
         pipe_bytes=settings.pipe_bytes,
         connect_ms=_milliseconds(settings.connect_timeout_s),
@@ -252,6 +255,8 @@ def compile_policy(
         silence_ms=_milliseconds(silence.SILENCE_S),
         source_prefix=source_prefix,
         peer_uid=-1 if peer_uid is None else peer_uid,
+        protocol=options.protocol,
+        options=[each[1:] for each in options.raw()],
     )
 
 

@@ -140,7 +140,7 @@ class _Search:
                 self._failed(at, Ending.CONNECT_FAILED, LOOP_ERRNO)
                 continue
             try:
-                sock = open_upstream(address.family, self._settings.keepalive)
+                sock = open_upstream(address.family, self._settings.keepalive, self._request.options)
             except OSError as error:
                 if error.errno in SHORTAGE and self._loop.time() < self._short:
                     # The client waits for a descriptor as long as for a connect.

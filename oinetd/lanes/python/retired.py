@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from oinetd.lanes.python.listener import Listener
-from oinetd.net.sockets import queue_length, stop_queueing
+from oinetd.net.accept_queue import queue_length, stop_queueing
 
 __all__ = ["Retired"]
 

@@ -12,6 +12,7 @@ from oinetd.core.record import Ending
 from oinetd.lanes.python.udp.table import SessionTable
 from oinetd.model import EngineChoice, Settings
 from oinetd.net.datagrams import Batch, new_batch
+from oinetd.net.options import ConnectOptions
 from oinetd.net.poller import Poller
 from oinetd.net.sockets import Address, connect_datagrams, is_numeric, open_datagrams
 from oinetd.upstream.loops import LOOP_ERRNO
@@ -66,7 +67,7 @@ def connect(request: DialRequest, table: SessionTable, left: tuple[Address, ...]
             last = Dialed(None, address, Ending.CONNECT_FAILED, LOOP_ERRNO)
             continue
         try:
-            sock = _open(address.family, table)
+            sock = _open(address.family, table, request.options)
         except OSError as error:
             return Dialed(None, address, Ending.SOCKET_FAILED, error.errno or 0)
         failed = Ending.BIND_FAILED
@@ -86,10 +87,10 @@ def connect(request: DialRequest, table: SessionTable, left: tuple[Address, ...]
     return last
 
 
-def _open(family: int, table: SessionTable) -> socket.socket:
+def _open(family: int, table: SessionTable, options: ConnectOptions) -> socket.socket:
     try:
-        return open_datagrams(family)
+        return open_datagrams(family, options)
     except OSError as error:
         if error.errno not in _SHORTAGE or not table.displace():
             raise
-        return open_datagrams(family)
+        return open_datagrams(family, options)

@@ -47,7 +47,9 @@ from preamble.hello cimport MESSAGE_BYTES_MAX, Hello, hello_read
 from preamble.proxy cimport HEADER_BYTES_MAX, ProxyHeader, proxy_read, proxy_read_datagram
 from preamble.proxy_write cimport LINE_ROOM_BYTES, proxy_begin_v2, proxy_end_v2, proxy_write_v1, tlv_put
 from tcp.listener cimport unix_time
-from shared.policy cimport OPTION_BYTES_MAX, SOCKET_OPTIONS_MAX, Policy as PolicyState, SocketOption, policy_drop, policy_hold
+from shared.policy cimport (
+    OPTION_BYTES_MAX, SOCKET_OPTIONS_MAX, Policy as PolicyState, SocketOption, policy_drop, policy_hold,
+)
 from tcp.flow cimport SCRATCH_BYTES
 from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
 from state.return_address cimport ReturnAddress

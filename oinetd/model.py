@@ -122,10 +122,10 @@ class RuleOptions:
     (`timeout=`, no effect on TCP), `max_connections` the bound on the rule's live sessions, and
     `max_connections_per_source` the bound on those of one client address; 0 is no bound.
 
-    `unix_mode` and `unix_owner` (`user:group`) are those of the file of a unix socket to listen on, `peer_user` is the
-    only user that may serve a unix destination, by name or number. `freebind`, `interface` and `defer_accept_s` are options
-    of the listening socket, `out_interface`, `mark` and `dscp` of the sockets towards the server, `fastopen`, `mptcp`
-    and `congestion` of both.
+    `unix_mode` and `unix_owner` (`user:group`) are those of the file of a unix socket to listen on, `peer_user` is
+    the only user that may serve a unix destination, by name or number. `freebind`, `interface` and `defer_accept_s`
+    are options of the listening socket, `out_interface`, `mark` and `dscp` of the sockets towards the server,
+    `fastopen`, `mptcp` and `congestion` of both.
     """
 
     source: str | None = None

@@ -23,7 +23,7 @@ from base.address cimport (
 )
 from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
 from state.command cimport (
-    all_exited, emptiest, listener_add, listener_remove, listener_replace, post, post_all, reactor_joins,
+    all_exited, listener_add, listener_remove, listener_replace, post, post_all, reactor_joins,
     reactor_leaves, snapshot_take, tell_of_room,
 )
 from state.datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
@@ -33,12 +33,13 @@ from shared.gate cimport (
     gate_drop, gate_enter, gate_hold, gate_leave, gate_new, source_count, source_enter, source_leave,
 )
 from shared.inbox cimport (
-    MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_PIPES, MESSAGE_RETRY, MESSAGE_SNAPSHOT,
-    MESSAGE_STOP, MESSAGE_UDP_ADD, MESSAGE_UDP_COUNT, MESSAGE_UDP_LINGER, MESSAGE_UDP_QUIET, MESSAGE_UDP_REMOVE,
+    MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_PIPES, MESSAGE_RETRY, MESSAGE_SHED,
+    MESSAGE_SNAPSHOT, MESSAGE_STOP, MESSAGE_UDP_ADD, MESSAGE_UDP_COUNT, MESSAGE_UDP_LINGER, MESSAGE_UDP_QUIET, MESSAGE_UDP_REMOVE,
     MESSAGE_UDP_RENEW, MESSAGE_UDP_REPLACE, MESSAGE_UDP_REVOKE, MESSAGE_UDP_TRIM, Message,
 )
 from base.linux cimport (
     AF_INET, AF_INET6, AF_UNIX, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
+    clock_gettime, clockid_t, pthread_getcpuclockid, timespec,
     c_close, c_fcntl, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_join, pthread_mutex_init,
     pthread_mutex_lock, pthread_mutex_unlock, sockaddr_in, sockaddr_in6, usleep,
 )
@@ -59,6 +60,7 @@ from shared.ring cimport (
 from state.connection_slab cimport Conn
 from state.slab cimport CHUNK_SLOTS
 from shared.source cimport Prefix
+from state.load cimport reactor_for_new
 from state.reactor cimport REACTORS_MAX, Hub as HubState, Reactor, Snapshot
 from shared.target cimport (
     ADDRESSES_MAX, Target, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold,
@@ -387,7 +389,7 @@ cdef class Policy:
         sources=(), access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, uint32_t lifetime_ms=0, keepalive=(0, 0, 0),
-        uint32_t flip_bytes=0, uint32_t silence_ms=4000,
+        uint32_t flip_bytes=0, uint32_t move_turns=0, uint32_t silence_ms=4000,
         source_prefix=(32, 64), Policy before=None, int64_t peer_uid=-1,
         int protocol=0, options=(),
     ):
@@ -436,6 +438,7 @@ cdef class Policy:
         self.policy.lifetime_ms = lifetime_ms
         self.policy.keep_idle_s, self.policy.keep_interval_s, self.policy.keep_count = keepalive
         self.policy.flip_bytes = min(flip_bytes, <uint32_t> SCRATCH_BYTES)
+        self.policy.move_turns = move_turns
 
     def __dealloc__(self):
         if self.policy != NULL:
@@ -561,6 +564,7 @@ cdef class Hub:
             self.hub.reactors[index] = reactor
             oi_show(&self.hub.reactor_count, index + 1)
             oi_show(&self.hub.serving, index + 1)
+            self.hub.most = index + 1
         self.running = True
         for index in range(self.hub.reactor_count):
             error = reactor_start(self.hub.reactors[index])
@@ -647,19 +651,58 @@ cdef class Hub:
         self.hub.reactors[index] = reactor
         oi_show(&self.hub.reactor_count, index + 1)
 
+    def set_most(self, int most):
+        wanted = max(1, min(most, REACTORS_MAX))
+        self._must_run()
+        while self.hub.reactor_count < wanted:
+            self._start_reactor()
+        self.hub.most = wanted
+        if self.hub.serving > wanted:
+            self.set_threads(wanted)
+
     def set_threads(self, int threads):
         cdef int error
         self._must_run()
-        wanted = max(1, min(threads, REACTORS_MAX))
+        wanted = max(1, min(threads, self.hub.most))
         while self.hub.serving > wanted:
             with nogil:
                 reactor_leaves(self.hub)
         while self.hub.serving < wanted:
-            if self.hub.serving == self.hub.reactor_count:
-                self._start_reactor()
             error = reactor_joins(self.hub)
             if error:
                 raise OSError(error, "a reactor cannot watch the listening sockets")
+
+    def shed(self, int index, int to, int share):
+        cdef Message message
+        self._must_run()
+        if not (0 <= index < self.hub.reactor_count and 0 <= to < self.hub.reactor_count and index != to):
+            raise IndexError("there is no such reactor")
+        memset(&message, 0, sizeof(message))
+        message.kind = MESSAGE_SHED
+        message.fd = to
+        message.token = share
+        with nogil:
+            post(self.hub.reactors[index], &message)
+
+    def cpu_seconds(self):
+        """Processor time of each reactor's thread since it began."""
+        cdef timespec now
+        cdef clockid_t clock
+        times = []
+        for i in range(self.hub.reactor_count if self.running else 0):
+            if pthread_getcpuclockid(self.hub.reactors[i].thread, &clock) != 0 or clock_gettime(clock, &now) != 0:
+                raise OSError(errno, "a thread's clock cannot be read")
+            times.append(<double> now.tv_sec + <double> now.tv_nsec * 1e-9)
+        return times
+
+    def set_loads(self, loads):
+        """Thousandths of a core of each reactor, as measured by the caller; a reactor that sleeps measures nothing."""
+        for i, load in enumerate(loads[:self.hub.reactor_count]):
+            oi_put(&self.hub.reactors[i].load, load)
+
+    @property
+    def thread_ids(self):
+        return [self.hub.reactors[i].thread_id for i in range(self.hub.reactor_count)]
 
     def add_listener(self, int fd, Policy policy not None):
         cdef int index
@@ -769,7 +812,7 @@ cdef class Hub:
         message.started_s = unix_time()
         policy_hold(policy.policy)
         with nogil:
-            post(emptiest(self.hub), &message)
+            post(reactor_for_new(self.hub), &message)
         return message.id
 
     def kill(self, uint64_t id):
@@ -917,6 +960,7 @@ cdef class Hub:
                 ("loops", oi_get(&reactor.stats.loops)), ("promoted", oi_get(&reactor.stats.promoted)),
                 ("demoted", oi_get(&reactor.stats.demoted)), ("handed_off", oi_get(&reactor.stats.handed_off)),
                 ("pipes", oi_get(&reactor.stats.pipes)), ("spins", oi_get(&reactor.stats.spins)),
+                ("moved", oi_get(&reactor.stats.moved)),
             ):
                 totals[name] = totals.get(name, 0) + value
         totals["live"] = live

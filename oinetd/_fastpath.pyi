@@ -161,6 +161,7 @@ class Policy:
         lifetime_ms: int = 0,
         keepalive: tuple[int, int, int] = (0, 0, 0),
         flip_bytes: int = 0,
+        move_turns: int = 0,
         silence_ms: int = 4000,
         source_prefix: tuple[int, int] = (32, 64),
         peer_uid: int = -1,
@@ -206,11 +207,28 @@ class Hub:
     @property
     def reactors(self) -> int:
         """The reactors that there are: also those that only serve what they have."""
-    def set_threads(self, threads: int) -> None:
-        """Have so many reactors get new connections. Those above finish what they have, and then sleep.
+    @property
+    def thread_ids(self) -> list[int]:
+        """The kernel's number of each reactor's thread; 0 for one that has not begun to run."""
+    def set_most(self, most: int) -> None:
+        """Let at most this many reactors get new connections and UDP listeners; those that are missing are started.
 
-        Raises `OSError` where one more cannot be had; then there are as many as could be.
+        Raises `OSError` if one cannot be had.
         """
+    def set_threads(self, threads: int) -> None:
+        """Have this many reactors get new connections, at most as many as `set_most` said.
+
+        Those above keep what they have. Raises `OSError` if one cannot watch the listening sockets.
+        """
+    def shed(self, index: int, to: int, share: int) -> None:
+        """Move connections from reactor `index` to reactor `to` that do `share` thousandths of the work, busiest first.
+
+        At most 256 at once. Raises `IndexError` if there is no such reactor.
+        """
+    def cpu_seconds(self) -> list[float]:
+        """Processor time of each reactor's thread since it began, in seconds."""
+    def set_loads(self, loads: Sequence[int]) -> None:
+        """Say how loaded each reactor is, in thousandths of a core: a reactor that sleeps does not measure itself."""
     spin_us: int
     def fileno(self) -> int:
         """The bell: readable when there are records and the last `drain` was empty."""

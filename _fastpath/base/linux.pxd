@@ -20,6 +20,7 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t c_write "write"(int fd, const void *data, size_t size)
     int usleep(unsigned int microseconds)
     long sysconf(int name)
+    int gettid()
     enum:
         _SC_PAGESIZE
 
@@ -143,6 +144,7 @@ cdef extern from "<time.h>" nogil:
     struct timespec:
         int64_t tv_sec
         long tv_nsec
+    ctypedef int clockid_t
     int clock_gettime(int clock, timespec *now)
     enum:
         CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_THREAD_CPUTIME_ID
@@ -163,10 +165,12 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_create(pthread_t *thread, const void *attributes, void *(*body)(void *) noexcept nogil, void *argument)
     int pthread_join(pthread_t thread, void **answer)
     int pthread_sigmask(int how, const sigset_t *new, sigset_t *old)
+    int pthread_getcpuclockid(pthread_t thread, clockid_t *clock)
     int pthread_setname_np(pthread_t thread, const char *name)
     int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
     int pthread_mutex_destroy(pthread_mutex_t *mutex)
     int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
     int pthread_cond_init(pthread_cond_t *condition, const void *attributes)
     int pthread_cond_destroy(pthread_cond_t *condition)

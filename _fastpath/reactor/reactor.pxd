@@ -44,16 +44,18 @@ from tcp.flow cimport AGAIN, TURNED, flow_pump, side_fail
 from shared.gate cimport Gate
 from shared.inbox cimport (
     INBOX_MAX, MESSAGE_ABORT_ALL, MESSAGE_ACCEPTED, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_RETRY, MESSAGE_SNAPSHOT,
-    MESSAGE_JUDGE, MESSAGE_PIPES, MESSAGE_STOP, MESSAGE_UDP, MESSAGE_UDP_ROOM, Message, inbox_return, inbox_take,
+    MESSAGE_JUDGE, MESSAGE_MOVED, MESSAGE_PIPES, MESSAGE_SHED, MESSAGE_STOP, MESSAGE_UDP, MESSAGE_UDP_ROOM, Message, inbox_return, inbox_take,
 )
 from base.linux cimport (
-    ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, c_assert, errno,
+    ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, c_assert, errno, gettid,
     pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from tcp.listener cimport conn_begin, listener_serve, listeners_serve
+from tcp.passport cimport conn_move, conn_put_in, may_leave, moving_begin, moving_end, shed, work_add
 from tcp.outcome cimport beside_event, dial_due, dial_event, relay_begin
 from reactor.busy_poll cimport wait_for_events
 from shared.policy cimport Policy, policy_drop
+from state.load cimport LOAD_WINDOW_US, load_measure
 from state.pool cimport pool_due
 from state.queue cimport ready_add, ready_remove
 from tcp.reclaim cimport pipes_reclaim
@@ -136,6 +138,14 @@ cdef inline void wheel_turn(Reactor *self) noexcept nogil:
             conn_due(self, conn)
 
 
+cdef inline void move_along(Reactor *self, Conn *conn) noexcept nogil:
+    """For tests: let the next reactor go on with it, if it may leave."""
+    cdef Reactor *to = self.hub.reactors[(self.index + 1) % self.hub.reactor_count]
+    if to != self and may_leave(self, conn) and moving_begin(self):
+        conn_move(self, conn, to)
+        moving_end(self)
+
+
 cdef inline void pump(Reactor *self, Dir *flow) noexcept nogil:
     """Give a direction its turn."""
     cdef Conn *conn = flow.conn
@@ -146,6 +156,7 @@ cdef inline void pump(Reactor *self, Dir *flow) noexcept nogil:
     answer = flow_pump(self, conn, flow.way)
     if flow.moved_out != moved and not conn.handed_over:
         oi_add(&conn.policy.gate.bytes[flow.way], flow.moved_out - moved)
+    work_add(self, conn, flow.moved_out - moved)
     if flow.bulk:
         self.bulk_us = self.now_us
     if answer == AGAIN:
@@ -153,6 +164,9 @@ cdef inline void pump(Reactor *self, Dir *flow) noexcept nogil:
         ready_add(self, flow)
     elif answer == TURNED:
         settle(self, conn)
+        return
+    if conn.policy.move_turns and conn.work % conn.policy.move_turns == 0:
+        move_along(self, conn)
 
 
 cdef inline void pump_ready(Reactor *self) noexcept nogil:
@@ -204,6 +218,11 @@ cdef inline bint pair_begin(Reactor *self, const Message *message) noexcept nogi
         return True
     relay_begin(self, conn)
     return True
+
+
+cdef inline bint moved_in(Reactor *self, const Message *message) noexcept nogil:
+    """Go on with a connection of another reactor; false where there is no memory, and then the message waits."""
+    return conn_put_in(self, <Conn *> message.answer)
 
 
 cdef inline uint64_t idle_us(const Reactor *self, const Conn *conn) noexcept nogil:
@@ -262,6 +281,10 @@ cdef inline bint message_read(Reactor *self, const Message *message) noexcept no
         return pair_begin(self, message)
     if message.kind == MESSAGE_KILL or message.kind == MESSAGE_ABORT_ALL:
         each_conn(self, message.kind, message.id, NULL)
+    elif message.kind == MESSAGE_MOVED:
+        return moved_in(self, message)
+    elif message.kind == MESSAGE_SHED:
+        return self.stopping or shed(self, self.hub.reactors[message.fd], message.token) >= 0
     elif message.kind == MESSAGE_SNAPSHOT:
         pthread_mutex_lock(&snapshot.lock)
         each_conn(self, MESSAGE_SNAPSHOT, 0, snapshot)
@@ -365,6 +388,8 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
     """Until Python says stop; then what lives is aborted and every record written."""
     cdef int count, i
     clock_look(self)
+    self.thread_id = gettid()
+    self.window_us = self.now_us
     self.wheel.tick = self.now_ms // TICK_MS
     while not self.stopping or has_work(self):
         count = wait_for_events(self, sleep_ms(self))
@@ -391,6 +416,8 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
         if self.accept_again and self.accept_retry_ms == 0 and not self.stopping:
             listeners_serve(self)
         oi_put(&self.stats.loops, oi_get(&self.stats.loops) + 1)
+        if self.now_us - self.window_us >= LOAD_WINDOW_US:
+            load_measure(self)
         if self.stopping:
             each_conn(self, MESSAGE_ABORT_ALL, 0, NULL)
     oi_give(&self.exited, 1)

@@ -102,6 +102,7 @@ cdef inline Hub *hub_new(Gate *gate, Gate *udp_gate) noexcept nogil:
     self.udp_gate = udp_gate
     oi_show(&self.bell.armed, 1)
     pthread_mutex_init(&self.lock, NULL)
+    pthread_mutex_init(&self.moving, NULL)
     pthread_cond_init(&self.idle, NULL)
     return self
 
@@ -128,5 +129,6 @@ cdef inline void hub_free(Hub *self) noexcept nogil:
     free(self.own.listeners)
     fd_close(self.bell.fd)
     pthread_mutex_destroy(&self.lock)
+    pthread_mutex_destroy(&self.moving)
     pthread_cond_destroy(&self.idle)
     free(self)

@@ -25,6 +25,8 @@ cdef enum:
     MESSAGE_UDP_ROOM = 8        # another reactor has no UDP session to end for a new one: end one here
     MESSAGE_PIPES = 9           # descriptors are short: give pipes back
     MESSAGE_JUDGE = 10          # access rules have changed: which connections do they refuse now?
+    MESSAGE_MOVED = 11          # a connection from another reactor; `answer` is its passport
+    MESSAGE_SHED = 12           # move connections to reactor `fd` that do `token` thousandths of the work
 
     MESSAGE_UDP = 16            # from here on: for UDP listeners; the sender waits for the answer
     MESSAGE_UDP_ADD = 16        # serve `fd` by `policy`; the answer is the listener's index
@@ -56,6 +58,7 @@ cdef struct Inbox:
     int fd                      # the eventfd
     int first                   # place of the oldest message
     int count
+    int to_all                  # how many of them all reactors got, see `passport.pxd`
     Message messages[INBOX_MAX]
 
 
@@ -68,6 +71,11 @@ cdef inline void inbox_free(Inbox *self) noexcept nogil:
     pthread_mutex_destroy(&self.lock)
 
 
+cdef inline bint is_to_all(int kind) noexcept nogil:
+    """Whether a message is one that must meet each connection once, in whatever reactor."""
+    return MESSAGE_KILL <= kind <= MESSAGE_SNAPSHOT or kind == MESSAGE_STOP or kind == MESSAGE_JUDGE
+
+
 cdef inline bint inbox_post(Inbox *self, const Message *message) noexcept nogil:
     """Put a message in; false where there is no room."""
     cdef uint64_t one = 1
@@ -76,11 +84,21 @@ cdef inline bint inbox_post(Inbox *self, const Message *message) noexcept nogil:
     if self.count < INBOX_MAX - 1:
         self.messages[(self.first + self.count) & (INBOX_MAX - 1)] = message[0]
         self.count += 1
+        self.to_all += is_to_all(message.kind)
         posted = True
     pthread_mutex_unlock(&self.lock)
     if posted and oi_swap(&self.rung, 1) == 0:
         c_write(self.fd, &one, sizeof(one))
     return posted
+
+
+cdef inline bint inbox_has_words_to_all(Inbox *self) noexcept nogil:
+    """Whether there is a message in it that all reactors got."""
+    cdef int to_all
+    pthread_mutex_lock(&self.lock)
+    to_all = self.to_all
+    pthread_mutex_unlock(&self.lock)
+    return to_all != 0
 
 
 cdef inline bint inbox_take(Inbox *self, Message *message) noexcept nogil:
@@ -91,6 +109,7 @@ cdef inline bint inbox_take(Inbox *self, Message *message) noexcept nogil:
         message[0] = self.messages[self.first]
         self.first = (self.first + 1) & (INBOX_MAX - 1)
         self.count -= 1
+        self.to_all -= is_to_all(message.kind)
         taken = True
     pthread_mutex_unlock(&self.lock)
     return taken
@@ -104,5 +123,6 @@ cdef inline void inbox_return(Inbox *self, const Message *message) noexcept nogi
     pthread_mutex_lock(&self.lock)
     self.messages[(self.first + self.count) & (INBOX_MAX - 1)] = message[0]
     self.count += 1
+    self.to_all += is_to_all(message.kind)
     pthread_mutex_unlock(&self.lock)
     oi_swap(&self.rung, 1)

@@ -61,6 +61,7 @@ cdef struct Policy:
     int32_t keep_interval_s
     int32_t keep_count
     uint32_t flip_bytes         # for tests: read at most this many bytes and change between copy and splice each time
+    uint32_t move_turns         # for tests: a connection changes its reactor after this many turns
     uint8_t relay
 
 

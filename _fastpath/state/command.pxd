@@ -30,18 +30,10 @@ cdef inline void post_all(Hub *hub, int kind, uint64_t id) noexcept nogil:
     memset(&message, 0, sizeof(message))
     message.kind = kind
     message.id = id
+    pthread_mutex_lock(&hub.moving)
     for i in range(hub.reactor_count):
         post(hub.reactors[i], &message)
-
-
-cdef inline Reactor *emptiest(Hub *hub) noexcept nogil:
-    """The reactor with the fewest connections."""
-    cdef Reactor *best = hub.reactors[0]
-    cdef uint64_t i
-    for i in range(1, hub.serving):
-        if oi_get(&hub.reactors[i].live) < oi_get(&best.live):
-            best = hub.reactors[i]
-    return best
+    pthread_mutex_unlock(&hub.moving)
 
 
 cdef inline int listener_register(Reactor *reactor, const Listener *listener) noexcept nogil:
@@ -172,8 +164,10 @@ cdef inline void snapshot_take(Hub *hub, Snapshot *snapshot, int kind) noexcept 
     message.answer = snapshot
     snapshot.count = 0
     snapshot.missing = hub.reactor_count
+    pthread_mutex_lock(&hub.moving)
     for i in range(hub.reactor_count):
         post(hub.reactors[i], &message)
+    pthread_mutex_unlock(&hub.moving)
     pthread_mutex_lock(&snapshot.lock)
     while snapshot.missing:
         pthread_cond_wait(&snapshot.done, &snapshot.lock)

@@ -1,6 +1,6 @@
 """A connection as a reactor keeps it: two sides, two directions, in a slot of the reactor's slab.
 
-It takes 408 bytes, which is all the process memory of an idle connection whose first address took it.
+It takes 424 bytes, which is all the process memory of an idle connection whose first address took it.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -97,6 +97,9 @@ cdef struct Conn:
     Policy *policy
     uint32_t tried              # addresses that are not to be tried any more, a bit for each
     uint32_t turn               # of this search, in the order of addresses
+    uint32_t work               # turns of late, see `passport.pxd`
+    uint32_t work_window
+    uint64_t told               # how many records the ring had seen when the one that it was opened was in
     uint64_t id
     uint64_t token
     double started_s            # Unix time

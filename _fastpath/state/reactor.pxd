@@ -80,16 +80,17 @@ cdef struct Stats:              # atomics
     uint64_t bytes_up
     uint64_t bytes_down
     uint64_t loops
-    uint64_t pumps
     uint64_t promoted
     uint64_t demoted
     uint64_t handed_off
     uint64_t pipes
     uint64_t spins
+    uint64_t moved              # connections that left for another reactor
 
 cdef struct Hub:
     pthread_mutex_t lock        # guards listeners: table, policies, users; and those of `own`
     pthread_cond_t idle         # a listener that is being removed has no user left
+    pthread_mutex_t moving      # held while a connection changes its reactor, see `passport.pxd`
     Listener **listeners
     uint64_t listener_count     # atomic: table places ever used
     Listener *free_listeners
@@ -101,6 +102,7 @@ cdef struct Hub:
     Bell bell
     uint64_t reactor_count      # atomic: reactors that run; it only grows
     uint64_t serving            # atomic: how many of them, the first, get new connections; at least 1
+    int most                    # how many of them, the first, may get any; they share UDP listeners
     Reactor *reactors[REACTORS_MAX]
     uint64_t ring_full            # atomic: a reactor waits for room in its ring
     uint64_t accept_paused           # atomic: that accepting pauses was said
@@ -114,6 +116,7 @@ cdef struct Reactor:
     int index
     int epoll_fd
     pthread_t thread
+    int thread_id               # the kernel's number; 0 until it runs
     bint started
     uint64_t exited             # atomic
     uint64_t now_us             # monotonic, once for each batch of events
@@ -127,6 +130,9 @@ cdef struct Reactor:
     bint accept_again           # a listener may have more
     bint room_made              # descriptors were given back for which a listener of any reactor waited
     bint stopping
+    uint64_t window_us          # when the load was last measured
+    uint64_t window_cpu_us      # the thread's processor time then
+    uint64_t load               # atomic: thousandths of a core, in the last window
     uint64_t accept_retry_ms    # accepting pauses until then; 0 is no pause
     uint64_t accept_pause_ms
     uint64_t calm_ms            # when to look whether accepting goes well again; 0 is never

@@ -64,6 +64,7 @@ cdef inline bint report_try(Reactor *reactor, Conn *conn) noexcept nogil:
         record.kind = RECORD_OPENED
         record_push(reactor)
         conn.opened_due = 0
+        conn.told = oi_get(&reactor.ring.head)
     if conn.state == CONN_CLOSED:
         record = record_slot(reactor)
         if record == NULL:

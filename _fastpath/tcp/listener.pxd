@@ -1,9 +1,9 @@
 """Accepting: a place in both gates first, then the connection, then whether the client is welcome.
 
-Every reactor has every listener in its epoll, edge-triggered and EPOLLEXCLUSIVE: a new connection wakes one reactor
-that sleeps, and is noted by those that are busy on the way to it. The kernel asks in a fixed order, so under a light
-load the first reactor gets everything; a reactor that has HAND_OFF connections more than another passes new ones on.
-(SO_REUSEPORT would spread by a hash and lose queued connections whenever a socket of the group closes.)
+Every reactor that serves has every listener in its epoll, edge-triggered and EPOLLEXCLUSIVE: a new connection wakes one
+that sleeps, and is noted by those that are busy on the way to it. A reactor over its threshold passes new connections
+on to one below it (`load.pxd`). (SO_REUSEPORT would spread by a hash and lose queued connections whenever a socket of
+the group closes.)
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -30,13 +30,13 @@ from base.linux cimport (
 from shared.policy cimport Policy, policy_drop, policy_hold
 from tcp.reclaim cimport descriptors_make_room
 from shared.ring cimport RECORD_CLOSED, RECORD_FULL, Record
+from state.load cimport LOAD_HIGH, reactor_for_new
 from state.connection_slab cimport CLIENT, Conn, conn_take
 from state.reactor cimport Hub, Listener, Reactor
 from shared.target cimport targets_begin
 
 cdef enum:
     ACCEPT_BATCH = 16           # then the events of those already here
-    HAND_OFF = 2                # connections more than the least busy reactor has
 
 
 cdef inline void leave_gates(Reactor *reactor, Policy *policy, const Address *client, int counted) noexcept nogil:
@@ -91,24 +91,6 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
     return True
 
 
-cdef inline Reactor *least_busy(Reactor *self) noexcept nogil:
-    """The reactor for the next connection: usually the one that accepted it."""
-    cdef Hub *hub = self.hub
-    cdef Reactor *best = self
-    cdef uint64_t least = oi_get(&self.live)
-    cdef uint64_t serving = oi_see(&hub.serving)
-    cdef uint64_t live, i
-    if serving == 1 or least < HAND_OFF:
-        return self
-    least -= HAND_OFF - 1
-    for i in range(serving):
-        live = oi_get(&hub.reactors[i].live)
-        if live < least:
-            best = hub.reactors[i]
-            least = live
-    return best
-
-
 cdef inline void admit(Reactor *reactor, Message *message) noexcept nogil:
     """Decide on an accepted client, which is inside both gates already."""
     cdef Policy *policy = message.policy
@@ -125,7 +107,7 @@ cdef inline void admit(Reactor *reactor, Message *message) noexcept nogil:
         refuse(reactor, message, refusal, 0)
         return
     policy_hold(policy)
-    server = least_busy(reactor)
+    server = reactor if oi_get(&reactor.load) < LOAD_HIGH else reactor_for_new(hub)
     if server != reactor and inbox_post(&server.inbox, message):
         oi_put(&reactor.stats.handed_off, oi_get(&reactor.stats.handed_off) + 1)
         return

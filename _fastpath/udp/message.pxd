@@ -80,7 +80,7 @@ cdef inline Reactor *least_listening(Hub *hub) noexcept nogil:
     cdef Reactor *best = hub.reactors[0]
     cdef Reactor *other
     cdef uint64_t i
-    for i in range(1, hub.serving):
+    for i in range(1, hub.most):
         other = hub.reactors[i]
         if oi_get(&other.udp_listeners) > oi_get(&best.udp_listeners):
             continue

@@ -87,14 +87,17 @@ def portable(buffer_bytes: int) -> Factory:
     return make
 
 
-def native(relay: RelayMode, *, flip_bytes: int = 0) -> Factory:
-    """The native engine; with `flip_bytes` it changes between copy and splice every so many bytes."""
+def native(relay: RelayMode, *, flip_bytes: int = 0, move_turns: int = 0) -> Factory:
+    """The native engine; with `flip_bytes` it changes between copy and splice every so many bytes.
+
+    With `move_turns` a connection changes its reactor after this many turns.
+    """
 
     @contextlib.asynccontextmanager
     async def make() -> AsyncIterator[Rig]:
         if reason := available():
             pytest.skip(reason)
-        plane = Hub(asyncio.get_running_loop(), threads=2, flip_bytes=flip_bytes)
+        plane = Hub(asyncio.get_running_loop(), threads=3, flip_bytes=flip_bytes, move_turns=move_turns)
         engine = NativeEngine(plane)
         try:
             yield Rig(engine, Settings(relay=relay))
@@ -109,6 +112,8 @@ ENGINES: dict[str, Factory] = {
     "native-auto": native(RelayMode.AUTO),
     "native-copy": native(RelayMode.COPY),
     "native-flip": native(RelayMode.AUTO, flip_bytes=997),
+    "native-move": native(RelayMode.AUTO, move_turns=1),
+    "native-move-flip": native(RelayMode.AUTO, flip_bytes=997, move_turns=3),
     "native-splice": native(RelayMode.SPLICE),
     "python-64K": portable(64 * 1024),
     "python-8K": portable(8 * 1024),

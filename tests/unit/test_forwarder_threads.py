@@ -26,7 +26,7 @@ async def change(forwarder: Forwarder, **said: int) -> None:
 
 
 async def come(forwarder: Forwarder, count: int) -> list[Peer]:
-    """Connections, one after the other, so that each goes to the reactor that has the fewest."""
+    """Connections, one after the other."""
     peers = []
     for _ in range(count):
         peers.append(await dial(bound(forwarder)))
@@ -40,50 +40,50 @@ def live(forwarder: Forwarder) -> list[int]:
     return list(plane.stats()["live"])
 
 
-async def test_connections_live_on_and_new_ones_go_where_they_should(
+async def spread(forwarder: Forwarder, wanted: list[int]) -> None:
+    """Wait until this number of connections is with each reactor."""
+    await until(lambda: live(forwarder) == wanted)
+
+
+async def test_a_light_load_is_served_by_one_reactor(upstream: tuple[str, int]) -> None:
+    async with forwarding(rule(upstream), settings=NATIVE, threads=3) as forwarder:
+        peers = await come(forwarder, 12)
+        assert [await exchange(peer) for peer in peers] == [True] * 12
+        assert live(forwarder) == [12, 0, 0]
+        for peer in peers:
+            peer.close()
+        await spread(forwarder, [0, 0, 0])
+
+
+async def test_connections_move_when_fewer_reactors_are_allowed(
     upstream: tuple[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "oinetd")
-    async with forwarding(rule(upstream), settings=NATIVE, threads=1) as forwarder:
-        peers = await come(forwarder, 6)
-        assert [await exchange(peer) for peer in peers] == [True] * 6
-        assert live(forwarder) == [6]
+    seen = Seen()
+    async with forwarding(rule(upstream), seen=seen, settings=NATIVE, threads=1, max_connections=18) as forwarder:
+        peers = await come(forwarder, 18)
         await change(forwarder, threads=3)
-        assert "threads: 3 get new connections, before it were 1" in caplog.messages
-        peers += await come(forwarder, 12)
+        assert "threads: at most 3, before at most 1" in caplog.messages
+        plane = forwarder._lanes._hub
+        assert plane is not None
+
+        def gone() -> bool:  # one whose record has not been read stays
+            plane.shed(0, 1, 1000)
+            return live(forwarder) == [0, 18, 0]
+
+        await until(gone)
         assert [await exchange(peer) for peer in peers] == [True] * 18
-        spread = live(forwarder)
-        assert len(spread) == 3
-        assert all(spread)
         await change(forwarder, threads=1)
-        peers += await come(forwarder, 6)
-        assert [await exchange(peer) for peer in peers] == [True] * 24
-        assert live(forwarder)[1:] == spread[1:]  # those that are retired got none
-        await change(forwarder, threads=2)
-        peers += await come(forwarder, 30)
-        assert [await exchange(peer) for peer in peers] == [True] * 54
-        assert live(forwarder)[1] > spread[1]
-        assert live(forwarder)[2] == spread[2]
-        for peer in peers:
+        await spread(forwarder, [18, 0, 0])
+        assert [await exchange(peer) for peer in peers] == [True] * 18
+        late = await dial(bound(forwarder))  # waits in the queue for a place, which one that moved leaves
+        await late.send(b"later")
+        peers.pop().close()
+        assert await late.read(5) == b"later"
+        for peer in (*peers, late):
             peer.close()
-        await until(lambda: sum(live(forwarder)) == 0)
-        assert await echoes(bound(forwarder))
-
-
-async def test_room_that_a_retired_reactor_makes_is_for_the_others(upstream: tuple[str, int]) -> None:
-    async with forwarding(rule(upstream), settings=NATIVE, threads=2, max_connections=8) as forwarder:
-        peers = await come(forwarder, 8)
-        assert [await exchange(peer) for peer in peers] == [True] * 8
-        await change(forwarder, threads=1)
-        for _ in range(8):  # in the course of it each connection of the retired one ends, and one that waits comes in
-            late = await dial(bound(forwarder))
-            await late.send(b"later")
-            peers.pop(0).close()
-            assert await late.read(5) == b"later"
-            peers.append(late)
-        assert live(forwarder) == [8, 0]
-        for peer in peers:
-            peer.close()
+        await spread(forwarder, [0, 0, 0])
+        await until(lambda: len(seen.closed) == 19)
 
 
 async def test_nothing_is_lost_while_the_number_changes(upstream: tuple[str, int]) -> None:

@@ -106,7 +106,9 @@ class NativeEngine:
         if policy is None:
             if len(self._policies) >= 64:  # reloads bring others; connections keep what they began with
                 self._policies.clear()
-            policy = self._policies[settings] = compile_policy(0, None, settings, flip_bytes=self._hub.flip_bytes)
+            policy = self._policies[settings] = compile_policy(
+                0, None, settings, flip_bytes=self._hub.flip_bytes, move_turns=self._hub.move_turns
+            )
         return policy
 
     def _relayed(self, record: _fastpath.Record) -> None:

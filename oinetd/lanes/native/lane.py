@@ -272,6 +272,7 @@ class NativeLane:
             gate,
             settings,
             flip_bytes=self._hub.flip_bytes,
+            move_turns=self._hub.move_turns,
             local_ports=self._hub.local_ports,
             addresses=tuple(address.sockaddr for address in addresses),
             may_broadcast=is_numeric(service.route.connect.address),

@@ -23,6 +23,7 @@ from oinetd.core.pattern import compile_access
 from oinetd.core.record import Ending
 from oinetd.errors import EngineUnavailable
 from oinetd.lanes.native.cores import polling_us, reactors_for
+from oinetd.lanes.native.packing import Packer
 from oinetd.model import SOURCE_PREFIX, AccessRule, KeepAlive, RelayMode, Settings, SourcePrefix, Verb
 from oinetd.net.descriptors import Budget
 from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
@@ -54,7 +55,7 @@ log = logging.getLogger("oinetd")
 
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
-OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL, TARGET = *range(1, 11), 20
+OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL, LOADED, TARGET = *range(1, 12), 20
 """Kinds of records, as `_fastpath/shared/ring.pxd` numbers them."""
 
 BATCH_RECORDS = 256
@@ -90,8 +91,9 @@ class Hub(_Reactors):
 
     `threads` 0 is one for each core that the process may use. `busy_poll_us` is the longest a reactor polls before
     it sleeps: -1 decides by the cores there are, 0 never polls. `flip_bytes` is for tests: each read takes at most
-    this many bytes and the direction changes between copy and splice every time. `gate` is the gate of the process
-    for connections, `udp_gate` that for UDP sessions.
+    this many bytes and the direction changes between copy and splice every time; with `move_turns`, too, a connection
+    changes its reactor after this many turns. `gate` is the gate of the process for connections, `udp_gate` that for
+    UDP sessions.
     """
 
     def __new__(
@@ -103,6 +105,7 @@ class Hub(_Reactors):
         threads: int = 0,
         busy_poll_us: int = -1,
         flip_bytes: int = 0,
+        move_turns: int = 0,
     ) -> Hub:
         if _missing:
             raise EngineUnavailable(_missing)
@@ -115,18 +118,23 @@ class Hub(_Reactors):
         except OSError as error:
             raise EngineUnavailable(f"the native engine cannot start: {error}") from error
         self.gate = gate
-        self.flip_bytes = flip_bytes
+        self.flip_bytes, self.move_turns = flip_bytes, move_turns
         self.local_ports = _local_ports()
         self._loop = loop
         self._takers = {}
         self._timer = None
         self.on_trouble = log.warning
         self.on_empty = None
+        self.packer = Packer(self, loop, self.threads)
+        self.set_threads(1)
+        self.take(LOADED, lambda _record: self.packer.wake())
         loop.add_reader(self.fileno(), self._on_bell)
         return self
 
     gate: _fastpath.Gate
     flip_bytes: int
+    move_turns: int
+    packer: Packer
     local_ports: range
     on_trouble: Callable[[str], object]
     on_empty: Callable[[], object] | None
@@ -135,17 +143,17 @@ class Hub(_Reactors):
     _timer: asyncio.TimerHandle | None
 
     def reconfigure(self, threads: int, busy_poll_us: int) -> None:
-        """Have another number of threads, and another longest polling, from now on; what lives stays where it is."""
+        """Have another number of threads at most, and another longest polling; what lives in others moves."""
         self.spin_us = polling_us(busy_poll_us)
-        before, wanted = self.threads, reactors_for(threads)
+        before, wanted = self.packer.most, reactors_for(threads)
         if wanted == before:
             return
         try:
-            self.set_threads(wanted)
+            self.packer.limit(wanted)
         except OSError as error:
-            log.warning("threads: %d instead of %d: %s", self.threads, wanted, error.strerror)
-        if self.threads != before:
-            log.info("threads: %d get new connections, before it were %d", self.threads, before)
+            log.warning("threads: at most %d instead of %d: %s", before, wanted, error.strerror)
+        else:
+            log.info("threads: at most %d, before at most %d", wanted, before)
 
     def take(self, kind: int, taker: Callable[[_fastpath.Record], object]) -> None:
         """Give records of `kind` to `taker` from now on."""
@@ -156,6 +164,7 @@ class Hub(_Reactors):
         if self.fileno() < 0:
             return
         self._loop.remove_reader(self.fileno())
+        self.packer.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -210,6 +219,7 @@ def compile_policy(
     settings: Settings,
     *,
     flip_bytes: int = 0,
+    move_turns: int = 0,
     local_ports: range = range(0),
     addresses: tuple[SocketAddress, ...] = (),
     may_broadcast: bool = False,
@@ -252,6 +262,7 @@ def compile_policy(
         lifetime_ms=_milliseconds(settings.max_lifetime_s),
         keepalive=(keepalive.idle_s, keepalive.interval_s, keepalive.count),
         flip_bytes=flip_bytes,
+        move_turns=move_turns,
         silence_ms=_milliseconds(silence.SILENCE_S),
         source_prefix=source_prefix,
         peer_uid=-1 if peer_uid is None else peer_uid,

@@ -463,14 +463,6 @@ def test_closing_records_wait_for_room(make_plane: Plane, echo: Echo) -> None:
         assert ENDINGS[plane.result(token)[0]] is Ending.ABORTED
 
 
-def test_connections_spread_over_reactors(lane: Plane, echo: Echo) -> None:
-    listening = lane.listen(echo.address)
-    for _ in range(10):
-        round_trip(lane.connect(listening))
-    live = lane.hub.stats()["live"]
-    assert sum(live) == 10
-    assert max(live) - min(live) <= 2
-
 
 def test_no_memory_for_a_pair(make_plane: Plane) -> None:
     """It ends with a record, also where the ring has no room for that at first."""

@@ -44,7 +44,8 @@ from tcp.flow cimport AGAIN, TURNED, flow_pump, side_fail
 from shared.gate cimport Gate
 from shared.inbox cimport (
     INBOX_MAX, MESSAGE_ABORT_ALL, MESSAGE_ACCEPTED, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_RETRY, MESSAGE_SNAPSHOT,
-    MESSAGE_JUDGE, MESSAGE_MOVED, MESSAGE_PIPES, MESSAGE_SHED, MESSAGE_STOP, MESSAGE_UDP, MESSAGE_UDP_ROOM, Message, inbox_return, inbox_take,
+    MESSAGE_JUDGE, MESSAGE_MOVED, MESSAGE_PIPES, MESSAGE_SHED, MESSAGE_STOP, MESSAGE_UDP, MESSAGE_UDP_ROOM,
+    Message, inbox_return, inbox_take,
 )
 from base.linux cimport (
     ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, c_assert, errno, gettid,

@@ -39,7 +39,7 @@ cdef inline void load_measure(Reactor *self) noexcept nogil:
 
 
 cdef inline Reactor *reactor_for_new(Hub *hub) noexcept nogil:
-    """Who serves a connection that comes: of those that serve the most loaded below LOAD_HIGH, else the least loaded."""
+    """The reactor for a new connection: of those that serve the most loaded below LOAD_HIGH, else the least loaded."""
     cdef uint64_t serving = oi_see(&hub.serving)
     cdef Reactor *best = hub.reactors[0]
     cdef uint64_t least = oi_get(&best.load)

@@ -35,7 +35,7 @@ cdef enum:
     WINDOW_SHIFT = 7            # work is counted in windows of 128 ms, and halves with each
     WORK_BYTES_SHIFT = 16       # a turn counts as one, and one more for each 64 KiB that it moved
     WORK_CLASSES = 16           # of connections by their work: powers of two
-    SHED_MOST = 256             # connections moved at one word: some microseconds each, so that the rest waits a millisecond
+    SHED_MOST = 256             # connections moved at one word, some microseconds each
 
 
 cdef inline uint32_t work_window(uint64_t now_ms) noexcept nogil:
@@ -71,7 +71,7 @@ cdef inline bint may_leave(Reactor *reactor, const Conn *conn) noexcept nogil:
 
 
 cdef inline Conn *conn_take_out(Reactor *reactor, Conn *conn) noexcept nogil:
-    """Take a connection out of its reactor, which forgets it; NULL where there is no memory, and then nothing is done."""
+    """Take a connection out of its reactor, which forgets it; NULL, and nothing is done, if there is no memory."""
     cdef Conn *passport = <Conn *> malloc(sizeof(Conn))
     cdef Dir *flow
     cdef int way

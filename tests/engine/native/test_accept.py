@@ -463,7 +463,6 @@ def test_closing_records_wait_for_room(make_plane: Plane, echo: Echo) -> None:
         assert ENDINGS[plane.result(token)[0]] is Ending.ABORTED
 
 
-
 def test_no_memory_for_a_pair(make_plane: Plane) -> None:
     """It ends with a record, also where the ring has no room for that at first."""
     plane = make_plane(slots_max=64)

@@ -52,6 +52,7 @@ class Stage:
             source=(),
             source_prefix=SOURCE_PREFIX,
             guard=None,
+            peer_uid=None,
         )
         return cast("Service", said)
 

@@ -15,6 +15,7 @@ from oinetd.core.service import Service
 from oinetd.lanes.native.lane import NativeLane
 from oinetd.lanes.native.plane import Hub, available
 from oinetd.model import SOURCE_PREFIX, AccessRule, Endpoint, RelayMode, Rule, RuleOptions, Settings, Verb
+from oinetd.net.options import NO_CONNECT_OPTIONS
 from tests.peers import dial, echo, server, until
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())
@@ -53,6 +54,7 @@ class Stage:
             source_prefix=SOURCE_PREFIX,
             guard=None,
             peer_uid=None,
+            connect_options=NO_CONNECT_OPTIONS,
         )
         return cast("Service", said)
 

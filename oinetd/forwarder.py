@@ -16,10 +16,11 @@ from types import TracebackType
 
 from oinetd.bounds import check_type
 from oinetd.core.hooks import Admit, Hook, Hooks
+from oinetd.core.lane import Listener
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Stats
 from oinetd.core.service import Callbacks
-from oinetd.lanes.choose import Lanes, Listening
+from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.unresolved import Unresolved
 from oinetd.model import Config, LogSettings
@@ -65,7 +66,7 @@ class Forwarder:
         self._registry = self._limits.registry
         self._loops = Loops()
         self._watcher = Callbacks(self._opened, self._closed, self._left)
-        self._listeners: dict[PortKey, Listening] = {}
+        self._listeners: dict[PortKey, Listener] = {}
         self._reloading = asyncio.Lock()
         self._stopping = asyncio.Lock()
         self._accepting = True
@@ -180,7 +181,7 @@ class Forwarder:
     async def _until_empty(self, timeout_s: float, look: Callable[[], object] = lambda: None) -> None:
         """Wait until nobody is connected, at most `timeout_s` seconds. Some places are given back without a word."""
         deadline = self._loop.time() + timeout_s
-        while (self._registry.anybody or self._lanes.anybody) and (left_s := deadline - self._loop.time()) > 0:
+        while (self._registry.anybody or self._lanes.busy) and (left_s := deadline - self._loop.time()) > 0:
             look()
             self._ended.clear()
             with contextlib.suppress(TimeoutError):
@@ -223,8 +224,7 @@ class Forwarder:
 
     def sessions(self) -> list[SessionRecord]:
         """The live sessions, oldest first, with their counts of this moment and `ending` None."""
-        records = [*self._registry.sessions(), *self._native_sessions()]
-        return sorted(records, key=lambda record: record.id)
+        return self._lanes.sessions() if self._stopped is not None else []
 
     def kill(self, session_id: int) -> bool:
         """End one session; both its peers see a reset. False where there is no such session."""
@@ -234,8 +234,6 @@ class Forwarder:
         """The counters since the start."""
         if self._stopped is None:
             return self._registry.stats()
-        self._lanes.settle()
-        self._lanes.count_lost()
         return self._limits.completed(self._registry.stats(self._lanes.totals()))
 
     def destinations(self) -> list[DestinationState]:
@@ -246,9 +244,6 @@ class Forwarder:
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""
         self._connection_log.reopen()
-
-    def _native_sessions(self) -> list[SessionRecord]:
-        return self._lanes.sessions() if self._stopped is not None else []
 
     # What sessions tell
 

@@ -161,6 +161,11 @@ class RuleOptions:
     def __post_init__(self) -> None:
         check_numbers(self)
 
+    @property
+    def datagram_timeout_s(self) -> float:
+        """How long a UDP session may be silent; 0 is no limit."""
+        return UDP_TIMEOUT_S if self.udp_timeout_s is None else self.udp_timeout_s
+
 
 NO_OPTIONS = RuleOptions()
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 
 from oinetd.core.access import AccessControl, access_control
 from oinetd.core.hooks import Admit, Hooks
+from oinetd.core.lane import Listener
 from oinetd.core.revocation import Revocation
 from oinetd.core.service import Service, Watcher
 from oinetd.core.socket_check import check_options
 from oinetd.core.unix_peer import peer_uid_of
 from oinetd.errors import EngineUnavailable
-from oinetd.lanes.choose import Choice, Lanes, Listening
+from oinetd.lanes.choose import Choice, Lanes
 from oinetd.lanes.datagrams import settle_datagrams
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.unresolved import Unresolved
@@ -54,11 +55,11 @@ class _Before:
     """What was in force before a change, and what the change has done so far."""
 
     config: Config | None
-    listeners: dict[PortKey, Listening]
-    lingering: dict[PortKey, Listening]
-    standing: dict[PortKey, Listening]  # both
+    listeners: dict[PortKey, Listener]
+    lingering: dict[PortKey, Listener]
+    standing: dict[PortKey, Listener]  # both
     services: dict[PortKey, Service]
-    done: dict[PortKey, Listening] = field(default_factory=dict)
+    done: dict[PortKey, Listener] = field(default_factory=dict)
 
 
 class Reload:
@@ -66,7 +67,7 @@ class Reload:
 
     def __init__(
         self,
-        listeners: dict[PortKey, Listening],
+        listeners: dict[PortKey, Listener],
         lanes: Lanes,
         limits: Limits,
         loops: Loops,
@@ -123,14 +124,14 @@ class Reload:
     # Put in force
 
     def _remember(self) -> _Before:
-        lingering: dict[PortKey, Listening] = dict(self._lanes.lingering)
+        lingering: dict[PortKey, Listener] = dict(self._lanes.lingering)
         standing = {**lingering, **self._listeners}
         services = {key: listener.service for key, listener in standing.items()}
         return _Before(self._config, dict(self._listeners), lingering, standing, services)
 
     def _put_in_force(
         self, plan: _Plan, sockets: Mapping[Port, socket.socket], before: _Before
-    ) -> dict[PortKey, Listening]:
+    ) -> dict[PortKey, Listener]:
         """Exchange what is in force; the listeners that are gone. If it fails, everything is as it was."""
         news: list[tuple[Route, Address, str]] = []
         try:
@@ -141,7 +142,7 @@ class Reload:
                 service = self._service(plan, port.route, choice, guard)
                 choice = self._unresolved.choose(port.key, choice, service, listener)
                 rule = listener.service.route.rule if listener is not None else None
-                if listener is None or rule != port.route.rule or listener.native != choice.native:
+                if listener is None or rule != port.route.rule or listener.lane is not choice.lane:
                     news.append((port.route, bound_address(sock), str(choice)))
                 self._lanes.lingering.pop(port.key, None)
                 before.done[port.key] = self._serve(listener, port, sock, service, choice)
@@ -165,7 +166,7 @@ class Reload:
         guards = self._loops.renew(
             (sock, port.route, plan.destinations.of(port.route.rule)) for port, sock in sockets.items()
         )
-        self._lanes.know_own(self._loops.datagrams)
+        self._lanes.set_own_listeners(self._loops.datagrams)
         return guards
 
     def _service(self, plan: _Plan, route: Route, choice: Choice, guard: LoopGuard) -> Service:
@@ -190,14 +191,14 @@ class Reload:
         )
 
     def _serve(
-        self, listener: Listening | None, port: Port, sock: socket.socket, service: Service, choice: Choice
-    ) -> Listening:
+        self, listener: Listener | None, port: Port, sock: socket.socket, service: Service, choice: Choice
+    ) -> Listener:
         """Let `sock` be served as `service` says, by the `listener` that has it already if there is one."""
         if listener is None:
             return self._lanes.serve(choice, sock, service)
         if port.key.protocol is Protocol.TCP:
             start_listening(sock, port.key.address, port.backlog)
-        if listener.native == choice.native:
+        if listener.lane is choice.lane:
             listener.replace_service(service)
             return listener
         return self._lanes.change_lane(listener, choice, service)
@@ -219,7 +220,7 @@ class Reload:
             (each.sock, before.services[key].route, before.services[key].destination)
             for key, each in before.listeners.items()
         )
-        self._attempt(self._lanes.know_own, self._loops.datagrams)
+        self._attempt(self._lanes.set_own_listeners, self._loops.datagrams)
         for key, guard in zip(before.listeners, guards, strict=True):
             before.services[key].guard = guard
         for key, service in before.services.items():
@@ -229,7 +230,7 @@ class Reload:
                 self._attempt(self._lanes.retire, key, before.standing[key])
 
     @staticmethod
-    def _put_back(key: PortKey, listener: Listening, service: Service) -> None:
+    def _put_back(key: PortKey, listener: Listener, service: Service) -> None:
         if key.protocol is Protocol.TCP:
             tune_listener(listener.sock, key.address, service.settings.keepalive)
             start_listening(listener.sock, key.address, service.settings.listen_backlog)
@@ -245,7 +246,7 @@ class Reload:
 
     # Retire
 
-    def _retire(self, config: Config, gone: Mapping[PortKey, Listening], destinations: Destinations) -> None:
+    def _retire(self, config: Config, gone: Mapping[PortKey, Listener], destinations: Destinations) -> None:
         """Take out of service what the change took away; every listener is in its new place already."""
         self._attempt(self._lanes.report_each_session, bool(config.log.file or self._hooks))
         self._attempt(self._connection_log.reconfigure, config.log)
@@ -253,10 +254,10 @@ class Reload:
         for key, listener in gone.items():
             self._attempt(self.retire, key, listener, handshakes=True)
         self._attempt(settle_datagrams, config, self._lanes, self._listeners)
-        self._attempt(self._revocation.apply, config, self._lanes.judge)
+        self._attempt(self._revocation.apply, config, self._lanes.check_access)
         self._attempt(destinations.start, on_change=self._refresh)
 
-    def retire(self, key: PortKey, listener: Listening, *, handshakes: bool = False) -> None:
+    def retire(self, key: PortKey, listener: Listener, *, handshakes: bool = False) -> None:
         """Serve the queue of a listener, then close it; with `handshakes` those under way complete first."""
         address = bound_address(listener.sock)
         ours = all(bound_address(sock) != address for sock in self._inherited)

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from oinetd.lanes.choose import Lanes, Listening
-from oinetd.lanes.native.listener import ReactorDatagrams
-from oinetd.lanes.python.udp.listener import DatagramListener
+from oinetd.core.lane import Listener
+from oinetd.lanes.choose import Lanes
 from oinetd.model import AccessRule, Config
 from oinetd.net.ports import PortKey
 from oinetd.net.sockets import bound_address
@@ -17,16 +16,14 @@ __all__ = ["settle_datagrams"]
 
 log = logging.getLogger("oinetd")
 
-_Datagrams = DatagramListener | ReactorDatagrams
 
-
-def settle_datagrams(config: Config, lanes: Lanes, listening: Mapping[PortKey, Listening]) -> None:
+def settle_datagrams(config: Config, lanes: Lanes, listening: Mapping[PortKey, Listener]) -> None:
     """End the sessions that have no place under `config`; it is in force, and what it took away lingers."""
     _make_way(listening, lanes.lingering)
     _revoke(config.access, (*listening.values(), *lanes.lingering.values()))
 
 
-def _make_way(listening: Mapping[PortKey, Listening], lingering: Mapping[PortKey, _Datagrams]) -> None:
+def _make_way(listening: Mapping[PortKey, Listener], lingering: Mapping[PortKey, Listener]) -> None:
     """End what lingers where somebody else listens now: its socket would take the other's new clients."""
     if not lingering:
         return
@@ -37,8 +34,8 @@ def _make_way(listening: Mapping[PortKey, Listening], lingering: Mapping[PortKey
             listener.end()
 
 
-def _revoke(access: tuple[AccessRule, ...], listeners: Iterable[Listening]) -> None:
+def _revoke(access: tuple[AccessRule, ...], listeners: Iterable[Listener]) -> None:
     """End the UDP sessions whose clients the global rules `access`, or those of their own rule, refuse."""
-    ended = sum(listener.revoke(access) for listener in listeners if isinstance(listener, _Datagrams))
+    ended = sum(listener.revoke(access) for listener in listeners)
     if ended:
         log.info("UDP sessions ended because the access rules now refuse their clients: %d", ended)

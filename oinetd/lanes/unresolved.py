@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from dataclasses import replace
 
+from oinetd.core.lane import Listener
 from oinetd.core.service import Service
-from oinetd.lanes.choose import Choice, Lanes, Listening
-from oinetd.lanes.python.udp.listener import DatagramListener
+from oinetd.lanes.choose import Choice, Lanes
 from oinetd.net.ports import PortKey
 
 __all__ = ["Unresolved"]
@@ -30,20 +30,20 @@ class Unresolved:
         self._waited = frozenset(self._choices)
         self._choices.clear()
 
-    def choose(self, key: PortKey, choice: Choice, service: Service, listener: Listening | None) -> Choice:
+    def choose(self, key: PortKey, choice: Choice, service: Service, listener: Listener | None) -> Choice:
         """How to serve `service` now: by `choice`, or in the Python lane where a name of it has no address yet."""
         # Who began while it waited is not ended for that; who asks for another lane is.
-        waits = not service.resolved or (key in self._waited and _has_datagram_sessions(listener))
-        if not choice.native or not waits:
+        waits = not service.resolved or (key in self._waited and listener is not None and listener.has_sessions)
+        if choice.lane is self._lanes.python or not waits:
             return choice
         self._choices[key] = choice
-        return self._lanes.choose_unresolved(choice, service)
+        return self._lanes.choose_unresolved(choice)
 
-    def move(self, listeners: MutableMapping[PortKey, Listening]) -> None:
+    def move(self, listeners: MutableMapping[PortKey, Listener]) -> None:
         """Give those of `listeners` whose names are resolved to the lane that was chosen for them."""
         for key, choice in tuple(self._choices.items()):
             listener = listeners.get(key)
-            if listener is None or not listener.service.resolved or _has_datagram_sessions(listener):
+            if listener is None or not listener.service.resolved or listener.has_sessions:
                 continue
             del self._choices[key]
             service = replace(listener.service, dialer=choice.dialer, engine=choice.engine)
@@ -51,8 +51,3 @@ class Unresolved:
 
     def __bool__(self) -> bool:
         return bool(self._choices)
-
-
-def _has_datagram_sessions(listener: Listening | None) -> bool:
-    """Whether there are UDP sessions of the Python lane, which a change of the lane would end."""
-    return isinstance(listener, DatagramListener) and not listener.is_empty

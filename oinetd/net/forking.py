@@ -33,7 +33,7 @@ class Held:
 
     def __init__(self, poller: Poller) -> None:
         self.listening: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self.core: Reactors | None = None
+        self.reactors: Reactors | None = None
         self._poller = poller
         _living.add(self)
         if not _registered:
@@ -42,12 +42,12 @@ class Held:
 
     def let_go(self) -> None:
         """Close everything; called in a child."""
-        epolls = [*self._poller.epolls(), *(self.core.epolls() if self.core is not None else ())]
+        epolls = [*self._poller.epolls(), *(self.reactors.epolls() if self.reactors is not None else ())]
         _replace([sock.fileno() for sock in self.listening])
         for epoll in epolls:
             _replace(_watched_by(epoll))
-        if self.core is not None:
-            self.core.abandon()
+        if self.reactors is not None:
+            self.reactors.abandon()
 
 
 _living: weakref.WeakSet[Held] = weakref.WeakSet()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from oinetd.errors import EngineUnavailable
-from oinetd.lanes.choose import Lanes
+from oinetd.lanes.native.lane import NativeLane
 from oinetd.lanes.native.plane import available
 
 LANES = ["python", "batches", "native"]
@@ -29,4 +29,4 @@ def keep_reactors_away(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise EngineUnavailable("no reactor in this test")
 
-    monkeypatch.setattr(Lanes, "_native", none)
+    monkeypatch.setattr(NativeLane, "start", none)

@@ -112,7 +112,8 @@ def test_a_smaller_bound_ends_the_oldest() -> None:
     rule = rule_of()
     clients = [Client(table, rule, 10) for _ in range(5)]
     table.touch(clients[0])
-    table.shrink(2)
+    table.gate.set_limits(2, 0)
+    table.trim()
     assert [client.ending is None for client in clients] == [True, False, False, False, True]
 
 

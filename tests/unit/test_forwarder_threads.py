@@ -35,7 +35,7 @@ async def come(forwarder: Forwarder, count: int) -> list[Peer]:
 
 
 def live(forwarder: Forwarder) -> list[int]:
-    plane = forwarder._lanes._hub
+    plane = forwarder._lanes.native.hub
     assert plane is not None
     return list(plane.stats()["live"])
 
@@ -64,7 +64,7 @@ async def test_connections_move_when_fewer_reactors_are_allowed(
         peers = await come(forwarder, 18)
         await change(forwarder, threads=3)
         assert "threads: at most 3, before at most 1" in caplog.messages
-        plane = forwarder._lanes._hub
+        plane = forwarder._lanes.native.hub
         assert plane is not None
 
         def gone() -> bool:  # one whose record has not been read stays
@@ -124,7 +124,7 @@ async def test_udp_sessions_stay_with_their_reactor() -> None:
 
 async def test_polling_changes_as_well(upstream: tuple[str, int]) -> None:
     async with forwarding(rule(upstream), settings=NATIVE, busy_poll_us=0) as forwarder:
-        plane = forwarder._lanes._hub
+        plane = forwarder._lanes.native.hub
         assert plane is not None
         assert plane.spin_us == 0
         await change(forwarder, busy_poll_us=70)

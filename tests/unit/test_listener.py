@@ -13,7 +13,7 @@ import pytest
 import oinetd.lanes.python.listener
 from oinetd import Ending, EngineChoice, SessionRecord, Settings
 from oinetd.lanes.native.plane import available
-from oinetd.lanes.python.listener import ACCEPT_BATCH, Listener
+from oinetd.lanes.python.listener import ACCEPT_BATCH, StreamListener
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
 from tests.peers import Peer, dial, until
 
@@ -37,7 +37,7 @@ async def test_one_batch_leaves_the_rest_to_the_next(upstream: tuple[str, int]) 
     async with forwarding(rule(upstream), settings=PYTHON) as forwarder:
         clients = knock(bound(forwarder), ACCEPT_BATCH + 10)
         (listener,) = forwarder._listeners.values()
-        assert isinstance(listener, Listener)
+        assert isinstance(listener, StreamListener)
         listener._accept()
         assert len(forwarder.sessions()) == ACCEPT_BATCH
         for client in clients:
@@ -114,7 +114,7 @@ async def test_no_descriptor_pauses_and_recovers(
         old = await dial(bound(forwarder))
         assert await exchange(old)
         (listener,) = forwarder._listeners.values()
-        assert isinstance(listener, Listener)
+        assert isinstance(listener, StreamListener)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         for _ in range(3):
             clients = knock(bound(forwarder), 5)
@@ -141,7 +141,7 @@ async def test_an_error_nobody_foresaw_pauses_too(upstream: tuple[str, int], cap
     """A listening socket that was shut down is ready for ever and answers EINVAL: it must not burn the processor."""
     async with forwarding(rule(upstream), settings=PYTHON) as forwarder:
         (listener,) = forwarder._listeners.values()
-        assert isinstance(listener, Listener)
+        assert isinstance(listener, StreamListener)
         listener.sock.shutdown(socket.SHUT_RDWR)
         await until(lambda: any("cannot accept" in message for message in caplog.messages))
         assert not listener._reading

@@ -238,7 +238,7 @@ async def test_a_program_that_cancels_all_its_tasks(upstream: tuple[str, int]) -
         await until(lambda: len(forwarder.sessions()) == 3)
         clients += accepted_without_a_turn(forwarder, 3)
         assert len(forwarder.sessions()) == 6
-        for task in forwarder._lanes.tasks:
+        for task in forwarder._lanes.python.tasks:
             task.cancel()
         await until(lambda: len(seen.closed) == 6)
         assert forwarder.stats().live == 0

@@ -64,7 +64,7 @@ def names(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 def native(forwarder: Forwarder, nth: int = 0) -> bool:
     """Whether the `nth` listener is served by the native lane."""
-    return list(forwarder._listeners.values())[nth].native
+    return list(forwarder._listeners.values())[nth].lane is forwarder._lanes.native
 
 
 async def test_the_rule_listens_and_its_clients_are_served_when_the_name_is_resolved(

@@ -1,37 +1,28 @@
-"""The native lane: listening sockets served from accept to close by the reactors, without Python.
+"""The native lane: listening sockets served from accept to end by the reactors, without Python.
 
-The forwarder drives it:
+A listening socket is bound and non-blocking, and has the options that accepted sockets inherit
+(`oinetd.net.sockets.tune`). After `release` no reactor touches it: what is in its queue can still be accepted by
+others. A rule's own limits are counted by its `identity`, so that they hold over a reload.
 
-    hub = Hub(loop, threads=config.threads)                     # EngineUnavailable where it cannot run
-    hub.gate.set_limits(max_connections, max_per_source)        # of the process, both lanes; see `plane.py`
-    lane = NativeLane(hub, on_opened=..., on_closed=..., on_unreachable=look_up_again)
-    key = lane.add(sock, service)
-    lane.replace(key, service)                                  # reload: socket and queue stay
-    lane.refresh(key)                                           # a name of the service has other addresses
-    lane.sessions(); lane.kill(id); lane.abort_all()
-    lane.remove(key)                                            # on return no reactor touches `sock`
-    await hub.close()                                           # aborts what is left, delivers every record
-
-`sock` is bound, non-blocking, listening, and carries the options that accepted sockets inherit
-(`oinetd.net.sockets.tune`). The caller keeps it, and closes it after `remove`; what is in its queue then can still be
-accepted by the caller. A rule's own limits are counted by its `identity`, so that they hold over a reload.
-
-A UDP socket is served by one reactor, and its sessions answer through it: `remove` aborts them. `linger` lets no new
-client in and leaves them; when the last of them has ended, `on_emptied(key)` is called, before `on_closed`.
+A UDP socket is served by one reactor, and its sessions answer through it: `release` aborts them.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
 import itertools
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-from oinetd.core.admission import Gate
-from oinetd.core.record import Ending, SessionRecord, Totals
-from oinetd.core.service import Service
+from oinetd.core.engine import Engine
+from oinetd.core.lane import AccessCheck
+from oinetd.core.record import SessionRecord, Totals
+from oinetd.core.registry import Registry
+from oinetd.core.service import Service, Watcher
+from oinetd.errors import EngineUnavailable
+from oinetd.lanes.native.engine import NativeEngine
+from oinetd.lanes.native.listener import ReactorDatagrams, ReactorListener
 from oinetd.lanes.native.plane import (
     CLOSED,
     COUNTED,
@@ -46,9 +37,10 @@ from oinetd.lanes.native.plane import (
     new_gate,
 )
 from oinetd.lanes.native.records import fill_record, new_record, upstream_of
-from oinetd.model import UDP_TIMEOUT_S, AccessRule, Endpoint, Protocol, Route, Rule, Settings
+from oinetd.model import Config, Endpoint, EngineChoice, Protocol, Rule, Settings
+from oinetd.net.forking import Held
 from oinetd.net.sockets import host_and_port, is_numeric
-from oinetd.upstream.loops import Bound
+from oinetd.upstream.loops import Bound, Loops
 
 if TYPE_CHECKING:
     from oinetd import _fastpath
@@ -56,65 +48,65 @@ if TYPE_CHECKING:
 __all__ = ["NativeLane"]
 
 
-@dataclass(slots=True)
-class _Served:
-    """A socket of the lane: its number in the hub, the socket, kept open, and the tag of the policy in force."""
+class _InForce(NamedTuple):
+    """A policy that reactors may still have, by its tag: its listener and the service that it was made from."""
 
-    index: int
-    sock: socket.socket
+    listener: ReactorListener
     service: Service
-    tag: int
-
-    @property
-    def datagrams(self) -> bool:
-        return self.service.route.bind.protocol is Protocol.UDP
+    policy: _fastpath.Policy
 
 
 class NativeLane:
-    """Listening sockets served from accept to close by the reactors of `hub`.
+    """Serves rules in the reactors, which `eligible` starts; see `oinetd.core.lane.Lane`.
 
-    `on_opened(record)` is called once for each admitted session, before its upstream leg is there, and
-    `on_closed(record)` once for each that ended, with the same object; a refused client has only `on_closed`, and so
-    has one that cannot be served over UDP. All come on the loop's thread, within some milliseconds. After
-    `report_each_session(False)` neither is called: ends are counted, and `on_counted(route, ending, count)` is.
-    `on_address(key, host, port, errno)`: an address of the destination begins to fail, or works again (errno 0).
-    `on_unreachable(key)` is called when three connects of a listener failed in a native; the moment to resolve again.
-    `on_looped(route, address, source)` is called once for each route when an address of its destination, or a sender of
-    datagrams, was found to be a listener of ours.
-    `on_full(rule, gate)` is called when clients have to wait at the gate of a rule, or at that of the process (None).
+    Everything is reported on the loop's thread, within some milliseconds: `watcher.opened` once for each admitted
+    session, before its upstream leg is there, and `watcher.closed` once for each that ended, with the same record. A
+    client that was refused, or could not be served over UDP, has only `closed`. After `report_each_session(False)` the
+    ends are counted, and `watcher.left` is called.
     """
+
+    hub: Hub
+    engine: Engine
 
     def __init__(
         self,
-        hub: Hub,
+        loop: asyncio.AbstractEventLoop,
+        registry: Registry,
+        watcher: Watcher,
+        loops: Loops,
+        held: Held,
         *,
-        on_opened: Callable[[SessionRecord], object],
-        on_closed: Callable[[SessionRecord], object],
-        on_counted: Callable[[Route, Ending, int], object] | None = None,
-        on_unreachable: Callable[[int], object] | None = None,
-        on_address: Callable[[int, str, int, int], object] | None = None,
-        on_emptied: Callable[[int], object] | None = None,
-        on_looped: Callable[[Route, str, bool], object] | None = None,
-        on_full: Callable[[Rule | None, Gate], object] | None = None,
+        hooked: bool = False,
     ) -> None:
-        self._hub = hub
-        self._on_opened = on_opened
-        self._on_closed = on_closed
-        self._on_counted = on_counted
-        self._on_unreachable = on_unreachable
-        self._on_address = on_address
-        self._on_emptied = on_emptied
-        self._on_looped = on_looped
-        self._on_full = on_full
-        self._listeners: dict[int, _Served] = {}
-        self._keys = itertools.count(1)
+        self.running = False
+        self.listeners: set[ReactorListener] = set()
+        self.datagram_indexes: dict[Endpoint | Rule, int] = {}
+        self._loop = loop
+        self._registry = registry
+        self._watcher = watcher
+        self._loops = loops
+        self._held = held
+        self._hooked = hooked
         self._tags = itertools.count(1)
-        self._in_force: dict[int, tuple[int, Service, _fastpath.Policy]] = {}
+        self._in_force: dict[int, _InForce] = {}
         self._gates: dict[Endpoint | Rule, _fastpath.Gate] = {}
-        self._datagrams_at: dict[Endpoint | Rule, int] = {}
         self._live: dict[int, SessionRecord] = {}
         self._unused: list[int] = []
         self._ended = 0
+
+    def start(self, config: Config) -> None:
+        """Start the reactors; a second call does nothing. Raises `EngineUnavailable` if they cannot run."""
+        if self.running:
+            return
+        self.hub = hub = Hub(
+            self._loop,
+            gate=self._registry.gate,
+            udp_gate=self._registry.datagrams,
+            threads=config.threads,
+            busy_poll_us=config.busy_poll_us,
+        )
+        self.engine = NativeEngine(hub)
+        self._held.reactors = hub
         hub.take(OPENED, self._opened)
         hub.take(CLOSED, self._closed)
         hub.take(COUNTED, self._counted)
@@ -123,157 +115,123 @@ class NativeLane:
         hub.take(FULL, self._full)
         hub.take(TARGET, self._address_changed)
         hub.on_empty = self._sweep
+        self.running = True
 
-    def add(self, sock: socket.socket, service: Service) -> int:
-        """Serve a listening or UDP socket from now on, its queue included; the answer is the key for the other calls.
-
-        Raises `OSError` where it cannot be watched.
-        """
-        key = next(self._keys)
-        tag, policy = self._compile(key, service)
-        served = _Served(0, sock, service, tag)
-        hub, rule = self._hub, service.route.rule
-        try:
-            if served.datagrams:
-                # One rule's sessions can only make room for each other where they are of one thread.
-                beside = self._datagrams_at.get(rule.identity) if rule.options.max_connections else None
-                served.index = hub.add_udp_listener(sock.fileno(), policy, beside)
-                self._datagrams_at.setdefault(rule.identity, served.index)
-            else:
-                served.index = hub.add_listener(sock.fileno(), policy)
-        except BaseException:
-            del self._in_force[tag]
-            raise
-        self._listeners[key] = served
-        return key
-
-    def replace(self, key: int, service: Service) -> None:
-        """Put something else in force for sessions to come; those that live keep what they began with."""
-        self._put_in_force(key, service, anew=True)
-
-    def refresh(self, key: int) -> None:
-        """The destination, or where its sockets are bound to, has other addresses."""
-        self._put_in_force(key, self._listeners[key].service, anew=False)
-
-    def _put_in_force(self, key: int, service: Service, *, anew: bool) -> None:
-        served = self._listeners[key]
-        tag, policy = self._compile(key, service, self._in_force[served.tag][2])
-        if served.datagrams:
-            self._hub.replace_udp_listener(served.index, policy, anew)
+    def eligible(self, config: Config, rule: Rule) -> str | None:
+        wanted = config.settings_of(rule).engine
+        if wanted is EngineChoice.PYTHON:
+            return "asked for"
+        if rule.bind.protocol is not rule.connect.protocol:
+            reason = "it serves rules between UDP and TCP"
+            error = (
+                f"the native engine serves no rule from {rule.bind.protocol.value} to {rule.connect.protocol.value}; "
+                "[engine=auto] on this rule takes the Python lane"
+            )
         else:
-            self._hub.replace_listener(served.index, policy)
-        served.service, served.tag = service, tag
-        self._hub.fetch_soon()
+            try:
+                self.start(config)
+                return "the program has an admit hook" if self._hooked else None
+            except EngineUnavailable as unavailable:
+                reason = str(unavailable)
+                error = f"{reason}; `engine auto` would fall back to the Python lane"
+        if wanted is EngineChoice.NATIVE:
+            raise EngineUnavailable(f"{rule.origin}: {error}" if rule.origin.line else error)
+        return reason
 
-    def remove(self, key: int) -> None:
-        """Accept no more. On return no reactor touches the socket; who is in its queue is still there."""
-        served = self._listeners.pop(key)
-        if served.datagrams:
-            self._hub.remove_udp_listener(served.index)
-        else:
-            self._hub.remove_listener(served.index)
-        self._hub.fetch_soon()
+    def label(self, engine: Engine) -> str:
+        return "native lane"
 
-    def linger(self, key: int) -> bool:
-        """Let nobody new in over a UDP socket until `replace`; whether it has sessions."""
-        return self._hub.linger_udp_listener(self._listeners[key].index) > 0
+    def serve(self, sock: socket.socket, service: Service) -> ReactorListener:
+        kind = ReactorDatagrams if service.route.bind.protocol is Protocol.UDP else ReactorListener
+        listener = kind(self, sock, service)
+        listener.start()
+        return listener
 
-    def is_empty(self, key: int) -> bool:
-        """Whether a UDP socket has no session."""
-        return self._hub.udp_sessions_of(self._listeners[key].index) == 0
+    @property
+    def reactors(self) -> int:
+        return self.hub.reactors
 
-    def revoke(self, key: int, access: tuple[AccessRule, ...]) -> int:
-        """End the sessions of a UDP socket whose clients the global rules `access`, or the rule's own, refuse."""
-        served = self._listeners[key]
-        policy = compile_policy(0, None, served.service.settings, access=(access, served.service.route.rule.access))
-        return self._hub.revoke_udp_sessions(served.index, policy)
+    def reconfigure(self, config: Config) -> None:
+        self.hub.reconfigure(config.threads, config.busy_poll_us)
 
-    def judge(self, rules: Mapping[Rule, tuple[tuple[AccessRule, ...], bool]]) -> dict[Rule, int]:
-        """How many live connections of rules are refused by global access rules and their own; True ends them."""
+    def set_own_listeners(self, datagrams: Iterable[Bound]) -> None:
+        own = [(bound.address.sockaddr, bound.v6only) for bound in datagrams]
+        self.hub.set_own_listeners(sorted(own, key=lambda each: each[0][1]))
+
+    def trim_datagrams(self) -> None:
+        self.hub.trim_udp_sessions()
+
+    def check_access(self, rules: AccessCheck) -> dict[Rule, int]:
         cases = [
             (rule, gate, compile_policy(0, None, Settings(), access=(access, rule.access)), ends)
             for rule, (access, ends) in rules.items()
             if (gate := self._gates.get(rule.identity)) is not None
         ]
-        found = self._hub.judge([case[1:] for case in cases])
+        found = self.hub.judge([case[1:] for case in cases])
         return {case[0]: count for case, count in zip(cases, found, strict=True)}
 
-    def trim(self) -> None:
-        """The bound of UDP sessions has changed: end those above it."""
-        self._hub.trim_udp_sessions()
-
-    def end_quiet(self) -> None:
-        """End the UDP sessions in which nothing is under way."""
-        self._hub.end_quiet_udp_sessions()
-
-    def lost(self) -> Iterator[tuple[Endpoint | Rule, int, int]]:
-        """Datagrams of clients without a session dropped since the last call, and those of them that were forged."""
-        for identity, gate in self._gates.items():
-            if lost := gate.take_lost():
-                yield identity, lost, gate.take_forged()
-
-    def know_own(self, datagrams: Iterable[Bound]) -> None:
-        """Take nobody in whose datagrams come from one of these UDP sockets: they are listeners of ours."""
-        own = [(bound.address.sockaddr, bound.v6only) for bound in datagrams]
-        self._hub.set_own_listeners(sorted(own, key=lambda each: each[0][1]))
-
     def report_each_session(self, each: bool) -> None:
-        """Whether to report each session or totals, from now on; those that ended before are reported as before."""
-        self._hub.collect()
-        self._hub.totals_only = not each
+        self.hub.collect()  # those that ended before are reported as before
+        self.hub.totals_only = not each
         if not each:
             self._live.clear()
 
     @property
-    def anybody(self) -> bool:
-        """Whether a session lives, or has ended and was not told or counted yet."""
+    def busy(self) -> bool:
         return sum(gate.admitted for gate in self._gates.values()) > self._ended
 
-    def totals(self) -> dict[Endpoint | Rule, Totals]:
-        """What sessions have moved, by the `identity` of rules; no live session is looked at."""
+    def settle(self) -> None:
+        if self.hub.totals_only:  # otherwise it would call hooks
+            self.hub.collect()
+        for identity, gate in self._gates.items():
+            if lost := gate.take_lost():
+                self._registry.native_lost(identity, lost, gate.take_forged())
+
+    def totals(self) -> Mapping[Endpoint | Rule, Totals]:
         return {identity: Totals(*gate.totals) for identity, gate in self._gates.items()}
 
-    def sessions(self) -> list[SessionRecord]:
-        """Live sessions with their counts of this moment, oldest first."""
-        records = []
-        for native in self._hub.snapshot():
-            in_force = self._in_force.get(native.tag)
-            if in_force is not None:
-                records.append(fill_record(new_record(native, in_force[1]), native, in_force[1], in_force[2]))
-        return sorted(records, key=lambda record: record.id)
+    def sessions(self) -> Iterable[SessionRecord]:
+        return [
+            fill_record(new_record(native, in_force.service), native, in_force.service, in_force.policy)
+            for native in self.hub.snapshot()
+            if (in_force := self._in_force.get(native.tag)) is not None
+        ]
 
     def kill(self, session_id: int) -> bool:
-        """End a session; both its peers see a reset. False where no such session is known."""
-        if session_id not in self._live and all(native.id != session_id for native in self._hub.snapshot()):
-            # The second look is for one that `sessions` shows already, while the word of its opening is on its way.
+        if session_id not in self._live and all(native.id != session_id for native in self.hub.snapshot()):
+            # The second look is for one that `sessions` shows already, while the record of its opening is in the ring.
             return False
-        self._hub.kill(session_id)
+        self.hub.kill(session_id)
         return True
 
-    def abort_all(self) -> None:
-        """End every session, those of `NativeEngine` too."""
-        self._hub.abort_all()
+    def end_quiet(self) -> None:
+        self.hub.end_quiet_udp_sessions()
 
-    def _compile(
-        self, key: int, service: Service, before: _fastpath.Policy | None = None
-    ) -> tuple[int, _fastpath.Policy]:
-        tag = next(self._tags)
-        rule, settings, guard = service.route.rule, service.settings, service.guard
-        options = rule.options
+    def abort_all(self) -> None:
+        self.hub.abort_all()  # those of `engine` too
+
+    async def close(self) -> None:
+        await self.engine.close()
+        await self.hub.close()
+
+    # Policies
+
+    def compile(self, listener: ReactorListener) -> tuple[int, _fastpath.Policy]:
+        """A policy for the service of `listener`, and its tag; what the one in force knows of addresses is kept."""
+        tag, service = next(self._tags), listener.service
+        rule, settings, guard, options = service.route.rule, service.settings, service.guard, service.route.rule.options
         gate = self._gates.setdefault(rule.identity, new_gate())
         gate.set_limits(options.max_connections or 0, options.max_connections_per_source or 0)
         gate.calm()
         addresses = service.destination.at(service.route.connect.port)
-        if service.route.bind.protocol is Protocol.UDP:
-            said = options.udp_timeout_s
-            settings = dataclasses.replace(settings, idle_timeout_s=UDP_TIMEOUT_S if said is None else said)
         policy = compile_policy(
             tag,
             gate,
             settings,
-            flip_bytes=self._hub.flip_bytes,
-            move_turns=self._hub.move_turns,
-            local_ports=self._hub.local_ports,
+            udp_timeout_s=options.datagram_timeout_s if service.route.bind.protocol is Protocol.UDP else None,
+            flip_bytes=self.hub.flip_bytes,
+            move_turns=self.hub.move_turns,
+            local_ports=self.hub.local_ports,
             addresses=tuple(address.sockaddr for address in addresses),
             may_broadcast=is_numeric(service.route.connect.address),
             sources=tuple(address.sockaddr for address in service.source),
@@ -282,70 +240,81 @@ class NativeLane:
             source_prefix=service.source_prefix,
             peer_uid=service.peer_uid,
             options=service.connect_options,
-            before=before,
+            before=self._in_force[listener.tag].policy if listener.tag else None,
         )
-        self._in_force[tag] = (key, service, policy)
+        self._in_force[tag] = _InForce(listener, service, policy)
         return tag, policy
 
-    def _sweep(self) -> None:
-        """Every record has been handed out: forget what nothing goes by any more.
+    def forget(self, tag: int) -> None:
+        """The policy with this tag did not come into force."""
+        del self._in_force[tag]
 
-        In two steps, because a connection writes its last record before it lets go: what nothing went by before the
-        rings were found empty has no record on the way.
+    def _sweep(self) -> None:
+        """Every record has been handed out: forget the policies that nothing uses.
+
+        In two steps, because a connection writes its last record before it lets go: a policy that was not used before
+        the rings were found empty has no record on the way.
         """
         for tag in self._unused:
             del self._in_force[tag]
-        current = {served.tag for served in self._listeners.values()}
+        current = {listener.tag for listener in self.listeners}
         self._unused = [
-            tag for tag, in_force in self._in_force.items() if tag not in current and not in_force[2].in_use
+            tag for tag, in_force in self._in_force.items() if tag not in current and not in_force.policy.in_use
         ]
 
+    # Records
+
     def _opened(self, native: _fastpath.Record) -> None:
-        if self._hub.totals_only:  # it began while that came into force, and its end will be a sum
+        if self.hub.totals_only:  # it began while that came into force, and its end is counted
             return
-        record = self._live[native.id] = new_record(native, self._in_force[native.tag][1])
-        self._on_opened(record)
+        record = self._live[native.id] = new_record(native, self._in_force[native.tag].service)
+        self._watcher.opened(record)
 
     def _closed(self, native: _fastpath.Record) -> None:
-        key, service, policy = self._in_force[native.tag]
+        listener, service, policy = self._in_force[native.tag]
         opened = self._live.pop(native.id, None)
         record = fill_record(opened or new_record(native, service), native, service, policy)
         record.ending, record.errno = ENDINGS[native.ending], native.errno
         self._ended += not record.ending.refused
-        if native.token and self._on_emptied is not None and key in self._listeners:
-            self._on_emptied(key)
-        self._on_closed(record)
+        if native.token and listener.tag:
+            listener.emptied()
+        self._registry.native_closed(record)
+        self._watcher.closed(record)
 
     def _counted(self, native: _fastpath.Record) -> None:
         ending, count = ENDINGS[native.ending], native.id
         self._ended += 0 if ending.refused else count
-        if self._on_counted is not None:
-            self._on_counted(self._in_force[native.tag][1].route, ending, count)
+        self._registry.native_counted(self._in_force[native.tag].service.route.rule, ending, count)
+        self._watcher.left()
 
     def _full(self, native: _fastpath.Record) -> None:
-        in_force = self._in_force.get(native.tag)
-        if self._on_full is None or in_force is None:
+        if (in_force := self._in_force.get(native.tag)) is None:
             return
-        rule = in_force[1].route.rule
+        rule = in_force.service.route.rule
         if native.token:
-            self._on_full(rule, self._gates[rule.identity])
+            self._registry.on_full(rule, self._gates[rule.identity])
         else:
-            self._on_full(None, self._hub.gate)
+            self._registry.on_full(None, self._registry.gate)
 
     def _address_changed(self, native: _fastpath.Record) -> None:
-        if self._on_address is not None and (in_force := self._in_force.get(native.tag)) is not None:
-            self._on_address(in_force[0], *upstream_of(native, in_force[2]), native.errno)
+        in_force = self._in_force.get(native.tag)
+        if in_force is not None and in_force.listener.tag:
+            health = in_force.listener.service.destination.health
+            health.changed(*upstream_of(native, in_force.policy), native.errno)
 
     def _unreachable(self, native: _fastpath.Record) -> None:
         in_force = self._in_force.get(native.tag)
-        if self._on_unreachable is not None and in_force is not None and in_force[0] in self._listeners:
-            self._on_unreachable(in_force[0])
+        if in_force is not None and in_force.listener.tag:
+            service = in_force.listener.service
+            service.destination.look_up_again()
+            if service.source_host is not None:
+                service.source_host.look_up_again()
 
     def _looped(self, native: _fastpath.Record) -> None:
-        in_force = self._in_force.get(native.tag)
-        if self._on_looped is not None and in_force is not None:
-            self._on_looped(
-                in_force[1].route,
-                host_and_port(native.upstream or native.client, native.upstream_port or native.client_port),
-                not native.upstream,
-            )
+        if (in_force := self._in_force.get(native.tag)) is None:
+            return
+        route = in_force.service.route
+        if native.upstream:
+            self._loops.log_destination(route, host_and_port(*upstream_of(native, in_force.policy)))
+        else:
+            self._loops.log_source(route, host_and_port(native.client, native.client_port))

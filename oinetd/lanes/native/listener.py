@@ -1,95 +1,126 @@
-"""Listening sockets in the hands of the reactors, TCP and UDP."""
+"""Listening sockets of the native lane, TCP and UDP."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from oinetd.core.lane import Listener
 from oinetd.core.service import Service
-from oinetd.lanes.native.lane import NativeLane
+from oinetd.lanes.native.plane import Hub, compile_policy
 from oinetd.model import AccessRule
+
+if TYPE_CHECKING:
+    from oinetd import _fastpath
+    from oinetd.lanes.native.lane import NativeLane
 
 __all__ = ["ReactorDatagrams", "ReactorListener"]
 
 
-class ReactorListener:
-    """A listening socket that `lane` serves; `keys` is where it is found by the lane's number for it."""
+class ReactorListener(Listener):
+    """A listening TCP socket, which all reactors accept on. `tag` is that of the policy in force, 0 before `start`."""
 
-    native = True
+    lane: NativeLane
 
-    def __init__(self, lane: NativeLane, keys: dict[int, ReactorListener], sock: socket.socket, service: Service):
-        self.sock = sock
-        self.service = service
-        self._lane = lane
-        self._keys = keys
-        self._key = 0
+    def __init__(self, lane: NativeLane, sock: socket.socket, service: Service) -> None:
+        super().__init__(lane, sock, service)
+        self.tag = 0
+        self._hub: Hub = lane.hub
+        self._index = 0
 
     def start(self) -> None:
-        """Serve from now on. Raises `OSError` where the machine has no room to watch the socket."""
-        if not self._key:
-            self._key = self._lane.add(self.sock, self.service)
-            self._keys[self._key] = self
+        if self.tag:
+            return
+        tag, policy = self.lane.compile(self)
+        try:
+            self._index = self._add(policy)
+        except BaseException:
+            self.lane.forget(tag)
+            raise
+        self.tag = tag
+        self.lane.listeners.add(self)
 
     def replace_service(self, service: Service) -> None:
-        """Serve the sessions to come differently."""
         self.service = service
-        if self._key:
-            self._lane.replace(self._key, service)
+        self._put_in_force(anew=True)
 
     def refresh(self) -> None:
-        """The destination, or where its sockets are bound to, has other addresses."""
-        if self._key:
-            self._lane.refresh(self._key)
+        self._put_in_force(anew=False)
 
     def release(self) -> None:
-        """Accept no more; over UDP its sessions end."""
-        if self._key:
-            self._lane.remove(self._key)
-            del self._keys[self._key]
-            self._key = 0
+        if self.tag:
+            self._remove()
+            self.lane.listeners.discard(self)
+            self.tag = 0
+            self._hub.fetch_soon()
 
     def emptied(self) -> None:
         """The last session of a UDP socket that lingers has ended."""
+
+    def _put_in_force(self, *, anew: bool) -> None:
+        if self.tag:
+            tag, policy = self.lane.compile(self)
+            self._replace(policy, anew)
+            self.tag = tag
+            self._hub.fetch_soon()
+
+    def _add(self, policy: _fastpath.Policy) -> int:
+        return self._hub.add_listener(self.sock.fileno(), policy)
+
+    def _replace(self, policy: _fastpath.Policy, anew: bool) -> None:
+        self._hub.replace_listener(self._index, policy)
+
+    def _remove(self) -> None:
+        self._hub.remove_listener(self._index)
 
 
 class ReactorDatagrams(ReactorListener):
     """A UDP socket, which belongs to one of the reactors."""
 
-    on_closed: Callable[[], object] | None = None
-    _judged: tuple[tuple[AccessRule, ...], ...] = ()
-
-    def start(self) -> None:
-        super().start()
-        self._judged = (self.service.global_access, self.service.route.rule.access)
-
-    def revoke(self, access: tuple[AccessRule, ...]) -> int:
-        """End the sessions that the global rules `access`, or the rule's own, refuse; how many those were."""
-        by = (access, self.service.route.rule.access)
-        if not self._key or by == self._judged:
-            return 0
-        self._judged = by
-        return self._lane.revoke(self._key, access)
+    _on_closed: Callable[[], object] | None = None
 
     def replace_service(self, service: Service) -> None:
-        """Serve the clients to come differently; it lingers no more."""
-        self.on_closed = None
+        self._on_closed = None
         super().replace_service(service)
 
+    @property
+    def has_sessions(self) -> bool:
+        return bool(self.tag) and self._hub.udp_sessions_of(self._index) > 0
+
     def linger(self, on_closed: Callable[[], object]) -> None:
-        """Let nobody new in, and close with the last session; `on_closed` is called then, perhaps at once."""
-        self.on_closed = on_closed
-        if not self._key or not self._lane.linger(self._key):
+        self._on_closed = on_closed
+        if not self.tag or not self._hub.linger_udp_listener(self._index):
             self.end()
 
     def end(self) -> None:
-        """End every session; a listener that lingers closes with that."""
-        on_closed, self.on_closed = self.on_closed, None
+        on_closed, self._on_closed = self._on_closed, None
         self.release()
         if on_closed is not None:
             self.sock.close()
             on_closed()
 
     def emptied(self) -> None:
-        # It may have come back, and be about to go again with other sessions.
-        if self.on_closed is not None and self._lane.is_empty(self._key):
+        # It may be in force again, and linger again with other sessions.
+        if self._on_closed is not None and not self.has_sessions:
             self.end()
+
+    def _end_refused(self, access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]]) -> int:
+        if not self.tag:
+            return 0
+        policy = compile_policy(0, None, self.service.settings, access=access)
+        return self._hub.revoke_udp_sessions(self._index, policy)
+
+    def _add(self, policy: _fastpath.Policy) -> int:
+        # Sessions of one rule can only make room for each other if they are of one thread.
+        rule, indexes = self.service.route.rule, self.lane.datagram_indexes
+        beside = indexes.get(rule.identity) if rule.options.max_connections else None
+        index = self._hub.add_udp_listener(self.sock.fileno(), policy, beside)
+        indexes.setdefault(rule.identity, index)
+        return index
+
+    def _replace(self, policy: _fastpath.Policy, anew: bool) -> None:
+        self._hub.replace_udp_listener(self._index, policy, anew)
+
+    def _remove(self) -> None:
+        self._hub.remove_udp_listener(self._index)

@@ -226,6 +226,7 @@ def compile_policy(
     sources: tuple[SocketAddress, ...] = (),
     looping: tuple[bool, ...] = (),
     before: _fastpath.Policy | None = None,
+    udp_timeout_s: float | None = None,
     access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]] = ((), ()),
     source_prefix: SourcePrefix = SOURCE_PREFIX,
     peer_uid: int | None = None,
@@ -234,7 +235,7 @@ def compile_policy(
     """Settings in the form of the data plane; `access` are the global rules and the rule's own.
 
     What `before` knows of the same addresses is kept. `local_ports` are those that the kernel chooses from for outgoing
-    connections.
+    connections. `udp_timeout_s` is the idle timeout of UDP sessions.
     """
     keepalive: KeepAlive = settings.keepalive
     patterns: tuple[list[tuple[int, bytes]], ...] = ([], [], [], [])
@@ -256,7 +257,7 @@ def compile_policy(
         buffer_bytes=settings.buffer_bytes,
         pipe_bytes=settings.pipe_bytes,
         connect_ms=_milliseconds(settings.connect_timeout_s),
-        idle_ms=_milliseconds(settings.idle_timeout_s),
+        idle_ms=_milliseconds(settings.idle_timeout_s if udp_timeout_s is None else udp_timeout_s),
         half_close_ms=_milliseconds(settings.half_close_timeout_s),
         stall_ms=_milliseconds(settings.write_stall_timeout_s),
         lifetime_ms=_milliseconds(settings.max_lifetime_s),

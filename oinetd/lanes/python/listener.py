@@ -11,10 +11,11 @@ import errno
 import logging
 import socket
 
+from oinetd.core.lane import Lane, Listener
 from oinetd.core.service import Service
 from oinetd.lanes.python.session import Session
 
-__all__ = ["Listener"]
+__all__ = ["StreamListener"]
 
 log = logging.getLogger("oinetd")
 
@@ -34,20 +35,18 @@ _CLIENT_GONE = frozenset({
 })  # fmt: skip
 
 
-class Listener:
-    """Accepts on `sock` for `service`, which may be exchanged at any time; earlier sessions keep theirs."""
-
-    native = False
+class StreamListener(Listener):
+    """Accepts on `sock` for `service`, which a reload replaces; earlier sessions keep theirs."""
 
     def __init__(
         self,
+        lane: Lane,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         service: Service,
         tasks: set[asyncio.Task[None]],
     ) -> None:
-        self.service = service
-        self.sock = sock
+        super().__init__(lane, sock, service)
         self._loop = loop
         self._tasks = tasks
         self._reading = False
@@ -66,9 +65,6 @@ class Listener:
         self.service.registry.forget_waiting(self.start)
         self.service = service
         self.start()
-
-    def refresh(self) -> None:
-        """The destination has other addresses: sessions ask for them when they dial."""
 
     def release(self) -> None:
         """Accept no more; the socket and its queue stay."""

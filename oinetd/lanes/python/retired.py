@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from oinetd.lanes.python.listener import Listener
+from oinetd.lanes.python.listener import StreamListener
 from oinetd.net.accept_queue import queue_length, stop_queueing
 
 __all__ = ["Retired"]
@@ -26,12 +26,12 @@ class Retired:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: dict[Listener, asyncio.TimerHandle] = {}
+        self._waiting: dict[StreamListener, asyncio.TimerHandle] = {}
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def take(self, listener: Listener, *, ours: bool, handshakes: bool) -> None:
+    def take(self, listener: StreamListener, *, ours: bool, handshakes: bool) -> None:
         """Serve the queue of a listener that has not been started, and close its socket.
 
         Where a limit is reached clients wait for a place, at most `QUEUE_S`. `ours` is False for a descriptor of a
@@ -53,7 +53,7 @@ class Retired:
         for listener in tuple(self._waiting):
             self._close(listener)
 
-    def _look(self, listener: Listener, give_up: float) -> None:
+    def _look(self, listener: StreamListener, give_up: float) -> None:
         if self._loop.time() >= give_up or not queue_length(listener.sock):
             self._close(listener)
             return
@@ -61,7 +61,7 @@ class Retired:
         listener.start()
         self._waiting[listener] = self._loop.call_later(QUEUE_LOOK_S, self._look, listener, give_up)
 
-    def _close(self, listener: Listener) -> None:
+    def _close(self, listener: StreamListener) -> None:
         self._waiting.pop(listener).cancel()
         listener.release()
         listener.empty_queue()

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 from oinetd.core.access import AccessControl
+from oinetd.core.lane import Lane, Listener
 from oinetd.core.record import Ending
 from oinetd.core.service import Service
 from oinetd.lanes.python.udp.leg import DatagramLeg, StreamLeg
@@ -28,23 +29,19 @@ TOLD_MAX = 4096
 """Refused source addresses that are remembered, so that each is logged once; more of them push the oldest out."""
 
 
-class DatagramListener:
+class DatagramListener(Listener):
     """Serves `sock` for `service`, which may be exchanged at any time; earlier sessions keep theirs."""
 
-    native = False
-
-    def __init__(self, plane: DatagramPlane, sock: socket.socket, service: Service) -> None:
+    def __init__(self, lane: Lane, plane: DatagramPlane, sock: socket.socket, service: Service) -> None:
+        super().__init__(lane, sock, service)
         self.plane = plane
-        self.sock = sock
-        self.service = service
         self.batch = plane.batch_for(service.settings)
         self.batch.prepare(sock)
-        self.on_closed: Callable[[], object] | None = None
+        self._on_closed: Callable[[], object] | None = None
         self._sessions: dict[Hashable, DatagramSession] = {}
         self._told: OrderedDict[str, None] = OrderedDict()
         self._watching = False
         self._lingering = False
-        self._judged = (service.global_access, service.route.rule.access)
 
     def start(self) -> None:
         """Serve from now on. Raises `OSError` where the machine has no room to watch the socket."""
@@ -55,7 +52,7 @@ class DatagramListener:
     def replace_service(self, service: Service) -> None:
         """Serve the clients to come differently."""
         self.service = service
-        self.on_closed = None
+        self._on_closed = None
         self._told.clear()
         self._lingering = False
         self._take_batch(self.plane.batch_for(service.settings))
@@ -72,29 +69,24 @@ class DatagramListener:
         self._sessions = {session.key: session for session in sessions}
         self.batch = batch
 
-    def revoke(self, access: tuple[AccessRule, ...]) -> int:
-        """End the sessions that the global rules `access`, or the rule's own, refuse; how many those were."""
-        by = (access, self.service.route.rule.access)
-        if by == self._judged:
-            return 0
-        self._judged = by
-        control, ended = AccessControl(*by), 0
+    def _end_refused(self, access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]]) -> int:
+        control, ended = AccessControl(*access), 0
         for session in tuple(self._sessions.values()):
             if control.decide(self.batch.explain(session.key).address[0]) is not None:
                 session.end(Ending.REVOKED)
                 ended += 1
         return ended
 
-    def refresh(self) -> None:
-        """The destination has other addresses: sessions ask for them when they begin."""
-
     @property
-    def is_empty(self) -> bool:
-        """Whether it has no session."""
-        return not self._sessions
+    def has_sessions(self) -> bool:
+        return bool(self._sessions)
 
     def release(self) -> None:
-        """Take nothing more; the socket stays, and sessions can still answer as long as it is open."""
+        self._lingering = False
+        self._unwatch()
+        self.end()
+
+    def _unwatch(self) -> None:
         if self._watching:
             self._watching = False
             self.plane.poller.forget(self.sock.fileno())
@@ -102,7 +94,7 @@ class DatagramListener:
     def linger(self, on_closed: Callable[[], object]) -> None:
         """Let nobody new in, and close with the last session; `on_closed` is called then, perhaps at once."""
         self._lingering = True
-        self.on_closed = on_closed
+        self._on_closed = on_closed
         self._close_if_empty()
 
     def end(self) -> None:
@@ -117,10 +109,10 @@ class DatagramListener:
 
     def _close_if_empty(self) -> None:
         if self._lingering and not self._sessions and self.sock.fileno() >= 0:
-            self.release()
+            self._unwatch()
             self.sock.close()
-            if self.on_closed is not None:
-                self.on_closed()
+            if self._on_closed is not None:
+                self._on_closed()
 
     def _on_readable(self, events: int) -> None:
         try:

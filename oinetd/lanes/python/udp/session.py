@@ -20,7 +20,6 @@ from oinetd.core.service import Service
 from oinetd.lanes.python.session import ask
 from oinetd.lanes.python.udp.plane import DatagramPlane
 from oinetd.lanes.python.udp.table import Queue
-from oinetd.model import UDP_TIMEOUT_S
 from oinetd.net.datagrams import Batch, Group, Sender
 from oinetd.net.sockets import Address, client_address, close_with_reset
 from oinetd.upstream.silence import Trail, patience_s
@@ -90,8 +89,7 @@ class DatagramSession:
         self.answered = False
         self.asked = 0.0
         self.last = 0.0
-        said = service.route.rule.options.udp_timeout_s
-        self.timeout_s = UDP_TIMEOUT_S if said is None else said
+        self.timeout_s = service.route.rule.options.datagram_timeout_s
         self._task: asyncio.Task[None] | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0

@@ -19,12 +19,12 @@ from oinetd.lanes.python.running import RunningRelays
 from oinetd.lanes.python.udp.leg import NOBODY, PIECE_BYTES, READS_MAX
 from oinetd.lanes.python.udp.plane import DatagramPlane, connect
 from oinetd.lanes.python.udp.way import Way
-from oinetd.model import UDP_TIMEOUT_S, RuleOptions, Settings
+from oinetd.model import RuleOptions, Settings
 from oinetd.net.datagrams import Batch
-from oinetd.net.poller import LEVEL_READ, WRITABLE, Poller, has_failed
+from oinetd.net.poller import LEVEL_READ, WRITABLE, has_failed
 from oinetd.net.sockets import close_with_reset
 
-__all__ = ["DatagramDialer", "DatagramEngine"]
+__all__ = ["DatagramEngine"]
 
 DATAGRAMS_AT_ONCE = 4
 """So many are taken for a connection in one go: what a slow client may leave with us is 256 KiB."""
@@ -35,42 +35,30 @@ RETRY_S = 0.001
 _FULL = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
 
-class DatagramDialer:
-    """Makes upstream legs that are UDP."""
+class DatagramEngine:
+    """Dials by UDP and relays between connections and datagrams, for one rule: an `Engine` and a `Dialer`."""
 
-    def __init__(self, engine: DatagramEngine) -> None:
-        self._plane = engine.plane
-        self._ways = engine.ways
+    name = "python"
 
-    @property
-    def poller(self) -> Poller:
-        return self._plane.poller
+    def __init__(self, plane: DatagramPlane, options: RuleOptions, settings: Settings) -> None:
+        self.plane = plane
+        self.poller = plane.poller
+        self.batch = plane.batch_for(settings)
+        self.ways: WeakKeyDictionary[socket.socket, Way] = WeakKeyDictionary()
+        self.timeout_s = options.datagram_timeout_s
+        self._running = RunningRelays()
 
     async def dial(self, request: DialRequest) -> Dialed:
         """Connect, which takes no time and tells nothing of the destination but that there is a route.
 
         A name that is still to be resolved is waited for. `request.tries` stays empty.
         """
-        if (failed := await request.wait_for_names(self._plane.poller)) is not None:
+        if (failed := await request.wait_for_names(self.poller)) is not None:
             return failed
-        dialed = connect(request, self._plane.table)
+        dialed = connect(request, self.plane.table)
         if dialed.upstream is not None and dialed.address is not None:
-            self._ways[dialed.upstream] = Way(self._plane, request, dialed.address)
+            self.ways[dialed.upstream] = Way(self.plane, request, dialed.address)
         return dialed
-
-
-class DatagramEngine:
-    """Relays between connections and datagrams, for one rule; see the contract in `oinetd.core.engine`."""
-
-    name = "python"
-
-    def __init__(self, plane: DatagramPlane, options: RuleOptions, settings: Settings) -> None:
-        self.plane = plane
-        self.batch = plane.batch_for(settings)
-        self.ways: WeakKeyDictionary[socket.socket, Way] = WeakKeyDictionary()
-        said = options.udp_timeout_s
-        self.timeout_s = UDP_TIMEOUT_S if said is None else said
-        self._running = RunningRelays()
 
     async def relay(
         self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter

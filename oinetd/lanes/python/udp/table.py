@@ -100,10 +100,9 @@ class SessionTable:
                 if session.asked <= late:
                     session.end(Ending.ABORTED)
 
-    def shrink(self, sessions_max: int) -> None:
-        """Change the bound, 0 for none; where there are more, some end as for newcomers."""
-        self.gate.set_limits(sessions_max, 0)
-        while sessions_max and self.gate.live > sessions_max and self.displace():
+    def trim(self) -> None:
+        """End the sessions above the limit of the gate, as for new ones."""
+        while self.gate.live_max and self.gate.live > self.gate.live_max and self.displace():
             pass
 
     def enter(self, session: Timed) -> None:

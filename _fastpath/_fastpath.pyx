@@ -391,7 +391,7 @@ cdef class Policy:
         uint32_t half_close_ms=0, uint32_t stall_ms=0, uint32_t lifetime_ms=0, keepalive=(0, 0, 0),
         uint32_t flip_bytes=0, uint32_t move_turns=0, uint32_t silence_ms=4000,
         source_prefix=(32, 64), Policy before=None, int64_t peer_uid=-1,
-        int protocol=0, options=(),
+        int protocol=0, options=(), proxy=(0, 0, 0),
     ):
         cdef SocketOption *option
         cdef bytes value
@@ -437,6 +437,7 @@ cdef class Policy:
         self.policy.stall_ms = stall_ms
         self.policy.lifetime_ms = lifetime_ms
         self.policy.keep_idle_s, self.policy.keep_interval_s, self.policy.keep_count = keepalive
+        self.policy.proxy_version, self.policy.proxy_tlv, self.policy.run_id = proxy
         self.policy.flip_bytes = min(flip_bytes, <uint32_t> SCRATCH_BYTES)
         self.policy.move_turns = move_turns
 

@@ -160,6 +160,7 @@ class Policy:
         stall_ms: int = 0,
         lifetime_ms: int = 0,
         keepalive: tuple[int, int, int] = (0, 0, 0),
+        proxy: tuple[int, int, int] = (0, 0, 0),
         flip_bytes: int = 0,
         move_turns: int = 0,
         silence_ms: int = 4000,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["EngineChoice", "LogFormat", "OnDeny", "Protocol", "RelayMode", "Verb"]
+__all__ = ["EngineChoice", "LogFormat", "OnDeny", "Protocol", "ProxyTlv", "RelayMode", "SendProxy", "Verb"]
 
 
 class Protocol(enum.Enum):
@@ -35,6 +35,23 @@ class OnDeny(enum.Enum):
 
     KEEP = "keep"
     RESET = "reset"
+
+
+class SendProxy(enum.Enum):
+    """The version of the PROXY protocol with which a server is told who the client is."""
+
+    OFF = "off"
+    V1 = "v1"
+    V2 = "v2"
+
+
+class ProxyTlv(enum.Enum):
+    """What a header of version 2 says besides addresses: `pass` is what an accepted header said."""
+
+    CRC32C = "crc32c"
+    UNIQUE_ID = "unique-id"
+    AUTHORITY = "authority"
+    PASS = "pass"
 
 
 class LogFormat(enum.Enum):

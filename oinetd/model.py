@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_type, check_types
-from oinetd.choices import EngineChoice, LogFormat, OnDeny, Protocol, RelayMode, Verb
+from oinetd.choices import EngineChoice, LogFormat, OnDeny, Protocol, ProxyTlv, RelayMode, SendProxy, Verb
 from oinetd.endpoint import NOWHERE, UNIX_PREFIX, Endpoint, Origin
 from oinetd.errors import ConfigError, Problem
 from oinetd.servers import Server, Upstream
@@ -29,10 +29,12 @@ __all__ = [
     "OnDeny",
     "Origin",
     "Protocol",
+    "ProxyTlv",
     "RelayMode",
     "Route",
     "Rule",
     "RuleOptions",
+    "SendProxy",
     "Server",
     "Settings",
     "SourcePrefix",
@@ -104,6 +106,8 @@ class Settings:
     dns_refresh_s: float = 60.0
     keepalive: KeepAlive = KeepAlive()
     on_deny: OnDeny = OnDeny.KEEP
+    send_proxy: SendProxy = SendProxy.OFF
+    proxy_tlv: tuple[ProxyTlv, ...] = ()
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -157,6 +161,8 @@ class RuleOptions:
     dns_refresh_s: float | None = None
     keepalive: KeepAlive | None = None
     on_deny: OnDeny | None = None
+    send_proxy: SendProxy | None = None
+    proxy_tlv: tuple[ProxyTlv, ...] | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -19,6 +19,11 @@ cdef enum:
     RELAY_COPY = 1
     RELAY_SPLICE = 2
 
+    PROXY_CHECKSUM = 1          # bits of `proxy_tlv`
+    PROXY_UNIQUE_ID = 2
+    PROXY_AUTHORITY = 4
+    PROXY_PASS = 8
+
     SOCKET_OPTIONS_MAX = 8
     OPTION_BYTES_MAX = 16
 
@@ -63,6 +68,9 @@ cdef struct Policy:
     uint32_t flip_bytes         # for tests: read at most this many bytes and change between copy and splice each time
     uint32_t move_turns         # for tests: a connection changes its reactor after this many turns
     uint8_t relay
+    uint8_t proxy_version       # of the header that the server gets first; 0 is none
+    uint8_t proxy_tlv           # what a header of version 2 says besides addresses
+    uint64_t run_id             # the first half of unique IDs
 
 
 cdef inline void policy_hold(Policy *self) noexcept nogil:

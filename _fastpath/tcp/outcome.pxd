@@ -12,9 +12,12 @@ from tcp.dial cimport (
     DIAL_BEGUN, DIAL_OVER, STAGGER_MS, dial_arm, dial_end, dial_is_late, dial_next, dial_next_ms, dial_note,
     dial_under_way, dial_untried,
 )
-from shared.ending cimport ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_SOCKET_FAILED
+from shared.ending cimport (
+    ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_SOCKET_FAILED, ENDING_UPSTREAM_RESET,
+)
 from tcp.ending cimport attempt_close, attempt_ends, finish, settle
 from tcp.flow cimport side_fail
+from tcp.header cimport header_send
 from base.linux cimport (
     AF_UNIX, ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLL_CTL_MOD, ETIMEDOUT, errno,
 )
@@ -149,6 +152,20 @@ cdef inline bint has_failed(uint32_t events, bint local) noexcept nogil:
     return events & EPOLLERR or (events & EPOLLHUP and not local)
 
 
+cdef inline bint introduce(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Tell the server who the client is, if that is asked for. False: it reset the connection, and `conn` is gone."""
+    cdef int error
+    if conn.policy.proxy_version == 0:
+        acknowledge(conn)
+        return True
+    error = header_send(conn)
+    if error:
+        conn.state = CONN_RELAY
+        conn.connected_us = reactor.now_us
+        finish(reactor, conn, ENDING_UPSTREAM_RESET, error, True)
+    return error == 0
+
+
 cdef inline void dial_answered(Reactor *reactor, Conn *conn, int at, int fd, uint32_t events) noexcept nogil:
     """An event of the connect to address number `at`. `conn` may be gone afterwards."""
     cdef int error
@@ -165,8 +182,7 @@ cdef inline void dial_answered(Reactor *reactor, Conn *conn, int at, int fd, uin
     elif events & (EPOLLOUT | EPOLLHUP):
         if conn.policy.may_self_connect and self_connected(fd, &conn.policy.targets.items[at].place):
             dial_failed(reactor, conn, at, ENDING_CONNECT_FAILED, ECONNREFUSED)
-        elif dial_won(reactor, conn, at):
-            acknowledge(conn)
+        elif dial_won(reactor, conn, at) and introduce(reactor, conn):
             relay_begin(reactor, conn)
 
 

@@ -13,6 +13,7 @@ from oinetd.bounds import UPSTREAMS_MAX
 from oinetd.config.conflict import conflicts
 from oinetd.config.lint import AccessLine, Source, find_warnings
 from oinetd.config.mistake import Mistake, did_you_mean, shown
+from oinetd.config.proxy import proxy_problems
 from oinetd.config.rule import RuleLine, read_rule
 from oinetd.config.syntax import Statement
 from oinetd.config.upstream import GroupDraft, UpstreamLine, read_upstream
@@ -194,23 +195,25 @@ class _Compiler:
         wrong = [(draft.index, draft.problem(self._groups)) for draft in self._drafts]
         wrong += [(group.index, group.problem()) for group in self._groups.values()]
         self._problems.extend((index, problem) for index, problem in wrong if problem is not None)
-        if self._problems:
-            self._problems.sort(key=lambda item: item[0])
-            raise ConfigError(*(problem for _, problem in self._problems))
         parts: dict[str, dict[str, Any]] = {"": {}, "settings": {}, "log": {}}
         for setting, value in self._said.items():
             part, _, name = setting.rpartition(".")
             parts[part][name] = value
+        settings = Settings(**parts["settings"])
+        rules = tuple((draft.index, draft.said) for draft in self._drafts)
+        self._problems.extend(proxy_problems(rules, settings))
+        if self._problems:
+            self._problems.sort(key=lambda item: item[0])
+            raise ConfigError(*(problem for _, problem in self._problems))
         groups = {name: group.upstream() for name, group in self._groups.items()}
         config = Config(
             rules=tuple(draft.rule(groups) for draft in self._drafts),
             upstreams=tuple(groups.values()),
             access=tuple(self._global_access),
-            settings=Settings(**parts["settings"]),
+            settings=settings,
             log=LogSettings(**parts["log"]),
             **parts[""],
         )
-        rules = tuple((draft.index, draft.said) for draft in self._drafts)
         unused = [
             group for group in self._groups.values() if all(draft.said.group != group.name for draft in self._drafts)
         ]

@@ -157,8 +157,8 @@ def read_options(
         entry = tables[kind][name.text]
         assert entry.value is not None  # every option has a value
         value = option.value
-        if value is None and entry.value.form == "on|off":
-            said[kind][getattr(entry, kind)] = True
+        if value is None and (bare := getattr(entry.value, "bare", "")):
+            said[kind][getattr(entry, kind)] = entry.value.parse(bare)
         elif value is None or not value.text:
             place = name if value is None else value
             problems.append(line.problem(f"{name.text} needs a value", place.column, place.width, entry.option_usage))

@@ -29,6 +29,7 @@ __all__ = [
     "Choice",
     "Count",
     "FileName",
+    "Flags",
     "KeepAliveForm",
     "PrefixPair",
     "Size",
@@ -57,11 +58,12 @@ class Value(Protocol):
 
 
 class Choice:
-    """A word: a value of an enumeration."""
+    """A word: a value of an enumeration, or one of `others`. `bare` is the word of an option without a value."""
 
-    def __init__(self, words: type[enum.Enum]) -> None:
-        self._members = {str(member.value): member for member in words}
+    def __init__(self, words: type[enum.Enum], others: dict[str, enum.Enum] | None = None, bare: str = "") -> None:
+        self._members = {str(member.value): member for member in words} | (others or {})
         self.form = "|".join(self._members)
+        self.bare = bare
 
     def parse(self, text: str) -> enum.Enum:
         member = self._members.get(text)
@@ -71,6 +73,28 @@ class Choice:
 
     def format(self, value: enum.Enum) -> str:
         return str(value.value)
+
+
+class Flags:
+    """Words joined by `+`, each a value of an enumeration; `off` is none. Their order plays no part."""
+
+    def __init__(self, words: type[enum.Enum]) -> None:
+        self._members = {str(member.value): member for member in words}
+        self.form = "off|" + "+".join(self._members)
+
+    def parse(self, text: str) -> tuple[enum.Enum, ...]:
+        if text == "off":
+            return ()
+        start, words = 0, text.split("+")
+        for word in words:
+            if word not in self._members:
+                hint = did_you_mean(word, self._members) or f"words joined by +, of {', '.join(self._members)}"
+                raise Mistake(f"{shown(word)} is not one of them", hint, start=start, width=max(1, len(word)))
+            start += len(word) + 1
+        return tuple(member for word, member in self._members.items() if word in words)
+
+    def format(self, value: tuple[enum.Enum, ...]) -> str:
+        return "+".join(str(member.value) for member in value) or "off"
 
 
 class Count:
@@ -100,6 +124,7 @@ class Switch:
     """On or off; an option without a value is on."""
 
     form = "on|off"
+    bare = "on"
 
     def parse(self, text: str) -> bool:
         if text not in ("on", "off"):

@@ -16,6 +16,7 @@ from oinetd.config.values import (
     Choice,
     Count,
     FileName,
+    Flags,
     KeepAliveForm,
     PrefixPair,
     Size,
@@ -24,7 +25,7 @@ from oinetd.config.values import (
     Time,
     Value,
 )
-from oinetd.model import UDP_TIMEOUT_S, EngineChoice, LogFormat, OnDeny, RelayMode, Verb
+from oinetd.model import UDP_TIMEOUT_S, EngineChoice, LogFormat, OnDeny, ProxyTlv, RelayMode, SendProxy, Verb
 from oinetd.servers import AllDown, Balance, Check, OnDown, Resolve
 
 __all__ = ["DIRECTIVES", "GROUP_OPTIONS", "OPTIONS", "SERVER_OPTIONS", "VOCABULARY", "Duty", "Entry"]
@@ -80,6 +81,7 @@ _OF_SERVERS = ("connect-timeout",)
 
 
 _CONNECTIONS = Count(0, CONNECTIONS_MAX, {"off": 0})
+_SEND_PROXY = Choice(SendProxy, {"on": SendProxy.V2}, bare="on")
 _BUSY_POLL = Count(0, BUSY_POLL_US_MAX, {"auto": -1, "off": 0}, form="MICROSECONDS")
 
 VOCABULARY = (
@@ -119,6 +121,8 @@ VOCABULARY = (
     _both("dns-refresh", Time(), "dns_refresh_s"),
     _both("keepalive", KeepAliveForm(), "keepalive"),
     _both("on-deny", Choice(OnDeny), "on_deny"),
+    _both("send-proxy", _SEND_PROXY, "send_proxy"),
+    _both("proxy-tlv", Flags(ProxyTlv), "proxy_tlv"),
     Entry("src", SourceAddress(), option="source", group="source", server="source"),
     Entry("mode", FileMode(), option="unix_mode"),
     Entry("owner", UserName(group=True), option="unix_owner"),

@@ -13,7 +13,8 @@ from oinetd.core.engine import Engine
 from oinetd.core.hooks import Admit
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Registry, RuleEntry
-from oinetd.model import SOURCE_PREFIX, AccessRule, Route, Settings, SourcePrefix
+from oinetd.model import SOURCE_PREFIX, AccessRule, Route, SendProxy, Settings, SourcePrefix
+from oinetd.model import Protocol as Transport
 from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
 from oinetd.net.sockets import Address
 from oinetd.upstream.destination import Destination
@@ -71,6 +72,11 @@ class Service:
     def source(self) -> tuple[Address, ...]:
         """The local addresses that outgoing connections may have at the moment; none where the kernel chooses."""
         return self.source_host.at(0) if self.source_host is not None else ()
+
+    @property
+    def sends_proxy(self) -> bool:
+        """Whether the server gets a PROXY header at the beginning of a connection."""
+        return self.settings.send_proxy is not SendProxy.OFF and self.route.connect.protocol is Transport.TCP
 
     def dial_request(self, client: socket.socket | None = None) -> DialRequest:
         """What to ask the dialer for, for one session."""

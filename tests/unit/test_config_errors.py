@@ -331,6 +331,45 @@ oinetd.conf:1:7: '10.0.0.0/255.0.0.0' is not a valid pattern: a network takes a 
           ^^^^^^^^^^^^^^^^^^
     hint: write 10.0.0.0/8""",
     ),
+    "send-proxy-version": (
+        "0 80 h 80 [send-proxy=v3]",
+        """\
+oinetd.conf:1:23: 'v3' is not one of off, v1, v2, on
+    0 80 h 80 [send-proxy=v3]
+                          ^^""",
+    ),
+    "send-proxy-udp-rule": (
+        "0 80 h 80/udp [send-proxy]",
+        """\
+oinetd.conf:1:1: send-proxy is for rules from TCP to TCP
+    0 80 h 80/udp [send-proxy]
+    ^
+    hint: remove send-proxy from this rule""",
+    ),
+    "proxy-tlv-word": (
+        "proxy-tlv crc32c+uniqe-id",
+        """\
+oinetd.conf:1:18: 'uniqe-id' is not one of them
+    proxy-tlv crc32c+uniqe-id
+                     ^^^^^^^^
+    hint: did you mean 'unique-id'?""",
+    ),
+    "proxy-tlv-version": (
+        "proxy-tlv crc32c\n0 80 h 80 [send-proxy=v1]",
+        """\
+oinetd.conf:2:1: proxy-tlv needs version 2 of the PROXY protocol
+    0 80 h 80 [send-proxy=v1]
+    ^
+    hint: write send-proxy=v2, or proxy-tlv=off""",
+    ),
+    "proxy-tlv-alone": (
+        "0 80 h 80 [proxy-tlv=crc32c]",
+        """\
+oinetd.conf:1:1: proxy-tlv has no effect without send-proxy
+    0 80 h 80 [proxy-tlv=crc32c]
+    ^
+    hint: add send-proxy=v2 to this rule""",
+    ),
     "number": (
         "threads few",
         """\

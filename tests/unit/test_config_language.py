@@ -41,9 +41,11 @@ from oinetd.model import (
     LogSettings,
     OnDeny,
     Protocol,
+    ProxyTlv,
     RelayMode,
     Rule,
     RuleOptions,
+    SendProxy,
     Settings,
     SourcePrefix,
     Verb,
@@ -195,6 +197,15 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D12-on-deny-option": (f"{LINE} [on-deny=reset]\n", options(on_deny=OnDeny.RESET)),
     "D12-max-lifetime": ("max-lifetime 2h\n", settings(max_lifetime_s=7200.0)),
     "D12-max-lifetime-option": (f"{LINE} [max-lifetime=90]\n", options(max_lifetime_s=90.0)),
+    "D12-send-proxy": ("send-proxy v1\n", settings(send_proxy=SendProxy.V1)),
+    "D12-send-proxy-on": (f"{LINE} [send-proxy=on]\n", options(send_proxy=SendProxy.V2)),
+    "D12-send-proxy-bare": (f"{LINE} [timeout=3, send-proxy]\n", options(udp_timeout_s=3.0, send_proxy=SendProxy.V2)),
+    "D12-send-proxy-of-udp": ("send-proxy v2\n0 53/udp h 53/udp\n0 53 h 53\n", lambda c: len(c.rules) == 2),
+    "D12-proxy-tlv": (
+        "send-proxy v2\nproxy-tlv unique-id+crc32c\n",
+        settings(send_proxy=SendProxy.V2, proxy_tlv=(ProxyTlv.CRC32C, ProxyTlv.UNIQUE_ID)),
+    ),
+    "D12-proxy-tlv-off": (f"proxy-tlv crc32c\n{LINE} [send-proxy=v1, proxy-tlv=off]\n", lambda c: len(c.rules) == 1),
     "D12-keepalive-on": ("keepalive off\nkeepalive on\n", whole()),
     "D12-keepalive-off": ("keepalive off\n", settings(keepalive=KeepAlive(0, 10, 6))),
     "D12-keepalive-figures": ("keepalive 2m:15s:3\n", settings(keepalive=KeepAlive(120, 15, 3))),
@@ -203,7 +214,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D13-options": (
         f"{LINE} [engine=python, relay=splice, buffersize=8K, pipesize=1M, listen-backlog=9, connect-timeout=1s,"
         " idle-timeout=2m, half-close-timeout=3s, write-stall-timeout=4s, max-lifetime=5h, dns-refresh=off,"
-        " keepalive=off, max-connections=5, max-connections-per-source=6]\n",
+        " keepalive=off, send-proxy=v2, proxy-tlv=crc32c, max-connections=5, max-connections-per-source=6]\n",
         options(
             engine=EngineChoice.PYTHON,
             relay=RelayMode.SPLICE,
@@ -219,6 +230,8 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
             keepalive=KeepAlive(idle_s=0),
             max_connections=5,
             max_connections_per_source=6,
+            send_proxy=SendProxy.V2,
+            proxy_tlv=(ProxyTlv.CRC32C,),
         ),
     ),
     "D14-bytes": ("buffersize 4096\n", settings(buffer_bytes=4096)),
@@ -252,6 +265,8 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
                 max_lifetime_s=0.0,
                 dns_refresh_s=60.0,
                 keepalive=KeepAlive(60, 10, 6),
+                send_proxy=SendProxy.OFF,
+                proxy_tlv=(),
             )
             and (c.drain_timeout_s, c.threads, c.busy_poll_us, c.max_connections) == (10.0, 0, -1, 0)
         ),

@@ -32,9 +32,11 @@ from oinetd.model import (
     LogSettings,
     OnDeny,
     Protocol,
+    ProxyTlv,
     RelayMode,
     Rule,
     RuleOptions,
+    SendProxy,
     Settings,
     SourcePrefix,
     Verb,
@@ -94,6 +96,8 @@ shared = {
     "dns_refresh_s": times,
     "keepalive": keepalives,
     "on_deny": st.sampled_from(OnDeny),
+    "send_proxy": st.sampled_from([SendProxy.OFF, SendProxy.V2]),
+    "proxy_tlv": st.sets(st.sampled_from(ProxyTlv)).map(lambda said: tuple(tlv for tlv in ProxyTlv if tlv in said)),
 }
 users = st.from_regex(r"[a-z0-9_][-a-z0-9_.]{0,31}", fullmatch=True)
 unix_sockets = st.from_regex(r"unix:(/|@)[a-z]{1,20}/[-a-z0-9@=,:._]{2,60}[a-z]", fullmatch=True)
@@ -144,12 +148,14 @@ def rule_sets(draw: st.DrawFn) -> tuple[Rule, ...]:
 
 
 def fitting(options: RuleOptions, bind: Endpoint, connect: Endpoint) -> RuleOptions:
-    """The options without those that only a unix socket may have."""
+    """The options without those that only a unix socket, or only TCP, may have."""
     unfit = [] if bind.host.startswith("unix:/") else ["unix_mode", "unix_owner"]
     unfit += ["freebind", "interface", "defer_accept_s"] if bind.is_unix else []
     unfit += ["out_interface", "mark", "dscp"] if connect.is_unix else ["peer_user"]
     unfit += ["fastopen", "mptcp", "congestion"] if bind.is_unix and connect.is_unix else []
-    return dataclasses.replace(options, **dict.fromkeys(unfit))
+    unfit += ["send_proxy", "proxy_tlv"] if Protocol.UDP in (bind.protocol, connect.protocol) else []
+    options = dataclasses.replace(options, **dict.fromkeys(unfit))
+    return dataclasses.replace(options, send_proxy=SendProxy.V2) if options.proxy_tlv else options
 
 
 configs = st.builds(

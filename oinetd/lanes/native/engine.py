@@ -51,7 +51,8 @@ class NativeEngine:
             for sock in (client, upstream):
                 if sock.family == socket.AF_UNIX:
                     continue
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY):  # else it would push a header out alone
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
             session_id = self._hub.relay(client.fileno(), upstream.fileno(), policy, token)
         except BaseException:

@@ -24,9 +24,20 @@ from oinetd.core.record import Ending
 from oinetd.errors import EngineUnavailable
 from oinetd.lanes.native.cores import polling_us, reactors_for
 from oinetd.lanes.native.packing import Packer
-from oinetd.model import SOURCE_PREFIX, AccessRule, KeepAlive, RelayMode, Settings, SourcePrefix, Verb
+from oinetd.model import (
+    SOURCE_PREFIX,
+    AccessRule,
+    KeepAlive,
+    ProxyTlv,
+    RelayMode,
+    SendProxy,
+    Settings,
+    SourcePrefix,
+    Verb,
+)
 from oinetd.net.descriptors import Budget
 from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
+from oinetd.preamble.unique_id import RUN_ID
 from oinetd.upstream import silence
 
 try:
@@ -67,6 +78,9 @@ PACE_TOTALS_S = 0.05
 
 ENDINGS = tuple(Ending)
 """By the numbers of `_fastpath/shared/ending.pxd`."""
+_PROXY_VERSIONS = {SendProxy.OFF: 0, SendProxy.V1: 1, SendProxy.V2: 2}
+_PROXY_TLVS = {ProxyTlv.CRC32C: 1, ProxyTlv.UNIQUE_ID: 2, ProxyTlv.AUTHORITY: 4, ProxyTlv.PASS: 8}
+"""The bits of `_fastpath/shared/policy.pxd`."""
 _RELAY_MODES = {RelayMode.AUTO: 0, RelayMode.COPY: 1, RelayMode.SPLICE: 2}
 
 
@@ -262,6 +276,11 @@ def compile_policy(
         stall_ms=_milliseconds(settings.write_stall_timeout_s),
         lifetime_ms=_milliseconds(settings.max_lifetime_s),
         keepalive=(keepalive.idle_s, keepalive.interval_s, keepalive.count),
+        proxy=(
+            _PROXY_VERSIONS[settings.send_proxy],
+            sum(bit for word, bit in _PROXY_TLVS.items() if word in settings.proxy_tlv),
+            RUN_ID,
+        ),
         flip_bytes=flip_bytes,
         move_turns=move_turns,
         silence_ms=_milliseconds(silence.SILENCE_S),

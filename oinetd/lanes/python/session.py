@@ -13,6 +13,7 @@ from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live
 from oinetd.core.service import Service
 from oinetd.lanes.python.client_watch import ClientWatch
+from oinetd.lanes.python.header import send_header
 from oinetd.net.sockets import client_address, close_with_reset
 from oinetd.net.unix_sockets import peer_of
 
@@ -109,6 +110,10 @@ class Session:
             if foreign and peer_of(dialed.upstream).uid != service.peer_uid:
                 close_with_reset(dialed.upstream)
                 ending, code = Ending.CONNECT_FAILED, errno.EPERM
+                return
+            if service.sends_proxy and (code := send_header(dialed.upstream, self._client, record, service.settings)):
+                close_with_reset(dialed.upstream)
+                ending = Ending.UPSTREAM_RESET
                 return
             record.engine = service.engine.name
             record.relay = service.settings.relay.value if record.engine == "native" else "copy"

@@ -1,0 +1,30 @@
+"""What the options of the PROXY protocol demand of each other, checked when all of a configuration is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from oinetd.config.rule import RuleLine
+from oinetd.errors import Problem
+from oinetd.model import Protocol, SendProxy, Settings
+
+__all__ = ["proxy_problems"]
+
+
+def proxy_problems(rules: Iterable[tuple[int, RuleLine]], settings: Settings) -> Iterator[tuple[int, Problem]]:
+    """The index of each rule with options that contradict each other, and the problem; `settings` are for all rules."""
+    for index, said in rules:
+        options, in_force = said.options, settings.with_overrides(said.options)
+        word = said.bind_word
+        if options.send_proxy not in (None, SendProxy.OFF):
+            for side in (said.bind, said.connect):
+                if side.protocol is Protocol.UDP:
+                    message = "send-proxy is for rules from TCP to TCP"
+                    yield index, said.line.problem(message, word.column, word.width, "remove send-proxy from this rule")
+                    break
+        if in_force.proxy_tlv and in_force.send_proxy is SendProxy.V1:
+            message = "proxy-tlv needs version 2 of the PROXY protocol"
+            yield index, said.line.problem(message, word.column, word.width, "write send-proxy=v2, or proxy-tlv=off")
+        elif options.proxy_tlv and in_force.send_proxy is SendProxy.OFF:
+            message = "proxy-tlv has no effect without send-proxy"
+            yield index, said.line.problem(message, word.column, word.width, "add send-proxy=v2 to this rule")

@@ -16,7 +16,7 @@ LIBRARY  := $(PREFIX)/lib/oinetd
 INSTALLED_PYTHON ?= $(LIBRARY)/bin/python
 SHARE    := $(DESTDIR)$(PREFIX)/share
 
-.PHONY: run test check docs package-test sanitize fuzz soak build wheel sbom install install-files clean
+.PHONY: run test check docs package-test sanitize fuzz soak build wheel sbom deb install install-files clean
 
 # Without a network pip prints a page of errors: one sentence replaces it. Other errors of pip are printed.
 define INSTALL
@@ -82,6 +82,18 @@ wheel: $(BIN)/python
 	  --require-hashes --no-deps --only-binary :all: --requirement constraints-build.txt
 	@build/wheel-env/bin/python -m pip --disable-pip-version-check wheel \
 	  --no-build-isolation --no-deps --wheel-dir dist .
+
+# The Debian package, for the release of Debian that this is: in dist/. What it is built with is pinned, see debian/README.source.
+DEB := build/deb/oinetd
+deb:
+	@command -v dh >/dev/null && command -v pybuild >/dev/null && command -v dpkg-buildpackage >/dev/null \
+	  || { echo 'debhelper is missing. Debian: apt install dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-dev'; exit 1; }
+	@rm -rf build/deb && mkdir -p $(DEB) dist
+	@tar -c --exclude-from=debian/not-in-source --exclude-vcs . | tar -x -C $(DEB)
+	@/usr/bin/python3 -m venv build/deb/env && build/deb/env/bin/python -m pip --quiet --disable-pip-version-check install \
+	  --require-hashes --no-deps --only-binary :all: --target $(DEB)/build-tools --requirement constraints-build.txt
+	@cd $(DEB) && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage --build=binary --no-sign >../build.log 2>&1 || { cat ../build.log >&2; exit 1; }
+	@rm -f dist/oinetd*.deb && cp build/deb/oinetd_*.deb dist/ && ls dist/oinetd_*.deb
 
 # The bill of materials of a release, in CycloneDX's format: what is installed with oinetd, in an environment of its own.
 SBOM ?= dist/oinetd.cdx.json

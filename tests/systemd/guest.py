@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,9 @@ PACKAGES: Final = (
     "iproute2",
     "rinetd",
 )
+DEBIAN_PACKAGES: Final = ("python3", "python3-uvloop", "python3-h11", "python3-prometheus-client", "adduser")
+"""What the package oinetd depends on. It is installed beforehand: guests have no network."""
+
 DEBOOTSTRAP_PATIENCE_S: Final = 1200.0
 
 BOOT: Final = """\
@@ -45,48 +49,78 @@ exec systemd-nspawn --quiet --directory="$1/root" --machine="$4" --register=no -
 """Run by sh in a new mount namespace: the place of the guest, the files it gets, the folder below them, its name."""
 
 
-def folder_of_the_guest() -> Path:
+def folder_of_the_guest(suite: str = SUITE) -> Path:
     """The folder that guests boot from; skips the test where there is none and none can be made."""
     if os.geteuid() != 0:
         pytest.skip("booting a guest needs root")
     for program, package in (("systemd-nspawn", "systemd-container"), ("debootstrap", "debootstrap")):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is missing (Debian: apt install {package})")
-    ready = CACHE / SUITE
+    ready = CACHE / suite
     if not ready.exists():
         if not os.environ.get("OINETD_MAKE_GUEST"):
             pytest.skip(f"there is no guest system in {ready}; `make package-test` makes one")
-        _debootstrap(ready)
+        # rinetd is not in every release.
+        _make(ready, debootstrap(suite, tuple(name for name in PACKAGES if suite == SUITE or name != "rinetd")))
     return ready
 
 
-def _debootstrap(ready: Path) -> None:
+def bare_folder(suite: str) -> Path:
+    """A folder of Debian's release `suite` with nothing that is not in every Debian."""
+    ready = CACHE / f"minbase-{suite}"
+    if not ready.exists() and not os.environ.get("OINETD_MAKE_GUEST"):
+        pytest.skip(f"there is no guest system in {ready}; `make package-test` makes one")
+    _make(ready, debootstrap(suite, ()))
+    return ready
+
+
+def folder_with_packages(suite: str) -> Path:
+    """As `folder_of_the_guest`, of Debian's release `suite`, with what the package oinetd depends on."""
+    folder_of_the_guest(suite)
+    ready = CACHE / f"{suite}-deb"
+    if not ready.exists() and not os.environ.get("OINETD_MAKE_GUEST"):
+        pytest.skip(f"there is no guest system in {ready}; `make package-test` makes one")
+    script = (
+        'cp -a "$1" "$2" && chroot "$2" sh -c "apt-get update -q && apt-get install -qy --no-install-recommends $3"'
+    )
+    _make(ready, lambda part: ["sh", "-euc", script, "sh", str(CACHE / suite), str(part), " ".join(DEBIAN_PACKAGES)])
+    return ready
+
+
+def debootstrap(suite: str, packages: tuple[str, ...]) -> Callable[[Path], list[str]]:
+    """The command that makes a folder of the release with these packages."""
+    words = ["debootstrap", "--variant=minbase"]
+    if packages:
+        words.append(f"--include={','.join(packages)}")
+    return lambda part: [*words, suite, str(part)]
+
+
+def _make(ready: Path, command: Callable[[Path], list[str]]) -> None:
+    """Make the folder `ready` by the command for its unfinished self, once for all processes."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if ready.exists():  # another process made it while this one waited
+        if ready.exists():
             return
-        part = CACHE / f"{SUITE}.part"
+        part = ready.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         made = subprocess.run(
-            ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(part)],
-            capture_output=True,
-            text=True,
-            timeout=DEBOOTSTRAP_PATIENCE_S,
+            command(part), capture_output=True, text=True, timeout=DEBOOTSTRAP_PATIENCE_S, env=environment
         )
         if made.returncode:
             shutil.rmtree(part, ignore_errors=True)
-            pytest.skip(f"debootstrap failed (no network?): {made.stdout[-300:]}")
+            pytest.skip(f"{ready.name} cannot be made (no network?): {made.stdout[-300:]}{made.stderr[-300:]}")
         part.rename(ready)
 
 
 class Guest:
     """A running guest: `run` runs a command in it, `write` and `read` reach its files."""
 
-    def __init__(self, folder: Path, files: Path, name: str) -> None:
+    def __init__(self, folder: Path, files: Path, name: str, base: Path | None = None) -> None:
         place = folder / "guest"
         place.mkdir()
-        places = (place, files, folder_of_the_guest())
+        places = (place, files, base or folder_of_the_guest())
         self._console = folder / "console"
         with self._console.open("wb") as console:
             self.process = subprocess.Popen(

@@ -1,0 +1,155 @@
+"""The Debian package: made, looked over by lintian, installed, upgraded and purged under a real systemd."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.process import until
+from tests.packages.building import ROOT, run
+from tests.systemd.guest import Guest, folder_with_packages
+from tests.systemd.test_unit import SERVER, call
+
+RULE = "127.0.0.1 80 127.0.0.1 8000\n"
+
+LASTING = """\
+import pathlib, socket, sys, time
+with socket.create_connection(("127.0.0.1", 80), 20) as lasting:
+    lasting.settimeout(20)
+    calls = refused = 0
+    pathlib.Path("/run/load-began").touch()
+    while not pathlib.Path("/run/load-ends").exists() or calls < 20:
+        try:
+            with socket.create_connection(("127.0.0.1", 80), 20) as sock:
+                sock.sendall(b"hello")
+                if sock.recv(5) != b"hello":
+                    refused += 1
+        except ConnectionError:
+            refused += 1
+        calls += 1
+    try:
+        lasting.sendall(b"still")
+        alive = lasting.recv(5) == b"still"
+    except ConnectionError:
+        alive = False
+    pathlib.Path("/run/load-result").write_text(f"{refused} {alive}")
+"""
+LOAD_UNIT = "[Service]\nType=exec\nExecStart=/usr/bin/python3 /srv/load.py\n"
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package, made by `make deb`."""
+    for program in ("dh", "pybuild", "dpkg-buildpackage"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is missing (Debian: apt install debhelper dh-python pybuild-plugin-pyproject)")
+    run("make", "-C", ROOT, "--silent", "deb", MAKEFLAGS="", MAKELEVEL="")
+    (made,) = (ROOT / "dist").glob("oinetd_*.deb")
+    return Path(shutil.copy(made, tmp_path_factory.mktemp("deb")))
+
+
+def later(package: Path, version: str, place: Path) -> Path:
+    """The same package with another version."""
+    tree = place / version
+    run("dpkg-deb", "-R", package, tree)
+    control = tree / "DEBIAN" / "control"
+    control.write_text(re.sub(r"^Version: .*$", f"Version: {version}", control.read_text(), flags=re.MULTILINE))
+    run("dpkg-deb", "--root-owner-group", "-b", tree, place / f"oinetd_{version}.deb")
+    return place / f"oinetd_{version}.deb"
+
+
+@pytest.fixture
+def machine(package: Path, tmp_path: Path) -> Iterator[Guest]:
+    """A guest with three versions of the package in /srv, none of them installed."""
+    base = folder_with_packages("bookworm")
+    files = tmp_path / "files"
+    texts = {**SERVER, "srv/load.py": LASTING, "etc/systemd/system/load.service": LOAD_UNIT}
+    for name, text in texts.items():
+        (files / name).parent.mkdir(parents=True, exist_ok=True)
+        (files / name).write_text(text)
+    shutil.copy(package, files / "srv/1.deb")
+    shutil.copy(later(package, "0.1.1", tmp_path), files / "srv/2.deb")
+    shutil.copy(later(package, "0.1.2", tmp_path), files / "srv/3.deb")
+    with ExitStack() as stack:
+        one = Guest(tmp_path, files, f"oinetd-deb-{os.getpid()}", base)
+        stack.callback(one.close)
+        yield one.booted()
+
+
+def test_lintian_finds_nothing(package: Path) -> None:
+    if shutil.which("lintian") is None:
+        pytest.skip("lintian is missing (Debian: apt install lintian)")
+    words = ["lintian", "--allow-root", "--fail-on", "error,warning", str(package)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=120, env={**os.environ, "PATH": "/usr/bin:/bin"}
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_unit_of_the_package_exposes_as_little(package: Path, tmp_path: Path) -> None:
+    run("dpkg-deb", "-x", package, tmp_path)
+    (unit,) = tmp_path.rglob("oinetd.service")
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)], capture_output=True, text=True
+    )
+    level = re.search(r"exposure level for oinetd\.service: ([\d.]+)", done.stdout)
+    assert level is not None, done.stderr
+    assert float(level[1]) <= 1.5
+
+
+def test_it_installs_upgrades_and_leaves_nothing(machine: Guest) -> None:
+    machine.run("rm", "-rf", "/etc/rinetd.conf")
+    before = set(machine.run("find", "/etc", "/usr", "/var", "/lib", "-xdev").splitlines())
+    machine.run("dpkg", "-i", "/srv/1.deb")
+    assert machine.show("oinetd", "ActiveState") == "active"
+    assert machine.run("stat", "-c", "%U:%G %a", "/etc/oinetd.conf") == "root:oinetd 640"
+    assert "no forwarding rule" in machine.journal()
+    machine.run("systemctl", "start", "echo")
+    machine.run("sh", "-c", f'printf "logfile /var/log/oinetd.log\\n{RULE.strip()}\\n" > /etc/oinetd.conf')
+    machine.run("systemctl", "restart", "oinetd")
+    until(
+        lambda: (
+            machine.call("python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 80))").returncode == 0
+        ),
+        "the rule",
+    )
+    assert call(machine) == "hello"
+
+    # Under load; the file of the person stays.
+    machine.run("systemctl", "start", "load")
+    until(lambda: machine.call("test", "-e", "/run/load-began").returncode == 0, "the load")
+    process = machine.show("oinetd", "MainPID")
+    said = machine.run("dpkg", "-i", "/srv/2.deb")
+    machine.run("touch", "/run/load-ends")
+    until(lambda: machine.call("test", "-e", "/run/load-result").returncode == 0, "the end of the load")
+    assert machine.show("oinetd", "ActiveState") == "active"
+    assert machine.show("oinetd", "MainPID") != process
+    assert RULE.strip() in machine.read("/etc/oinetd.conf")
+    assert call(machine) == "hello"
+    if machine.call("oinetd", "upgrade", "--help").returncode == 0:
+        assert machine.read("/run/load-result") == "0 True", said
+
+    # Stopped stays stopped.
+    machine.run("systemctl", "stop", "oinetd")
+    machine.run("dpkg", "-i", "/srv/3.deb")
+    assert machine.show("oinetd", "ActiveState") == "inactive"
+
+    machine.run("systemctl", "start", "oinetd")
+    machine.run("dpkg", "--purge", "oinetd")
+    assert machine.show("oinetd", "ActiveState") == "inactive"
+    after = set(machine.run("find", "/etc", "/usr", "/var", "/lib", "-xdev").splitlines())
+    left = {
+        name
+        for name in after - before
+        if not re.match(r"/var/(log/journal|lib/(dpkg|systemd|apt)|cache)|/etc/\.pwd", name)
+    }
+    # The backups that the tools for users make of their files.
+    assert {name for name in left if not re.fullmatch(r"/etc/(passwd|group|shadow|gshadow)-", name)} == set()
+    assert machine.call("id", "oinetd").returncode != 0

@@ -14,6 +14,7 @@ from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check
 from oinetd.choices import EngineChoice, LogFormat, OnDeny, Protocol, ProxyTlv, RelayMode, SendProxy, Verb
 from oinetd.endpoint import NOWHERE, UNIX_PREFIX, Endpoint, Origin
 from oinetd.errors import ConfigError, Problem
+from oinetd.file_state import FileSource
 from oinetd.servers import Server, Upstream
 
 __all__ = [
@@ -278,6 +279,8 @@ class Config:
     `max_udp_sessions` 0 is none but that of the descriptors.
     `busy_poll_us` is for how many microseconds a reactor may poll before it sleeps: -1 leaves that to the reactor
     (`auto`), 0 is never.
+    With `watch` a program that reads the configuration from files reads them again when they change; `sources` is what
+    `load_config` read, and how it looked then; equality ignores it.
     `warnings` holds what is allowed and probably wrong, for `load_config` and `parse_config`; equality ignores it.
     """
 
@@ -294,6 +297,8 @@ class Config:
     log: LogSettings = LogSettings()
     pid_file: str = ""
     upstreams: tuple[Upstream, ...] = ()
+    watch: bool = False
+    sources: tuple[FileSource, ...] = field(default=(), compare=False, repr=False)
     warnings: tuple[Problem, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from oinetd.config.rule import RULE_USAGE
 from oinetd.config.syntax import read_statements
 from oinetd.config.vocabulary import DIRECTIVES
 from oinetd.errors import ConfigError, Problem
+from oinetd.file_state import FileSource
 from oinetd.model import Config, Rule
 
 __all__ = ["load_config", "parse_config", "parse_rule", "render_config"]
@@ -35,7 +36,8 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     be read.
     """
     file = os.fspath(path)
-    return compile_config(load_statements(file), file)
+    sources: list[FileSource] = []
+    return compile_config(load_statements(file, sources), file, sources)
 
 
 def parse_rule(text: str) -> Rule:

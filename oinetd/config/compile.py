@@ -5,7 +5,7 @@ All problems are found in one pass. No name is resolved, no file is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from oinetd.config.upstream import GroupDraft, UpstreamLine, read_upstream
 from oinetd.config.values import FileName
 from oinetd.config.vocabulary import DIRECTIVES, Duty, Entry
 from oinetd.errors import ConfigError, Problem
+from oinetd.file_state import FileSource
 from oinetd.model import AccessRule, Config, LogSettings, Origin, Rule, Settings, Verb
 from oinetd.servers import Upstream
 
@@ -70,8 +71,10 @@ class _Draft:
         return None
 
 
-def compile_config(statements: Iterable[Statement], file: str) -> Config:
+def compile_config(statements: Iterable[Statement], file: str, sources: Sequence[FileSource] = ()) -> Config:
     """Compile the statements of `file` to a configuration with its warnings.
+
+    `sources` is what the statements were read from; reading them may add to it.
 
     Raises `ConfigError` with every problem, in the order of the text.
     """
@@ -80,7 +83,7 @@ def compile_config(statements: Iterable[Statement], file: str) -> Config:
         compiler.take(index, statement)
         if compiler.problems_found >= PROBLEMS_MAX:
             break
-    return compiler.config()
+    return compiler.config(sources)
 
 
 def argument_problem(statement: Statement, entry: Entry) -> Problem | None:
@@ -188,7 +191,7 @@ class _Compiler:
             group = self._groups[said.name.text] = GroupDraft(index, said)
         return group
 
-    def config(self) -> Config:
+    def config(self, sources: Sequence[FileSource]) -> Config:
         """The configuration, checked as a whole. Raises `ConfigError`."""
         found = conflicts([draft.said for draft in self._drafts])
         self._problems.extend((self._drafts[index].index, problem) for index, problem in found)
@@ -212,6 +215,7 @@ class _Compiler:
             access=tuple(self._global_access),
             settings=settings,
             log=LogSettings(**parts["log"]),
+            sources=tuple(sources),
             **parts[""],
         )
         unused = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from oinetd.config.compile import argument_problem
@@ -17,6 +17,7 @@ from oinetd.config.privacy import everyone_may_read
 from oinetd.config.syntax import Statement, read_statements
 from oinetd.config.vocabulary import DIRECTIVES, Duty
 from oinetd.errors import ConfigError, Problem
+from oinetd.file_state import FileSource, State, state_of
 
 __all__ = ["load_statements"]
 
@@ -32,8 +33,8 @@ FILE_BYTES_MAX = 64 << 20
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def load_statements(path: str) -> Iterator[Statement]:
-    """The statements of the file and of its includes.
+def load_statements(path: str, sources: list[FileSource] | None = None) -> Iterator[Statement]:
+    """The statements of the file and of its includes; what is read on the way is added to `sources`.
 
     Raises `ConfigError` if the file itself cannot be read.
     """
@@ -41,7 +42,9 @@ def load_statements(path: str) -> Iterator[Statement]:
         content = _read(path, path)
     except _Unreadable as error:
         raise ConfigError(Problem(f"cannot be read: {error.reason}", path, hint=error.hint)) from None
-    return _Reader(path).statements(path, content, (content.identity,))
+    reader = _Reader(path, [] if sources is None else sources)
+    reader.sources.append(FileSource(path, content.state))
+    return reader.statements(path, content, (content.identity,))
 
 
 class _Unreadable(Exception):
@@ -52,11 +55,12 @@ class _Unreadable(Exception):
 
 
 class _Content(NamedTuple):
-    """The content of a file. `identity` is its device and inode; if it is `hidden`, no message shows its text."""
+    """The content of a file, which is `identity` (device and inode); if it is `hidden`, no message shows its text."""
 
     text: str
     identity: tuple[int, int]
     hidden: bool
+    state: State
 
 
 @dataclass(slots=True)
@@ -64,6 +68,7 @@ class _Reader:
     """Reads the files of one configuration, and counts them."""
 
     main: str
+    sources: list[FileSource] = field(default_factory=list)
     files: int = 1
 
     def statements(self, path: str, content: _Content, stack: tuple[tuple[int, int], ...]) -> Iterator[Statement]:
@@ -83,6 +88,8 @@ class _Reader:
         word = statement.words[1]
         pattern = os.path.join(os.path.dirname(path), word.text)
         names = sorted(glob(pattern)) if has_magic(pattern) else [pattern]
+        if has_magic(pattern):
+            self.sources.append(FileSource(pattern, tuple(names)))
         for name in names:
             try:
                 if len(stack) > INCLUDE_DEPTH_MAX:
@@ -101,6 +108,7 @@ class _Reader:
                     return
                 continue
             self.files += 1
+            self.sources.append(FileSource(name, content.state))
             yield from self.statements(name, content, (*stack, content.identity))
 
 
@@ -122,4 +130,4 @@ def _read(path: str, main: str, *, regular: bool = False) -> _Content:
     if content.startswith(_UTF16_MARKS):
         raise _Unreadable("it is in UTF-16", "save it as UTF-8")
     # A byte of another encoding is kept as a surrogate escape: in a comment or a file name it does no harm.
-    return _Content(content.decode("utf-8", "surrogateescape"), (found.st_dev, found.st_ino), hidden)
+    return _Content(content.decode("utf-8", "surrogateescape"), (found.st_dev, found.st_ino), hidden, state_of(found))

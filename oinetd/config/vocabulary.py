@@ -108,6 +108,7 @@ VOCABULARY = (
     Entry("source-prefix", PrefixPair(), setting="source_prefix"),
     Entry("max-udp-sessions", _CONNECTIONS, setting="max_udp_sessions"),
     Entry("drain-timeout", Time(), setting="drain_timeout_s"),
+    Entry("watch", Switch(), setting="watch"),
     _both("engine", Choice(EngineChoice), "engine"),
     _both("relay", Choice(RelayMode), "relay"),
     _both("buffersize", Size(), "buffer_bytes"),

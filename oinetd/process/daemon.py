@@ -21,6 +21,7 @@ from oinetd.observe.connection_log import ConnectionLog
 from oinetd.observe.process_log import ProcessLog
 from oinetd.observe.status import summary
 from oinetd.process.background import Handover, split
+from oinetd.process.config_watch import ConfigWatch
 from oinetd.process.context import HELD_SIGNALS, close_inherited, raise_descriptor_limit, working_directory
 from oinetd.process.eventloop import loop_factory
 from oinetd.process.invocation import EX_OK, Options, exit_code
@@ -103,6 +104,7 @@ class Daemon:
         self._serving = False
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
+        self._watch = ConfigWatch(self._want_reload)
 
     def prepare(self, sockets: tuple[socket, ...]) -> int | None:
         """Read the configuration, open the files, and drop root; returns the exit code if the start ends here.
@@ -206,9 +208,11 @@ class Daemon:
         self._manager.ready(self._status())
         self._tick()
         self._serving = True
+        self._watch.follow(forwarder.config)
         self._reload_if_wanted()
         await self._stop.wait()
         self._serving = False
+        self._watch.close()
         if self._reloading is not None:
             self._reloading.cancel()
             await asyncio.wait({self._reloading})
@@ -262,6 +266,9 @@ class Daemon:
     def _on_reload(self) -> None:
         # First and always: the log file may have been renamed, to be compressed soon.
         self._on_reopen()
+        self._want_reload()
+
+    def _want_reload(self) -> None:
         self._reload_wanted = True
         self._reload_if_wanted()
 
@@ -295,15 +302,17 @@ class Daemon:
         """Apply the file as it is now, or change nothing; returns the new status."""
         try:
             # In a thread: a network disk may be slow.
-            config = await asyncio.to_thread(load_config, self._options.conf_file)
-            await self._put_in_force(self._resolve(config))
+            config = self._resolve(await asyncio.to_thread(load_config, self._options.conf_file))
+            await self._put_in_force(config)
         except (OinetdError, OSError) as error:
             logger.error("reload failed, configuration unchanged: %s", error)
+            self._watch.failed(error)
             return f"{self._status()}; the last reload failed: {error}"
         except Exception as error:
             # A bug in oinetd. The old configuration is still in force, so the process goes on.
             logger.exception("reload failed: internal error")
             return f"{self._status()}; the last reload failed: {error!r}"
+        self._watch.follow(config)
         logger.info("reloaded %s", self._options.conf_file)
         return self._status()
 

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FLOORS = (
-    "bounds choices errors safe_open _fastpath",
+    "bounds choices errors file_state safe_open _fastpath",
     "endpoint",
     "servers",
     "model preamble",

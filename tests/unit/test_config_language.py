@@ -188,6 +188,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D12-busy-poll": ("busy-poll 50\n", whole(busy_poll_us=50)),
     "D12-busy-poll-off": ("busy-poll off\n", whole(busy_poll_us=0)),
     "D12-busy-poll-auto": ("busy-poll 0\nbusy-poll auto\n", whole(busy_poll_us=-1)),
+    "D12-watch": ("watch on\n", whole(watch=True)),
     "D12-listen-backlog": ("listen-backlog 128\n", settings(listen_backlog=128)),
     "D12-max-connections": ("max-connections 1000\n", whole(max_connections=1000)),
     "D12-max-connections-off": ("max-connections 1\nmax-connections off\n", whole()),

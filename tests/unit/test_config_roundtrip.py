@@ -214,6 +214,7 @@ def test_table_and_model_name_the_same_things() -> None:
         "log",
         "upstreams",
         "warnings",
+        "sources",
     }
     assert {entry.setting for entry in DIRECTIVES.values() if entry.setting} == (
         of_settings | of_config | {"log.file", "log.format"}

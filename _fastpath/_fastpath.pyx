@@ -7,7 +7,7 @@ with the facts it stands on. The classes here are called from one thread, that o
 which may be called from any. The stub `oinetd/_fastpath.pyi` says what everything is for.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strerror
 
@@ -23,7 +23,7 @@ from base.address cimport (
 )
 from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
 from state.command cimport (
-    all_exited, listener_add, listener_remove, listener_replace, post, post_all, reactor_joins,
+    all_exited, listener_add, listener_remove, listener_replace, post, post_all, post_to_all, reactor_joins,
     reactor_leaves, snapshot_take, tell_of_room,
 )
 from state.datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
@@ -32,10 +32,15 @@ from shared.gate cimport (
     Budget as BudgetState, Gate as GateState, budget_drop, budget_give, budget_is_short, budget_new, budget_take,
     gate_drop, gate_enter, gate_hold, gate_leave, gate_new, source_count, source_enter, source_leave,
 )
+from shared.group cimport (
+    BALANCE_FIRST, SERVERS_MAX, TABLE_SIZE, TRIES_MAX, Group as GroupState, Member as Member_t, Search, group_drop,
+    group_is_full, group_members, group_pick, group_select,
+)
 from shared.inbox cimport (
-    MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_PIPES, MESSAGE_RETRY, MESSAGE_SHED,
-    MESSAGE_SNAPSHOT, MESSAGE_STOP, MESSAGE_UDP_ADD, MESSAGE_UDP_COUNT, MESSAGE_UDP_LINGER, MESSAGE_UDP_QUIET,
-    MESSAGE_UDP_REMOVE, MESSAGE_UDP_RENEW, MESSAGE_UDP_REPLACE, MESSAGE_UDP_REVOKE, MESSAGE_UDP_TRIM, Message,
+    MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_LEAVE, MESSAGE_PAIR, MESSAGE_PIPES, MESSAGE_RETRY,
+    MESSAGE_SHED, MESSAGE_SNAPSHOT, MESSAGE_STOP, MESSAGE_UDP_ADD, MESSAGE_UDP_COUNT, MESSAGE_UDP_LINGER,
+    MESSAGE_UDP_QUIET, MESSAGE_UDP_REMOVE, MESSAGE_UDP_RENEW, MESSAGE_UDP_REPLACE, MESSAGE_UDP_REVOKE,
+    MESSAGE_UDP_TRIM, Message,
 )
 from base.linux cimport (
     AF_INET, AF_INET6, AF_UNIX, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
@@ -62,6 +67,10 @@ from state.slab cimport CHUNK_SLOTS
 from shared.source cimport Prefix
 from state.load cimport reactor_for_new
 from state.reactor cimport REACTORS_MAX, Hub as HubState, Reactor, Snapshot
+from shared.server cimport (
+    SERVER_MAINT, WEIGHT_MAX, Server as ServerState, server_drop, server_enter, server_failed, server_has_room,
+    server_hold, server_leave, server_new, server_worked,
+)
 from shared.target cimport (
     ADDRESSES_MAX, Target, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold,
     targets_pick, targets_rank, targets_remember,
@@ -353,7 +362,9 @@ cdef int _compile(Access *access, list lists) except -1:
     return 0
 
 
-cdef Targets *_targets(addresses, Policy before) except NULL:
+cdef Targets *_targets(
+    addresses, looping, bint may_self_connect, bint may_broadcast, Targets *before
+) except NULL:
     """The addresses of a destination; those of `before` where they are the same, else with what it knows of them."""
     cdef Targets *targets
     if len(addresses) > ADDRESSES_MAX:
@@ -368,24 +379,266 @@ cdef Targets *_targets(addresses, Policy before) except NULL:
     except BaseException:
         free(targets)
         raise
+    for at, loops in enumerate(looping[:ADDRESSES_MAX]):
+        targets.items[at].looping = loops
     targets.references = 1
+    targets.may_self_connect = may_self_connect
+    targets.may_broadcast = may_broadcast
     targets_rank(targets)
-    if before is not None:
-        if targets_equal(targets, before.policy.targets):
+    if before != NULL:
+        if targets_equal(targets, before):
             free(targets)
-            targets_hold(before.policy.targets)
-            return before.policy.targets
-        targets_remember(targets, before.policy.targets)
+            targets_hold(before)
+            return before
+        targets_remember(targets, before)
     return targets
+
+
+cdef bint _sources(places, SocketAddress *sources) except -1:
+    """The first address of each family of ours; whether there is one."""
+    for place in places:
+        which = ":" in place[0]
+        if sources[which].size == 0:
+            _parse_target(place, &sources[which])
+    return len(places) > 0
+
+
+@cython.final
+cdef class Server:
+    cdef ServerState *server
+    cdef Hub hub
+
+    def __cinit__(self, uint64_t tag, uint64_t weight=1):
+        if weight > WEIGHT_MAX:
+            raise ValueError(f"a weight is at most {<int> WEIGHT_MAX}")
+        self.server = server_new(tag, weight)
+        if self.server == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.server != NULL:
+            server_drop(self.server)
+
+    cdef _room(self):
+        if self.hub is not None:
+            self.hub._retry()
+
+    @property
+    def tag(self):
+        return self.server.tag
+
+    @property
+    def state(self):
+        return oi_get(&self.server.state)
+
+    @state.setter
+    def state(self, uint64_t value):
+        if value > SERVER_MAINT:
+            raise ValueError("there is no such state of a server")
+        oi_put(&self.server.state, value)
+        self._room()
+
+    @property
+    def weight(self):
+        return oi_get(&self.server.weight)
+
+    @weight.setter
+    def weight(self, uint64_t value):
+        if value > WEIGHT_MAX:
+            raise ValueError(f"a weight is at most {<int> WEIGHT_MAX}")
+        oi_put(&self.server.weight, value)
+        self._room()
+
+    @property
+    def max_connections(self):
+        return oi_get(&self.server.live_max)
+
+    @max_connections.setter
+    def max_connections(self, uint64_t value):
+        oi_put(&self.server.live_max, value)
+        self._room()
+
+    @property
+    def slow_since_ms(self):
+        return oi_get(&self.server.ramp_ms)
+
+    @slow_since_ms.setter
+    def slow_since_ms(self, uint64_t value):
+        oi_put(&self.server.ramp_ms, value)
+
+    @property
+    def passed(self):
+        return oi_get(&self.server.passed)
+
+    @passed.setter
+    def passed(self, uint64_t value):
+        oi_put(&self.server.passed, value)
+
+    @property
+    def failures(self):
+        return oi_get(&self.server.failures)
+
+    @failures.setter
+    def failures(self, uint64_t value):
+        oi_put(&self.server.failures, value)
+
+    @property
+    def failed_ms(self):
+        return oi_get(&self.server.failed_ms)
+
+    @failed_ms.setter
+    def failed_ms(self, uint64_t value):
+        oi_put(&self.server.failed_ms, value)
+
+    @property
+    def live(self):
+        return oi_get(&self.server.live)
+
+    @property
+    def selected(self):
+        return oi_get(&self.server.selected)
+
+    @property
+    def failed(self):
+        return oi_get(&self.server.failed)
+
+    def enter(self):
+        cdef uint64_t live
+        while True:     # ends: each failure means that another thread succeeded
+            live = oi_get(&self.server.live)
+            if not server_has_room(self.server, live):
+                return False
+            if server_enter(self.server, live):
+                return True
+
+    def leave(self):
+        if server_leave(self.server):
+            self._room()
+
+    def note_failed(self, uint64_t now_ms):
+        return server_failed(self.server, now_ms)
+
+    def note_worked(self):
+        server_worked(self.server)
+
+    def calm(self):
+        oi_put(&self.server.told, 0)
+
+
+Member = namedtuple("Member", (
+    "server", "addresses", "backup", "looping", "may_self_connect", "may_broadcast", "sources", "connect_ms",
+), defaults=((), False, (), False, False, (), 0), module="oinetd._fastpath")
+
+
+cdef int16_t *_table(table, int count) except? NULL:
+    """A copy of one of Maglev's tables."""
+    cdef const int16_t[::1] entries
+    cdef int16_t *copy
+    cdef int i
+    if table is None:
+        return NULL
+    entries = table
+    if entries.shape[0] != TABLE_SIZE:
+        raise ValueError(f"a table has {TABLE_SIZE} entries")
+    copy = <int16_t *> malloc(TABLE_SIZE * sizeof(int16_t))
+    if copy == NULL:
+        raise MemoryError
+    for i in range(TABLE_SIZE):
+        copy[i] = entries[i] if entries[i] < count else -1
+    return copy
+
+
+@cython.final
+cdef class Group:
+    cdef GroupState *group
+    cdef readonly tuple servers
+
+    def __cinit__(
+        self, members, *, int balance=0, bint refuse=False, bint all_backups=False, uint32_t slow_ms=0,
+        uint32_t failures_told=3, tables=(None, None), Group before=None,
+    ):
+        cdef Member_t *member
+        cdef Server server
+        cdef Targets *known
+        members = [Member(*each) for each in members]
+        if not 0 < len(members) <= SERVERS_MAX:
+            raise ValueError(f"a group has 1 to {SERVERS_MAX} servers")
+        if not 0 <= balance <= BALANCE_FIRST:
+            raise ValueError("there is no such balance")
+        self.servers = tuple([each.server for each in members])
+        self.group = <GroupState *> calloc(1, sizeof(GroupState) + len(members) * sizeof(Member_t))
+        if self.group == NULL:
+            raise MemoryError
+        self.group.references = 1
+        self.group.balance = balance
+        self.group.refuse = refuse
+        self.group.all_backups = all_backups
+        self.group.slow_ms = slow_ms
+        self.group.failures_told = max(failures_told, 1)
+        for each in members:
+            server = each.server
+            member = &group_members(self.group)[self.group.count]
+            known = NULL if before is None else before._targets_of(server)
+            member.targets = _targets(
+                each.addresses, each.looping, each.may_self_connect, each.may_broadcast, known)
+            server_hold(server.server)
+            member.server = server.server
+            self.group.count += 1
+            member.backup = each.backup
+            member.connect_ms = each.connect_ms
+            member.has_source = _sources(each.sources, member.sources)
+            self.group.bounded |= oi_get(&server.server.live_max) != 0
+        for at in range(2):
+            self.group.tables[at] = _table(tables[at], self.group.count)
+        if before is not None:
+            oi_put(&self.group.cursor, oi_get(&before.group.cursor))
+
+    def __dealloc__(self):
+        if self.group != NULL:
+            group_drop(self.group)
+
+    cdef Targets *_targets_of(self, Server server):
+        cdef int i
+        for i in range(self.group.count):
+            if group_members(self.group)[i].server == server.server:
+                return group_members(self.group)[i].targets
+        return NULL
+
+    cdef int _search(self, str host, tried, uint64_t now_ms, uint64_t draw, bint select) except? -9:
+        cdef Address address
+        cdef uint16_t places[TRIES_MAX]
+        cdef Search search
+        cdef uint64_t seen = 0
+        _parse_address(host, &address)
+        search.ip = address.ip
+        search.tried = places
+        search.tried_count = 0
+        search.now_ms = now_ms
+        search.draw = draw
+        for at in tried[:TRIES_MAX]:
+            places[search.tried_count] = at
+            search.tried_count += 1
+        return group_select(self.group, &search) if select else group_pick(self.group, &search, &seen)
+
+    def pick(self, str host, tried=(), uint64_t now_ms=0, uint64_t draw=0):
+        return self._search(host, tried, now_ms, draw, False)
+
+    def select(self, str host, tried=(), uint64_t now_ms=0, uint64_t draw=0):
+        return self._search(host, tried, now_ms, draw, True)
+
+    @property
+    def is_full(self):
+        return group_is_full(self.group)
 
 
 @cython.final
 cdef class Policy:
     cdef PolicyState *policy
+    cdef Group group
 
     def __cinit__(
         self, uint64_t tag, Gate gate, *, addresses=(), looping=(), bint may_self_connect=False,
-        bint may_broadcast=False,
+        bint may_broadcast=False, Group group=None,
         sources=(), access=((), (), (), ()), int relay=0,
         uint32_t buffer_bytes=65536, uint32_t pipe_bytes=262144, uint32_t connect_ms=0, uint32_t idle_ms=0,
         uint32_t half_close_ms=0, uint32_t stall_ms=0, uint32_t lifetime_ms=0, keepalive=(0, 0, 0),
@@ -404,9 +657,8 @@ cdef class Policy:
             gate_hold(gate.gate)
             self.policy.gate = gate.gate
         self.policy.source_prefix = _prefix(source_prefix)
-        self.policy.targets = _targets(addresses, before)
-        for at, loops in enumerate(looping[:ADDRESSES_MAX]):
-            self.policy.looping[at] = loops
+        self.policy.targets = _targets(
+            addresses, looping, may_self_connect, may_broadcast, NULL if before is None else before.policy.targets)
         self.policy.peer_uid = peer_uid
         self.policy.protocol = protocol
         if len(options) > SOCKET_OPTIONS_MAX:
@@ -419,13 +671,11 @@ cdef class Policy:
                 raise ValueError(f"a socket option has at most {OPTION_BYTES_MAX} bytes")
             memcpy(option.value, <const char *> value, option.size)
             self.policy.option_count += 1
-        self.policy.may_self_connect = may_self_connect
-        self.policy.may_broadcast = may_broadcast
-        for place in sources:
-            self.policy.has_source = True
-            which = ":" in place[0]
-            if self.policy.sources[which].size == 0:
-                _parse_target(place, &self.policy.sources[which])
+        if group is not None:
+            oi_add(&group.group.references, 1)
+            self.policy.group = group.group
+            self.group = group
+        self.policy.has_source = _sources(sources, self.policy.sources)
         _compile(&self.policy.access, [list(each) for each in access])
         self.policy.relay = relay
         self.policy.buffer_bytes = min(max(buffer_bytes, 1), <uint32_t> SCRATCH_BYTES)
@@ -445,6 +695,13 @@ cdef class Policy:
         if self.policy != NULL:
             policy_drop(self.policy)
 
+    cdef _known_to(self, Hub hub):
+        """Let the servers of its group wake the reactors when they have room."""
+        cdef Server server
+        if self.group is not None:
+            for server in self.group.servers:
+                server.hub = hub
+
     @property
     def in_use(self):
         """Whether a listener or a connection still goes by it."""
@@ -454,16 +711,24 @@ cdef class Policy:
         """The number of the address to try next, of those without a bit in `tried`; -1 where there is none."""
         return targets_pick(self.policy.targets, tried, turn, now_ms)
 
-    def address(self, int at):
-        """Address number `at`: host and port."""
+    def address(self, int at, uint64_t server=0):
+        """Address number `at`, of a server of its group if `server` is its tag: host and port."""
         cdef Address address
-        cdef SocketAddress *place = &self.policy.targets.items[at].place
+        cdef Targets *targets = self.policy.targets
+        cdef SocketAddress *place
+        cdef int i
+        for i in range(self.policy.group.count if server and self.policy.group != NULL else 0):
+            if group_members(self.policy.group)[i].server.tag == server:
+                targets = group_members(self.policy.group)[i].targets
+        if not 0 <= at < targets.count:
+            raise IndexError("there is no such address")
+        place = &targets.items[at].place
         if place.place.six.sin6_family == AF_UNIX:
             path = place.place.local.sun_path[:place.size - sizeof(place.place.local.sun_family)]
             if path[0] == 0:
                 path = b"@" + path[1:]
             return "unix:" + path.rstrip(b"\0").decode("utf-8", "surrogateescape"), 0
-        address_read(&address, &self.policy.targets.items[at].place.place)
+        address_read(&address, &place.place)
         return _text(&address), address.port
 
     def begin_search(self):
@@ -488,7 +753,7 @@ cdef class Policy:
 Record = namedtuple("Record", (
     "kind", "id", "tag", "token", "started", "client", "client_port", "upstream", "upstream_port", "connect_s",
     "duration_s", "bytes_up", "bytes_down", "ending", "errno", "moved_by", "datagrams_up", "datagrams_down",
-    "datagrams_lost", "idle_s", "tries", "credentials",
+    "datagrams_lost", "idle_s", "tries", "credentials", "server",
 ), module="oinetd._fastpath")
 
 cdef object new_tuple = tuple.__new__
@@ -510,12 +775,15 @@ cdef void tries_free(RecordState *record) noexcept:
 
 
 cdef tuple _tries(RecordState *record):
-    """The addresses that did not take the connection, by their numbers, each with its errno."""
+    """The addresses that did not take the connection: host, port, errno, and the tag of the server."""
     cdef Attempt *item
     if record.tries == NULL:
         return ()
     item = attempts_items(record.tries)
-    found = tuple([(item[i].address, item[i].error) for i in range(record.tries.count) if item[i].error])
+    found = tuple([
+        (_text(&item[i].place), item[i].place.port, item[i].error, item[i].server)
+        for i in range(record.tries.count) if item[i].error
+    ])
     tries_free(record)
     return found
 
@@ -602,7 +870,7 @@ cdef class Hub:
             record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
             record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
             record.datagrams_up, record.datagrams_down, record.datagrams_lost, record.idle_us * 1e-6,
-            _tries(record), _credentials(&record.client),
+            _tries(record), _credentials(&record.client), record.server,
         ))
 
     cdef _reclaim(self):
@@ -708,6 +976,7 @@ cdef class Hub:
     def add_listener(self, int fd, Policy policy not None):
         cdef int index
         self._must_run()
+        policy._known_to(self)
         with nogil:
             index = listener_add(self.hub, fd, policy.policy)
         if index < 0:
@@ -716,6 +985,7 @@ cdef class Hub:
 
     def replace_listener(self, int index, Policy policy not None):
         self._must_run()
+        policy._known_to(self)
         with nogil:
             listener_replace(self.hub, index, policy.policy)
 
@@ -734,7 +1004,9 @@ cdef class Hub:
         message.kind = kind
         message.fd = fd
         message.id = <uint32_t> key
-        message.policy = NULL if policy is None else policy.policy
+        if policy is not None:
+            policy._known_to(self)
+            message.policy = policy.policy
         with nogil:
             value = udp_message_send(reactor, &message)
         if value < 0:
@@ -821,6 +1093,21 @@ cdef class Hub:
             with nogil:
                 post_all(self.hub, MESSAGE_KILL, id)
 
+    def end_sessions(self, Server server not None, int ending, int part=0, int parts=1):
+        cdef Message message
+        if not 0 <= part < parts:
+            raise ValueError("there is no such part")
+        if not self.running:
+            return
+        memset(&message, 0, sizeof(message))
+        message.kind = MESSAGE_LEAVE
+        message.token = server.server.tag
+        message.counted = ending
+        message.id = part
+        message.fd = parts
+        with nogil:
+            post_to_all(self.hub, &message)
+
     def abort_all(self):
         if self.running:
             with nogil:
@@ -847,7 +1134,7 @@ cdef class Hub:
             if each.count:
                 records.append(new_tuple(Record, (
                     RECORD_COUNTED, each.count, each.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, 0, 0, each.ending, 0, 0,
-                    0, 0, 0, 0.0, (), None,
+                    0, 0, 0, 0.0, (), None, 0,
                 )))
                 each.count = 0
 

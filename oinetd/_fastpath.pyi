@@ -8,7 +8,7 @@ an `OSError`. What reactors report are `Record`s.
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self, final
 
-from typing_extensions import disjoint_base
+from typing_extensions import Buffer, disjoint_base
 
 _Place = tuple[str, int] | tuple[str, int, int, int] | str
 _Patterns = Sequence[tuple[int, bytes]]
@@ -42,11 +42,14 @@ class Record(NamedTuple):
     datagrams_down: int
     datagrams_lost: int
     idle_s: float
-    tries: tuple[tuple[int, int], ...]
-    """Addresses that did not take the connection, by their numbers in the policy, each with its errno."""
+    tries: tuple[tuple[str, int, int, int], ...]
+    """Addresses that did not take the connection, in order: host, port, errno, and the tag of the server."""
     credentials: tuple[int, int, int] | None
     """Process, user and group of a client of a unix socket, whose `client` is `unix:`. A unix `upstream` is `unix:`,
-    too, and `upstream_port` the number of the address in the policy."""
+    too, and `upstream_port` the number of the address in the policy; so are those of `tries`."""
+    server: int
+    """The tag of the server that took the session; 0 if none did, or the destination is no group. In a record of the
+    kind for servers it is the one whose connects fail (`errno`, `id` of them in a row) or work again (errno 0)."""
 
 def kernel_features() -> dict[str, int]:
     """What this kernel and this process offer to the data plane.
@@ -126,6 +129,109 @@ class Gate:
         """
 
 @final
+class Server:
+    """A server of a group as the reactors and the Python lane know it. Of any thread.
+
+    The control plane keeps one for each server of a group (by the group's and the server's name) as long as either a
+    configuration names it or sessions live on it, over reloads, and sets `state`, `weight`, `max_connections`. Both
+    lanes count here. `tag` comes back in `Record.server`.
+    """
+
+    def __new__(cls, tag: int, weight: int = 1) -> Server:
+        """A server that is up and has no bound; `tag` is not 0."""
+    @property
+    def tag(self) -> int: ...
+    state: int
+    """0 up, 1 down, 2 ejected, 3 drain, 4 maint. Only a server that is up gets new sessions; a UDP session of a server
+    that is down, ejected or in maint gets another one with its next datagram."""
+    weight: int
+    """0 to 256; 0 is drain."""
+    max_connections: int
+    """The bound of its live sessions; 0 is none. A group looks when it is made whether any of its servers has one."""
+    slow_since_ms: int
+    """When a slow start began, in milliseconds of the monotonic clock; 0 is no slow start."""
+    passed: int
+    """How far it has come in the round of `roundrobin`; see `oinetd.upstream.balance`. Modulo 2 to the 64th."""
+    failures: int
+    """Connects that failed in a row. The reactors report a server once this reaches `failures_told` of the group, and
+    each failure after that: to put a server on trial, set it to `failures_told` - 1 and `state` to 0."""
+    failed_ms: int
+    """When the last connect failed, in milliseconds of the monotonic clock; 0 is never. With `all-down try` the lowest
+    is tried first; a check that fails may set it."""
+    @property
+    def live(self) -> int:
+        """Sessions that have selected it, also those that are still connecting."""
+    @property
+    def selected(self) -> int:
+        """How often it was selected, ever."""
+    @property
+    def failed(self) -> int:
+        """Connects that failed, ever."""
+    def enter(self) -> bool:
+        """Select it for a session of the Python lane; False if it is full."""
+    def leave(self) -> None:
+        """A session of the Python lane that selected it has ended, or tries another one."""
+    def note_failed(self, now_ms: int) -> int:
+        """A connect of the Python lane failed; returns how many failed in a row."""
+    def note_worked(self) -> None:
+        """It took a connection of the Python lane."""
+    def calm(self) -> None:
+        """The next failure that is reported by a reactor is followed by a report that it works again."""
+
+class Member(NamedTuple):
+    """A server in a group: its present addresses, at most 16, and what the configuration says of it there.
+
+    Without addresses it is passed over. `sources` and `connect_ms` are its own, and stand before the rule's; empty and
+    0 if it has none. `looping`, `may_self_connect` and `may_broadcast` are as in `Policy`.
+    """
+
+    server: Server
+    addresses: Sequence[_Place] = ()
+    backup: bool = False
+    looping: Sequence[bool] = ()
+    may_self_connect: bool = False
+    may_broadcast: bool = False
+    sources: Sequence[_Place] = ()
+    connect_ms: int = 0
+
+@final
+class Group:
+    """The servers of a group in the order written; immutable. Another one is made when servers come or go or have other
+    addresses, and put in force with new policies; what `before` knows of addresses is kept.
+
+    `balance` is 0 leastconn, 1 roundrobin, 2 random, 3 source, 4 first. `refuse` is `all-down refuse`. `failures_told`:
+    see `Server.failures`; also with `passive off`, as names are resolved again then. `tables` are Maglev's for
+    `source`: `array("h")` of 65,537 indices in `members`, of the primaries and of the backups; None if there is none.
+    """
+
+    def __new__(
+        cls,
+        members: Sequence[Member],
+        *,
+        balance: int = 0,
+        refuse: bool = False,
+        all_backups: bool = False,
+        slow_ms: int = 0,
+        failures_told: int = 3,
+        tables: tuple[Buffer | None, Buffer | None] = (None, None),
+        before: Group | None = None,
+    ) -> Group: ...
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """The servers of its members."""
+    def pick(self, host: str, tried: Sequence[int] = (), now_ms: int = 0, draw: int = 0) -> int:
+        """The index of the member for a client, without those in `tried` (at most five); nothing is counted.
+
+        `draw` are 64 random bits. -1: every usable server was tried. -2: those that were not are full. -3: no server is
+        usable, and `refuse` is set.
+        """
+    def select(self, host: str, tried: Sequence[int] = (), now_ms: int = 0, draw: int = 0) -> int:
+        """As `pick`, and a session is counted there, until `Server.leave`."""
+    @property
+    def is_full(self) -> bool:
+        """Whether a client that is accepted now would have to wait for room in a server."""
+
+@final
 class Policy:
     """What is in force for a listener or a pair; immutable. `tag` comes back in every record that goes by it.
 
@@ -137,7 +243,8 @@ class Policy:
     a port of the kernel's choice. `may_self_connect` says that this may be a destination's port: each connect is then
     looked at, and one that came back to its own socket counts as refused. `may_broadcast` lets UDP sessions write to a
     destination that is a broadcast address. `looping` says of each address whether it leads back to a listener of ours
-    where it is one of this machine: then it is not connected to, and that is ELOOP.
+    where it is one of this machine: then it is not connected to, and that is ELOOP. With a `group` its servers are
+    selected, and `addresses` is empty.
     """
 
     def __new__(
@@ -149,6 +256,7 @@ class Policy:
         looping: Sequence[bool] = (),
         may_self_connect: bool = False,
         may_broadcast: bool = False,
+        group: Group | None = None,
         sources: Sequence[_Place] = (),
         access: Sequence[_Patterns] = ((), (), (), ()),
         relay: int = 0,
@@ -170,8 +278,8 @@ class Policy:
         options: Sequence[tuple[int, bool, int, int, bytes]] = (),
         before: Policy | None = None,
     ) -> Policy: ...
-    def address(self, at: int) -> tuple[str, int]:
-        """Host and port of the destination's address number `at`."""
+    def address(self, at: int, server: int = 0) -> tuple[str, int]:
+        """Host and port of address number `at` of the destination, or of the server with this tag in its group."""
     def begin_search(self) -> int:
         """The number of a search's turn."""
     def pick_address(self, tried: int, turn: int, now_ms: int) -> int:
@@ -276,6 +384,11 @@ class Hub:
         """Relay between two connected sockets, which belong to the reactors from here; the answer is its id."""
     def kill(self, id: int) -> None:
         """Reset both peers of a session, if there is one of this number."""
+    def end_sessions(self, server: Server, ending: int, part: int = 0, parts: int = 1) -> None:
+        """End the sessions that have selected a server, with a reset: those whose number modulo `parts` is `part`.
+
+        To spread them over a time, call it for one part after the other. `ending` is the number of an `Ending`.
+        """
     def abort_all(self) -> None:
         """Reset both peers of every session."""
     totals_only: bool

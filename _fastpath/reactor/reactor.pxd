@@ -44,8 +44,8 @@ from tcp.flow cimport AGAIN, TURNED, flow_pump, side_fail
 from shared.gate cimport Gate
 from shared.inbox cimport (
     INBOX_MAX, MESSAGE_ABORT_ALL, MESSAGE_ACCEPTED, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_RETRY, MESSAGE_SNAPSHOT,
-    MESSAGE_JUDGE, MESSAGE_MOVED, MESSAGE_PIPES, MESSAGE_SHED, MESSAGE_STOP, MESSAGE_UDP, MESSAGE_UDP_ROOM,
-    Message, inbox_return, inbox_take,
+    MESSAGE_JUDGE, MESSAGE_LEAVE, MESSAGE_MOVED, MESSAGE_PIPES, MESSAGE_SHED, MESSAGE_STOP, MESSAGE_UDP,
+    MESSAGE_UDP_ROOM, Message, inbox_return, inbox_take,
 )
 from base.linux cimport (
     ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, c_assert, errno, gettid,
@@ -55,7 +55,7 @@ from tcp.listener cimport conn_begin, listener_serve, listeners_serve
 from tcp.passport cimport conn_move, conn_put_in, may_leave, moving_begin, moving_end, shed, work_add
 from tcp.outcome cimport beside_event, dial_due, dial_event, relay_begin
 from reactor.busy_poll cimport wait_for_events
-from shared.policy cimport Policy, policy_drop
+from shared.policy cimport Policy, policy_drop, policy_server_tag
 from state.load cimport LOAD_WINDOW_US, load_measure
 from state.pool cimport pool_due
 from state.queue cimport ready_add, ready_remove
@@ -69,7 +69,7 @@ from state.slab cimport slab_slots
 from state.reactor cimport Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
 from udp.end cimport give_room, report_closed_rest
 from udp.message cimport udp_message_read
-from udp.turn cimport udp_each, udp_event, udp_next_ms, udp_turn, udp_waits
+from udp.turn cimport udp_each, udp_event, udp_leave, udp_next_ms, udp_turn, udp_waits
 from state.wheel cimport wheel_arm, wheel_disarm, wheel_next
 
 cdef enum:
@@ -273,6 +273,21 @@ cdef inline void conns_judge(Reactor *self) noexcept nogil:
             abort(self, conn, ENDING_REVOKED, 0)
 
 
+cdef inline void sessions_leave(Reactor *self, const Message *message) noexcept nogil:
+    """End the sessions of a server, or a part of them: those whose number leaves the remainder `id` by `fd`."""
+    cdef Conn *conn
+    cdef uint32_t i
+    for i in range(slab_slots(&self.slab)):
+        conn = conn_at(&self.slab, i)
+        if conn.state == CONN_FREE or conn.state == CONN_CLOSED or conn.member == 0 or conn.handed_over:
+            continue
+        if conn.id % <uint64_t> message.fd != message.id:
+            continue
+        if policy_server_tag(conn.policy, conn.member) == message.token:
+            abort(self, conn, message.counted, 0)
+    udp_leave(self, message.token, message.id, <uint64_t> message.fd, message.counted)
+
+
 cdef inline bint message_read(Reactor *self, const Message *message) noexcept nogil:
     """Do what it says; false where there is neither memory for that nor room in the ring to say so."""
     cdef Snapshot *snapshot = <Snapshot *> message.answer
@@ -307,6 +322,8 @@ cdef inline bint message_read(Reactor *self, const Message *message) noexcept no
         udp_message_read(self, message)
     elif message.kind == MESSAGE_UDP_ROOM:
         give_room(self)
+    elif message.kind == MESSAGE_LEAVE:
+        sessions_leave(self, message)
     elif message.kind == MESSAGE_PIPES:
         pipes_reclaim(self, self.hub.gate.cost)
     elif message.kind == MESSAGE_STOP:

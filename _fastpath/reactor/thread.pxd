@@ -6,6 +6,7 @@ from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_
 
 from base.socket cimport fd_close
 from base.atomic cimport oi_show
+from base.clock cimport monotonic_us
 from tcp.flow cimport SCRATCH_BYTES
 from shared.gate cimport Gate
 from shared.inbox cimport inbox_free, inbox_init
@@ -15,6 +16,7 @@ from base.linux cimport (
     pthread_mutex_init, pthread_setname_np, pthread_sigmask, sigfillset, sigset_t,
 )
 from shared.policy cimport policy_drop
+from shared.source cimport getrandom
 from state.pool cimport pool_destroy
 from reactor.reactor cimport reactor_loop
 from shared.ring cimport ring_free, ring_init
@@ -56,6 +58,8 @@ cdef inline Reactor *reactor_new(Hub *hub, int index) noexcept nogil:
         return NULL
     self.hub = hub
     self.index = index
+    if getrandom(&self.draw, sizeof(self.draw), 0) != sizeof(self.draw) or self.draw == 0:
+        self.draw = monotonic_us() | 1
     inbox_init(&self.inbox, c_eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC))
     self.epoll_fd = c_epoll_create1(EPOLL_CLOEXEC)
     # Of its own mapping: pages that no `buffersize` reaches are never touched.

@@ -22,3 +22,6 @@ cdef enum:      # in the order of `oinetd.core.record.Ending`
     ENDING_REVOKED = 18
     ENDING_UPSTREAM_SILENT = 19
     ENDING_MAX_LIFETIME = 20
+    ENDING_NO_SERVER = 21
+    ENDING_SERVER_DOWN = 22
+    ENDING_DRAINED = 23

@@ -27,6 +27,7 @@ cdef enum:
     MESSAGE_JUDGE = 10          # access rules have changed: which connections do they refuse now?
     MESSAGE_MOVED = 11          # a connection from another reactor; `answer` is its passport
     MESSAGE_SHED = 12           # move connections to reactor `fd` that do `token` thousandths of the work
+    MESSAGE_LEAVE = 13          # end sessions of the server `token` with the ending `counted`: part `id` of `fd` parts
 
     MESSAGE_UDP = 16            # from here on: for UDP listeners; the sender waits for the answer
     MESSAGE_UDP_ADD = 16        # serve `fd` by `policy`; the answer is the listener's index
@@ -73,7 +74,7 @@ cdef inline void inbox_free(Inbox *self) noexcept nogil:
 
 cdef inline bint is_to_all(int kind) noexcept nogil:
     """Whether a message is one that must meet each connection once, in whatever reactor."""
-    return MESSAGE_KILL <= kind <= MESSAGE_SNAPSHOT or kind == MESSAGE_STOP or kind == MESSAGE_JUDGE
+    return MESSAGE_KILL <= kind <= MESSAGE_SNAPSHOT or kind in (MESSAGE_STOP, MESSAGE_JUDGE, MESSAGE_LEAVE)
 
 
 cdef inline bint inbox_post(Inbox *self, const Message *message) noexcept nogil:

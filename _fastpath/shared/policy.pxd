@@ -4,20 +4,24 @@ Each connection holds the policy it began with, so that a change of the configur
 lives.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 
 from shared.access cimport Access, access_free
 from base.address cimport SocketAddress
+from base.linux cimport AF_INET, AF_UNIX
 from base.atomic cimport oi_add, oi_raise_by
 from shared.gate cimport Gate, gate_drop
-from shared.target cimport ADDRESSES_MAX, Targets, targets_drop
+from shared.group cimport Group, Member, group_drop, group_members
+from shared.target cimport Targets, targets_drop
 from shared.source cimport Prefix
 
 cdef enum:
     RELAY_AUTO = 0
     RELAY_COPY = 1
     RELAY_SPLICE = 2
+
+    MEMBER_WAITS = 0xFFFF       # in place of the number of a member: the session waits for room in a server
 
     PROXY_CHECKSUM = 1          # bits of `proxy_tlv`
     PROXY_UNIQUE_ID = 2
@@ -42,17 +46,14 @@ cdef struct Policy:
     Gate *gate                  # of the rule
     Prefix source_prefix        # for what is counted of each source
     Access access
-    Targets *targets            # the addresses of the destination
-    bint looping[ADDRESSES_MAX]         # leads back to us, where it is an address of this machine
-    uint64_t looked[ADDRESSES_MAX]      # atomic: see `loop.pxd`
-    uint64_t loops_said[2]              # atomic: of a destination, of a source
-    bint may_self_connect        # the kernel may give the outgoing end the very port that it connects to
-    bint may_broadcast          # over UDP: the configuration gives the destination as a number
+    Targets *targets            # the addresses of the destination; none if there is a group
+    Group *group                # the servers to choose from; NULL if the destination is a single one
+    uint64_t loops_said[2]      # atomic: of a destination, of a source
     bint has_source             # `src=`: the outgoing end is bound to ...
     int option_count
     SocketOption options[SOCKET_OPTIONS_MAX]
     int protocol                # of a stream socket towards the server; 0 is TCP
-    int64_t peer_uid            # of a unix destination: who has to be there; -1 is anybody
+    int64_t peer_uid            # of a unix destination: the user that has to listen there; -1 is any
     SocketAddress sources[2]    # ... the first of the destination's family, IPv4 and IPv6; size 0 is none
     uint32_t buffer_bytes
     uint32_t pipe_bytes
@@ -84,4 +85,33 @@ cdef inline void policy_drop(Policy *self) noexcept nogil:
             gate_drop(self.gate)
         if self.targets != NULL:
             targets_drop(self.targets)
+        if self.group != NULL:
+            group_drop(self.group)
         free(self)
+
+
+cdef inline Member *policy_member(const Policy *self, uint16_t member) noexcept nogil:
+    """The member of its group with the number that sessions keep: from 1 on."""
+    return &group_members(self.group)[member - 1]
+
+
+cdef inline Targets *policy_targets(const Policy *self, uint16_t member) noexcept nogil:
+    """The addresses of a session: of the server that it has selected, or of the destination."""
+    return self.targets if member == 0 else policy_member(self, member).targets
+
+
+cdef inline const SocketAddress *source_for(
+    const Policy *self, uint16_t member, const SocketAddress *target, bint *wanted
+) noexcept nogil:
+    """The address of ours from which to connect to `target`; of size 0 if there is none, though it may be `wanted`."""
+    cdef int at = 0 if target.place.six.sin6_family == AF_INET else 1
+    if member and policy_member(self, member).has_source:
+        wanted[0] = target.place.six.sin6_family != AF_UNIX
+        return &policy_member(self, member).sources[at]
+    wanted[0] = self.has_source and target.place.six.sin6_family != AF_UNIX
+    return &self.sources[at]
+
+
+cdef inline uint64_t policy_server_tag(const Policy *self, uint16_t member) noexcept nogil:
+    """The tag of the server that a session has selected; 0 if it has none."""
+    return 0 if member == 0 or member == MEMBER_WAITS else policy_member(self, member).server.tag

@@ -25,6 +25,7 @@ cdef enum:
     RECORD_ACCEPT_RESUMED = 7
     RECORD_TARGET = 20          # an address of a destination fails, errno says how; at 0 it works again
     RECORD_LOADED = 11          # a reactor was over its threshold for a window; `token` is its load in thousandths
+    RECORD_SERVER = 21          # connects to a server fail, `id` in a row, errno says how; at 0 it works again
     RECORD_COUNTED = 8          # ends of a policy's sessions, added up; in no ring, see `totals.pxd`
     RECORD_LOOPED = 9           # a destination (`upstream`) or a sender of datagrams (`client`) is a listener of ours
     RECORD_FULL = 10            # clients wait for a place; `token` 1 if it is the rule's, 0 if it is the process's
@@ -42,6 +43,7 @@ cdef struct Record:
     uint64_t datagrams_up
     uint64_t datagrams_down
     uint64_t datagrams_lost
+    uint64_t server             # tag of the server of a group; 0 is none
     Address client
     Address upstream
     Attempts *tries             # owned by the reader of the record; NULL if no address failed

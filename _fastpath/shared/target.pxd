@@ -23,6 +23,8 @@ cdef enum:
 
 cdef struct Target:
     SocketAddress place
+    bint looping                # leads back to a listener of ours, if it is an address of this machine
+    uint64_t looked             # atomic: see `tcp/loop.pxd`
     uint8_t rank                # among the addresses of its family, in the resolver's order
     uint8_t relatives           # how many its family has
     uint8_t second              # not of the family of the first address
@@ -34,6 +36,8 @@ cdef struct Target:
 cdef struct Targets:
     uint64_t references         # atomic
     uint64_t turn               # atomic: searches that began
+    bint may_self_connect       # the kernel may give the outgoing end the very port that it connects to
+    bint may_broadcast          # over UDP: the configuration gives the destination as a number
     int count
     Target items[ADDRESSES_MAX]     # memory is there for `count` of them
 
@@ -64,6 +68,17 @@ cdef inline void targets_rank(Targets *self) noexcept nogil:
 
 
 cdef inline bint targets_equal(const Targets *self, const Targets *other) noexcept nogil:
+    """Whether both have the same addresses in the same order, and all else that is known of them beforehand."""
+    cdef int i
+    if self.may_self_connect != other.may_self_connect or self.may_broadcast != other.may_broadcast:
+        return False
+    for i in range(self.count):
+        if i < other.count and self.items[i].looping != other.items[i].looping:
+            return False
+    return targets_same_places(self, other)
+
+
+cdef inline bint targets_same_places(const Targets *self, const Targets *other) noexcept nogil:
     """Whether both have the same addresses in the same order."""
     cdef int i
     if self.count != other.count:

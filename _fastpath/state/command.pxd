@@ -24,16 +24,20 @@ cdef inline void post(Reactor *reactor, const Message *message) noexcept nogil:
         usleep(POST_PAUSE_US)
 
 
+cdef inline void post_to_all(Hub *hub, const Message *message) noexcept nogil:
+    cdef int i
+    pthread_mutex_lock(&hub.moving)
+    for i in range(hub.reactor_count):
+        post(hub.reactors[i], message)
+    pthread_mutex_unlock(&hub.moving)
+
+
 cdef inline void post_all(Hub *hub, int kind, uint64_t id) noexcept nogil:
     cdef Message message
-    cdef int i
     memset(&message, 0, sizeof(message))
     message.kind = kind
     message.id = id
-    pthread_mutex_lock(&hub.moving)
-    for i in range(hub.reactor_count):
-        post(hub.reactors[i], &message)
-    pthread_mutex_unlock(&hub.moving)
+    post_to_all(hub, &message)
 
 
 cdef inline int listener_register(Reactor *reactor, const Listener *listener) noexcept nogil:

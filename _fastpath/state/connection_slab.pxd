@@ -8,7 +8,8 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from base.address cimport Address
 from shared.attempt cimport Attempts
 from shared.inbox cimport Message
-from shared.policy cimport Policy
+from shared.policy cimport Policy, policy_targets
+from shared.target cimport Targets
 from state.slab cimport Slab, Slot, slab_at, slab_give, slab_init, slab_take
 
 cdef enum:
@@ -90,7 +91,9 @@ cdef struct Conn:
     int32_t error               # errno of the ending
     uint8_t first_eof           # 1 + the side that said FIN first; 0 is none
     uint8_t first_failed        # 1 + the side that failed first; 0 is none
+    uint16_t member             # the server of the policy's group, see `policy_member`; 0 is none
     int flush_left              # bytes in the send queue at the last look
+    uint32_t limit_ms           # connecting: how long after the accept the present server has; 0 is no limit
     uint64_t flush_ms           # when that queue last shrank
     uint64_t dial_ms            # when the connect of the upstream side began
     Attempts *attempts          # NULL where no address has failed and none was tried beside another
@@ -151,3 +154,8 @@ cdef inline Conn *conn_at(const Slab *self, uint32_t index) noexcept nogil:
 
 cdef inline uint64_t event_data(uint32_t kind, uint32_t index, uint32_t generation) noexcept nogil:
     return (<uint64_t> generation << 32) | (<uint64_t> index << KIND_BITS) | kind
+
+
+cdef inline Targets *conn_targets(const Conn *conn) noexcept nogil:
+    """The addresses that it connects to: of its server, or of the destination."""
+    return policy_targets(conn.policy, conn.member)

@@ -142,6 +142,7 @@ cdef struct Reactor:
     uint64_t spin_credit_us     # polling that may still be done
     uint64_t spin_mark_us       # up to when the credit was counted
     uint64_t gap_us             # moving average of the waits for events
+    uint64_t draw               # state of the random numbers by which servers are drawn
     uint64_t crowd              # moving average of the events in one wake, in sixteenths
     Slab slab
     Pool pool

@@ -26,10 +26,11 @@ cdef enum:
     QUEUE_BUCKETS = 256         # chains stay short up to some thousand rules
 
 cdef struct Trail:              # of a client whose questions no address has answered yet
-    uint16_t left               # the addresses that it left in this round, a bit for each
+    uint16_t left               # the addresses that it left in this round, a bit for each; of a group, their number
     uint8_t home                # the first of these; ADDRESSES_MAX where that is none any more
     uint8_t rounds              # how often it was at every address
-    uint64_t since_ms           # when it asked the first of these
+    uint64_t since_ms           # when it asked the first of these; of a group, the last
+    uint64_t server             # tag of the server that it left last; 0 is none
 
 cdef struct Session:
     Slot slot
@@ -43,6 +44,7 @@ cdef struct Session:
     uint8_t queued              # in the line BY_TURN
     uint8_t ending
     uint8_t last                # of a listener that lingers
+    uint16_t member             # the server of the policy's group, see `policy_member`; 0 is none
     Trail trail
     uint64_t hash               # of `key`, with that of the listener
     ReturnAddress key           # the client, and which address of ours it writes to

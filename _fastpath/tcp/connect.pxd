@@ -5,7 +5,7 @@ from libc.string cimport memcmp
 
 from base.address cimport Address, SocketAddress, address_read, peer_credentials
 from base.linux cimport (
-    AF_INET, AF_UNIX, EINPROGRESS, EPERM, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, IPPROTO_IP,
+    AF_UNIX, EINPROGRESS, EPERM, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, IPPROTO_IP,
     IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE,
     TCP_NODELAY, TCP_QUICKACK, c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket,
     epoll_event, errno, sockaddr, sockaddr_storage, socklen_t, ucred,
@@ -30,11 +30,6 @@ cdef inline int watch(Reactor *reactor, Conn *conn, int side) noexcept nogil:
                     event_data(KIND_CLIENT + side, conn.slot.index, conn.slot.generation))
 
 
-cdef inline const SocketAddress *source_for(const Policy *policy, const SocketAddress *target) noexcept nogil:
-    """The address of ours from which to connect to `target`; of size 0 where there is none."""
-    return &policy.sources[0 if target.place.six.sin6_family == AF_INET else 1]
-
-
 cdef inline int options_set(const Policy *policy, int fd, int family, bint stream) noexcept nogil:
     """Set the options of the rule on a socket towards the server; 0 or an errno."""
     cdef const SocketOption *option
@@ -48,9 +43,11 @@ cdef inline int options_set(const Policy *policy, int fd, int family, bint strea
     return 0
 
 
-cdef inline int connect_begin(const Policy *policy, const SocketAddress *target, int *ending) noexcept nogil:
-    """A socket on its way to `target`; its connect may be in progress. -errno, and then `ending` says at what."""
-    cdef const SocketAddress *source = source_for(policy, target)
+cdef inline int connect_begin(
+    const Policy *policy, const SocketAddress *source, const SocketAddress *target, int *ending
+) noexcept nogil:
+    """A socket on its way to `target`, from `source` if that is of size above 0; its connect may be in progress.
+    -errno, and then `ending` says at what."""
     cdef int off = 0
     cdef int on = 1
     cdef bint local = target.place.six.sin6_family == AF_UNIX

@@ -1,9 +1,10 @@
-"""From an accepted client to its destination: the addresses, staggered (RFC 8305), and one deadline.
+"""From an accepted client to its destination: its addresses, or those of one server, staggered (RFC 8305).
 
 A second address is tried when the first has failed or has said nothing for STAGGER_MS; then both are under way, and so
 on. The first that takes the connection is used, the others are closed without a trace. The connect of the upstream side
 costs nothing beyond the connection; each one beside it takes a descriptor of the budget, and is not begun where none is
-left. What comes of connects is in `outcome`.
+left. What comes of connects is in `outcome`,
+and which server of a group is next in `search`.
 
 The client is registered but not read: its bytes and its FIN wait in the kernel, its reset cancels the connects.
 """
@@ -13,22 +14,22 @@ from libc.stdint cimport uint32_t, uint64_t
 from base.socket cimport close_with_reset
 from base.address cimport Address, SocketAddress, address_read
 from base.atomic cimport oi_get
-from shared.attempt cimport Attempt, attempts_add
+from shared.attempt cimport Attempt
 from tcp.backoff cimport accept_pause, is_shortage
-from tcp.connect cimport connect_begin, source_for, watch_as
+from tcp.connect cimport connect_begin, watch_as
 from tcp.deadline cimport left_of
 from shared.ending cimport (
     ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED,
 )
-from tcp.ending cimport attempt_note, finish
+from tcp.ending cimport attempt_add, attempt_note
 from shared.gate cimport budget_give, budget_take
 from tcp.loop cimport came_back, leads_back
-from base.linux cimport AF_UNIX, EAFNOSUPPORT, EAGAIN, ELOOP, EPOLL_CTL_ADD, errno
-from shared.policy cimport Policy
-from state.connection_slab cimport KIND_ATTEMPT, KIND_UPSTREAM, UPSTREAM, Conn, event_data
+from base.linux cimport EAFNOSUPPORT, EAGAIN, ELOOP, EPOLL_CTL_ADD, errno
+from shared.policy cimport Policy, source_for
+from state.connection_slab cimport KIND_ATTEMPT, KIND_UPSTREAM, UPSTREAM, Conn, conn_targets, event_data
 from state.reactor cimport Reactor
-from shared.target cimport ADDRESS_BITS, targets_pick
-from tcp.target_report cimport note_failed, unreachable
+from shared.target cimport ADDRESS_BITS, Target, targets_pick
+from tcp.target_report cimport note_failed
 from state.wheel cimport wheel_arm
 
 cdef extern from *:
@@ -45,13 +46,14 @@ cdef enum:
     TRY_FAILED = -1             # no errno of a shortage
     DIAL_OVER = 0               # the connection has ended
     DIAL_BEGUN = 1              # one more address is tried
-    DIAL_WAITS = 2              # for a descriptor, or for those under way
+    DIAL_WAITS = 2              # for a descriptor, for room in a server, or for those under way
+    DIAL_FAILED = 3             # no address is left
 
 
 # Time
 
 cdef inline int dial_untried(const Conn *conn) noexcept nogil:
-    return conn.policy.targets.count - count_bits(conn.tried)
+    return conn_targets(conn).count - count_bits(conn.tried)
 
 
 cdef inline uint64_t dial_left_ms(const Conn *conn, uint64_t longest_ms, uint64_t now_ms) noexcept nogil:
@@ -60,16 +62,16 @@ cdef inline uint64_t dial_left_ms(const Conn *conn, uint64_t longest_ms, uint64_
 
 
 cdef inline bint dial_is_late(const Conn *conn, uint64_t now_ms) noexcept nogil:
-    """Whether connect-timeout is over."""
-    return conn.policy.connect_ms != 0 and dial_left_ms(conn, conn.policy.connect_ms, now_ms) == 0
+    """Whether the time of the present server is over, or connect-timeout."""
+    return conn.limit_ms != 0 and dial_left_ms(conn, conn.limit_ms, now_ms) == 0
 
 
 cdef inline uint64_t stagger_ms(const Conn *conn, uint64_t now_ms) noexcept nogil:
     """How long those under way may be silent before the next address is tried: all get a chance before the deadline."""
     cdef uint64_t share_ms
-    if conn.policy.connect_ms == 0:
+    if conn.limit_ms == 0:
         return STAGGER_MS
-    share_ms = dial_left_ms(conn, conn.policy.connect_ms, now_ms) // <uint64_t> (dial_untried(conn) + 1)
+    share_ms = dial_left_ms(conn, conn.limit_ms, now_ms) // <uint64_t> (dial_untried(conn) + 1)
     return share_ms if share_ms < STAGGER_MS else STAGGER_MS
 
 
@@ -79,12 +81,12 @@ cdef inline uint64_t dial_next_ms(const Conn *conn) noexcept nogil:
 
 
 cdef inline void dial_arm(Reactor *reactor, Conn *conn) noexcept nogil:
-    """Let the timer fire when the next address is due, or connect-timeout is over."""
+    """Let the timer fire when the next address is due, or the time is over."""
     cdef bint more = dial_untried(conn) != 0
     cdef uint64_t next_ms
     cdef uint64_t delay_ms = <uint64_t> -1
-    if conn.policy.connect_ms:
-        delay_ms = dial_left_ms(conn, conn.policy.connect_ms, reactor.now_ms)
+    if conn.limit_ms:
+        delay_ms = dial_left_ms(conn, conn.limit_ms, reactor.now_ms)
     elif not more:
         return
     if more:
@@ -94,12 +96,6 @@ cdef inline void dial_arm(Reactor *reactor, Conn *conn) noexcept nogil:
 
 
 # The addresses
-
-cdef inline void dial_end(Reactor *reactor, Conn *conn) noexcept nogil:
-    """Every address was tried."""
-    unreachable(reactor, conn.policy, conn.error)
-    finish(reactor, conn, conn.ending, conn.error, True)
-
 
 cdef inline void dial_note(Reactor *reactor, Conn *conn, int at, int ending, int error) noexcept nogil:
     """Address number `at` failed: how it ends if that was the last, and what the record will tell of it."""
@@ -117,28 +113,30 @@ cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
     """A socket on its way to address number `at`. TRY_FAILED: that is noted. -errno: no descriptor is left, or with
     EAGAIN the accept queue of a unix socket is full."""
     cdef Policy *policy = conn.policy
-    cdef SocketAddress *target = &policy.targets.items[at].place
+    cdef Target *target = &conn_targets(conn).items[at]
+    cdef bint from_source = False
+    cdef const SocketAddress *source = source_for(policy, conn.member, &target.place, &from_source)
     cdef Address address
     cdef int ending = ENDING_CONNECT_FAILED
     cdef int fd
-    if policy.has_source and source_for(policy, target).size == 0 and target.place.six.sin6_family != AF_UNIX:
+    if from_source and source.size == 0:
         if conn.ending == ENDING_RESOLVE_FAILED:    # no other address has anything to tell
             conn.ending = ENDING_BIND_FAILED
             conn.error = EAFNOSUPPORT
         return TRY_FAILED
-    address_read(&address, &target.place)
-    if leads_back(reactor, policy, at, &address):
+    address_read(&address, &target.place.place)
+    if leads_back(reactor, policy, target, &address, from_source):
         dial_note(reactor, conn, at, ENDING_CONNECT_FAILED, ELOOP)
         return TRY_FAILED
-    fd = connect_begin(policy, target, &ending)
+    fd = connect_begin(policy, source, &target.place, &ending)
     if fd < 0:
         if (ending == ENDING_SOCKET_FAILED and is_shortage(-fd)) or fd == -EAGAIN:
             return fd
         dial_note(reactor, conn, at, ending, -fd)
         if ending == ENDING_CONNECT_FAILED:
-            note_failed(reactor, policy, at, -fd)
+            note_failed(reactor, policy, conn.member, at, -fd)
         return TRY_FAILED
-    if came_back(reactor, policy, at, fd, &address):
+    if came_back(reactor, policy, target, fd, &address, from_source):
         close_with_reset(fd)
         dial_note(reactor, conn, at, ENDING_CONNECT_FAILED, ELOOP)
         return TRY_FAILED
@@ -151,7 +149,7 @@ cdef inline bint dial_watch(Reactor *reactor, Conn *conn, int at, int fd, bint b
     cdef uint64_t data = event_data(KIND_UPSTREAM, conn.slot.index, conn.slot.generation)
     cdef int error
     if conn.attempts != NULL:
-        attempt = attempts_add(conn.attempts, at, reactor.now_ms)
+        attempt = attempt_add(conn, at, reactor.now_ms)
     if beside:
         data = event_data(KIND_ATTEMPT, conn.slot.index, (conn.slot.generation << ADDRESS_BITS) | <uint32_t> at)
     if watch_as(reactor, EPOLL_CTL_ADD, fd, data) != 0:
@@ -195,14 +193,14 @@ cdef inline bint dial_under_way(const Conn *conn) noexcept nogil:
 
 
 cdef inline int dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
-    """Begin with addresses until one more is under way; the end where none is. DIAL_OVER: `conn` is gone."""
+    """Begin with addresses of the server or destination until one more is under way. DIAL_FAILED: none is."""
     cdef bint beside = conn.side[UPSTREAM].fd >= 0
     cdef int at, fd
     if beside and not beside_take(reactor, conn):
         wheel_arm(&reactor.wheel, conn, reactor.now_ms, SHORT_WAIT_MS)
         return DIAL_WAITS
     while True:     # bounded: each address is picked once
-        at = targets_pick(conn.policy.targets, conn.tried, conn.turn, reactor.now_ms)
+        at = targets_pick(conn_targets(conn), conn.tried, conn.turn, reactor.now_ms)
         if at < 0:
             break
         conn.tried |= <uint32_t> 1 << at
@@ -225,5 +223,4 @@ cdef inline int dial_next(Reactor *reactor, Conn *conn) noexcept nogil:
     if dial_under_way(conn):
         dial_arm(reactor, conn)
         return DIAL_WAITS
-    dial_end(reactor, conn)
-    return DIAL_OVER
+    return DIAL_FAILED

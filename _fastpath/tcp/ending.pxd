@@ -17,13 +17,15 @@ from shared.ending cimport (
 )
 from shared.gate cimport budget_give, gate_leave
 from base.linux cimport ECONNRESET, SHUT_WR, SIOCOUTQ, c_assert, c_close, c_ioctl, c_shutdown
-from shared.policy cimport policy_drop
+from shared.group cimport group_retried
+from shared.policy cimport MEMBER_WAITS, policy_drop, policy_member, policy_server_tag
+from shared.server cimport server_leave
 from state.pool cimport holder_drop
 from state.queue cimport ready_add, ready_remove
 from tcp.flow cimport side_fail
 from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, RECORD_RELAYED, Record
 from state.connection_slab cimport (
-    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, DOWN, UP, UPSTREAM, Conn, Dir, conn_give,
+    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, DOWN, UP, UPSTREAM, Conn, Dir, conn_give, conn_targets,
 )
 from state.reactor cimport Hub, Reactor
 from state.report cimport record_push, record_slot
@@ -48,6 +50,7 @@ cdef inline void record_fill(Record *record, const Conn *conn, uint64_t now_us) 
     if conn.connected_us:
         record.connect_us = conn.connected_us - conn.started_us
         record.upstream = conn.upstream
+        record.server = policy_server_tag(conn.policy, conn.member)
     record.error = conn.error
     record.ending = conn.ending
     record.moved_by = conn.dir[UP].moved_by | conn.dir[DOWN].moved_by
@@ -103,6 +106,22 @@ cdef inline void report_rest(Reactor *reactor) noexcept nogil:
             reactor.unreported.last = NULL
 
 
+cdef inline void retry_end(Conn *conn) noexcept nogil:
+    """It looks for no other server any more."""
+    if conn.attempts != NULL and conn.attempts.retrying:
+        conn.attempts.retrying = False
+        group_retried(conn.policy.group)
+
+
+cdef inline bint search_end(Conn *conn) noexcept nogil:
+    """The session leaves its server, or waits no more for room in one; true if a reactor waited for that."""
+    retry_end(conn)
+    if conn.member == MEMBER_WAITS:
+        oi_raise_by(&conn.policy.group.waiters, <uint64_t> -1)
+        return False
+    return conn.member != 0 and server_leave(policy_member(conn.policy, conn.member).server)
+
+
 cdef inline void permits_leave(Reactor *reactor, Conn *conn) noexcept nogil:
     """Leave both gates; a client that waited for that is served by this reactor."""
     cdef bint wanted = False
@@ -110,7 +129,10 @@ cdef inline void permits_leave(Reactor *reactor, Conn *conn) noexcept nogil:
         return
     sources_leave(reactor.hub.gate, conn.policy, &conn.client, conn.counted)
     oi_raise_by(&conn.policy.gate.ended, 1)
-    wanted = gate_leave(conn.policy.gate)
+    if conn.policy.group != NULL:
+        wanted = search_end(conn)
+    if gate_leave(conn.policy.gate):
+        wanted = True
     if gate_leave(reactor.hub.gate) or wanted:
         reactor.accept_again = True
         listeners_wake(reactor)
@@ -124,15 +146,19 @@ cdef inline void listeners_wake(Reactor *reactor) noexcept nogil:
         oi_put(&hub.listeners[i].ready[reactor.index], 1)
 
 
+cdef inline Attempt *attempt_add(Conn *conn, int at, uint64_t began_ms) noexcept nogil:
+    return attempts_add(conn.attempts, conn_targets(conn), policy_server_tag(conn.policy, conn.member), at, began_ms)
+
+
 cdef inline Attempt *attempt_note(Conn *conn, int at) noexcept nogil:
     """The note of the attempt at address number `at`, a new one where there was none; NULL where there is no memory."""
     if conn.attempts == NULL:
-        conn.attempts = attempts_new(conn.policy.targets.count)
+        conn.attempts = attempts_new(conn_targets(conn).count)
         if conn.attempts == NULL:
             return NULL
         if conn.side[UPSTREAM].fd >= 0:
-            attempts_add(conn.attempts, conn.address, conn.dial_ms)
-    return attempts_add(conn.attempts, at, conn.dial_ms)
+            attempt_add(conn, conn.address, conn.dial_ms)
+    return attempt_add(conn, at, conn.dial_ms)
 
 
 cdef inline void attempt_ends(Reactor *reactor, Conn *conn, Attempt *attempt) noexcept nogil:

@@ -17,11 +17,12 @@ from base.address cimport Address, address_identify, address_is_unix, address_re
 from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_swap
 from tcp.backoff cimport accept_pause, accept_recovered, is_shortage
 from tcp.connect cimport watch
-from tcp.dial cimport dial_next
+from tcp.search cimport dial_go
 from shared.ending cimport ENDING_ACCEPT_FAILED, ENDING_LIMITED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED
 from state.report cimport record_begin, record_push, record_slot, report_refused, ring_has_reserve
 from tcp.ending cimport finish, listeners_wake, report
 from shared.gate cimport Gate, gate_enter_or_wait, gate_leave
+from shared.group cimport group_is_full
 from shared.inbox cimport MESSAGE_ACCEPTED, MESSAGE_RETRY, Message, inbox_post
 from base.linux cimport (
     EAGAIN, EINVAL, ENOMEM, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, errno, pthread_cond_broadcast,
@@ -79,6 +80,7 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
     conn.side[CLIENT].local = address_is_unix(&conn.client)
     oi_add(&conn.policy.gate.admitted, 1)
     conn.ending = ENDING_RESOLVE_FAILED     # should the policy have no address at all
+    conn.limit_ms = conn.policy.connect_ms
     conn.turn = <uint32_t> targets_begin(conn.policy.targets)
     oi_put(&reactor.live, oi_get(&reactor.live) + 1)
     if oi_get(&reactor.hub.totals_only) == 0:
@@ -87,7 +89,7 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
     if watch(reactor, conn, CLIENT) != 0:
         finish(reactor, conn, ENDING_SOCKET_FAILED, errno, True)
         return True
-    dial_next(reactor, conn)
+    dial_go(reactor, conn)
     return True
 
 
@@ -135,6 +137,8 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
     cdef Hub *hub = reactor.hub
     cdef int error
     if not ring_has_reserve(reactor):
+        return False
+    if policy.group != NULL and policy.group.bounded and group_is_full(policy.group):
         return False
     if not gate_enter_or_wait(policy.gate):
         found_full(reactor, policy, policy.gate)

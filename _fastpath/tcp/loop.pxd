@@ -13,6 +13,7 @@ from base.atomic cimport oi_get, oi_put, oi_swap
 from state.report cimport record_begin, record_push
 from shared.own cimport is_local
 from shared.policy cimport Policy
+from shared.target cimport Target
 from shared.ring cimport RECORD_LOOPED, Record
 from state.reactor cimport Reactor
 
@@ -36,26 +37,30 @@ cdef inline void loop_say(Reactor *reactor, Policy *policy, const Address *addre
     record_push(reactor)
 
 
-cdef inline bint leads_back(Reactor *reactor, Policy *policy, int at, const Address *address) noexcept nogil:
-    """Whether connecting to this address of the policy would come back to us."""
+cdef inline bint leads_back(
+    Reactor *reactor, Policy *policy, Target *target, const Address *address, bint from_source
+) noexcept nogil:
+    """Whether connecting to this address would come back to us; `from_source` is from an address of our choice."""
     cdef uint64_t looked
-    if not policy.looping[at]:
+    if not target.looping:
         return False
-    looked = oi_get(&policy.looked[at])     # when, and the answer in the lowest bit; 0 is never
+    looked = oi_get(&target.looked)     # when, and the answer in the lowest bit; 0 is never
     # From a source of our choice a connect does not show it.
-    if policy.has_source or looked == 0 or reactor.now_ms - (looked >> 1) >= LOOK_MS:
+    if from_source or looked == 0 or reactor.now_ms - (looked >> 1) >= LOOK_MS:
         looked = (reactor.now_ms << 1) | <uint64_t> is_local(address)
-        oi_put(&policy.looked[at], looked)
+        oi_put(&target.looked, looked)
     if not looked & 1:
         return False
     loop_say(reactor, policy, address, False)
     return True
 
 
-cdef inline bint came_back(Reactor *reactor, Policy *policy, int at, int fd, const Address *address) noexcept nogil:
-    """Whether a connect to this address of the policy, under way on `fd`, comes back to us: it was not ours before."""
-    if not policy.looping[at] or policy.has_source or not connected_locally(fd, address):
+cdef inline bint came_back(
+    Reactor *reactor, Policy *policy, Target *target, int fd, const Address *address, bint from_source
+) noexcept nogil:
+    """Whether a connect to this address, under way on `fd`, comes back to us: it was not ours before."""
+    if not target.looping or from_source or not connected_locally(fd, address):
         return False
-    oi_put(&policy.looked[at], (reactor.now_ms << 1) | 1)
+    oi_put(&target.looked, (reactor.now_ms << 1) | 1)
     loop_say(reactor, policy, address, False)
     return True

@@ -9,26 +9,25 @@ from shared.attempt cimport Attempt, Attempts, attempts_find, attempts_items
 from tcp.connect cimport acknowledge, self_connected, watch_as
 from tcp.deadline cimport relay_arm
 from tcp.dial cimport (
-    DIAL_BEGUN, DIAL_OVER, STAGGER_MS, dial_arm, dial_end, dial_is_late, dial_next, dial_next_ms, dial_note,
-    dial_under_way, dial_untried,
+    DIAL_BEGUN, DIAL_OVER, STAGGER_MS, dial_arm, dial_is_late, dial_next_ms, dial_note, dial_under_way, dial_untried,
 )
 from shared.ending cimport (
     ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_SOCKET_FAILED, ENDING_UPSTREAM_RESET,
 )
-from tcp.ending cimport attempt_close, attempt_ends, finish, settle
+from tcp.ending cimport attempt_close, attempt_ends, finish, retry_end, settle
 from tcp.flow cimport side_fail
 from tcp.header cimport header_send
+from tcp.search cimport dial_fail, dial_go, search_extend
 from base.linux cimport (
     AF_UNIX, ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLL_CTL_MOD, ETIMEDOUT, errno,
 )
-from shared.policy cimport Policy
 from state.queue cimport ready_add
 from state.connection_slab cimport (
-    CLIENT, CONN_CONNECTING, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, event_data, conn_at,
+    CLIENT, CONN_CONNECTING, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, conn_at, conn_targets, event_data,
 )
 from state.reactor cimport Reactor
 from shared.target cimport ADDRESSES_MAX, ADDRESS_BITS
-from tcp.target_report cimport note_failed, note_worked
+from tcp.target_report cimport note_failed, note_server_worked, note_worked
 
 
 cdef inline bint is_first(const Conn *conn, int at) noexcept nogil:
@@ -51,29 +50,35 @@ cdef inline void dial_close(Reactor *reactor, Conn *conn, int at) noexcept nogil
 cdef inline void dial_failed(Reactor *reactor, Conn *conn, int at, int ending, int error) noexcept nogil:
     """This address did not take it: the next one is tried at once. `conn` may be gone afterwards."""
     dial_note(reactor, conn, at, ending, error)
-    note_failed(reactor, conn.policy, at, error)
+    note_failed(reactor, conn.policy, conn.member, at, error)
     dial_close(reactor, conn, at)
-    dial_next(reactor, conn)
+    dial_go(reactor, conn)
+
+
+cdef inline void dial_give_up(
+    Reactor *reactor, Conn *conn, int at, uint64_t began_ms, uint64_t enough_ms
+) noexcept nogil:
+    """A connect under way has no time left. One that had little time has not failed by that."""
+    dial_note(reactor, conn, at, ENDING_CONNECT_TIMEOUT, ETIMEDOUT)
+    if reactor.now_ms - began_ms >= enough_ms:
+        note_failed(reactor, conn.policy, conn.member, at, ETIMEDOUT)
+    dial_close(reactor, conn, at)
 
 
 cdef inline void dial_time_out(Reactor *reactor, Conn *conn) noexcept nogil:
-    """connect-timeout is over for all that is under way. One that had little time has not failed by that."""
-    cdef Policy *policy = conn.policy
-    cdef uint64_t enough_ms = policy.connect_ms // 2 if policy.connect_ms // 2 < STAGGER_MS else STAGGER_MS
+    """The time is over for all that is under way."""
+    cdef uint64_t half_ms = conn.policy.connect_ms // 2
+    cdef uint64_t enough_ms = half_ms if half_ms < STAGGER_MS else STAGGER_MS
     cdef Attempt *item
     cdef int i
     if conn.side[UPSTREAM].fd >= 0:
-        dial_note(reactor, conn, conn.address, ENDING_CONNECT_TIMEOUT, ETIMEDOUT)
-        if reactor.now_ms - conn.dial_ms >= enough_ms:
-            note_failed(reactor, policy, conn.address, ETIMEDOUT)
+        dial_give_up(reactor, conn, conn.address, conn.dial_ms, enough_ms)
     if conn.attempts != NULL:
         item = attempts_items(conn.attempts)
         for i in range(conn.attempts.count):
             if item[i].fd >= 0:
-                dial_note(reactor, conn, item[i].address, ENDING_CONNECT_TIMEOUT, ETIMEDOUT)
-                if reactor.now_ms - item[i].began_ms >= enough_ms:
-                    note_failed(reactor, policy, item[i].address, ETIMEDOUT)
-    dial_end(reactor, conn)
+                dial_give_up(reactor, conn, item[i].address, item[i].began_ms, enough_ms)
+    dial_fail(reactor, conn)
 
 
 cdef inline bint side_replace(Reactor *reactor, Conn *conn, Attempt *winner) noexcept nogil:
@@ -101,7 +106,7 @@ cdef inline bint dial_won(Reactor *reactor, Conn *conn, int at) noexcept nogil:
     cdef Attempt *winner
     cdef Attempt *item
     cdef int i
-    address_read(&conn.upstream, &conn.policy.targets.items[at].place.place)
+    address_read(&conn.upstream, &conn_targets(conn).items[at].place.place)
     if address_is_unix(&conn.upstream):
         conn.upstream.port = <uint16_t> at
         conn.side[UPSTREAM].local = 1
@@ -109,11 +114,11 @@ cdef inline bint dial_won(Reactor *reactor, Conn *conn, int at) noexcept nogil:
         return True
     winner = attempts_find(attempts, at)
     item = attempts_items(attempts)
-    for i in range(attempts.count):
+    for i in range(attempts.first, attempts.count):
         if &item[i] == winner or not (item[i].fd >= 0 or is_first(conn, item[i].address)):
             continue
         if reactor.now_ms - item[i].began_ms >= STAGGER_MS:
-            note_failed(reactor, conn.policy, item[i].address, EINPROGRESS)
+            note_failed(reactor, conn.policy, conn.member, item[i].address, EINPROGRESS)
         dial_close(reactor, conn, item[i].address)
     if winner != NULL:
         winner.error = 0
@@ -136,7 +141,10 @@ cdef inline void relay_begin(Reactor *reactor, Conn *conn) noexcept nogil:
     conn.dir[UP].progress_ms = reactor.now_ms
     conn.dir[DOWN].progress_ms = reactor.now_ms
     if not conn.handed_over:
-        note_worked(reactor, conn.policy, conn.address)
+        note_worked(reactor, conn.policy, conn.member, conn.address)
+        if conn.member:
+            note_server_worked(reactor, conn.policy, conn.member)
+            retry_end(conn)
         if oi_get(&conn.policy.failures):
             oi_put(&conn.policy.failures, 0)
     oi_put(&reactor.stats.opened, oi_get(&reactor.stats.opened) + 1)
@@ -169,7 +177,7 @@ cdef inline bint introduce(Reactor *reactor, Conn *conn) noexcept nogil:
 cdef inline void dial_answered(Reactor *reactor, Conn *conn, int at, int fd, uint32_t events) noexcept nogil:
     """An event of the connect to address number `at`. `conn` may be gone afterwards."""
     cdef int error
-    if has_failed(events, conn.policy.targets.items[at].place.place.six.sin6_family == AF_UNIX):
+    if has_failed(events, conn_targets(conn).items[at].place.place.six.sin6_family == AF_UNIX):
         error = socket_error(fd, ECONNREFUSED)
         if error != ECONNRESET:
             dial_failed(reactor, conn, at, ENDING_CONNECT_TIMEOUT if error == ETIMEDOUT else ENDING_CONNECT_FAILED,
@@ -180,7 +188,7 @@ cdef inline void dial_answered(Reactor *reactor, Conn *conn, int at, int fd, uin
             side_fail(&conn.side[UPSTREAM], error)
             settle(reactor, conn)
     elif events & (EPOLLOUT | EPOLLHUP):
-        if conn.policy.may_self_connect and self_connected(fd, &conn.policy.targets.items[at].place):
+        if conn_targets(conn).may_self_connect and self_connected(fd, &conn_targets(conn).items[at].place):
             dial_failed(reactor, conn, at, ENDING_CONNECT_FAILED, ECONNREFUSED)
         elif dial_won(reactor, conn, at) and introduce(reactor, conn):
             relay_begin(reactor, conn)
@@ -212,13 +220,15 @@ cdef inline void dial_due(Reactor *reactor, Conn *conn) noexcept nogil:
     """The timer fired while connecting. `conn` may be gone afterwards."""
     cdef bint late = dial_is_late(conn, reactor.now_ms)
     cdef int answer
-    if not dial_under_way(conn):    # it waits for a descriptor
-        dial_next(reactor, conn)
+    if not dial_under_way(conn):    # it waits for a descriptor, or for room in a server
+        dial_go(reactor, conn)
         return
+    if late and conn.member and search_extend(reactor, conn):
+        late = False
     if dial_untried(conn) and (late or reactor.now_ms >= dial_next_ms(conn)):
-        answer = dial_next(reactor, conn)
+        answer = dial_go(reactor, conn)
         while answer == DIAL_BEGUN and late and dial_untried(conn):     # a short connect-timeout has few ticks
-            answer = dial_next(reactor, conn)
+            answer = dial_go(reactor, conn)
         if answer == DIAL_OVER or answer == DIAL_BEGUN or not late:
             return
     if late:

@@ -14,7 +14,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from base.atomic cimport oi_add, oi_get, oi_put, oi_take
+from base.atomic cimport oi_get, oi_put, oi_take
 from base.linux cimport (
     EPOLL_CTL_DEL, c_assert, c_epoll_ctl, errno, pthread_mutex_trylock, pthread_mutex_unlock,
 )

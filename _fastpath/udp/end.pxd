@@ -12,7 +12,8 @@ from state.slab cimport Slot, slab_slots, slots_append
 from shared.gate cimport Gate, budget_is_short, gate_enter, gate_leave
 from shared.inbox cimport MESSAGE_UDP_ROOM, Message, inbox_post
 from base.linux cimport c_assert, c_close
-from shared.policy cimport Policy, policy_drop
+from shared.policy cimport Policy, policy_drop, policy_member, policy_server_tag, policy_targets
+from shared.server cimport server_leave
 from tcp.reclaim cimport descriptors_make_room
 from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, Record
 from state.reactor cimport Hub, Reactor
@@ -43,7 +44,8 @@ cdef inline void session_record(Record *record, const Session *session, uint64_t
     record.datagrams_down = session.datagrams_down
     record.datagrams_lost = session.datagrams_lost
     address_read(&record.client, &session.key.place)
-    address_read(&record.upstream, &session.policy.targets.items[session.address].place.place)
+    record.server = policy_server_tag(session.policy, session.member)
+    address_read(&record.upstream, &policy_targets(session.policy, session.member).items[session.address].place.place)
     record.error = session.error
     record.ending = session.ending
     record.moved_by = 1         # copy
@@ -55,6 +57,7 @@ cdef inline void report_opened(Reactor *reactor, Session *session) noexcept nogi
     c_assert(record != NULL)
     session_record(record, session, reactor.now_us)
     record.upstream.family = 0
+    record.server = 0
     record.kind = RECORD_OPENED
     record_push(reactor)
 
@@ -115,6 +118,8 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
         address_read(&client, &session.key.place)
         sources_leave(reactor.hub.gate, policy, &client, session.counted)
     oi_raise_by(&policy.gate.ended, 1)
+    if session.member and server_leave(policy_member(policy, session.member).server):
+        reactor.room_made = True
     gate_leave(policy.gate)
     if gate_leave(reactor.hub.udp_gate):
         reactor.room_made = True

@@ -15,12 +15,13 @@ from shared.ending cimport ENDING_ABORTED, ENDING_REVOKED
 from base.linux cimport (
     EMFILE, ENOMEM, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, c_assert, c_epoll_ctl, epoll_event, errno,
 )
-from shared.policy cimport Policy, policy_drop, policy_hold
+from shared.policy cimport Policy, policy_drop, policy_hold, policy_member
+from shared.server cimport server_has_gone
 from state.return_address cimport mix
 from state.connection_slab cimport KIND_UDP_LISTENER, event_data
 from state.reactor cimport LISTENERS_MAX, Reactor
 from udp.end cimport rule_trim, session_end
-from udp.session cimport forward, session_begin, session_move
+from udp.session cimport forward, session_begin, session_change, session_move
 from state.slab cimport slab_destroy, slab_init, slab_slots
 from state.udp_state cimport SESSION_LIVE, Datagrams, Session, SessionQueue, UdpListener
 from state.udp_table cimport queue_drop, queue_hold, session_at, session_find
@@ -124,6 +125,8 @@ cdef inline int listener_turn(Reactor *reactor, UdpListener *listener) noexcept 
         session = session_find(udp, listener, &group.sender, hash)
         if session == NULL:
             session = session_begin(reactor, listener, group, hash, NULL)
+        elif session.member and server_has_gone(policy_member(session.policy, session.member).server):
+            session = session_change(reactor, listener, session, group, hash, False)
         elif session.asked_ms and reactor.now_ms >= session.asked_ms + session.policy.silence_ms:
             session = session_move(reactor, listener, session, group, hash)
         if session == NULL:

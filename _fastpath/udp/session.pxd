@@ -16,22 +16,25 @@ from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by
 from state.datagram cimport MESSAGES_MAX, Group, batch_receive
 from state.datagram_send cimport Sent, batch_send
 from shared.ending cimport (
-    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_UPSTREAM_RESET, ENDING_UPSTREAM_SILENT,
+    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_SERVER_DOWN, ENDING_UPSTREAM_RESET,
+    ENDING_UPSTREAM_SILENT,
 )
 from state.report cimport report_refused, ring_has_reserve
 from shared.gate cimport gate_count_datagrams, gate_leave
 from base.linux cimport ECONNREFUSED, ENOPROTOOPT, ETIMEDOUT, c_assert
 from tcp.loop cimport loop_say
 from shared.own cimport is_own
-from shared.policy cimport Policy, policy_hold
+from shared.policy cimport Policy, policy_hold, policy_targets
 from shared.ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, ring_room
 from state.reactor cimport Reactor
 from shared.target cimport target_answered
-from tcp.target_report cimport look_up_again, note_failed, note_worked, unreachable
-from udp.dial cimport udp_dial
+from tcp.target_report cimport (
+    look_up_again, note_failed, note_server_failed, note_server_worked, note_worked, unreachable,
+)
+from udp.dial cimport REFUSALS_MIN, udp_dial
 from udp.end cimport due_by, place_take, report_opened, session_end
 from udp.shares cimport share_answered, share_enter
-from udp.silence cimport same_places, trail_answered, trail_make, waits_too_long
+from udp.silence cimport same_places, trail_answered, trail_make, trail_of_servers, waits_too_long
 from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Session, Trail, UdpListener
 from state.udp_table cimport (
     line_append, queue_hold, session_give, session_heard, session_ready, session_take, table_put, table_room,
@@ -91,7 +94,7 @@ cdef inline Session *session_open(
     session.started_s = unix_time()
     session.started_us = reactor.now_us
     session.last_ms = reactor.now_ms
-    if not udp_dial(reactor, session):
+    if not udp_dial(reactor, session, client):
         turn_away(reactor, listener, client, session.ending, session.error)
         session_give(udp, session)
         return NULL
@@ -150,6 +153,21 @@ cdef inline Session *session_begin(
     return session
 
 
+cdef inline Session *session_change(
+    Reactor *reactor, UdpListener *listener, Session *session, const Group *group, uint64_t hash, bint silent
+) noexcept nogil:
+    """The server of a session is `silent`, or it is no more to be used: the client gets a session with another one.
+    Its session; NULL where it may have none."""
+    cdef Trail trail
+    if listener.lingering or ring_room(&reactor.ring) <= RING_RESERVE:
+        return session      # one ends and one begins, or neither
+    memset(&trail, 0, sizeof(trail))
+    if silent:
+        trail_of_servers(&trail, session)
+    session_end(reactor, session, ENDING_UPSTREAM_SILENT if silent else ENDING_SERVER_DOWN, 0)
+    return session_begin(reactor, listener, group, hash, &trail)
+
+
 cdef inline Session *session_move(
     Reactor *reactor, UdpListener *listener, Session *session, const Group *group, uint64_t hash
 ) noexcept nogil:
@@ -158,7 +176,11 @@ cdef inline Session *session_move(
     cdef Policy *policy = listener.policy
     cdef bint same = same_places(session.policy, policy)
     cdef Trail trail
-    if not waits_too_long(session, same, reactor.now_ms) or listener.lingering or policy.targets.count == 0:
+    if not waits_too_long(session, same, reactor.now_ms) or listener.lingering:
+        return session
+    if session.member or policy.group != NULL:
+        return session_change(reactor, listener, session, group, hash, True)
+    if policy.targets.count == 0:
         return session
     if same and policy.targets.count == 1:
         look_up_again(reactor, policy, ETIMEDOUT)
@@ -200,14 +222,16 @@ cdef inline int answer(Reactor *reactor, Session *session) noexcept nogil:
     memset(&sent, 0, sizeof(sent))
     batch_send(reactor.udp.batch, session.listener.fd, group.first, group.count, &session.key, False, &sent)
     if session.datagrams_down == 0:
-        note_worked(reactor, session.policy, session.address)
-        if session.trail.left:
+        note_worked(reactor, session.policy, session.member, session.address)
+        if session.member:
+            note_server_worked(reactor, session.policy, session.member)
+        if session.trail.left or session.trail.server:
             trail_answered(reactor, session)
         if oi_get(&session.policy.failures):
             oi_put(&session.policy.failures, 0)
     if not session.answered:
         share_answered(reactor.udp, session)
-    target_answered(&session.policy.targets.items[session.address], reactor.now_ms)
+    target_answered(&policy_targets(session.policy, session.member).items[session.address], reactor.now_ms)
     session.asked_ms = 0
     session.trail.rounds = 0
     session.bytes_down += sent.bytes
@@ -224,8 +248,11 @@ cdef inline void session_refused(Reactor *reactor, Session *session) noexcept no
     for _turn in range(LAST_READS_MAX):
         if answer(reactor, session) <= 0:
             break
-    note_failed(reactor, session.policy, session.address, session.error)
-    unreachable(reactor, session.policy, session.error)
+    note_failed(reactor, session.policy, session.member, session.address, session.error)
+    if session.member:
+        note_server_failed(reactor, session.policy, session.member, session.error, REFUSALS_MIN)
+    else:
+        unreachable(reactor, session.policy, session.error)
     session_end(reactor, session, ENDING_UPSTREAM_RESET, session.error)
 
 

@@ -10,10 +10,11 @@ from libc.string cimport memcmp, memset
 
 from base.atomic cimport oi_get
 from base.linux cimport ETIMEDOUT
-from shared.policy cimport Policy
+from shared.group cimport Group, group_members
+from shared.policy cimport Policy, policy_server_tag
 from state.reactor cimport Reactor
-from shared.target cimport ADDRESSES_MAX, Targets, targets_equal, targets_find, targets_pick
-from tcp.target_report cimport note_failed
+from shared.target cimport ADDRESSES_MAX, Targets, targets_same_places, targets_find, targets_pick
+from tcp.target_report cimport note_failed, note_server_failed
 from state.udp_state cimport Session, Trail
 
 cdef enum:
@@ -27,7 +28,10 @@ cdef inline bint same_places(const Policy *one, const Policy *other) noexcept no
     """Whether sessions of both policies write to the same addresses, and from the same ones."""
     if one == other:
         return True
-    return targets_equal(one.targets, other.targets) and memcmp(one.sources, other.sources, sizeof(one.sources)) == 0
+    return (
+        targets_same_places(one.targets, other.targets)
+        and memcmp(one.sources, other.sources, sizeof(one.sources)) == 0
+    )
 
 
 cdef inline bint waits_too_long(const Session *session, bint same, uint64_t now_ms) noexcept nogil:
@@ -84,11 +88,43 @@ cdef inline int trail_return(
     return at
 
 
+cdef inline void trail_of_servers(Trail *trail, const Session *session) noexcept nogil:
+    """The trail of a client that leaves the server of its session, which is silent. A round is over when there are as
+    many moves as servers."""
+    trail[0] = session.trail
+    trail.server = policy_server_tag(session.policy, session.member)
+    trail.since_ms = session.asked_ms
+    trail.left += 1
+    if session.policy.group == NULL or trail.left >= session.policy.group.count:
+        trail.left = 0
+        trail.rounds = <uint8_t> min(trail.rounds + 1, ROUNDS_MAX)
+
+
+cdef inline void server_trail_answered(Reactor *reactor, Session *session) noexcept nogil:
+    """The server that the client left last fails, unless it has answered another client meanwhile."""
+    cdef const Group *group = session.policy.group
+    cdef Targets *targets
+    cdef int at, i
+    for at in range(group.count):
+        if group_members(group)[at].server.tag != session.trail.server:
+            continue
+        targets = group_members(group)[at].targets
+        for i in range(targets.count):
+            if oi_get(&targets.items[i].answered_ms) > session.trail.since_ms:
+                return
+        note_server_failed(reactor, session.policy, <uint16_t> (at + 1), ETIMEDOUT, 0)
+        return
+
+
 cdef inline void trail_answered(Reactor *reactor, Session *session) noexcept nogil:
     """Its first answer: the addresses that it left fail, but for those that have answered another client meanwhile."""
     cdef Targets *targets = session.policy.targets
     cdef int i
+    if session.member:
+        server_trail_answered(reactor, session)
+        memset(&session.trail, 0, sizeof(Trail))
+        return
     for i in range(targets.count):
         if session.trail.left >> i & 1 and oi_get(&targets.items[i].answered_ms) <= session.trail.since_ms:
-            note_failed(reactor, session.policy, i, ETIMEDOUT)
+            note_failed(reactor, session.policy, 0, i, ETIMEDOUT)
     memset(&session.trail, 0, sizeof(Trail))

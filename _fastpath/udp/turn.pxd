@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from shared.ending cimport ENDING_ABORTED
 from base.linux cimport EPOLLERR, EPOLLHUP
+from shared.policy cimport policy_server_tag
 from state.connection_slab cimport KIND_UDP_LISTENER
 from state.reactor cimport Reactor, Snapshot
 from udp.end cimport session_end, session_record, sessions_due
@@ -140,3 +141,17 @@ cdef inline void udp_each(Reactor *self, bint every, uint64_t id, Snapshot *snap
             snapshot.count += 1
         elif every or session.id == id:
             session_end(self, session, ENDING_ABORTED, 0)
+
+
+cdef inline void udp_leave(Reactor *self, uint64_t server, uint64_t part, uint64_t parts, int ending) noexcept nogil:
+    """End the sessions of a server, or a part of them."""
+    cdef Session *session
+    cdef uint32_t i
+    if self.udp == NULL:
+        return
+    for i in range(slab_slots(&self.udp.slab)):
+        session = session_at(self.udp, i)
+        if session.state != SESSION_LIVE or session.member == 0 or session.id % parts != part:
+            continue
+        if policy_server_tag(session.policy, session.member) == server:
+            session_end(self, session, ending, 0)

@@ -63,6 +63,13 @@ class Ending(enum.Enum):
     MAX_LIFETIME = "max-lifetime"
     """It was as old as `max_lifetime_s` allows."""
 
+    NO_SERVER = "no-server"
+    """No server of the group was usable, and `all-down` is `refuse`."""
+    SERVER_DOWN = "server-down"
+    """Its server went down: with `on-down=reset`, and every UDP session then gets another server."""
+    DRAINED = "drained"
+    """Its server is drained, and `drain-spread` was over for this session."""
+
     # By identity: `Enum` hashes the name, in Python, several times for each session.
     __hash__ = object.__hash__
 
@@ -80,7 +87,7 @@ class Ending(enum.Enum):
 _CONNECTED = frozenset({
     Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED, Ending.CLIENT_RESET, Ending.UPSTREAM_RESET,
     Ending.IDLE_TIMEOUT, Ending.HALF_CLOSE_TIMEOUT, Ending.WRITE_STALL, Ending.ABORTED, Ending.DISPLACED,
-    Ending.REVOKED, Ending.UPSTREAM_SILENT, Ending.MAX_LIFETIME,
+    Ending.REVOKED, Ending.UPSTREAM_SILENT, Ending.MAX_LIFETIME, Ending.SERVER_DOWN, Ending.DRAINED,
 })  # fmt: skip
 _REFUSED = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED})
 

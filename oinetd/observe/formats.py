@@ -7,10 +7,11 @@ In these words "local" is the upstream's side and "remote" is the client's:
     client-closed, client-reset                    done-remote-closed
     upstream-closed, upstream-reset                done-local-closed
     connect-failed, connect-timeout,
-    resolve-failed                                 done-local-closed (after `opened`, as rinetd does)
+    resolve-failed, no-server                      done-local-closed (after `opened`, as rinetd does)
     idle-timeout, half-close-timeout,
     write-stall, aborted, displaced, revoked,
-    upstream-silent, max-lifetime                  done-local-closed: oinetd ended it, which is not the client
+    upstream-silent, max-lifetime, server-down,
+    drained                                        done-local-closed: oinetd ended it, which is not the client
     not-allowed, denied                            the same words
     limit-reached                                  limit-reached (rinetd has no limits)
     (refused clients that are only counted)        left-out N, with - as client (rinetd has a line for each)
@@ -61,6 +62,9 @@ STATUS: Final = {
     Ending.REVOKED: "done-local-closed",
     Ending.UPSTREAM_SILENT: "done-local-closed",
     Ending.MAX_LIFETIME: "done-local-closed",
+    Ending.NO_SERVER: "done-local-closed",
+    Ending.SERVER_DOWN: "done-local-closed",
+    Ending.DRAINED: "done-local-closed",
 }
 
 

@@ -164,6 +164,9 @@ def test_every_ending_has_a_status() -> None:
         (Ending.CONNECT_FAILED, b"done-local-closed"),
         (Ending.IDLE_TIMEOUT, b"done-local-closed"),
         (Ending.MAX_LIFETIME, b"done-local-closed"),
+        (Ending.NO_SERVER, b"done-local-closed"),
+        (Ending.SERVER_DOWN, b"done-local-closed"),
+        (Ending.DRAINED, b"done-local-closed"),
         (Ending.CLIENT_RESET, b"done-remote-closed"),
     ],
 )

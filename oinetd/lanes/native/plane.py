@@ -66,7 +66,8 @@ log = logging.getLogger("oinetd")
 
 SocketAddress: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str
 
-OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL, LOADED, TARGET = *range(1, 12), 20
+OPENED, CLOSED, LIVE, RELAYED, UNREACHABLE, TROUBLE, RESUMED, COUNTED, LOOPED, FULL, LOADED = range(1, 12)
+TARGET, SERVER = 20, 21
 """Kinds of records, as `_fastpath/shared/ring.pxd` numbers them."""
 
 BATCH_RECORDS = 256

@@ -26,10 +26,13 @@ def new_record(native: _fastpath.Record, service: Service) -> SessionRecord:
 
 
 def upstream_of(native: _fastpath.Record, policy: _fastpath.Policy) -> tuple[str, int]:
-    """The address of the destination in a reactor's record; of a unix socket it has only the number."""
-    if native.upstream == UNIX_CLIENT:
-        return policy.address(native.upstream_port)
-    return native.upstream, native.upstream_port
+    """The address of the destination in a reactor's record."""
+    return _address(policy, native.upstream, native.upstream_port, native.server)
+
+
+def _address(policy: _fastpath.Policy, host: str, port: int, server: int) -> tuple[str, int]:
+    """An address of a reactor's record; of a unix socket it has only the number, in place of a port."""
+    return policy.address(port, server) if host == UNIX_CLIENT else (host, port)
 
 
 def fill_record(
@@ -48,5 +51,7 @@ def fill_record(
     record.datagrams_up, record.datagrams_down = native.datagrams_up, native.datagrams_down
     record.datagrams_lost, record.idle_s = native.datagrams_lost, native.idle_s
     if native.tries:
-        record.tries = tuple(Try(*policy.address(at), code) for at, code in native.tries)
+        record.tries = tuple(
+            Try(*_address(policy, host, port, server), code) for host, port, code, server in native.tries
+        )
     return record

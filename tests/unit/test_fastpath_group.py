@@ -1,0 +1,247 @@
+"""The reactors select servers as `oinetd.upstream.balance` says: same states, same client, same server."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oinetd.lanes.native.plane import available
+from oinetd.servers import Balance
+from oinetd.upstream import balance, maglev
+
+pytestmark = pytest.mark.skipif(bool(available()), reason=available())
+if not available():
+    from oinetd import _fastpath
+
+UP, DOWN, EJECTED, DRAIN, MAINT = range(5)
+NONE, FULL, REFUSED = -1, -2, -3
+NOW_MS, SLOW_MS = 1_000_000, 60_000
+
+
+@dataclass
+class State:
+    """A server as both sides see it."""
+
+    weight: int
+    live: int = 0
+    bound: int = 0
+    state: int = UP
+    backup: bool = False
+    resolved: bool = True
+    passed: int = 0
+    failed_ms: int = 0
+    slow_since_ms: int = 0
+
+    @property
+    def usable(self) -> bool:
+        return self.state == UP and self.weight > 0 and self.resolved
+
+    @property
+    def has_room(self) -> bool:
+        return not self.bound or self.live < self.bound
+
+
+@dataclass
+class Weighed:
+    """What the functions of `balance` look at."""
+
+    open: bool
+    live: int
+    weight: int
+    passed: int
+
+
+def make(states: Sequence[State], how: Balance, **said: Any) -> Any:
+    """The native group."""
+    members = []
+    for at, state in enumerate(states):
+        server = _fastpath.Server(at + 1, state.weight)
+        for _ in range(state.live):
+            assert server.enter()
+        server.state, server.passed, server.failed_ms = state.state, state.passed, state.failed_ms
+        server.max_connections, server.slow_since_ms = state.bound, state.slow_since_ms
+        addresses = [("192.0.2.1", 80)] if state.resolved else []
+        members.append(_fastpath.Member(server, addresses, state.backup))
+    tables = (table(states, False), table(states, True)) if how is Balance.SOURCE else (None, None)
+    return _fastpath.Group(members, balance=list(Balance).index(how), slow_ms=SLOW_MS, tables=tables, **said)
+
+
+def table(states: Sequence[State], backup: bool) -> array[int]:
+    """Maglev's table of a tier, with the numbers of the servers in the whole group."""
+    places = [at for at, state in enumerate(states) if state.backup is backup and state.weight]
+    entries = maglev.table_of([(b"192.0.2.%d:80" % at, states[at].weight) for at in places])
+    return array("h", [places[entry] if entry >= 0 else -1 for entry in entries])
+
+
+def tier(
+    states: Sequence[State], how: Balance, all_backups: bool, backup: bool, tried: Sequence[int], host: str, draw: int,
+    start: int,
+) -> int:  # fmt: skip
+    """The choice in a tier, by the functions of `balance`; -1 if none is open."""
+    seen = [
+        Weighed(
+            state.usable and state.has_room and state.backup is backup and at not in tried,
+            state.live,
+            balance.ramped(state.weight, NOW_MS - state.slow_since_ms if state.slow_since_ms else SLOW_MS, SLOW_MS),
+            state.passed,
+        )
+        for at, state in enumerate(states)
+    ]
+    if how is Balance.FIRST or (backup and not all_backups):
+        return balance.first(seen)
+    if how is Balance.LEASTCONN:
+        return balance.least_loaded(seen, start)
+    if how is Balance.ROUNDROBIN:
+        return balance.least_passed(seen)
+    if how is Balance.RANDOM:
+        return balance.two_draws(seen, draw, start)
+    entries = table(states, backup)
+    entry = maglev.entry_of(host)
+    order = (entries[(entry + step) % maglev.TABLE_SIZE] for step in range(maglev.TABLE_SIZE))
+    return next((at for at in order if at >= 0 and seen[at].open), -1)
+
+
+def choose(
+    states: Sequence[State],
+    how: Balance,
+    *,
+    refuse: bool,
+    all_backups: bool,
+    tried: Sequence[int],
+    host: str,
+    draw: int,
+) -> int:
+    """What the group has to answer."""
+    for backup in (False, True):
+        at = tier(states, how, all_backups, backup, tried, host, draw, 0)
+        if at >= 0:
+            return at
+        if any(state.usable and state.backup is backup and at not in tried for at, state in enumerate(states)):
+            return FULL
+    if any(state.usable for state in states):
+        return NONE
+    if refuse:
+        return REFUSED
+    down = [
+        at
+        for at, state in enumerate(states)
+        if state.state in (DOWN, EJECTED) and state.resolved and state.weight and state.has_room and at not in tried
+    ]
+    return min(down, key=lambda at: states[at].failed_ms, default=NONE)
+
+
+hosts = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str))
+states = st.builds(
+    State,
+    weight=st.sampled_from([0, 1, 1, 2, 3, 256]),
+    live=st.integers(0, 6),
+    bound=st.sampled_from([0, 0, 0, 2, 5]),
+    state=st.sampled_from([UP, UP, UP, DOWN, EJECTED, DRAIN, MAINT]),
+    backup=st.sampled_from([False, False, True]),
+    resolved=st.sampled_from([True, True, True, False]),
+    passed=st.integers(0, 3).map(lambda turns: turns * balance.stride(1000)),
+    failed_ms=st.integers(0, 3),
+    slow_since_ms=st.sampled_from([0, 0, NOW_MS, NOW_MS - 30_000, NOW_MS - 61_000]),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    group=st.lists(states, min_size=1, max_size=9),
+    how=st.sampled_from([each for each in Balance if each is not Balance.SOURCE]),
+    refuse=st.booleans(),
+    all_backups=st.booleans(),
+    tried=st.sets(st.integers(0, 8), max_size=4),
+    host=hosts,
+    draw=st.integers(0, 2**64 - 1),
+)
+def test_same_states_same_server(
+    group: list[State], how: Balance, refuse: bool, all_backups: bool, tried: set[int], host: str, draw: int
+) -> None:
+    native = make(group, how, refuse=refuse, all_backups=all_backups)
+    wanted = choose(group, how, refuse=refuse, all_backups=all_backups, tried=sorted(tried), host=host, draw=draw)
+    assert native.pick(host, sorted(tried), NOW_MS, draw) == wanted
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    group=st.lists(states, min_size=1, max_size=5),
+    all_backups=st.booleans(),
+    tried=st.sets(st.integers(0, 4), max_size=2),
+    clients=st.lists(hosts, min_size=1, max_size=5),
+)
+def test_same_client_same_server(group: list[State], all_backups: bool, tried: set[int], clients: list[str]) -> None:
+    native = make(group, Balance.SOURCE, all_backups=all_backups)
+    for host in clients:
+        wanted = choose(
+            group, Balance.SOURCE, refuse=False, all_backups=all_backups, tried=sorted(tried), host=host, draw=0
+        )
+        assert native.pick(host, sorted(tried), NOW_MS) == wanted
+
+
+@pytest.mark.parametrize(
+    "host", ["10.0.0.1", "192.0.2.1", "::ffff:192.0.2.1", "2001:db8:1:2:3::4", "2001:db8::9", "0.0.0.0", "::"]
+)
+def test_the_entry_of_a_client(host: str) -> None:
+    """Every server has an entry of its own at first, so the choice tells the entry."""
+    count = 1024
+    entries = array("h", [at % count for at in range(maglev.TABLE_SIZE)])
+    members = [_fastpath.Member(_fastpath.Server(at + 1), [("192.0.2.1", 80)]) for at in range(count)]
+    group = _fastpath.Group(members, balance=list(Balance).index(Balance.SOURCE), tables=(entries, None))
+    assert group.pick(host) == maglev.entry_of(host) % count
+
+
+@pytest.mark.parametrize("how", [Balance.LEASTCONN, Balance.RANDOM, Balance.ROUNDROBIN])
+def test_a_burst_lands_evenly(how: Balance) -> None:
+    group = make([State(1) for _ in range(4)], how)
+    if how is Balance.RANDOM:
+        group = make([State(1) for _ in range(2)], how)
+    for server in group.servers:
+        server.passed = balance.stride(1000) // 2
+    chosen = Counter(group.select("192.0.2.9", draw=0x123456789ABCDEF * turn % 2**64) for turn in range(64))
+    assert set(chosen.values()) == {64 // len(group.servers)}
+
+
+def test_weights_are_met_in_a_burst() -> None:
+    group = make([State(3), State(1), State(4)], Balance.LEASTCONN)
+    assert Counter(group.select("192.0.2.9") for _ in range(80)) == {0: 30, 1: 10, 2: 40}
+
+
+def test_a_round_is_by_weight() -> None:
+    group = make([State(5), State(1), State(1)], Balance.ROUNDROBIN)
+    for server, weight in zip(group.servers, (5, 1, 1), strict=True):
+        server.passed = balance.stride(1000 * weight) // 2
+    chosen = [group.select("192.0.2.9") for _ in range(7)]
+    assert Counter(chosen) == {0: 5, 1: 1, 2: 1}
+
+
+def test_a_group_with_bounds_is_full_until_one_leaves() -> None:
+    group = make([State(1, bound=1), State(1, bound=1), State(1, backup=True)], Balance.LEASTCONN)
+    assert sorted(group.select("192.0.2.9") for _ in range(2)) == [0, 1]
+    assert group.is_full
+    assert group.select("192.0.2.9") == FULL, "a backup is not for those who find the others full"
+    group.servers[0].leave()
+    assert not group.is_full
+    assert group.select("192.0.2.9") == 0
+
+
+def test_what_cannot_be_a_group() -> None:
+    server = _fastpath.Server(1)
+    for members, said in (
+        ([], {}),
+        ([_fastpath.Member(server)], {"balance": 5}),
+        ([_fastpath.Member(server)], {"tables": (array("h", [0]), None)}),
+    ):
+        with pytest.raises(ValueError, match=r".+"):
+            _fastpath.Group(members, **said)
+    with pytest.raises(ValueError, match="weight"):
+        server.weight = 257
+    with pytest.raises(ValueError, match="state"):
+        server.state = 5

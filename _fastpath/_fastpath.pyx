@@ -1181,10 +1181,16 @@ cdef class Hub:
 
     def snapshot(self):
         """Live connections, as records like those of `drain`."""
+        return self.snapshot_parts().take(0x7FFFFFFF)
+
+    def snapshot_parts(self):
+        """Live connections of this moment, to be taken in parts."""
         cdef Snapshot snapshot
+        cdef LiveRecords live = LiveRecords.__new__(LiveRecords)
         cdef int i
+        live.hub = self
         if not self.running:
-            return []
+            return live
         memset(&snapshot, 0, sizeof(snapshot))
         pthread_mutex_init(&snapshot.lock, NULL)
         pthread_cond_init(&snapshot.done, NULL)
@@ -1204,9 +1210,9 @@ cdef class Hub:
                 tries_free(&snapshot.records[i])
             free(snapshot.records)
             snapshot.capacity = snapshot.count * 2
-        records = [self._record(&snapshot.records[i]) for i in range(snapshot.count)]
-        free(snapshot.records)
-        return records
+        live.records = snapshot.records
+        live.count = snapshot.count
+        return live
 
     def judge(self, cases):
         cdef Snapshot snapshot
@@ -1284,6 +1290,28 @@ cdef class Hub:
                 break
             records += more
         hub_shut(self.hub)
+        return records
+
+
+@cython.final
+cdef class LiveRecords:
+    cdef Hub hub
+    cdef RecordState *records
+    cdef int count
+    cdef int taken
+
+    def __dealloc__(self):
+        while self.taken < self.count:
+            tries_free(&self.records[self.taken])
+            self.taken += 1
+        free(self.records)
+
+    def take(self, int at_most):
+        cdef list records = []
+        while self.taken < self.count and at_most > 0:
+            records.append(self.hub._record(&self.records[self.taken]))
+            self.taken += 1
+            at_most -= 1
         return records
 
 

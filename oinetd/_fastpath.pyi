@@ -400,6 +400,8 @@ class Hub:
         """
     def snapshot(self) -> list[Record]:
         """Live connections as they are now."""
+    def snapshot_parts(self) -> LiveRecords:
+        """Live connections of this moment, to be taken in parts."""
     def judge(self, cases: Sequence[tuple[Gate, Policy, bool]]) -> list[int]:
         """For each gate of a rule: how many of its live connections the access lists of the policy refuse.
 
@@ -414,6 +416,13 @@ class Hub:
         """
     def stop(self) -> list[Record]:
         """Abort everything, end the threads, and return the records that are left. A second call returns none."""
+
+@final
+class LiveRecords:
+    """The live connections of a moment."""
+
+    def take(self, at_most: int) -> list[Record]:
+        """The next ones, none at the end."""
 
 @final
 class DatagramBatch:

@@ -61,6 +61,11 @@ class Endpoint:
     def ports(self) -> range:
         return range(self.port, self.last_port + 1)
 
+    @property
+    def span(self) -> str:
+        """The port or the range, as text."""
+        return str(self.port) if self.last_port == self.port else f"{self.port}-{self.last_port}"
+
     def at(self, port: int) -> Endpoint:
         """This endpoint with one port."""
         return Endpoint(self.host, port, self.protocol)
@@ -68,5 +73,4 @@ class Endpoint:
     def __str__(self) -> str:
         if self.is_unix:
             return self.host
-        ports = str(self.port) if self.last_port == self.port else f"{self.port}-{self.last_port}"
-        return f"{self.host} {ports}" + ("/udp" if self.protocol is Protocol.UDP else "")
+        return f"{self.host} {self.span}" + ("/udp" if self.protocol is Protocol.UDP else "")

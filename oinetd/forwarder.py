@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 
 from oinetd.bounds import check_type
@@ -27,6 +27,7 @@ from oinetd.model import Config, LogSettings
 from oinetd.net.ports import BoundAddress, PortKey
 from oinetd.net.sockets import bound_address
 from oinetd.observe.connection_log import ConnectionLog
+from oinetd.observe.rules import RuleState, rule_states
 from oinetd.reload import Reload
 from oinetd.upstream.destination import DestinationState
 from oinetd.upstream.loops import Loops
@@ -226,9 +227,39 @@ class Forwarder:
         """The live sessions, oldest first, with their counts of this moment and `ending` None."""
         return self._lanes.sessions() if self._stopped is not None else []
 
-    def kill(self, session_id: int) -> bool:
-        """End one session; both its peers see a reset. False where there is no such session."""
-        return self._stopped is not None and self._lanes.kill(session_id)
+    def session_batches(self, size: int = 256) -> Iterator[list[SessionRecord]]:
+        """As `sessions`, in no order and in lists of at most `size`: other work of the loop can be done in between."""
+        return self._lanes.session_batches(size) if self._stopped is not None else iter(())
+
+    def kill(self, session_id: int, *, known: bool = False) -> bool:
+        """End one session; both its peers see a reset. False where there is no such session.
+
+        One that is `known`, because `sessions` has just shown it, is not searched for.
+        """
+        return self._stopped is not None and self._lanes.kill(session_id, known=known)
+
+    def watch(self, opened: Hook, closed: Hook) -> Callable[[], None]:
+        """Call `opened` and `closed` as `on_open` and `on_close`, from now on until the result is called.
+
+        As long as somebody watches, the native lane reports each session.
+        """
+        stop = self._hooks.watch(opened, closed)
+        self._report_each_session()
+
+        def unwatch() -> None:
+            stop()
+            self._report_each_session()
+
+        return unwatch
+
+    def _report_each_session(self) -> None:
+        if self._stopped is not None and not self._stopped.is_set():
+            self._lanes.report_each_session(bool(self.config.log.file or self._hooks))
+
+    def rules(self) -> list[RuleState]:
+        """How each rule is served, where it listens, what it has moved."""
+        served = [(each.service.route.rule, each.sock) for each in self._listeners.values()]
+        return rule_states(self.stats(), self._reload.lanes_of if self._stopped is not None else {}, served)
 
     def stats(self) -> Stats:
         """The counters since the start."""

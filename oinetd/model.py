@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
+from oinetd.admin_settings import DEFAULT_ADMIN, AdminSettings
 from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_type, check_types
 from oinetd.choices import EngineChoice, LogFormat, OnDeny, Protocol, ProxyTlv, RelayMode, SendProxy, Verb
 from oinetd.endpoint import NOWHERE, UNIX_PREFIX, Endpoint, Origin
@@ -123,9 +124,9 @@ class Settings:
 class RuleOptions:
     """What a rule says for itself in its `[...]`; None where the configuration's word holds.
 
-    `source` is the local address of the outgoing socket (`src=`), `udp_timeout_s` the life of a silent UDP session
-    (`timeout=`, no effect on TCP), `max_connections` the bound on the rule's live sessions, and
-    `max_connections_per_source` the bound on those of one client address; 0 is no bound.
+    `name` is how metrics and commands call the rule, `source` the local address of the outgoing socket (`src=`),
+    `udp_timeout_s` the life of a silent UDP session (`timeout=`, no effect on TCP). `max_connections` bounds its live
+    sessions, `max_connections_per_source` those of one client address; 0 is no bound.
 
     `unix_mode` and `unix_owner` (`user:group`) are those of the file of a unix socket to listen on, `peer_user` is
     the only user that may serve a unix destination, by name or number. `freebind`, `interface` and `defer_accept_s`
@@ -133,6 +134,7 @@ class RuleOptions:
     `fastopen`, `mptcp` and `congestion` of both.
     """
 
+    name: str | None = None
     source: str | None = None
     unix_mode: int | None = None
     unix_owner: str | None = None
@@ -181,8 +183,7 @@ NO_OPTIONS = RuleOptions()
 class Rule:
     """One forwarding rule: connections to `bind` go to `connect`.
 
-    A rule with port ranges is one rule for limits and counters and has a `Route` for each of its ports.
-    Where the rule was written plays no part in equality.
+    A rule with port ranges is one rule for limits and counters, and has a `Route` for each of its ports.
     """
 
     bind: Endpoint
@@ -232,6 +233,13 @@ class Rule:
     def identity(self) -> Endpoint | Rule:
         """What makes it the same rule over a reload: where it listens, or all of it where the port is the kernel's."""
         return self.bind if self.bind.port or self.bind.is_unix else self
+
+    @property
+    def name(self) -> str:
+        """How metrics and commands call it: its option `name`, or where it listens, as written."""
+        if self.options.name or self.bind.is_unix:
+            return self.options.name or self.bind.host
+        return f"{self.bind.host}:{self.bind.span}/{self.bind.protocol.value}"
 
     def routes(self) -> Iterator[Route]:
         """The rule's pairs of single ports, in order."""
@@ -299,6 +307,7 @@ class Config:
     upstreams: tuple[Upstream, ...] = ()
     watch: bool = False
     sources: tuple[FileSource, ...] = field(default=(), compare=False, repr=False)
+    admin: AdminSettings = DEFAULT_ADMIN
     warnings: tuple[Problem, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:

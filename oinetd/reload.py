@@ -25,7 +25,7 @@ from oinetd.lanes.choose import Choice, Lanes
 from oinetd.lanes.datagrams import settle_datagrams
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.unresolved import Unresolved
-from oinetd.model import Config, Protocol, Route
+from oinetd.model import Config, Endpoint, Protocol, Route, Rule
 from oinetd.net.options import ConnectOptions
 from oinetd.net.ports import Port, PortKey, open_ports, plan_ports
 from oinetd.net.sockets import Address, bound_address, start_listening, tune_listener
@@ -62,6 +62,10 @@ class _Before:
     done: dict[PortKey, Listener] = field(default_factory=dict)
 
 
+def _lane_and_reason(choice: Choice) -> tuple[str, str]:
+    return choice.lane.name, choice.why
+
+
 class Reload:
     """Puts configurations in force, the first one included. `listeners` are those in force, by their ports."""
 
@@ -80,6 +84,7 @@ class Reload:
         inherited: Iterable[socket.socket],
     ) -> None:
         self.destinations: Destinations | None = None
+        self.lanes_of: dict[Endpoint | Rule, tuple[str, str]] = {}
         self._listeners = listeners
         self._lanes = lanes
         self._limits = limits
@@ -107,6 +112,7 @@ class Reload:
             sockets = open_ports(ports, kept, self._inherited)
             gone = self._put_in_force(plan, sockets, before)
         self._config, self.destinations = config, plan.destinations
+        self.lanes_of = {rule.identity: _lane_and_reason(plan.choices[id(rule)]) for rule in config.rules}
         self._retire(config, gone, plan.destinations)
 
     def _plan(self, config: Config) -> _Plan:

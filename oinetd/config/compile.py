@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oinetd.bounds import UPSTREAMS_MAX
+from oinetd.config.admin import AdminDraft
 from oinetd.config.conflict import conflicts
 from oinetd.config.lint import AccessLine, Source, find_warnings
 from oinetd.config.mistake import Mistake, did_you_mean, shown
@@ -118,6 +119,7 @@ class _Compiler:
         self._access_lines: list[AccessLine] = []
         self._said: dict[str, Any] = {}
         self._groups: dict[str, GroupDraft] = {}
+        self._admin = AdminDraft()
 
     @property
     def problems_found(self) -> int:
@@ -131,6 +133,10 @@ class _Compiler:
             return
         if entry.duty is Duty.UPSTREAM:
             self._upstream(index, statement)
+            return
+        if entry.duty is Duty.ADMIN:
+            fault = self._admin.take(index, statement)
+            self._problems.extend([(index, fault)] if fault is not None else [])
             return
         problem = statement.problems[0] if statement.problems else argument_problem(statement, entry)
         if problem is not None:
@@ -198,6 +204,8 @@ class _Compiler:
         wrong = [(draft.index, draft.problem(self._groups)) for draft in self._drafts]
         wrong += [(group.index, group.problem()) for group in self._groups.values()]
         self._problems.extend((index, problem) for index, problem in wrong if problem is not None)
+        token_file = self._said.pop("admin.token_file", "")
+        self._problems.extend(self._admin.problems(token_file))
         parts: dict[str, dict[str, Any]] = {"": {}, "settings": {}, "log": {}}
         for setting, value in self._said.items():
             part, _, name = setting.rpartition(".")
@@ -216,6 +224,7 @@ class _Compiler:
             settings=settings,
             log=LogSettings(**parts["log"]),
             sources=tuple(sources),
+            admin=self._admin.settings(token_file),
             **parts[""],
         )
         unused = [

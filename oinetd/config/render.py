@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
+from oinetd.config.admin import admin_lines
 from oinetd.config.vocabulary import VOCABULARY, Duty, Entry
 from oinetd.model import AccessRule, Config, Endpoint, Protocol, Rule
 from oinetd.servers import GroupOptions, Server, Upstream
@@ -28,6 +29,7 @@ def _lines(config: Config) -> Iterator[str]:
             value = attrgetter(entry.setting)(config)
             if value != "":
                 yield f"{entry.name} {_value(entry, value)}"
+    yield from admin_lines(config.admin)
     if config.access:
         yield ""
     yield from map(_access, config.access)

@@ -130,7 +130,7 @@ def _statement(line: Line, start: int) -> Statement:
     entry = DIRECTIVES.get(first[0])
     if entry is not None and isinstance(entry.value, FileName):
         return _file_directive(line, first)
-    if (entry is not None and entry.duty is not Duty.UPSTREAM) or "[" not in text:
+    if (entry is not None and entry.duty not in (Duty.ADMIN, Duty.UPSTREAM)) or "[" not in text:
         return Statement(line, tuple(_words(text, start)))
     return _rule(line, start)
 

@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass
 
 from oinetd.bounds import BACKLOG_MAX, BUSY_POLL_US_MAX, CHECKS_MAX, CONNECTIONS_MAX, THREADS_MAX, WEIGHT_MAX
+from oinetd.config.admin_values import AdminPlace, RuleName
 from oinetd.config.check_values import GroupName, HeaderText, PassiveForm, PathText, StatusRanges, Text, Token
 from oinetd.config.socket_values import FileMode, Mark, Name, UserName
 from oinetd.config.values import (
@@ -38,6 +39,7 @@ class Duty(enum.Enum):
     ACCESS = enum.auto()
     INCLUDE = enum.auto()
     UPSTREAM = enum.auto()
+    ADMIN = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,10 @@ VOCABULARY = (
     Entry("max-udp-sessions", _CONNECTIONS, setting="max_udp_sessions"),
     Entry("drain-timeout", Time(), setting="drain_timeout_s"),
     Entry("watch", Switch(), setting="watch"),
+    Entry("admin", AdminPlace("auto|off|unix:PATH|ADDRESS PORT"), duty=Duty.ADMIN),
+    Entry("admin-host", AdminPlace("NAME"), duty=Duty.ADMIN),
+    Entry("admin-token-file", FileName(), setting="admin.token_file"),
+    Entry("metrics", AdminPlace("ADDRESS PORT"), duty=Duty.ADMIN),
     _both("engine", Choice(EngineChoice), "engine"),
     _both("relay", Choice(RelayMode), "relay"),
     _both("buffersize", Size(), "buffer_bytes"),
@@ -124,6 +130,7 @@ VOCABULARY = (
     _both("on-deny", Choice(OnDeny), "on_deny"),
     _both("send-proxy", _SEND_PROXY, "send_proxy"),
     _both("proxy-tlv", Flags(ProxyTlv), "proxy_tlv"),
+    Entry("name", RuleName(), option="name"),
     Entry("src", SourceAddress(), option="source", group="source", server="source"),
     Entry("mode", FileMode(), option="unix_mode"),
     Entry("owner", UserName(group=True), option="unix_owner"),

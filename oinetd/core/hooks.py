@@ -33,13 +33,22 @@ class Hooks:
         self._on_close = on_close
         self._opening: dict[int, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._watchers: list[tuple[Hook, Hook]] = []
 
     def __bool__(self) -> bool:
         """Whether somebody wants to hear of sessions."""
-        return bool(self._on_open or self._on_close)
+        return bool(self._on_open or self._on_close or self._watchers)
+
+    def watch(self, opened: Hook, closed: Hook) -> Callable[[], None]:
+        """Call these functions, too, until the result is called."""
+        watcher = (opened, closed)
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
 
     def opened(self, record: SessionRecord) -> None:
         """A session was admitted."""
+        for watcher in self._watchers:
+            self._call(watcher[0], record, None)
         if self._on_open is not None:
             task = self._call(self._on_open, record, None)
             if task is not None:
@@ -48,6 +57,8 @@ class Hooks:
 
     def closed(self, record: SessionRecord) -> None:
         """A session ended, or was refused."""
+        for watcher in self._watchers:
+            self._call(watcher[1], record, None)
         if self._on_close is not None:
             self._call(self._on_close, record, self._opening.get(record.id))
 

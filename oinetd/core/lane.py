@@ -84,6 +84,11 @@ class Lane(Protocol):
         ...
 
     @property
+    def name(self) -> str:
+        """Its name, as commands and metrics say it."""
+        ...
+
+    @property
     def reactors(self) -> int:
         """The number of native threads."""
         ...
@@ -137,11 +142,13 @@ class Lane(Protocol):
         ...
 
     def sessions(self) -> Iterable[SessionRecord]:
-        """The live sessions, with their counts of this moment."""
+        """The live sessions, each with its counts of the moment when it is asked for. One that has ended meanwhile may be
+        among them."""
         ...
 
-    def kill(self, session_id: int) -> bool:
-        """End one session with a reset for both peers; False if it is not one of this lane."""
+    def kill(self, session_id: int, *, known: bool = False) -> bool:
+        """End one session with a reset for both peers; False if it is not one of this lane. A `known` one is not
+        searched for."""
         ...
 
     def end_quiet(self) -> None:

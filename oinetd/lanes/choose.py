@@ -11,8 +11,9 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from oinetd.core.dial import Dialer
 from oinetd.core.engine import Engine
@@ -171,9 +172,15 @@ class Lanes:
         records = (record for lane in self._running for record in lane.sessions())
         return sorted(records, key=lambda record: record.id)
 
-    def kill(self, session_id: int) -> bool:
-        """End one session; False if there is none with this number."""
-        return any(lane.kill(session_id) for lane in reversed(self._running))
+    def session_batches(self, size: int) -> Iterator[list[SessionRecord]]:
+        """The live sessions in lists of at most `size`, in no order."""
+        records = (record for lane in self._running for record in lane.sessions())
+        while batch := list(islice(records, size)):
+            yield [record for record in batch if record.ending is None]
+
+    def kill(self, session_id: int, *, known: bool = False) -> bool:
+        """End one session; False if there is none with this number. A `known` one is not searched for."""
+        return any(lane.kill(session_id, known=known) for lane in reversed(self._running))
 
     # Drain and stop
 

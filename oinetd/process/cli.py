@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
@@ -22,6 +23,9 @@ CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
 
 NAMES_SHOWN: Final = 5
 
+COMMANDS: Final = ("events", "explain", "health", "kill", "reload", "rules", "sessions", "status")
+"""They ask a running oinetd."""
+
 RINETD_NAME: Final = "rinetd"
 RINETD_PID_FILE: Final = "/run/rinetd.pid"
 """If the program is called `rinetd` (a link to oinetd), it prefers rinetd's configuration file and writes rinetd's pid
@@ -29,6 +33,12 @@ file, which rinetd's unit waits for."""
 
 EPILOGUE: Final = """\
 oinetd demo      forwards to a small embedded service and needs no configuration
+
+These ask a running oinetd (-n NAME or --admin PATH if there are several):
+oinetd status, rules, sessions, events     what there is, and what happens
+oinetd health                              exit code 0 if it serves, 1 if not
+oinetd kill ID, reload                     what changes something
+oinetd explain ADDRESS PORT                which rule serves it, and why so
 
 signals:         HUP reloads, TERM and INT drain and exit, USR1 reopens the log,
                  USR2 logs the status
@@ -41,8 +51,13 @@ manual:          oinetd(8), oinetd.conf(5)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run oinetd with the arguments `argv`; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    command, rest = _command(words)
     if argv is None:  # not called by another program
-        prepare(() if words[:1] == ["demo"] else HELD_SIGNALS)
+        prepare(() if words[:1] == ["demo"] or command else HELD_SIGNALS)
+    if command:
+        from oinetd.process import commands
+
+        return commands.run(command, rest)
     try:
         if words[:1] == ["demo"]:
             return _demo(words[1:])
@@ -76,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         relay=said.relay,
         threads=said.threads,
         log_level=said.log_level,
+        name=said.name or "",
+        admin_path=said.admin or "",
     )
     if said.test or said.show:
         return _look(options, show=said.show, strict=said.strict, resolve=said.resolve)
@@ -83,6 +100,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from oinetd.process.daemon import run
 
     return run(options)
+
+
+def _command(words: list[str]) -> tuple[str, list[str]]:
+    """The command that asks a running oinetd, and the other words; `-n` and `--admin` may stand before it."""
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        if words[at] in ("-n", "--name", "--admin"):
+            at += 2
+        elif words[at].startswith(("-n", "--name=", "--admin=")):
+            at += 1
+        else:
+            return "", words
+    if at < len(words) and words[at] in COMMANDS:
+        return words[at], [*words[:at], *words[at + 1 :]]
+    return "", words
 
 
 class _Parser(argparse.ArgumentParser):
@@ -108,6 +140,8 @@ def command_parser() -> argparse.ArgumentParser:
     add("-T", dest="show", action="store_true", help="print the configuration in force, and exit")
     add("-p", "--pidfile", metavar="FILE", type=_file, help="write the process id to this file")
     add("-u", "--user", metavar="USER[:GROUP]", type=_identity, help="become this user after the files are opened")
+    add("-n", "--name", metavar="NAME", type=_name, help="the name of this instance for commands")
+    add("--admin", metavar="PATH", type=_path, help="the admin socket, in place of those configured")
     add("--engine", metavar="ENGINE", type=_value_of("engine"), help="engine of all rules: auto, native or python")
     add("--relay", metavar="MODE", type=_value_of("relay"), help="how the native engine copies: auto, copy or splice")
     add("--threads", metavar="N", type=_value_of("threads"), help="threads of the native engine: a number or auto")
@@ -126,6 +160,18 @@ def command_parser() -> argparse.ArgumentParser:
 def _file(word: str) -> str:
     if not word:
         raise argparse.ArgumentTypeError("the file name is empty")
+    return word
+
+
+def _name(word: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", word):
+        raise argparse.ArgumentTypeError("a name has at most 64 letters, digits, '-', '_' or '.'")
+    return word
+
+
+def _path(word: str) -> str:
+    if not word.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{word} is not an absolute path")
     return word
 
 

@@ -20,6 +20,7 @@ from oinetd.model import Config
 from oinetd.observe.connection_log import ConnectionLog
 from oinetd.observe.process_log import ProcessLog
 from oinetd.observe.status import summary
+from oinetd.process.administration import Administration
 from oinetd.process.background import Handover, split
 from oinetd.process.config_watch import ConfigWatch
 from oinetd.process.context import HELD_SIGNALS, close_inherited, raise_descriptor_limit, working_directory
@@ -105,6 +106,7 @@ class Daemon:
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
         self._watch = ConfigWatch(self._want_reload)
+        self._administration = Administration(options, os.environ, self._on_reload)
 
     def prepare(self, sockets: tuple[socket, ...]) -> int | None:
         """Read the configuration, open the files, and drop root; returns the exit code if the start ends here.
@@ -124,6 +126,7 @@ class Daemon:
         except (OinetdError, OSError) as error:
             if self._pid_file is not None:
                 self._pid_file.release()
+            self._administration.shut()
             return self._failed(error)
         return None
 
@@ -133,6 +136,7 @@ class Daemon:
             pid_file = PidFile(config.pid_file)
             pid_file.acquire()
             self._pid_file = pid_file
+        self._administration.open(config)
         self._forwarder = Forwarder(config, inherited=sockets)
         self._forwarder.open_log()
         if self._options.identity is not None:
@@ -144,12 +148,14 @@ class Daemon:
         code = EX_OK
         assert self._forwarder is not None
         try:
+            self._administration.start(self._forwarder)
             if await self._unless(self._stop, self._start()):
                 await self._serve()
         except (OinetdError, OSError) as error:
             code = self._failed(error)
         finally:
             await self._forwarder.stop()
+            await self._administration.close()
             if self._pid_file is not None:
                 self._pid_file.release()
         return code
@@ -205,6 +211,7 @@ class Daemon:
         """Serve until the first stop signal, then drain."""
         assert self._forwarder is not None
         forwarder = self._forwarder
+        self._administration.ready()
         self._manager.ready(self._status())
         self._tick()
         self._serving = True
@@ -213,6 +220,7 @@ class Daemon:
         await self._stop.wait()
         self._serving = False
         self._watch.close()
+        self._administration.draining()
         if self._reloading is not None:
             self._reloading.cancel()
             await asyncio.wait({self._reloading})
@@ -283,6 +291,8 @@ class Daemon:
 
     def _on_summary(self) -> None:
         if self._forwarder is not None:
+            for line in self._administration.status_lines():
+                logger.info("%s", line)
             for line in summary(self._forwarder.stats(), self._forwarder.sessions(), self._forwarder.destinations()):
                 logger.info("%s", line)
 
@@ -300,19 +310,24 @@ class Daemon:
 
     async def _reload_once(self) -> str:
         """Apply the file as it is now, or change nothing; returns the new status."""
+        waiting = self._administration.reload_begins()
         try:
             # In a thread: a network disk may be slow.
             config = self._resolve(await asyncio.to_thread(load_config, self._options.conf_file))
-            await self._put_in_force(config)
+            async with self._administration.change(config):
+                await self._put_in_force(config)
         except (OinetdError, OSError) as error:
+            self._administration.reload_ends(waiting, error)
             logger.error("reload failed, configuration unchanged: %s", error)
             self._watch.failed(error)
             return f"{self._status()}; the last reload failed: {error}"
         except Exception as error:
             # A bug in oinetd. The old configuration is still in force, so the process goes on.
+            self._administration.reload_ends(waiting, error)
             logger.exception("reload failed: internal error")
             return f"{self._status()}; the last reload failed: {error!r}"
         self._watch.follow(config)
+        self._administration.reload_ends(waiting, None)
         logger.info("reloaded %s", self._options.conf_file)
         return self._status()
 

@@ -36,7 +36,8 @@ EX_CONFIG: Final = 78
 class Options:
     """The options of the command line; None if the configuration decides.
 
-    `default_pid_file` is used if neither `pidlogfile` nor `-p` is given.
+    `default_pid_file` is used if neither `pidlogfile` nor `-p` is given. `name` is that of the instance, empty for the
+    stem of `conf_file`; `admin_path` replaces the admin sockets of the configuration.
     """
 
     conf_file: str
@@ -48,6 +49,8 @@ class Options:
     relay: RelayMode | None = None
     threads: int | None = None
     log_level: str = "info"
+    name: str = ""
+    admin_path: str = ""
 
     def with_overrides(self, config: Config) -> Config:
         """`config` with what the command line says put over it, and over what single rules say."""

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,8 @@ COMMAND: Final = (sys.executable, "-m", "oinetd")
 T = TypeVar("T")
 
 _numbers = itertools.count(1)
+
+_places = tempfile.TemporaryDirectory(prefix="oinetd-")
 
 
 def until(condition: Callable[[], T], what: str) -> T:
@@ -191,7 +194,8 @@ def surroundings(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "WATCHDOG_"))}
     for name in ("NOTIFY_SOCKET", "JOURNAL_STREAM", "INVOCATION_ID"):
         kept.pop(name, None)
-    return {**kept, "PYTHONPATH": str(ROOT), **more}
+    # Each process has its admin socket in a directory of its own, so that no two of this machine have the same name.
+    return {**kept, "PYTHONPATH": str(ROOT), "RUNTIME_DIRECTORY": f"{_places.name}/{next(_numbers)}", **more}
 
 
 def through(code: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FLOORS = (
-    "bounds choices errors file_state safe_open _fastpath",
+    "bounds choices errors file_state safe_open admin_settings _fastpath",
     "endpoint",
     "servers",
     "model preamble",
@@ -29,6 +29,7 @@ FLOORS = (
     "reload",
     "forwarder",
     "",  # the package itself: the public names
+    "admin",
     "process",
     "__main__",
 )

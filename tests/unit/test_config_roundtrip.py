@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oinetd.admin_settings import AdminAddress, AdminSettings, AdminSocket
 from oinetd.bounds import (
     BACKLOG_MAX,
     BUSY_POLL_US_MAX,
@@ -117,6 +118,7 @@ rule_options = st.fixed_dictionaries(
         "fastopen": st.booleans(),
         "mptcp": st.booleans(),
         "congestion": st.sampled_from(["bbr", "cubic"]),
+        "name": st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True),
         "source": ipv4 | scoped | names,
         "udp_timeout_s": times,
         "max_connections": counts,
@@ -158,6 +160,28 @@ def fitting(options: RuleOptions, bind: Endpoint, connect: Endpoint) -> RuleOpti
     return dataclasses.replace(options, send_proxy=SendProxy.V2) if options.proxy_tlv else options
 
 
+admins = st.builds(
+    AdminSettings,
+    st.lists(
+        st.builds(
+            AdminSocket,
+            st.just("") | st.from_regex(r"/[a-zA-Z0-9_./-]{1,40}", fullmatch=True),
+            st.integers(0, 0o777),
+            st.from_regex(r"([a-z0-9]{1,8}(:[a-z0-9]{1,8})?)?", fullmatch=True),
+        ),
+        max_size=3,
+        unique_by=lambda each: each.path,
+    ).map(tuple),
+    st.lists(
+        st.builds(AdminAddress, st.sampled_from(["127.0.0.1", "::1", "[::1]"]), st.integers(0, 65535), st.booleans())
+        | st.builds(AdminAddress, hosts, st.integers(0, 65535), st.just(False), st.just(True)),
+        max_size=3,
+        unique=True,
+    ).map(tuple),
+    st.lists(names, max_size=2).map(tuple),
+    st.just("") | file_names,
+)
+
 configs = st.builds(
     Config,
     rules=rule_sets(),
@@ -173,6 +197,7 @@ configs = st.builds(
     watch=st.booleans(),
     log=st.builds(LogSettings, st.just("") | file_names, st.sampled_from(LogFormat)),
     pid_file=st.just("") | file_names,
+    admin=admins,
 )
 
 
@@ -187,6 +212,7 @@ def test_what_is_written_reads_back_equal(config: Config) -> None:
 def test_every_setting_is_written() -> None:
     written = {line.split()[0] for line in render_config(Config()).splitlines() if line and line[0] != "#"}
     silent = {"include", "allow", "deny", "logcommon", "logfile", "pidlogfile", "upstream"}
+    silent |= {"admin-host", "admin-token-file", "metrics"}
     assert written == set(DIRECTIVES) - silent
 
 
@@ -213,11 +239,12 @@ def test_table_and_model_name_the_same_things() -> None:
         "settings",
         "log",
         "upstreams",
+        "admin",
         "warnings",
         "sources",
     }
     assert {entry.setting for entry in DIRECTIVES.values() if entry.setting} == (
-        of_settings | of_config | {"log.file", "log.format"}
+        of_settings | of_config | {"log.file", "log.format", "admin.token_file"}
     )
     assert {entry.option for entry in OPTIONS.values()} == {item.name for item in dataclasses.fields(RuleOptions)}
     assert {entry.group for entry in GROUP_OPTIONS.values()} == {item.name for item in dataclasses.fields(GroupOptions)}
@@ -231,6 +258,7 @@ SEEDS = [
     '[::1] 8000-8010/tcp fe80::1%eth0 http-8010 [src=[::1], timeout = 3]#x\nlogfile "/a b"\n',
     "logcommon\nlogformat json\npidlogfile /run/x\nkeepalive 60:10:6\nbuffersize 64K\nidle-timeout 1.5h\n",
     ":: 80 example.org. 80 [relay=splice, max-connections=5]\r\n\ufeffthreads auto\r\nbusy-poll 50\r\ninclude x*\r\n",
+    "admin auto [mode=660, owner=root:adm]\nadmin 127.0.0.1 9080 [page]\nmetrics ::1 9469\nadmin-host a.example\n",
 ]
 ALPHABET = "0123456789abcdefx.:[]%/-_#\"'=,*? \t\n\r\0\x0b\x1b\ufeff\udcff\u00a0ü٣KMGsmh"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from oinetd.core.engine import Engine
@@ -56,6 +56,10 @@ class _InForce(NamedTuple):
     policy: _fastpath.Policy
 
 
+LIVE_RECORDS = 128
+"""Live sessions that are taken from a snapshot at a time."""
+
+
 class NativeLane:
     """Serves rules in the reactors, which `eligible` starts; see `oinetd.core.lane.Lane`.
 
@@ -65,6 +69,7 @@ class NativeLane:
     ends are counted, and `watcher.left` is called.
     """
 
+    name = "native"
     hub: Hub
     engine: Engine
 
@@ -190,15 +195,15 @@ class NativeLane:
     def totals(self) -> Mapping[Endpoint | Rule, Totals]:
         return {identity: Totals(*gate.totals) for identity, gate in self._gates.items()}
 
-    def sessions(self) -> Iterable[SessionRecord]:
-        return [
-            fill_record(new_record(native, in_force.service), native, in_force.service, in_force.policy)
-            for native in self.hub.snapshot()
-            if (in_force := self._in_force.get(native.tag)) is not None
-        ]
+    def sessions(self) -> Iterator[SessionRecord]:
+        live = self.hub.snapshot_parts()
+        while natives := live.take(LIVE_RECORDS):
+            for native in natives:
+                if (in_force := self._in_force.get(native.tag)) is not None:
+                    yield fill_record(new_record(native, in_force.service), native, in_force.service, in_force.policy)
 
-    def kill(self, session_id: int) -> bool:
-        if session_id not in self._live and all(native.id != session_id for native in self.hub.snapshot()):
+    def kill(self, session_id: int, *, known: bool = False) -> bool:
+        if not (known or session_id in self._live or any(each.id == session_id for each in self.hub.snapshot())):
             # The second look is for one that `sessions` shows already, while the record of its opening is in the ring.
             return False
         self.hub.kill(session_id)

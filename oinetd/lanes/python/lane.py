@@ -32,6 +32,7 @@ class PythonLane:
     """Serves on the loop of the program; see `oinetd.core.lane.Lane`. Its sessions are in `registry.live`."""
 
     running = True
+    name = "python"
     reactors = 0
 
     def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller, registry: Registry) -> None:
@@ -115,7 +116,7 @@ class PythonLane:
     def sessions(self) -> Iterable[SessionRecord]:
         return self._registry.sessions()
 
-    def kill(self, session_id: int) -> bool:
+    def kill(self, session_id: int, *, known: bool = False) -> bool:
         if (live := self._registry.live.get(session_id)) is None:
             return False
         live.kill()

@@ -1,0 +1,204 @@
+"""What each route answers: the handlers, and the table that `openapi.json` describes."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+from collections.abc import AsyncIterator, Hashable
+from importlib.resources import files
+from typing import Any, Final
+
+from oinetd.admin.documents import health, rule_document, status
+from oinetd.admin.events import Events
+from oinetd.admin.explain import explain
+from oinetd.admin.instance import DRAINING, Instance
+from oinetd.admin.message import Refusal, Request, Response, document
+from oinetd.admin.routes import Route, Routes
+from oinetd.admin.selection import FILTERS, PAGING, Selection
+from oinetd.admin.sessions import kill_sessions, stream_sessions
+from oinetd.errors import ConfigError, OinetdError
+from oinetd.model import Protocol
+from oinetd.observe.machine import reactor_times
+from oinetd.observe.rates import MINUTE_S, Rates
+from oinetd.observe.rules import RuleState
+
+__all__ = ["Api"]
+
+PAGE_FILES: Final = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+PAGE_HEADERS: Final = (
+    ("content-security-policy", "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
+    ("referrer-policy", "no-referrer"),
+    ("cache-control", "no-cache"),
+)
+
+logger = logging.getLogger("oinetd")
+
+
+class Api:
+    """The handlers, for one process."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self.events = Events(instance.forwarder)
+        self._rates = Rates(self._sample)
+        read = FILTERS + PAGING
+        self.routes = Routes(
+            (
+                Route("GET", "/v1/health", self._health, open=True),
+                Route("GET", "/v1/status", self._status),
+                Route("GET", "/v1/rules", self._rules),
+                Route("GET", "/v1/sessions", self._sessions, query=read),
+                Route("POST", "/v1/sessions/kill", self._kill_selected, query=FILTERS),
+                Route("POST", "/v1/sessions/{id}/kill", self._kill),
+                Route("GET", "/v1/events", self._events),
+                Route("GET", "/v1/explain", self._explain, query=("address", "port", "protocol", "client")),
+                Route("POST", "/v1/reload", self._reload),
+                Route("GET", "/v1/openapi.json", self._openapi),
+                *(Route("GET", path, self._page, page=True, open=True) for path in PAGE_FILES),
+            )
+        )
+
+    def start(self) -> None:
+        """The forwarder has started."""
+        self._rates.start()
+
+    def stop(self) -> None:
+        self._rates.stop()
+
+    # Rates
+
+    def _sample(self) -> dict[Hashable, tuple[float, ...]]:
+        taken: dict[Hashable, tuple[float, ...]] = {}
+        for rule, counts in self.instance.forwarder.stats().rules.items():
+            taken[rule.identity] = (
+                counts.accepted,
+                counts.bytes_up,
+                counts.bytes_down,
+                counts.datagrams_up,
+                counts.datagrams_down,
+            )
+        for times in reactor_times():
+            taken[times.thread] = (times.running_s, times.waiting_s)
+        return taken
+
+    def status(self) -> dict[str, Any]:
+        """The document of `/v1/status`."""
+        self._rates.ask()
+        times = reactor_times()
+        loads = {each.thread: self._rates.of(each.thread, (each.running_s, each.waiting_s)) for each in times}
+        return status(self.instance, self.instance.forwarder.rules(), loads, times)
+
+    def rules(self) -> list[dict[str, Any]]:
+        """The rules of `/v1/rules`."""
+        self._rates.ask()
+        return [self._rule(state) for state in self.instance.forwarder.rules()]
+
+    def _rule(self, state: RuleState) -> dict[str, Any]:
+        counts, identity = state.counts, state.rule.identity
+        now = (counts.accepted, counts.bytes_up, counts.bytes_down, counts.datagrams_up, counts.datagrams_down)
+        return rule_document(state, self._rates.of(identity, now), self._rates.of(identity, now, MINUTE_S))
+
+    # What can be seen
+
+    async def _health(self, request: Request) -> Response:
+        found = health(self.instance)
+        response = document(found)
+        return Response(response.body, 200 if found["status"] == "ready" else 503, headers=response.headers)
+
+    async def _status(self, request: Request) -> Response:
+        return document(self.status())
+
+    async def _rules(self, request: Request) -> Response:
+        return document({"rules": self.rules()})
+
+    async def _sessions(self, request: Request) -> Response:
+        return Response(stream_sessions(self.instance.forwarder, Selection.of(request.query)))
+
+    async def _events(self, request: Request) -> Response:
+        headers = (("cache-control", "no-store"),)
+        return Response(self._listen(), content_type="text/event-stream", headers=headers, endless=True)
+
+    async def _listen(self) -> AsyncIterator[bytes]:
+        async for part in self.events.listen():
+            yield part
+
+    async def _explain(self, request: Request) -> Response:
+        query = request.query
+        try:
+            port = int(query.get("port", ""))
+            protocol = Protocol(query.get("protocol", "tcp"))
+            client = str(ipaddress.ip_address(query["client"])) if query.get("client") else ""
+        except ValueError as error:
+            raise Refusal(400, f"port is a number, protocol tcp or udp, client an address ({error})") from None
+        if not query.get("address"):
+            raise Refusal(400, "the address is missing")
+        forwarder = self.instance.forwarder
+        states, names = forwarder.rules(), forwarder.destinations()
+        return document(explain(forwarder.config, states, names, query["address"], port, protocol, client))
+
+    async def _openapi(self, request: Request) -> Response:
+        text = await asyncio.to_thread((files("oinetd.admin") / "openapi.json").read_bytes)
+        return Response(text)
+
+    async def _page(self, request: Request) -> Response:
+        name, kind = PAGE_FILES[request.path]
+        content = await asyncio.to_thread((files("oinetd.admin") / "page" / name).read_bytes)
+        return Response(content, content_type=kind, headers=PAGE_HEADERS)
+
+    # What changes something
+
+    async def _kill(self, request: Request) -> Response:
+        text = request.values["id"]
+        if not (text.isascii() and text.isdecimal() and len(text) < 20):
+            raise Refusal(400, "the id of a session is a number")
+        if not self.instance.forwarder.kill(int(text)):
+            raise Refusal(404, f"there is no session {int(text)}")
+        self._log(request, f"kill session {int(text)}")
+        return document({"killed": 1})
+
+    async def _kill_selected(self, request: Request) -> Response:
+        selection = Selection.of(request.query)
+        if not selection.is_filtered:
+            raise Refusal(400, f"at least one of {', '.join(FILTERS)} has to say which sessions")
+        killed = await kill_sessions(self.instance.forwarder, selection)
+        self._log(request, f"kill {killed} sessions ({', '.join(f'{k}={v}' for k, v in request.query.items())})")
+        return document({"killed": killed})
+
+    async def _reload(self, request: Request) -> Response:
+        if self.instance.state == DRAINING:
+            raise Refusal(409, "the process is stopping")
+        self._log(request, "reload")
+        try:
+            await self.instance.reload()
+        except (OinetdError, OSError) as error:
+            trusted = request.peer.uid in self.instance.owners
+            if not isinstance(error, ConfigError):
+                raise Refusal(422, str(error), problems=[]) from None
+            raise Refusal(
+                422,
+                "the configuration has errors; nothing was changed",
+                problems=[_problem(each, trusted) for each in error.problems],
+            ) from None
+        return document({"reloaded": True, "rules": len(self.instance.forwarder.config.rules)})
+
+    @staticmethod
+    def _log(request: Request, action: str) -> None:
+        logger.info("admin: %s by %s", json.dumps(action)[1:-1], request.peer)
+
+
+def _problem(problem: Any, with_text: bool) -> dict[str, Any]:
+    """One error of a configuration; its source line is only for root and the user of the daemon."""
+    shown = {
+        "message": problem.message,
+        "file": problem.file,
+        "line": problem.line,
+        "column": problem.column,
+        "hint": problem.hint,
+    }
+    return {**shown, "shown": str(problem)} if with_text else shown

@@ -1,0 +1,213 @@
+"""The client of the admin interface: finds the running instance and asks it. Blocking; it imports no event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import h11
+
+from oinetd.admin.place import SUFFIX, SYSTEM_FOLDER, default_folders, short_path
+from oinetd.net.unix_sockets import peer_of
+
+__all__ = ["Answer", "Client", "NoInstance", "SeveralInstances", "find_instance"]
+
+ANSWER_S: Final = 60.0
+"""A reload waits for name servers; nothing else takes long."""
+
+READ_BYTES: Final = 64 << 10
+
+
+class NoInstance(Exception):
+    """No running oinetd was found, or it may not be asked."""
+
+
+class SeveralInstances(Exception):
+    """More than one is running; `names` are theirs."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"several are running, choose one with -n NAME: {', '.join(names)}")
+        self.names = names
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with its JSON value."""
+
+    status: int
+    value: Any
+
+
+def find_instance(name: str, path: str, environ: Mapping[str, str]) -> str:
+    """The path of the socket to ask: the one at `path`, the one called `name`, or the only one.
+
+    Raises `NoInstance` or `SeveralInstances`.
+    """
+    if path:
+        return path
+    folders = search_folders(environ)
+    if name:
+        for folder in folders:
+            candidate = os.path.join(folder, name + SUFFIX)
+            if _is_socket(candidate):
+                return candidate
+        running = [_name_of(each) for each in running_instances(folders)]
+        more = f"; running: {', '.join(running)}" if running else ""
+        raise NoInstance(f"no oinetd with the name {name} is running{more}")
+    found = running_instances(folders)
+    if not found:
+        raise NoInstance(f"no oinetd with an admin socket is running (looked in {' and '.join(folders)})")
+    if len(found) > 1:
+        raise SeveralInstances([_name_of(each) for each in found])
+    return found[0]
+
+
+def search_folders(environ: Mapping[str, str]) -> list[str]:
+    """Where instances may be."""
+    return list(dict.fromkeys([*default_folders(environ, os.geteuid()), SYSTEM_FOLDER]))
+
+
+def running_instances(folders: list[str]) -> list[str]:
+    """The sockets on which somebody listens; one that may not be asked is among them."""
+    found = []
+    for folder in folders:
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(folder, name)
+            if not name.endswith(SUFFIX) or not _is_socket(path):
+                continue
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, short_path(path) as short:
+                probe.settimeout(1.0)
+                try:
+                    probe.connect(short)
+                except PermissionError:
+                    pass
+                except OSError:
+                    continue  # its process has ended
+            found.append(path)
+    return found
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _name_of(path: str) -> str:
+    return os.path.basename(path).removesuffix(SUFFIX)
+
+
+class Client:
+    """Asks the instance at the unix socket `path`; a connection for each request."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> Answer:
+        """Ask. Raises `NoInstance` if nobody answers."""
+        return self._ask("GET", path, query or {})
+
+    def post(self, path: str, query: Mapping[str, str] | None = None, value: Any = None) -> Answer:
+        """Change something."""
+        return self._ask("POST", path, query or {}, b"{}" if value is None else json.dumps(value).encode())
+
+    def events(self) -> Iterator[tuple[str, Any]]:
+        """The events from now on: each with its name and value. The first one is `listening`."""
+        name, rest = "", b""
+        for part in self._parts("GET", "/v1/events", {}, None, timeout_s=None):
+            if isinstance(part, int):
+                if part != 200:
+                    raise NoInstance(f"the answer to /v1/events is {part}")
+                yield "listening", None
+                continue
+            rest += part
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                if line.startswith(b"event: "):
+                    name = line[7:].decode("ascii", "replace")
+                elif line.startswith(b"data: "):
+                    yield name, json.loads(line[6:])
+
+    def _ask(self, method: str, path: str, query: Mapping[str, str], body: bytes | None = None) -> Answer:
+        status, content = 0, bytearray()
+        for part in self._parts(method, path, query, body, timeout_s=ANSWER_S):
+            if isinstance(part, int):
+                status = part
+            else:
+                content += part
+        try:
+            return Answer(status, json.loads(content))
+        except ValueError:
+            raise NoInstance(f"{self.path}: the answer is not JSON; is this an oinetd?") from None
+
+    def _parts(
+        self, method: str, path: str, query: Mapping[str, str], body: bytes | None, *, timeout_s: float | None
+    ) -> Iterator[int | bytes]:
+        """The status, then the parts of the body."""
+        http = h11.Connection(h11.CLIENT)
+        headers = [("host", "localhost"), ("connection", "close")]
+        if body is not None:
+            headers += [("content-type", "application/json"), ("content-length", str(len(body)))]
+        target = quote(path) + (f"?{urlencode(query)}" if query else "")
+        with contextlib.closing(self._connect(timeout_s)) as sock:
+            try:
+                request = http.send(h11.Request(method=method, target=target, headers=headers)) or b""
+                request += (http.send(h11.Data(data=body)) or b"") if body else b""
+                request += http.send(h11.EndOfMessage()) or b""
+                sock.sendall(request)
+                while not isinstance(event := http.next_event(), h11.EndOfMessage | h11.ConnectionClosed):
+                    if event is h11.NEED_DATA:
+                        http.receive_data(sock.recv(READ_BYTES))
+                    elif isinstance(event, h11.Response):
+                        yield event.status_code
+                    elif isinstance(event, h11.Data):
+                        yield bytes(event.data)
+            except (OSError, h11.ProtocolError) as error:
+                raise NoInstance(f"{self.path}: {error}") from None
+
+    def _connect(self, timeout_s: float | None) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout_s)
+        try:
+            with short_path(self.path) as short:
+                sock.connect(short)
+            self._check_server(sock)
+        except OSError as error:
+            sock.close()
+            raise NoInstance(f"{self.path}: {_why(error)}") from None
+        except NoInstance:
+            sock.close()
+            raise
+        return sock
+
+    def _check_server(self, sock: socket.socket) -> None:
+        """Root asks only root, or the user to whom the system's directory belongs: others could answer anything."""
+        uid = peer_of(sock).uid
+        if os.geteuid() or uid == 0:
+            return
+        folder = os.path.dirname(self.path)
+        managed = folder in default_folders(os.environ, 0)
+        if not managed or os.stat(folder).st_uid != uid:
+            raise NoInstance(
+                f"{self.path}: its server runs as user {uid}; ask as this user (sudo -u '#{uid}' oinetd …)"
+            )
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission; run it as root or as the user of the daemon"
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return "nobody listens there; is oinetd running?"
+    return error.strerror or str(error)

@@ -1,0 +1,120 @@
+"""Why a client is served as it is: the rule for an address, its lane, what access says, where it would go."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Any
+
+from oinetd.core.access import AccessControl
+from oinetd.model import AccessRule, Config, Protocol, Rule, Verb
+from oinetd.observe.rules import RuleState
+from oinetd.upstream.destination import DestinationState
+
+__all__ = ["explain"]
+
+
+def explain(
+    config: Config,
+    states: Iterable[RuleState],
+    names: Iterable[DestinationState],
+    address: str,
+    port: int,
+    protocol: Protocol,
+    client: str,
+) -> dict[str, Any]:
+    """What would happen to a `client` (perhaps empty) that connects to an address and port."""
+    in_force = [state for state in states if state.in_force and state.rule.bind.protocol is protocol]
+    candidates = [state for state in in_force if port in _ports(state)]
+    served = [(how, state) for state in candidates if (how := _listens(state, address, port))]
+    served.sort(key=lambda each: each[0] != "this address")
+    if not served:
+        others = [
+            f"{state.name} listens on {', '.join(state.listening) or state.rule.bind.host}" for state in candidates
+        ]
+        why = "no rule listens on this port" if not others else f"no rule listens on this address: {'; '.join(others)}"
+        return {"rule": None, "verdict": "not served", "why": why}
+    how, state = served[0]
+    rule = state.rule
+    found: dict[str, Any] = {
+        "rule": state.name,
+        "line": str(rule),
+        "origin": str(rule.origin),
+        "listens_on": how,
+        "lane": state.lane,
+        "lane_why": state.why,
+        "destination": str(rule.connect),
+        "addresses": _addresses(rule, names),
+        "limits": _limits(config, state),
+    }
+    found["verdict"], found["why"] = _verdict(config, rule, client) if client else ("served", "no client was given")
+    if found["verdict"] == "served" and not found["addresses"]:
+        found["verdict"], found["why"] = "waits", "the destination has no address now"
+    elif found["verdict"] == "served" and state.counts.full:
+        found["verdict"], found["why"] = "waits", "the rule is full: clients wait in the accept queue"
+    return found
+
+
+def _ports(state: RuleState) -> set[int] | range:
+    if state.rule.bind.port:
+        return state.rule.bind.ports
+    return {int(place.rpartition(":")[2]) for place in state.listening}
+
+
+def _listens(state: RuleState, address: str, port: int) -> str:
+    """How the rule gets clients of this address; empty if it does not."""
+    try:
+        wanted = ipaddress.ip_address(address.strip("[]"))
+    except ValueError:
+        return "this address" if address == state.rule.bind.address else ""
+    for place in state.listening:
+        host = place.rpartition(":")[0].strip("[]").partition("%")[0]
+        try:
+            bound = ipaddress.ip_address(host)
+        except ValueError:
+            continue
+        if bound == wanted:
+            return "this address"
+        if bound.is_unspecified and (bound.version == wanted.version or bound.version == 6):
+            return "all addresses"
+    return ""
+
+
+def _addresses(rule: Rule, names: Iterable[DestinationState]) -> list[str]:
+    for each in names:
+        if each.host == rule.connect.address:
+            return list(each.addresses)
+    return [rule.connect.address]
+
+
+def _limits(config: Config, state: RuleState) -> list[str]:
+    options, found = state.rule.options, []
+    for scope, most, live in (
+        ("of the rule", options.max_connections, state.counts.live),
+        ("of the process", config.max_connections or None, None),
+    ):
+        if most:
+            found.append(f"max-connections {most} {scope}" + (f" ({live} live)" if live is not None else ""))
+    per_source = options.max_connections_per_source or config.max_connections_per_source
+    if per_source:
+        found.append(f"max-connections-per-source {per_source}")
+    return found
+
+
+def _verdict(config: Config, rule: Rule, client: str) -> tuple[str, str]:
+    """What access says, and the line that decides; global lines come first, allow before deny."""
+    for scope, rules in (("for all rules", config.access), ("of this rule", rule.access)):
+        allows = [each for each in rules if each.verb is Verb.ALLOW]
+        if allows and not any(_matches(each, client) for each in allows):
+            return "not-allowed", f"none of the {len(allows)} allow lines {scope} matches {client}"
+        for each in rules:
+            if each.verb is Verb.DENY and _matches(each, client):
+                return "denied", f"{each} {scope} matches {client}"
+    passed = [
+        str(each) for each in (*config.access, *rule.access) if each.verb is Verb.ALLOW and _matches(each, client)
+    ]
+    return "served", f"{', '.join(passed)} matches {client}" if passed else f"no line refuses {client}"
+
+
+def _matches(rule: AccessRule, client: str) -> bool:
+    return AccessControl((), (AccessRule(Verb.DENY, rule.pattern),)).decide(client) is not None

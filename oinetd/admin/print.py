@@ -1,0 +1,138 @@
+"""The documents of the API as lines for a terminal and for the process log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oinetd.observe.text import age, inert, rate, size, table
+
+__all__ = ["event_line", "explain_lines", "rule_lines", "session_lines", "status_lines"]
+
+
+def status_lines(found: dict[str, Any]) -> list[str]:
+    """`oinetd status`."""
+    lanes = ", ".join(f"{count} {lane}" for lane, count in found["lanes"].items() if count)
+    descriptors, reloads = found["descriptors"], found["reloads"]
+    limit = descriptors["limit"]
+    used = (
+        f"{descriptors['open']} of {limit} ({descriptors['open'] / limit:.0%})" if limit else str(descriptors["open"])
+    )
+    lines = [
+        f"{found['name']}: {found['state']}, oinetd {found['version']}, pid {found['pid']}, "
+        f"up {age(found['uptime_s'])}",
+        f"configuration: {found['conf_file'] or 'none'}, {found['rules']} rules" + (f" ({lanes})" if lanes else ""),
+        f"sessions: {found['live']} live, {found['accepted']} accepted, {found['refused']} refused, "
+        f"{found['failed']} failed",
+        f"bytes: {size(found['bytes_up'])} up, {size(found['bytes_down'])} down",
+        f"room for {found['room'] or 'any number of'} connections"
+        + (", FULL: clients wait in the accept queue" if found["full"] else "")
+        + (f", was full {found['times_full']} times" if found["times_full"] and not found["full"] else ""),
+        f"descriptors: {used}",
+    ]
+    for each in found["reactors"]:
+        load = "not measured yet" if each["load"] is None else f"{each['load']:.1%} of a core"
+        waiting = f", waiting for a core {each['waiting']:.1%}" if each["waiting"] else ""
+        lines.append(f"thread {each['id']}: {load}{waiting}, {age(each['cpu_s'])} CPU in all")
+    for each in found["names"]:
+        lines.append(f"name {each['host']}: {', '.join(each['addresses']) or each['error'] or 'no answer yet'}")
+    done = f"reloads: {reloads['succeeded']} succeeded, {reloads['failed']} failed"
+    lines.append(done + (f"; the last one failed: {reloads['last_error']}" if reloads["last_error"] else ""))
+    return [inert(part) for line in lines for part in line.split("\n")]
+
+
+def rule_lines(found: dict[str, Any]) -> list[str]:
+    """`oinetd rules`."""
+    rows = []
+    for rule in found["rules"]:
+        now = rule["rate"] or {"accepted": 0, "bytes_up": 0, "bytes_down": 0}
+        state = ("FULL" if rule["full"] else rule["lane"]) if rule["in_force"] else "gone"
+        rows.append(
+            (
+                rule["name"],
+                rule["connect"],
+                state,
+                str(rule["live"]),
+                str(rule["queued"]),
+                str(rule["accepted"]),
+                str(rule["refused"]),
+                str(rule["failed"]),
+                rate(now["accepted"]),
+                size(rule["bytes_up"]),
+                size(rule["bytes_down"]),
+                f"{size(now['bytes_up'] + now['bytes_down'])}/s",
+            )
+        )
+    head = (
+        "RULE",
+        "TO",
+        "LANE",
+        ">LIVE",
+        ">QUEUED",
+        ">ACCEPTED",
+        ">REFUSED",
+        ">FAILED",
+        ">NEW/S",
+        ">UP",
+        ">DOWN",
+        ">NOW",
+    )
+    return table(head, rows) + [
+        inert(f"{rule['name']}: Python lane: {rule['why']}") for rule in found["rules"] if rule["lane"] == "python"
+    ]
+
+
+def session_lines(found: dict[str, Any]) -> list[str]:
+    """`oinetd sessions`."""
+    rows = [
+        (
+            str(each["id"]),
+            each["rule"],
+            _place(each["client"], each["client_port"]),
+            _place(each["upstream"], each["upstream_port"]) if each["upstream"] else "connecting",
+            age(each["duration_s"]),
+            age(each["idle_s"]),
+            size(each["bytes_up"]),
+            size(each["bytes_down"]),
+        )
+        for each in found["sessions"]
+    ]
+    lines = table((">ID", "RULE", "CLIENT", "SERVER", ">AGE", ">IDLE", ">UP", ">DOWN"), rows)
+    if len(rows) < found["total"]:
+        lines.append(f"{len(rows)} of {found['total']} sessions")
+    return lines
+
+
+def event_line(name: str, found: dict[str, Any]) -> str:
+    """One line of `oinetd events`."""
+    if name == "lost":
+        return f"lost: {found['count']} events, this terminal was too slow"
+    if "client" not in found:
+        return inert(f"{name}: " + ", ".join(f"{key} {value}" for key, value in found.items()))
+    text = f"{name:8} {found['id']} {_place(found['client'], found['client_port'])} -> {found['rule']}"
+    if name == "opened":
+        return inert(text)
+    if found["upstream"]:
+        text += f" -> {_place(found['upstream'], found['upstream_port'])}"
+    return inert(
+        f"{text}, {found['ending']}, {age(found['duration_s'])}, "
+        f"{size(found['bytes_up'])} up, {size(found['bytes_down'])} down"
+    )
+
+
+def explain_lines(found: dict[str, Any]) -> list[str]:
+    """`oinetd explain`."""
+    if found["rule"] is None:
+        return [inert(f"{found['verdict']}: {found['why']}")]
+    lines = [
+        f"rule {found['rule']} ({found['line']}{', ' + found['origin'] if found['origin'] else ''})",
+        f"listens on {found['listens_on']}",
+        f"{found['lane']} lane: {found['lane_why']}",
+        *found["limits"],
+        f"destination {found['destination']}: {', '.join(found['addresses']) or 'no address now'}",
+        f"{found['verdict']}: {found['why']}",
+    ]
+    return [inert(line) for line in lines]
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

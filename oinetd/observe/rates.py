@@ -1,0 +1,84 @@
+"""Rates of the last second and the last minute, from samples of the counters.
+
+A sample is taken every `IDLE_S` seconds, and each second while somebody asks. So nobody pays for rates that nobody
+reads, and the first answer has a rate, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Rate", "Rates"]
+
+ACTIVE_S: Final = 1.0
+IDLE_S: Final = 10.0
+ASKED_S: Final = 30.0
+"""How long after the last question a sample is taken each second."""
+
+MINUTE_S: Final = 60.0
+
+Sample = Mapping[Hashable, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How much each counter grew in a second, over the last `seconds`."""
+
+    seconds: float
+    values: tuple[float, ...]
+
+
+class Rates:
+    """Samples of `take()`, whose values are tuples of counters, each under a key."""
+
+    def __init__(self, take: Callable[[], Sample]) -> None:
+        self._take = take
+        self._samples: deque[tuple[float, Sample]] = deque()
+        self._asked = -ASKED_S
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Sample from now on."""
+        self._loop = asyncio.get_running_loop()
+        self._sample()
+
+    def stop(self) -> None:
+        """Sample no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def ask(self) -> None:
+        """Somebody looks: be more exact for a while."""
+        now = self._loop.time()
+        idle = now - self._asked > ASKED_S
+        self._asked = now
+        if idle and self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._loop.call_later(ACTIVE_S, self._sample)
+
+    def of(self, key: Hashable, now: tuple[float, ...], over_s: float = ACTIVE_S) -> Rate | None:
+        """The rate of the counters of `key`, which are `now`, over about `over_s`; None before there is a sample."""
+        at = self._loop.time()
+        found = None
+        for when, sample in reversed(self._samples):
+            if key in sample:
+                found = when, sample[key]
+            if at - when >= over_s * 0.9:
+                break
+        if found is None or at - found[0] < 0.05:
+            return None
+        seconds = at - found[0]
+        return Rate(seconds, tuple((new - old) / seconds for new, old in zip(now, found[1], strict=True)))
+
+    def _sample(self) -> None:
+        now = self._loop.time()
+        self._samples.append((now, self._take()))
+        while now - self._samples[0][0] > MINUTE_S + IDLE_S:
+            self._samples.popleft()
+        pause_s = ACTIVE_S if now - self._asked <= ASKED_S else IDLE_S
+        self._timer = self._loop.call_later(pause_s, self._sample)

@@ -1,0 +1,124 @@
+"""The daemon's side of the admin interface: its state, its reloads, its sockets over a reload."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from oinetd.admin.instance import DRAINING, READY, Instance
+from oinetd.admin.place import instance_name
+from oinetd.admin.print import status_lines
+from oinetd.admin.server import AdminServer
+from oinetd.errors import OinetdError
+from oinetd.forwarder import Forwarder
+from oinetd.model import Config
+from oinetd.process.invocation import Options
+
+__all__ = ["Administration"]
+
+
+class Administration:
+    """`open` before root is dropped, `start` in the loop, `close` at the end. `ask_reload` begins a reload."""
+
+    def __init__(self, options: Options, environ: Mapping[str, str], ask_reload: Callable[[], None]) -> None:
+        identity = options.identity
+        self._name = options.name or instance_name(options.conf_file, os.getpid())
+        self._uid = identity.uid if identity else os.geteuid()
+        self._ask_reload = ask_reload
+        self._conf_file = options.conf_file
+        self._instance: Instance | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        self._began = 0.0
+        self._server = AdminServer(
+            self._name,
+            environ,
+            path=options.admin_path,
+            identity=(identity.uid, identity.gid) if identity else None,
+        )
+
+    def open(self, config: Config) -> None:
+        """Open the sockets. Raises `ConfigError`, `BindError` or `OSError`."""
+        self._server.open(config.admin)
+
+    def shut(self) -> None:
+        """Close the sockets of a start that has failed."""
+        self._server.shut()
+
+    def start(self, forwarder: Forwarder) -> None:
+        """Answer from now on: the process is starting."""
+        owners = frozenset({0, self._uid})
+        self._instance = Instance(
+            self._name, forwarder, self._reload, conf_file=self._conf_file, owners=owners, users=owners
+        )
+        self._server.start(self._instance)
+
+    def ready(self) -> None:
+        """The forwarder has started."""
+        assert self._instance is not None
+        self._server.started()
+        self._instance.state = READY
+
+    def draining(self) -> None:
+        """The process stops; a new one of this name may begin."""
+        assert self._instance is not None
+        self._instance.state = DRAINING
+
+    async def close(self) -> None:
+        """Close the sockets."""
+        for each in self._waiting:
+            if not each.done():
+                each.set_exception(OSError(0, "the process is stopping"))
+        await self._server.close()
+
+    def status_lines(self) -> list[str]:
+        """What `oinetd status` prints."""
+        return status_lines(self._server.api.status())
+
+    # Reloads
+
+    async def _reload(self) -> None:
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        self._ask_reload()
+        await waiting
+
+    def reload_begins(self) -> list[asyncio.Future[None]]:
+        """A reload begins: it is the one that those who asked so far wait for."""
+        self._began = time.monotonic()
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def reload_ends(self, waiting: list[asyncio.Future[None]], error: BaseException | None) -> None:
+        """It has ended."""
+        for each in waiting:
+            if each.done():
+                continue
+            if error is None:
+                each.set_result(None)
+            else:
+                each.set_exception(error if isinstance(error, OinetdError | OSError) else OSError(0, repr(error)))
+        if self._instance is None:
+            return
+        reloads = self._instance.reloads
+        reloads.last_at, reloads.last_duration_s = time.time(), time.monotonic() - self._began
+        reloads.last_error = str(error) if error is not None else ""
+        if error is None:
+            reloads.succeeded += 1
+        else:
+            reloads.failed += 1
+        first = reloads.last_error.partition("\n")[0]
+        self._server.api.events.publish("reload", {"succeeded": error is None, "error": first})
+
+    @contextlib.asynccontextmanager
+    async def change(self, config: Config) -> AsyncIterator[None]:
+        """Open what `config` wants first; exchange it if the body succeeds, else leave everything as it was."""
+        prepared = self._server.prepare(config.admin)
+        try:
+            yield
+        except BaseException:
+            self._server.abandon(prepared)
+            raise
+        await self._server.exchange(prepared)

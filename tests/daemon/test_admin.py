@@ -1,0 +1,134 @@
+"""The commands and a running oinetd: found, asked, reloaded; two instances; without root."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.process import Client, EchoServer, Oinetd, call, until
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return str(tmp_path / "run")
+
+
+@pytest.fixture
+def environ(run: str) -> dict[str, str]:
+    return {"RUNTIME_DIRECTORY": run}
+
+
+def start(folder: Path, text: str, environ: dict[str, str], *words: str) -> Oinetd:
+    return Oinetd(folder, text, *words, environ=environ).ready()
+
+
+def test_the_only_instance_is_found_and_asked(tmp_path: Path, environ: dict[str, str]) -> None:
+    upstream = EchoServer()
+    daemon = start(tmp_path, f"127.0.0.1 0 127.0.0.1 {upstream.port} [name=web]\n", environ)
+    try:
+        with Client(daemon.address) as client:
+            assert client.echo(b"hello") == b"hello"
+            asked = call(tmp_path, "sessions", "--json", **environ)
+            (session,) = json.loads(asked.stdout)["sessions"]
+            assert (session["rule"], session["bytes_up"]) == ("web", 5)
+            assert "web" in call(tmp_path, "rules", **environ).stdout
+            status = call(tmp_path, "status", **environ).stdout
+            assert f"pid {daemon.pid}" in status
+            assert "1 live" in status
+            daemon.signal(signal.SIGUSR2)
+            daemon.wait_said(r"sessions: 1 live, 1 accepted")
+            assert call(tmp_path, "-n", "oinetd", "kill", str(session["id"]), **environ).stdout == "1 session ended\n"
+            assert not client.ended()
+        assert call(tmp_path, "kill", "999", **environ).returncode == 1
+        assert call(tmp_path, "kill", **environ).returncode == 64
+        assert call(tmp_path, "kill", "--rule", "web", "--name", "oinetd", **environ).stdout == "0 sessions ended\n"
+        health = call(tmp_path, "health", **environ)
+        assert (health.returncode, health.stdout) == (0, "ready\n")
+        explained = call(tmp_path, "explain", "127.0.0.1", str(daemon.address[1]), "--client", "192.0.2.1", **environ)
+        assert "native lane: default" in explained.stdout
+        assert daemon.stop() == 0
+        assert not list((tmp_path / "run").iterdir())
+        gone = call(tmp_path, "health", **environ)
+        assert (gone.returncode, "no oinetd with an admin socket is running" in gone.stderr) == (1, True)
+    finally:
+        daemon.close()
+        upstream.close()
+
+
+def test_a_reload_by_command_shows_errors_with_their_place(tmp_path: Path, environ: dict[str, str]) -> None:
+    daemon = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ)
+    try:
+        daemon.conf.write_text("127.0.0.1 0 127.0.0.1 9\n127.0.0.1 0 127.0.0.1 10\n")
+        done = call(tmp_path, "reload", **environ)
+        assert (done.returncode, done.stdout) == (0, "reloaded, 2 rules\n")
+        daemon.conf.write_text("127.0.0.1 0 127.0.0.1 9 [relay=spice]\n")
+        done = call(tmp_path, "reload", **environ)
+        assert done.returncode == 78
+        assert "'spice' is not one of" in done.stderr
+        assert "^^^^^" in done.stderr
+        reloads = json.loads(call(tmp_path, "status", "--json", **environ).stdout)["reloads"]
+        assert (reloads["succeeded"], reloads["failed"]) == (1, 1)
+        assert "spice" in reloads["last_error"]
+    finally:
+        daemon.stop()
+        daemon.close()
+
+
+def test_two_instances_have_two_names(tmp_path: Path, environ: dict[str, str]) -> None:
+    first = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ)
+    try:
+        second = call(tmp_path, "-f", "-c", str(first.conf), **environ)
+        assert second.returncode == 71
+        assert f"in use by another oinetd (pid {first.pid})" in second.stderr
+        other = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ, "-n", "shop")
+        try:
+            asked = call(tmp_path, "status", **environ)
+            assert asked.returncode == 64
+            assert "oinetd, shop" in asked.stderr
+            for words in (("-n", "shop", "status"), ("status", "-n", "shop")):
+                assert f"shop: ready, oinetd 0.1.0, pid {other.pid}" in call(tmp_path, *words, **environ).stdout
+            path = tmp_path / "run" / "oinetd.sock"
+            assert f"pid {first.pid}" in call(tmp_path, "--admin", str(path), "status", **environ).stdout
+        finally:
+            other.stop()
+            other.close()
+    finally:
+        first.stop()
+        first.close()
+
+
+def test_a_reload_moves_the_socket_and_a_failed_one_leaves_it(tmp_path: Path, environ: dict[str, str]) -> None:
+    daemon = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ)
+    try:
+        old, new = tmp_path / "run" / "oinetd.sock", tmp_path / "new.sock"
+        daemon.reload(f"admin unix:{new} [mode=660]\n127.0.0.1 0 127.0.0.1 9\n")
+        until(lambda: new.exists() and not old.exists(), "the new socket")
+        assert new.stat().st_mode & 0o777 == 0o660
+        assert call(tmp_path, "--admin", str(new), "health").returncode == 0
+        said = daemon.reload(f"admin unix:{tmp_path}/nowhere/x.sock\n127.0.0.1 0 127.0.0.1 9\n")
+        assert "reload failed" in said
+        assert call(tmp_path, "--admin", str(new), "health").returncode == 0
+        daemon.reload("admin off\n127.0.0.1 0 127.0.0.1 9\n")
+        until(lambda: not new.exists(), "the end of the socket")
+    finally:
+        daemon.stop()
+        daemon.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+def test_with_another_user_the_socket_is_its_own_and_root_may_ask(tmp_path: Path, environ: dict[str, str]) -> None:
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    (tmp_path / "run").mkdir(mode=0o755)
+    daemon = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ, "-u", "nobody")
+    try:
+        assert (tmp_path / "run" / "oinetd.sock").stat().st_uid == 65534
+        assert call(tmp_path, "health", **environ).returncode == 0
+        assert call(tmp_path, "reload", **environ).returncode == 0
+    finally:
+        assert daemon.stop() == 0
+        daemon.close()

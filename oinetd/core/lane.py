@@ -142,8 +142,8 @@ class Lane(Protocol):
         ...
 
     def sessions(self) -> Iterable[SessionRecord]:
-        """The live sessions, each with its counts of the moment when it is asked for. One that has ended meanwhile may be
-        among them."""
+        """The live sessions, each with its counts of the moment when it is reached. One that has ended meanwhile may
+        be among them."""
         ...
 
     def kill(self, session_id: int, *, known: bool = False) -> bool:

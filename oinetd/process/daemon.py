@@ -290,11 +290,10 @@ class Daemon:
             self._forwarder.reopen_log()
 
     def _on_summary(self) -> None:
-        if self._forwarder is not None:
-            for line in self._administration.status_lines():
-                logger.info("%s", line)
-            for line in summary(self._forwarder.stats(), self._forwarder.sessions(), self._forwarder.destinations()):
-                logger.info("%s", line)
+        assert (forwarder := self._forwarder) is not None
+        told = summary(forwarder.stats(), forwarder.sessions(), forwarder.destinations())
+        for line in (*self._administration.status_lines(), *told):
+            logger.info("%s", line)
 
     # Reload
 

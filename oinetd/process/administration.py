@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -15,9 +16,13 @@ from oinetd.admin.server import AdminServer
 from oinetd.errors import OinetdError
 from oinetd.forwarder import Forwarder
 from oinetd.model import Config
+from oinetd.observe.status import summary
 from oinetd.process.invocation import Options
 
 __all__ = ["Administration"]
+
+
+logger = logging.getLogger("oinetd")
 
 
 class Administration:
@@ -73,9 +78,14 @@ class Administration:
                 each.set_exception(OSError(0, "the process is stopping"))
         await self._server.close()
 
-    def status_lines(self) -> list[str]:
-        """What `oinetd status` prints."""
-        return status_lines(self._server.api.status())
+    def log_status(self) -> None:
+        """Log what `oinetd status` prints, and the counters, the names and the most active sessions."""
+        if self._instance is None:
+            return
+        forwarder = self._instance.forwarder
+        told = summary(forwarder.stats(), forwarder.sessions(), forwarder.destinations())
+        for line in (*status_lines(self._server.api.status()), *told):
+            logger.info("%s", line)
 
     # Reloads
 

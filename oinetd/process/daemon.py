@@ -19,7 +19,6 @@ from oinetd.forwarder import Forwarder
 from oinetd.model import Config
 from oinetd.observe.connection_log import ConnectionLog
 from oinetd.observe.process_log import ProcessLog
-from oinetd.observe.status import summary
 from oinetd.process.administration import Administration
 from oinetd.process.background import Handover, split
 from oinetd.process.config_watch import ConfigWatch
@@ -262,7 +261,7 @@ class Daemon:
             signal.SIGINT: self._on_stop,
             signal.SIGHUP: self._on_reload,
             signal.SIGUSR1: self._on_reopen,
-            signal.SIGUSR2: self._on_summary,
+            signal.SIGUSR2: self._administration.log_status,
         }
         for number, answer in answers.items():
             loop.add_signal_handler(number, answer)
@@ -288,12 +287,6 @@ class Daemon:
     def _on_reopen(self) -> None:
         if self._forwarder is not None:
             self._forwarder.reopen_log()
-
-    def _on_summary(self) -> None:
-        assert (forwarder := self._forwarder) is not None
-        told = summary(forwarder.stats(), forwarder.sessions(), forwarder.destinations())
-        for line in (*self._administration.status_lines(), *told):
-            logger.info("%s", line)
 
     # Reload
 

@@ -116,6 +116,16 @@ class Live:
             idle_s=max(0.0, now - max(self.since, self.meter.moved_at)),
         )
 
+    def complete(self, ending: Ending, code: int) -> None:
+        """Put the end into the record, and what was moved."""
+        record, meter = self.record, self.meter
+        self.note_upstream()
+        record.ending, record.errno = ending, code
+        record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
+        record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down
+        record.datagrams_lost = meter.datagrams_lost
+        record.duration_s = time.monotonic() - self.since
+
     def note_upstream(self) -> None:
         """Put the address into the record to which the relay has gone."""
         if self.meter.upstream is not None:

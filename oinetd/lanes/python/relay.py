@@ -22,7 +22,7 @@ from oinetd.core.engine import Meter
 from oinetd.core.record import Ending, RelayResult
 from oinetd.lanes.python.buffers import BufferPool
 from oinetd.lanes.python.flow import Flow, FlowState, Side
-from oinetd.lanes.python.running import RunningRelays
+from oinetd.lanes.python.running import RunningRelay, RunningRelays
 from oinetd.model import Settings
 from oinetd.net.poller import Poller, has_failed
 from oinetd.net.sockets import close_with_reset, unsent_bytes
@@ -57,27 +57,10 @@ class PortableEngine:
         self._running.abort_all()
 
 
-class Relay:
-    """One connection: two sides, two flows, one timer."""
+class Relay(RunningRelay):
+    """One connection: two sides and two flows."""
 
-    __slots__ = (
-        "_down",
-        "_ender",
-        "_expires_at",
-        "_finish_by",
-        "_settings",
-        "_timer",
-        "_up",
-        "buffer_bytes",
-        "buffers",
-        "client",
-        "done",
-        "finished",
-        "loop",
-        "meter",
-        "poller",
-        "upstream",
-    )
+    __slots__ = ("_down", "_ender", "_finish_by", "_up", "buffer_bytes", "buffers", "client", "poller", "upstream")
 
     def __init__(
         self,
@@ -87,25 +70,18 @@ class Relay:
         settings: Settings,
         meter: Meter,
     ) -> None:
-        self.loop = engine.loop
+        super().__init__(engine.loop, settings, meter)
         self.poller = engine.poller
         self.buffers = engine.buffers
         self.buffer_bytes = settings.buffer_bytes
-        self.meter = meter
         self.client = Side(client)
         self.upstream = Side(upstream)
-        self.done: asyncio.Future[RelayResult] = engine.loop.create_future()
-        self.finished = False
-        self._settings = settings
         self._up = Flow(self, self.client, self.upstream, upward=True)
         self._down = Flow(self, self.upstream, self.client, upward=False)
         self._ender: Side | None = None
         self._finish_by = 0.0
-        self._expires_at = self.loop.time() + settings.max_lifetime_s if settings.max_lifetime_s else 0.0
-        self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin. What is ready already is the first event of each side."""
         try:
             self.poller.watch(self.upstream.fd, self._on_upstream)
             self.poller.watch(self.client.fd, self._on_client)
@@ -114,11 +90,6 @@ class Relay:
             return
         if self._settings.idle_timeout_s or self._expires_at:
             self._arm()
-
-    def abort(self) -> None:
-        """End now, with a reset on both sides."""
-        if not self.finished:
-            self._end(Ending.ABORTED)
 
     # What the sockets say
 
@@ -213,11 +184,7 @@ class Relay:
         self._end(ending, failed.errno)
 
     def _end(self, ending: Ending, code: int = 0) -> None:
-        """Close everything and answer. Runs once."""
-        assert not self.finished
-        self.finished = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._finish(ending, code)
         for flow in (self._up, self._down):
             flow.release()
         clean = ending in (Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED)
@@ -227,19 +194,11 @@ class Relay:
                 side.sock.close()
             else:
                 close_with_reset(side.sock)
-        result = RelayResult(ending, self.meter.bytes_up, self.meter.bytes_down, code)
-        self.meter.result = result
-        if not self.done.done():
-            self.done.set_result(result)
 
-    # The timer: one for all deadlines, moved only when it fires
-
-    def _deadlines(self) -> list[tuple[float, Ending]]:
+    def _due(self) -> list[tuple[float, Ending]]:
         settings = self._settings
         moved = max(self._up.last_moved, self._down.last_moved)
-        found = []
-        if settings.idle_timeout_s:
-            found.append((moved + settings.idle_timeout_s, Ending.IDLE_TIMEOUT))
+        found = self._deadlines(moved)
         if settings.half_close_timeout_s and (self._up.over or self._down.over):
             found.append((moved + settings.half_close_timeout_s, Ending.HALF_CLOSE_TIMEOUT))
         if settings.write_stall_timeout_s:
@@ -248,29 +207,7 @@ class Relay:
                 for flow in (self._up, self._down)
                 if flow.state is FlowState.HELD
             ]
-        if self._expires_at:
-            found.append((self._expires_at, Ending.MAX_LIFETIME))
         return found
-
-    def _arm(self) -> None:
-        """See to it that the timer fires no later than the next deadline."""
-        next_due = min(due for due, _ in self._deadlines())
-        if self._timer is not None:
-            if self._timer.when() <= next_due:
-                return
-            self._timer.cancel()
-        self._timer = self.loop.call_at(next_due, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        deadlines = self._deadlines()
-        if not deadlines:
-            return
-        due, ending = min(deadlines, key=lambda deadline: deadline[0])
-        if due <= self.loop.time():
-            self._end(ending)
-        else:
-            self._arm()
 
 
 def _waits(sock: socket.socket) -> bool:

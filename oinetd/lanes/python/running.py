@@ -1,34 +1,99 @@
-"""What the engines in Python have in common: they know the relays that run."""
+"""What relays and engines in Python have in common: one timer for all deadlines, one result, the relays that run."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
-from oinetd.core.record import RelayResult
+from oinetd.core.engine import Meter
+from oinetd.core.record import Ending, RelayResult
+from oinetd.model import Settings
 
-__all__ = ["Running", "RunningRelays"]
+__all__ = ["RunningRelay", "RunningRelays"]
 
 
-class Running(Protocol):
-    """A relay that can be begun and aborted; `done` gets its result."""
+class RunningRelay:
+    """A relay that can be begun and aborted; `done` gets its result. A subclass moves bytes and knows its deadlines."""
 
-    done: asyncio.Future[RelayResult]
+    __slots__ = ("_expires_at", "_settings", "_timer", "done", "finished", "loop", "meter")
 
-    def start(self) -> None: ...
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, meter: Meter) -> None:
+        self.loop = loop
+        self.meter = meter
+        self.done: asyncio.Future[RelayResult] = loop.create_future()
+        self.finished = False
+        self._settings = settings
+        self._expires_at = loop.time() + settings.max_lifetime_s if settings.max_lifetime_s else 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin. What is ready already is the first event of each side."""
+        raise NotImplementedError
 
     def abort(self) -> None:
-        """End now; does nothing where it has ended."""
-        ...
+        """End now, with a reset on both sides; does nothing if it has ended."""
+        if not self.finished:
+            self._end(Ending.ABORTED)
+
+    def _end(self, ending: Ending, code: int = 0) -> None:
+        """Close both sides and `_finish`."""
+        raise NotImplementedError
+
+    def _finish(self, ending: Ending, code: int) -> None:
+        """Give the result. Runs once."""
+        assert not self.finished
+        self.finished = True
+        if self._timer is not None:
+            self._timer.cancel()
+        meter = self.meter
+        meter.result = RelayResult(ending, meter.bytes_up, meter.bytes_down, code)
+        if not self.done.done():
+            self.done.set_result(meter.result)
+
+    # The timer is moved only when it fires, or for a deadline that is earlier
+
+    def _deadlines(self, moved: float) -> list[tuple[float, Ending]]:
+        """The deadlines of every relay; `moved` is when something last moved."""
+        found = []
+        if self._settings.idle_timeout_s:
+            found.append((moved + self._settings.idle_timeout_s, Ending.IDLE_TIMEOUT))
+        if self._expires_at:
+            found.append((self._expires_at, Ending.MAX_LIFETIME))
+        return found
+
+    def _due(self) -> list[tuple[float, Ending]]:
+        """Every deadline of this moment."""
+        raise NotImplementedError
+
+    def _arm(self) -> None:
+        """See to it that the timer fires no later than the next deadline."""
+        due = self._due()
+        if not due or self.finished:
+            return
+        when = min(when for when, _ in due)
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = self.loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not (due := self._due()):
+            return
+        when, ending = min(due, key=lambda deadline: deadline[0])
+        if when <= self.loop.time():
+            self._end(ending)
+        else:
+            self._arm()
 
 
 class RunningRelays:
     """The relays of one engine."""
 
     def __init__(self) -> None:
-        self._relays: set[Running] = set()
+        self._relays: set[RunningRelay] = set()
 
-    async def run(self, relay: Running) -> RelayResult:
+    async def run(self, relay: RunningRelay) -> RelayResult:
         """Begin, and wait for the end; a cancelled relay is aborted."""
         self._relays.add(relay)
         try:

@@ -1,4 +1,7 @@
-"""The life of one connection in the Python lane, on one page: admit, dial, relay, account, log."""
+"""The life of one connection in the Python lane: accept, preamble, admit, pick, dial, relay, end.
+
+The listener accepts, and the dialer picks an address of the destination. `Session.run` is what is between and after.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import logging
 import socket
 import time
 
+from oinetd.core.dial import Dialed, DialRequest
 from oinetd.core.hooks import Admit
 from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live
@@ -94,22 +98,10 @@ class Session:
                 return
             self._opened = True
             service.watcher.opened(record)
-            dialing_since = time.monotonic()  # what `admit` took is not the destination's
-            dialed = await service.dialer.dial(request)
-            record.connect_s = time.monotonic() - dialing_since
-            record.tries = tuple(request.tries)
-            if (taken_by := dialed.taken_by) is not None:
-                record.upstream, record.upstream_port = taken_by.host, taken_by.port
+            dialed = await self._dial(request)
             if dialed.upstream is None:
                 assert dialed.failed is not None
                 ending, code = dialed.failed, dialed.errno
-                if ending is Ending.BIND_FAILED and service.source_host is not None:
-                    service.source_host.failed()
-                return
-            foreign = service.peer_uid is not None and dialed.upstream.family == socket.AF_UNIX
-            if foreign and peer_of(dialed.upstream).uid != service.peer_uid:
-                close_with_reset(dialed.upstream)
-                ending, code = Ending.CONNECT_FAILED, errno.EPERM
                 return
             if service.sends_proxy and (code := send_header(dialed.upstream, self._client, record, service.settings)):
                 close_with_reset(dialed.upstream)
@@ -149,6 +141,25 @@ class Session:
         finally:
             watch.close()
 
+    async def _dial(self, request: DialRequest) -> Dialed:
+        """Make the upstream leg, and put into the record what came of it."""
+        service, record = self._service, self._live.record
+        since = time.monotonic()  # what `admit` took is not the destination's
+        dialed = await service.dialer.dial(request)
+        record.connect_s = time.monotonic() - since
+        record.tries = tuple(request.tries)
+        if (taken_by := dialed.taken_by) is not None:
+            record.upstream, record.upstream_port = taken_by.host, taken_by.port
+        if dialed.failed is Ending.BIND_FAILED and service.source_host is not None:
+            service.source_host.failed()
+        upstream = dialed.upstream
+        if upstream is None or service.peer_uid is None or upstream.family != socket.AF_UNIX:
+            return dialed
+        if peer_of(upstream).uid == service.peer_uid:
+            return dialed
+        close_with_reset(upstream)
+        return Dialed(None, dialed.address, Ending.CONNECT_FAILED, errno.EPERM)
+
     def _client_gone(self) -> None:
         """The client has reset its connection while the program thinks about it: nobody needs the answer."""
         self._gone = True
@@ -161,16 +172,11 @@ class Session:
             self._end(Ending.ABORTED, 0)
 
     def _end(self, ending: Ending, code: int) -> None:
-        record, meter = self._live.record, self._live.meter
+        record = self._live.record
         if self._revoked and ending is Ending.ABORTED:
             ending = Ending.REVOKED if self._opened else Ending.DENIED
         if not self._opened and not ending.refused:  # events come in pairs
             self._service.watcher.opened(record)
-        record.ending, record.errno = ending, code
-        self._live.note_upstream()
-        record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
-        record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down
-        record.datagrams_lost = meter.datagrams_lost
-        record.duration_s = time.monotonic() - self._live.since
+        self._live.complete(ending, code)
         self._service.registry.leave(self._live)
         self._service.watcher.closed(record)

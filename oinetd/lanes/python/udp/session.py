@@ -275,7 +275,7 @@ class DatagramSession:
         if self.ended:
             return
         self.ended = True
-        record, meter, service = self.live.record, self.live.meter, self.service
+        service = self.service
         if self.sock is not None:
             self.home.plane.poller.closing(self.sock.fileno())
             if ending in (Ending.IDLE_TIMEOUT, Ending.UPSTREAM_CLOSED):
@@ -284,16 +284,12 @@ class DatagramSession:
                 close_with_reset(self.sock)
         if not self._opened and not ending.refused:  # killed while the program thought about it: events come in pairs
             self.tell_opened()
-        meter.datagrams_lost += len(self.release_held())
+        self.live.meter.datagrams_lost += len(self.release_held())
         self.home.plane.table.leave(self)
-        record.ending, record.errno = ending, code
-        record.bytes_up, record.bytes_down = meter.bytes_up, meter.bytes_down
-        record.datagrams_up, record.datagrams_down = meter.datagrams_up, meter.datagrams_down
-        record.datagrams_lost = meter.datagrams_lost
-        record.duration_s = time.monotonic() - self.live.since
+        self.live.complete(ending, code)
         service.registry.leave(self.live)
         self.home.gone(self)
-        service.watcher.closed(record)
+        service.watcher.closed(self.live.record)
         if self._task is not None and not self._task.done() and self._task is not asyncio.current_task():
             self._task.cancel()
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from oinetd.core.dial import Dialed, DialRequest
 from oinetd.core.engine import Meter
 from oinetd.core.record import Ending, RelayResult
-from oinetd.lanes.python.running import RunningRelays
+from oinetd.lanes.python.running import RunningRelay, RunningRelays
 from oinetd.lanes.python.udp.leg import NOBODY, PIECE_BYTES, READS_MAX
 from oinetd.lanes.python.udp.plane import DatagramPlane, connect
 from oinetd.lanes.python.udp.way import Way
@@ -71,7 +71,7 @@ class DatagramEngine:
         self._running.abort_all()
 
 
-class _Relay:
+class _Relay(RunningRelay):
     """One connection and its UDP socket."""
 
     def __init__(
@@ -82,26 +82,20 @@ class _Relay:
         settings: Settings,
         meter: Meter,
     ) -> None:
-        self.done: asyncio.Future[RelayResult] = engine.plane.loop.create_future()
-        self._loop = engine.plane.loop
+        super().__init__(engine.plane.loop, settings, meter)
         self._poller = engine.plane.poller
         self._batch: Batch = engine.batch
         self._quiet_s = engine.timeout_s
         self._client = client
         self._upstream = upstream
         self._way = engine.ways.pop(upstream, None)
-        self._settings = settings
-        self._meter = meter
         self._half_closed = False
         self._up = b""  # a piece that the UDP socket has no room for
         self._down = b""  # bytes that the client has not taken yet; as long as there are, no datagram is read
-        self._moved = self._taken = self._loop.time()
-        self._expires_at = self._moved + settings.max_lifetime_s if settings.max_lifetime_s else 0.0
+        self._moved = self._taken = self.loop.time()
         self._retry: asyncio.TimerHandle | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin. What is ready already is the first event of each side."""
         try:
             self._batch.prepare(self._upstream)
             self._poller.watch(self._upstream.fileno(), self._on_upstream, LEVEL_READ)
@@ -111,19 +105,14 @@ class _Relay:
             return
         self._arm()
 
-    def abort(self) -> None:
-        """End now, with a reset for the client."""
-        if self._meter.result is None:
-            self._end(Ending.ABORTED)
-
     # Up: reads become datagrams
 
     def _on_client(self, events: int) -> None:
         if events & WRITABLE and self._down:
             self._flush()
-        if not self._over:
+        if not self.finished:
             self._read()
-        if has_failed(self._client, events) and self._half_closed and not self._over:
+        if has_failed(self._client, events) and self._half_closed and not self.finished:
             # Nobody reads any more, so that nobody else would notice.
             code = self._client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self._end(Ending.CLIENT_RESET, code or errno.ECONNRESET)
@@ -131,7 +120,7 @@ class _Relay:
     def _read(self) -> None:
         """Read until there is no more, the way out is full, or the turn is over."""
         for _ in range(READS_MAX):
-            if self._over or self._half_closed or self._up:
+            if self.finished or self._half_closed or self._up:
                 return
             try:
                 self._up = self._client.recv(PIECE_BYTES)
@@ -151,7 +140,7 @@ class _Relay:
         """Send the piece; where there is no room for it, again in a moment."""
         code = 0
         if self._way is not None and not self._down:
-            other = self._way.ask(self._loop.time(), self._quiet_s)
+            other = self._way.ask(self.loop.time(), self._quiet_s)
             if other is not None and not self._replace(self._way, other):
                 return
         try:
@@ -159,25 +148,25 @@ class _Relay:
         except OSError as error:
             code = error.errno or errno.EIO
         if code in _FULL:
-            self._retry = self._loop.call_later(RETRY_S, self._on_retry)
+            self._retry = self.loop.call_later(RETRY_S, self._on_retry)
             return
         size, self._up = len(self._up), b""
-        self._moved = self._meter.moved_at = self._loop.time()
+        self._moved = self.meter.moved_at = self.loop.time()
         if code in NOBODY:
-            self._meter.datagrams_lost += 1
+            self.meter.datagrams_lost += 1
             self._end_refused(code)
         elif code:
-            self._meter.datagrams_lost += 1
+            self.meter.datagrams_lost += 1
         else:
-            self._meter.bytes_up += size
-            self._meter.datagrams_up += 1
+            self.meter.bytes_up += size
+            self.meter.datagrams_up += 1
 
     def _replace(self, way: Way, other: socket.socket) -> bool:
         """Go on with another upstream socket; False if that ended the relay."""
         self._poller.closing(self._upstream.fileno())
         self._upstream.close()
         self._upstream = other
-        self._meter.upstream = way.address.host, way.address.port
+        self.meter.upstream = way.address.host, way.address.port
         try:
             self._batch.prepare(other)
             self._poller.watch(other.fileno(), self._on_upstream, LEVEL_READ)
@@ -200,15 +189,15 @@ class _Relay:
         except OSError as error:
             groups, code = (), error.errno or errno.EIO
         for group in groups:
-            self._meter.datagrams_down += group.length
+            self.meter.datagrams_down += group.length
             self._down += b"".join(self._batch.take(group))
         code = code or self._batch.late_errno
         if groups:
-            self._moved = self._taken = self._meter.moved_at = self._loop.time()
+            self._moved = self._taken = self.meter.moved_at = self.loop.time()
             if self._way is not None:
                 self._way.answered(self._moved)
             self._flush()
-        if code in NOBODY and not self._over:
+        if code in NOBODY and not self.finished:
             self._end_refused(code)
 
     def _flush(self) -> None:
@@ -222,9 +211,9 @@ class _Relay:
             return
         had = bool(self._down)
         self._down = self._down[sent:]
-        self._meter.bytes_down += sent
+        self.meter.bytes_down += sent
         if sent:
-            self._moved = self._taken = self._meter.moved_at = self._loop.time()
+            self._moved = self._taken = self.meter.moved_at = self.loop.time()
         if self._down:
             self._poller.forget(self._upstream.fileno())
             self._arm()
@@ -233,15 +222,10 @@ class _Relay:
 
     # End
 
-    @property
-    def _over(self) -> bool:
-        return self._meter.result is not None
-
     def _end(self, ending: Ending, code: int = 0) -> None:
-        """Close both sides and answer. Runs once."""
-        for timer in (self._timer, self._retry):
-            if timer is not None:
-                timer.cancel()
+        self._finish(ending, code)
+        if self._retry is not None:
+            self._retry.cancel()
         self._poller.closing(self._client.fileno())
         self._poller.closing(self._upstream.fileno())
         self._upstream.close()
@@ -250,10 +234,6 @@ class _Relay:
         else:
             close_with_reset(self._client)
         self._up = self._down = b""
-        meter = self._meter
-        meter.result = RelayResult(ending, meter.bytes_up, meter.bytes_down, code)
-        if not self.done.done():
-            self.done.set_result(meter.result)
 
     def _end_refused(self, code: int) -> None:
         """Nobody listens."""
@@ -261,35 +241,10 @@ class _Relay:
             self._way.refused(code)
         self._end(Ending.UPSTREAM_RESET, code)
 
-    def _deadlines(self) -> list[tuple[float, Ending]]:
-        settings, found = self._settings, []
-        if settings.idle_timeout_s:
-            found.append((self._moved + settings.idle_timeout_s, Ending.IDLE_TIMEOUT))
+    def _due(self) -> list[tuple[float, Ending]]:
+        settings, found = self._settings, self._deadlines(self._moved)
         if self._half_closed and (quiet_s := self._quiet_s or settings.half_close_timeout_s):
             found.append((self._moved + quiet_s, Ending.CLIENT_CLOSED))
         if self._down and settings.write_stall_timeout_s:
             found.append((self._taken + settings.write_stall_timeout_s, Ending.WRITE_STALL))
-        if self._expires_at:
-            found.append((self._expires_at, Ending.MAX_LIFETIME))
         return found
-
-    def _arm(self) -> None:
-        """See to it that the timer fires no later than the next deadline."""
-        deadlines = self._deadlines()
-        if not deadlines or self._over:
-            return
-        due = min(when for when, _ in deadlines)
-        if self._timer is not None:
-            if self._timer.when() <= due:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(due, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        for due, ending in self._deadlines():
-            if due <= now:
-                self._end(ending)
-                return
-        self._arm()

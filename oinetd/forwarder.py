@@ -182,7 +182,7 @@ class Forwarder:
     async def _until_empty(self, timeout_s: float, look: Callable[[], object] = lambda: None) -> None:
         """Wait until nobody is connected, at most `timeout_s` seconds. Some places are given back without a word."""
         deadline = self._loop.time() + timeout_s
-        while (self._registry.anybody or self._lanes.busy) and (left_s := deadline - self._loop.time()) > 0:
+        while (self._registry.busy or self._lanes.busy) and (left_s := deadline - self._loop.time()) > 0:
             look()
             self._ended.clear()
             with contextlib.suppress(TimeoutError):

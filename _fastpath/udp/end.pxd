@@ -173,7 +173,7 @@ cdef inline void give_room(Reactor *reactor) noexcept nogil:
         displace(reactor, NULL)
 
 
-cdef inline bint rule_place_take(Reactor *reactor, Gate *gate) noexcept nogil:
+cdef inline bint rule_make_room(Reactor *reactor, Gate *gate) noexcept nogil:
     """A place among the sessions of a rule, ending others of it here where need be."""
     cdef Session *oldest
     cdef int _turn
@@ -187,11 +187,11 @@ cdef inline bint rule_place_take(Reactor *reactor, Gate *gate) noexcept nogil:
     return gate_enter(gate)
 
 
-cdef inline bint place_take(Reactor *reactor, Policy *policy) noexcept nogil:
+cdef inline bint make_room(Reactor *reactor, Policy *policy) noexcept nogil:
     """A place for one more session, of the process and of its rule, ending others here where need be."""
     cdef Gate *udp_gate = reactor.hub.udp_gate
     cdef int _turn
-    if not rule_place_take(reactor, policy.gate):
+    if not rule_make_room(reactor, policy.gate):
         return False
     for _turn in range(DISPLACED_MAX):
         if gate_enter(reactor.hub.udp_gate):

@@ -32,7 +32,7 @@ from tcp.target_report cimport (
     look_up_again, note_failed, note_server_failed, note_server_worked, note_worked, unreachable,
 )
 from udp.dial cimport REFUSALS_MIN, udp_dial
-from udp.end cimport due_by, place_take, report_opened, session_end
+from udp.end cimport due_by, make_room, report_opened, session_end
 from udp.shares cimport share_answered, share_enter
 from udp.silence cimport same_places, trail_answered, trail_make, trail_of_servers, waits_too_long
 from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Session, Trail, UdpListener
@@ -141,7 +141,7 @@ cdef inline Session *session_begin(
     if counted < 0:
         turn_away(reactor, listener, &client, ENDING_LIMITED, 0)
         return NULL
-    if not place_take(reactor, policy):
+    if not make_room(reactor, policy):
         sources_leave(reactor.hub.gate, policy, &client, counted)
         return NULL
     session = session_open(reactor, listener, group, hash, &client, counted, trail)

@@ -1,7 +1,7 @@
-"""Who is at a limit: said once when clients begin to wait, and once when there has been room again for a while.
+"""Which limits are reached: logged once when clients begin to wait, and once when there was room for a while.
 
 At a limit each session that ends lets one in, and the next one waits again, many times a second. So a gate counts as
-full until nobody found it so for `CALM_S`.
+full until no client was refused a place for `CALM_S`.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ __all__ = ["Engine", "Meter"]
 
 
 class Meter:
-    """The counters of one running relay, for whoever wants to look while it runs.
+    """The counters of one running relay.
 
-    An engine writes, everybody else reads. `moved_at` is when something last moved, in seconds of the monotonic clock,
-    0 before that. `result` is set when the relay has ended, also when it was cancelled. `upstream` is set when the
-    relay goes on with another address.
+    The engine writes them, all others read them. `moved_at` is when something last moved, in seconds of the monotonic
+    clock, 0 before that. `result` is set when the relay has ended, also when it was cancelled. `upstream` is set when
+    the relay goes on with another address.
     """
 
     __slots__ = (

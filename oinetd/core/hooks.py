@@ -1,7 +1,7 @@
 """The hooks of an embedding program: what they raise is logged, and what they leave to be awaited is awaited.
 
 A hook is called amid the accounting of sessions, often of a whole batch of them. Nothing that it raises may end that:
-a session of which nobody hears would be counted as live for ever.
+a session whose end is not reported would be counted as live for ever.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Who is connected now, who may still come, and what each rule has moved: one place for the whole process.
+"""The live sessions, the limits, and the counters of each rule.
 
-Nothing here touches a socket. Listeners ask before they accept, sessions enter and leave, and whoever waits for room
-is called when there is some.
+Nothing here touches a socket. A listener takes a place before it accepts, and is called when there is room again.
 """
 
 from __future__ import annotations
@@ -150,8 +149,8 @@ class Registry:
         self.on_full: Callable[[Rule | None, Gate], object] = lambda rule, gate: None
 
     @property
-    def anybody(self) -> bool:
-        """Whether somebody is connected."""
+    def busy(self) -> bool:
+        """Whether a session lives."""
         return bool(self.gate.live or self.datagrams.live or self.live)
 
     @property
@@ -262,7 +261,7 @@ class Registry:
         self._make_room()
 
     def native_counted(self, rule: Rule, ending: Ending, count: int) -> None:
-        """Sessions of the native lane have ended, or were refused, whose records nobody wants."""
+        """Sessions of the native lane have ended, or were refused, that are not reported one by one."""
         stats = self._rules[rule.identity].stats
         stats.accepted += count * ending.refused
         self._count_ends(stats, ending, count)

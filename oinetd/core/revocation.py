@@ -1,7 +1,6 @@
-"""Access rules that a reload changed are put to the connections that live: those they refuse are counted or ended.
+"""Checks live connections by the access rules that a reload changed; those refused are counted, or reset (`on-deny`).
 
-UDP sessions are put to them by their listeners. Connections go on unless `on-deny` says otherwise: who reloads may
-want to keep newcomers out and let the others finish.
+Listeners check their UDP sessions. By default connections go on: a reload may be meant for new clients only.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ class Revocation:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._judged: dict[object, tuple[tuple[AccessRule, ...], tuple[AccessRule, ...], bool]] = {}
+        self._checked: dict[object, tuple[tuple[AccessRule, ...], tuple[AccessRule, ...], bool]] = {}
 
     def apply(self, config: Config, check: Callable[[AccessCheck], Mapping[Rule, int]]) -> None:
-        """Put `config` to the connections of rules whose access or `on-deny` it changed, of gone ones as well."""
+        """Check the connections of rules whose access or `on-deny` has changed, also of rules that are gone."""
         changed = {}
         for rule in self._registry.rules():
             ends = config.settings_of(rule).on_deny is OnDeny.RESET
-            judged = (config.access, rule.access, ends)
-            before, self._judged[rule.identity] = self._judged.get(rule.identity), judged
-            if rule.bind.protocol is Protocol.TCP and before is not None and before != judged:
+            rules = (config.access, rule.access, ends)
+            before, self._checked[rule.identity] = self._checked.get(rule.identity), rules
+            if rule.bind.protocol is Protocol.TCP and before is not None and before != rules:
                 changed[rule] = (config.access, ends)
         if not changed:
             return

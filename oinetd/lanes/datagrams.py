@@ -18,13 +18,13 @@ log = logging.getLogger("oinetd")
 
 
 def settle_datagrams(config: Config, lanes: Lanes, listening: Mapping[PortKey, Listener]) -> None:
-    """End the sessions that have no place under `config`; it is in force, and what it took away lingers."""
+    """End the sessions that `config`, which is in force, refuses; listeners that it removed linger."""
     _make_way(listening, lanes.lingering)
     _revoke(config.access, (*listening.values(), *lanes.lingering.values()))
 
 
 def _make_way(listening: Mapping[PortKey, Listener], lingering: Mapping[PortKey, Listener]) -> None:
-    """End what lingers where somebody else listens now: its socket would take the other's new clients."""
+    """End a lingering listener if another one overlaps it now: its socket would get the new clients of the other."""
     if not lingering:
         return
     bound = [replace(key, address=bound_address(listener.sock)) for key, listener in listening.items()]

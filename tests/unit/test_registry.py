@@ -197,7 +197,7 @@ def test_what_is_counted(registry: Registry) -> None:
     # A snapshot stays what it was.
     leave(registry, live)
     assert (stats.live, stats.rules[of.rule].live) == (1, 1)
-    assert not registry.anybody
+    assert not registry.busy
 
 
 @pytest.mark.parametrize("ending", [ending for ending in Ending if ending.refused])

@@ -1,11 +1,11 @@
-"""Buffers that belong to whoever has bytes pending, and to nobody else."""
+"""Buffers for relays that have bytes pending."""
 
 from __future__ import annotations
 
 __all__ = ["BufferPool"]
 
 FREE_BYTES_MAX = 4 * 1024 * 1024
-"""What a pool keeps of buffers that nobody uses: 64 of 64 KiB, more than can be in use between two waits."""
+"""Unused buffers that a pool keeps: 64 of 64 KiB, more than can be in use between two waits."""
 
 
 class BufferPool:
@@ -31,7 +31,7 @@ class BufferPool:
         self.taken -= 1
         size = len(buffer)
         if self._free_bytes + size > FREE_BYTES_MAX and not self._free.get(size):
-            # Full of the sizes of an earlier configuration, which nobody takes any more.
+            # Full of the sizes of an earlier configuration, which are not taken any more.
             self._free.clear()
             self._free_bytes = 0
         if self._free_bytes + size <= FREE_BYTES_MAX:

@@ -1,4 +1,4 @@
-"""A client that nobody reads, because something else is waited for: its reset is noticed all the same."""
+"""Notices the reset of a client that is not read yet, while the session waits for something else."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ class _Search:
             self._drop(attempt, code)
             return
         del self._attempts[attempt.sock.fileno()]
-        # Nobody's now: whoever relays may close it elsewhere, and the number be another's before we hear of it.
+        # The engine may close it in another thread, and the kernel may give its number to another file.
         self._poller.forget(attempt.sock.fileno())
         self._connected(attempt)
         if not self._done.done():

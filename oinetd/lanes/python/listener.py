@@ -25,8 +25,8 @@ PAUSE_S = 0.1
 """First pause after a shortage; it doubles up to `PAUSE_MAX_S`, so that a lasting one costs nothing."""
 PAUSE_MAX_S = 1.0
 CALM_S = 3.0
-"""That it accepts again is said once nothing was short for so long: at the limit of descriptors each session that ends
-lets one in, and the next one fails."""
+"""Time without a shortage before "accepts again" is logged: at the limit of descriptors each session that ends lets
+one in, and the next accept fails."""
 
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _CLIENT_GONE = frozenset({
@@ -116,7 +116,7 @@ class StreamListener(Listener):
                 # accept(2): errors of the client's network are told here and concern only the one that has gone.
                 return True
             if error.errno != errno.EAGAIN:
-                # A shortage, or what nobody foresaw: trying again at once would only burn the processor.
+                # A shortage, or an unknown error: trying again at once would only use processor time.
                 self._back_off(error)
             return False
         self._pause_s = 0.0

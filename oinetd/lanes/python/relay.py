@@ -110,7 +110,7 @@ class Relay(RunningRelay):
             self._on_error(self.upstream, self._down, self._up)
 
     def _on_error(self, side: Side, outgoing: Flow, incoming: Flow) -> None:
-        # A side that had sent its FIN and now fails is read by nobody, and perhaps written to by nobody for hours.
+        # A side that had sent its FIN and now fails is not read any more, and perhaps not written to for hours.
         # (After both FINs the same event is only the end, and the relay has finished by then.)
         if outgoing.over and not incoming.over:
             side.fail(side.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET)
@@ -129,7 +129,7 @@ class Relay(RunningRelay):
         if self._ender is None:
             self._ender = flow.source
         if flow.source.errno:
-            # Nobody is left to take what the other direction brings.
+            # The other direction has no receiver any more.
             self._opposite(flow).drop()
         else:
             try:

@@ -161,7 +161,7 @@ class Session:
         return Dialed(None, dialed.address, Ending.CONNECT_FAILED, errno.EPERM)
 
     def _client_gone(self) -> None:
-        """The client has reset its connection while the program thinks about it: nobody needs the answer."""
+        """The client has reset its connection while `admit` runs: its answer is not needed."""
         self._gone = True
         self.kill()
 

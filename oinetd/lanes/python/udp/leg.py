@@ -28,7 +28,7 @@ LAST_READS_MAX = 4
 """Batches that are still taken from a socket whose peer has gone: what came before the end belongs to the client."""
 
 NOBODY = frozenset({errno.ECONNREFUSED, errno.ENOPROTOOPT})
-"""Told by the destination itself: nobody listens. What routers tell concerns single datagrams; the next may arrive."""
+"""Errors from the destination itself: nobody listens. Errors from routers concern single datagrams."""
 
 
 class DatagramLeg(DatagramSession):

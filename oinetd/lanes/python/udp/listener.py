@@ -30,7 +30,7 @@ TOLD_MAX = 4096
 
 
 class DatagramListener(Listener):
-    """Serves `sock` for `service`, which may be exchanged at any time; earlier sessions keep theirs."""
+    """Serves `sock` for `service`, which a reload replaces; earlier sessions keep theirs."""
 
     def __init__(self, lane: Lane, plane: DatagramPlane, sock: socket.socket, service: Service) -> None:
         super().__init__(lane, sock, service)

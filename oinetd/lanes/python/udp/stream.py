@@ -27,7 +27,7 @@ from oinetd.net.sockets import close_with_reset
 __all__ = ["DatagramEngine"]
 
 DATAGRAMS_AT_ONCE = 4
-"""So many are taken for a connection in one go: what a slow client may leave with us is 256 KiB."""
+"""Datagrams read for a connection in one go: at most 256 KiB wait for a slow client."""
 
 RETRY_S = 0.001
 """Pause where the way out is full; the kernel has no event for it that would not come with every datagram."""
@@ -113,7 +113,7 @@ class _Relay(RunningRelay):
         if not self.finished:
             self._read()
         if has_failed(self._client, events) and self._half_closed and not self.finished:
-            # Nobody reads any more, so that nobody else would notice.
+            # It is not read any more: no other call would notice.
             code = self._client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self._end(Ending.CLIENT_RESET, code or errno.ECONNRESET)
 

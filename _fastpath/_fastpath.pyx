@@ -37,16 +37,16 @@ from shared.group cimport (
     group_is_full, group_members, group_pick, group_select,
 )
 from shared.inbox cimport (
-    MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_LEAVE, MESSAGE_PAIR, MESSAGE_PIPES, MESSAGE_RETRY,
-    MESSAGE_SHED, MESSAGE_SNAPSHOT, MESSAGE_STOP, MESSAGE_UDP_ADD, MESSAGE_UDP_COUNT, MESSAGE_UDP_LINGER,
-    MESSAGE_UDP_QUIET, MESSAGE_UDP_REMOVE, MESSAGE_UDP_RENEW, MESSAGE_UDP_REPLACE, MESSAGE_UDP_REVOKE,
-    MESSAGE_UDP_TRIM, Message,
+    MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_LEAVE, MESSAGE_MOVED, MESSAGE_PAIR, MESSAGE_PIPES,
+    MESSAGE_RETRY, MESSAGE_SHED, MESSAGE_SNAPSHOT, MESSAGE_STOP, MESSAGE_TAKE_OUT, MESSAGE_UDP_ADD, MESSAGE_UDP_COUNT,
+    MESSAGE_UDP_LINGER, MESSAGE_UDP_QUIET, MESSAGE_UDP_REMOVE, MESSAGE_UDP_RENEW, MESSAGE_UDP_REPLACE,
+    MESSAGE_UDP_REVOKE, MESSAGE_UDP_TRIM, Message,
 )
 from base.linux cimport (
     AF_INET, AF_INET6, AF_UNIX, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
     clock_gettime, clockid_t, pthread_getcpuclockid, timespec,
-    c_close, c_fcntl, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_join, pthread_mutex_init,
-    pthread_mutex_lock, pthread_mutex_unlock, sockaddr_in, sockaddr_in6, usleep,
+    c_close, c_fcntl, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_cond_wait, pthread_join,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, sockaddr_in, sockaddr_in6, usleep,
 )
 from preamble.fault cimport FOUND_INVALID, FOUND_MORE
 from preamble.hello cimport MESSAGE_BYTES_MAX, Hello, hello_read
@@ -62,11 +62,13 @@ from state.return_address cimport ReturnAddress
 from shared.ring cimport (
     RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record as RecordState, bell_arm, ring_peek, ring_pop,
 )
-from state.connection_slab cimport Conn
+from state.connection_slab cimport CLIENT, MODE_COPY, MODE_SPLICE, UPSTREAM, Conn, Dir
+from state.pool cimport block_bytes
+from tcp.passport cimport Departure, address_number, passport_free, passport_new
 from state.slab cimport CHUNK_SLOTS
 from shared.source cimport Prefix
 from state.load cimport reactor_for_new
-from state.reactor cimport REACTORS_MAX, Hub as HubState, Reactor, Snapshot
+from state.reactor cimport Block, REACTORS_MAX, Hub as HubState, Reactor, Snapshot
 from shared.server cimport (
     SERVER_MAINT, WEIGHT_MAX, Server as ServerState, server_drop, server_enter, server_failed, server_has_room,
     server_hold, server_leave, server_new, server_worked,
@@ -801,6 +803,72 @@ cdef uint32_t _text_place(const Address *address):
     return (value ^ (value >> 15)) & (TEXTS - 1)
 
 
+@cython.final
+cdef class Passport:
+    cdef Conn *conn
+    cdef Hub hub
+
+    def __dealloc__(self):
+        if self.conn != NULL:       # nobody wanted it: as if the process had ended
+            passport_free(self.hub.gate.gate, self.conn)
+
+    cdef Conn *_must_be_held(self) except NULL:
+        if self.conn == NULL:
+            raise RuntimeError("the connection is somewhere else")
+        return self.conn
+
+    @property
+    def descriptors(self):
+        cdef Conn *conn = self._must_be_held()
+        return conn.side[CLIENT].fd, conn.side[UPSTREAM].fd
+
+    @property
+    def pending(self):
+        cdef Conn *conn = self._must_be_held()
+        return tuple([
+            (<char *> block_bytes(<Block *> conn.dir[way].holder))[
+                conn.dir[way].offset:conn.dir[way].offset + conn.dir[way].pend
+            ] if conn.dir[way].pend else b""
+            for way in range(2)
+        ])
+
+    @property
+    def tag(self):
+        return self._must_be_held().policy.tag
+
+    def state(self):
+        cdef Conn *conn = self._must_be_held()
+        cdef Dir *flow
+        flows = []
+        for way in range(2):
+            flow = &conn.dir[way]
+            flows.append([
+                flow.moved_out, flow.progress_ms, flow.eof, flow.fin_sent, flow.mode, flow.moved_by,
+                conn.side[way].local,
+            ])
+        return {
+            "id": conn.id, "started": conn.started_s, "started_us": conn.started_us,
+            "connected_us": conn.connected_us, "kept_alive": conn.kept_alive, "first_eof": conn.first_eof,
+            "client": (<char *> &conn.client)[:sizeof(Address)].hex(),
+            "upstream": (<char *> &conn.upstream)[:sizeof(Address)].hex(),
+            "flows": flows,
+            "texts": [_text(&conn.client), conn.client.port, _text(&conn.upstream), conn.upstream.port],
+        }
+
+    def release(self):
+        cdef Conn *conn = self._must_be_held()
+        self.conn = NULL
+        passport_free(self.hub.gate.gate, conn)
+
+
+cdef int _read_address(object state, str name, Address *address) except -1:
+    cdef bytes data = bytes.fromhex(state[name])
+    if len(data) != sizeof(Address):
+        raise ValueError(f"{name}: not an address of this version")
+    memcpy(address, <const char *> data, sizeof(Address))
+    return 0
+
+
 cdef class Hub:
     cdef HubState *hub
     cdef Gate gate
@@ -952,6 +1020,94 @@ cdef class Hub:
         message.token = share
         with nogil:
             post(self.hub.reactors[index], &message)
+
+    def take_out(self, int at_most):
+        cdef Departure departure
+        cdef Message message
+        cdef Passport passport
+        cdef int i
+        passports = []
+        left = 0
+        self._must_run()
+        memset(&departure, 0, sizeof(departure))
+        memset(&message, 0, sizeof(message))
+        pthread_mutex_init(&departure.lock, NULL)
+        pthread_cond_init(&departure.done, NULL)
+        departure.items = <Conn **> calloc(max(at_most, 1), sizeof(Conn *))
+        if departure.items == NULL:
+            raise MemoryError
+        departure.room = at_most
+        message.kind = MESSAGE_TAKE_OUT
+        message.answer = &departure
+        for i in range(self.hub.reactor_count):
+            with nogil:
+                departure.answered = False
+                post(self.hub.reactors[i], &message)
+                pthread_mutex_lock(&departure.lock)
+                while not departure.answered:
+                    pthread_cond_wait(&departure.done, &departure.lock)
+                pthread_mutex_unlock(&departure.lock)
+        for i in range(departure.count):
+            passport = Passport.__new__(Passport)
+            passport.conn = departure.items[i]
+            passport.hub = self
+            passports.append(passport)
+        free(departure.items)
+        return passports, departure.left
+
+    def put_in(self, Passport passport not None):
+        cdef Conn *conn = passport._must_be_held()
+        cdef Message message
+        self._must_run()
+        memset(&message, 0, sizeof(message))
+        message.kind = MESSAGE_MOVED
+        message.answer = conn
+        passport.conn = NULL
+        with nogil:
+            post(reactor_for_new(self.hub), &message)
+
+    def adopt(self, Policy policy not None, state, int client_fd, int upstream_fd, bytes up, bytes down):
+        cdef Passport passport
+        cdef Address client, upstream
+        cdef Dir *flow
+        cdef Conn *conn
+        self._must_run()
+        _read_address(state, "client", &client)
+        _read_address(state, "upstream", &upstream)
+        moved = [
+            (int(said[0]), int(said[1]), *[bool(each) for each in said[2:5]], int(said[5]) & 3, bool(said[6]))
+            for said in state["flows"]
+        ]
+        facts = tuple([int(state[name]) for name in ("id", "started_us", "connected_us", "kept_alive", "first_eof")])
+        started = float(state["started"])
+        if len(moved) != 2 or any(not 0 <= each < 1 << 63 for each in (*facts, *moved[0][:2], *moved[1][:2])):
+            raise ValueError("not a connection")
+        conn = passport_new(
+            self.gate.gate, policy.policy, &client, <const unsigned char *> <char *> up, <uint32_t> len(up),
+            <const unsigned char *> <char *> down, <uint32_t> len(down),
+        )
+        if conn == NULL:
+            raise MemoryError
+        conn.id, conn.started_us, conn.connected_us = facts[:3]
+        conn.kept_alive = facts[3] != 0
+        conn.first_eof = <unsigned char> min(facts[4], 2)
+        conn.started_s = started
+        conn.upstream = upstream
+        conn.address = <unsigned char> address_number(policy.policy.targets, &upstream)
+        conn.side[CLIENT].fd = client_fd
+        conn.side[UPSTREAM].fd = upstream_fd
+        for way in range(2):
+            flow = &conn.dir[way]
+            flow.moved_out, flow.progress_ms = moved[way][:2]
+            flow.moved_in = flow.moved_out + flow.pend
+            flow.eof, flow.fin_sent = moved[way][2:4]
+            flow.mode = MODE_SPLICE if moved[way][4] and flow.pend == 0 else MODE_COPY
+            flow.moved_by = moved[way][5]
+            conn.side[way].local = moved[way][6]
+        passport = Passport.__new__(Passport)
+        passport.conn = conn
+        passport.hub = self
+        return passport
 
     def cpu_seconds(self):
         """Processor time of each reactor's thread since it began."""

@@ -5,7 +5,7 @@ Addresses are numeric text. Durations are milliseconds where the name says so, 0
 an `OSError`. What reactors report are `Record`s.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, final
 
 from typing_extensions import Buffer, disjoint_base
@@ -294,6 +294,27 @@ class Policy:
     def decide(self, host: str) -> int:
         """The number of the ending of a client that the access rules refuse, by its numeric address; 0 lets it in."""
 
+@final
+class Passport:
+    """A connection that no reactor has: taken out of one here, or made of what another process said of it.
+
+    One that is forgotten is closed, and its places under the limits are given back.
+    """
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Those of the client's and the upstream's socket. They belong to the connection."""
+    @property
+    def pending(self) -> tuple[bytes, bytes]:
+        """Bytes that were read and not yet written, up and down."""
+    @property
+    def tag(self) -> int:
+        """That of its policy."""
+    def state(self) -> dict[str, Any]:
+        """Everything else, for JSON: what `Hub.adopt` takes. `texts` has client and upstream, each with its port."""
+    def release(self) -> None:
+        """Another process has it: close its descriptors here, and give its places back."""
+
 @disjoint_base
 class Hub:
     """Running reactor threads. To be called from one thread; `spin_us` 0 never polls before sleep.
@@ -333,6 +354,18 @@ class Hub:
         """Move connections from reactor `index` to reactor `to` that do `share` thousandths of the work, busiest first.
 
         At most 256 at once. Raises `IndexError` if there is no such reactor.
+        """
+    def take_out(self, at_most: int) -> tuple[list[Passport], int]:
+        """Connections that relay, without those whose record of opening is unread; and how many are left."""
+    def put_in(self, passport: Passport) -> None:
+        """Go on with a connection, in one of the reactors."""
+    def adopt(
+        self, policy: Policy, state: Mapping[str, Any], client_fd: int, upstream_fd: int, up: bytes, down: bytes
+    ) -> Passport:
+        """A connection that another process took out, under this policy; it takes places here, limits or not.
+
+        The descriptors belong to it from here. Raises `ValueError`, `KeyError` or `TypeError` if `state` is not what
+        `Passport.state` says, and then they do not.
         """
     def cpu_seconds(self) -> list[float]:
         """Processor time of each reactor's thread since it began, in seconds."""

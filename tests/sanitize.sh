@@ -35,7 +35,8 @@ thread)
     libraries="$(gcc -print-file-name=libtsan.so)"
     # Reports come from the extension alone: the interpreter was not built with it.
     export TSAN_OPTIONS="halt_on_error=1:exitcode=66:ignore_noninstrumented_modules=1"
-    tests="tests/engine/native/test_accept.py tests/engine/native/test_pipes.py tests/unit/test_fastpath_gate.py
+    tests="tests/engine/native/test_accept.py tests/engine/native/test_moving.py tests/engine/native/test_passport.py
+        tests/engine/native/test_pipes.py tests/unit/test_fastpath_gate.py
         tests/unit/test_forwarder_threads.py tests/udp/test_reactor.py"
     ;;
 *)

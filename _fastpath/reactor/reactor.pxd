@@ -44,15 +44,17 @@ from tcp.flow cimport AGAIN, TURNED, flow_pump, side_fail
 from shared.gate cimport Gate
 from shared.inbox cimport (
     INBOX_MAX, MESSAGE_ABORT_ALL, MESSAGE_ACCEPTED, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_RETRY, MESSAGE_SNAPSHOT,
-    MESSAGE_JUDGE, MESSAGE_LEAVE, MESSAGE_MOVED, MESSAGE_PIPES, MESSAGE_SHED, MESSAGE_STOP, MESSAGE_UDP,
-    MESSAGE_UDP_ROOM, Message, inbox_return, inbox_take,
+    MESSAGE_JUDGE, MESSAGE_LEAVE, MESSAGE_MOVED, MESSAGE_PIPES, MESSAGE_SHED, MESSAGE_STOP, MESSAGE_TAKE_OUT,
+    MESSAGE_UDP, MESSAGE_UDP_ROOM, Message, inbox_return, inbox_take,
 )
 from base.linux cimport (
     ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, c_assert, errno, gettid,
     pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from tcp.listener cimport conn_begin, listener_serve, listeners_serve
-from tcp.passport cimport conn_move, conn_put_in, may_leave, moving_begin, moving_end, shed, work_add
+from tcp.passport cimport (
+    Departure, conn_move, conn_put_in, depart, may_leave, moving_begin, moving_end, shed, work_add,
+)
 from tcp.outcome cimport beside_event, dial_due, dial_event, relay_begin
 from reactor.busy_poll cimport wait_for_events
 from shared.policy cimport Policy, policy_drop, policy_server_tag
@@ -297,6 +299,8 @@ cdef inline bint message_read(Reactor *self, const Message *message) noexcept no
         return pair_begin(self, message)
     if message.kind == MESSAGE_KILL or message.kind == MESSAGE_ABORT_ALL:
         each_conn(self, message.kind, message.id, NULL)
+    elif message.kind == MESSAGE_TAKE_OUT:
+        depart(self, <Departure *> message.answer)
     elif message.kind == MESSAGE_MOVED:
         return moved_in(self, message)
     elif message.kind == MESSAGE_SHED:

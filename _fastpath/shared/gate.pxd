@@ -150,6 +150,13 @@ cdef inline bint gate_enter(Gate *self) noexcept nogil:
             return True
 
 
+cdef inline void gate_force(Gate *self) noexcept nogil:
+    """Take a place whether there is one or not: for a session that another process let in."""
+    if self.budget != NULL:
+        oi_raise_by(&self.budget.used, self.cost)
+    oi_raise_by(&self.live, 1)
+
+
 cdef inline bint gate_enter_or_wait(Gate *self) noexcept nogil:
     """Take a place; false if all are taken, and then the next session that leaves sees that a reactor waits."""
     if gate_enter(self):

@@ -28,6 +28,7 @@ cdef enum:
     MESSAGE_MOVED = 11          # a connection from another reactor; `answer` is its passport
     MESSAGE_SHED = 12           # move connections to reactor `fd` that do `token` thousandths of the work
     MESSAGE_LEAVE = 13          # end sessions of the server `token` with the ending `counted`: part `id` of `fd` parts
+    MESSAGE_TAKE_OUT = 14       # take connections out for another process; `answer` is a Departure of the sender
 
     MESSAGE_UDP = 16            # from here on: for UDP listeners; the sender waits for the answer
     MESSAGE_UDP_ADD = 16        # serve `fd` by `policy`; the answer is the listener's index

@@ -1,4 +1,4 @@
-"""A connection on its way to another reactor: everything that one knows of it, taken out between two reads.
+"""A connection on its way to another reactor or process: everything that one knows of it, taken out between two reads.
 
 A relay reads only while nothing is pending, and what is pending sits in a block or a pipe. So between two turns a
 connection is two descriptors and this: counters, times, what is pending, the places that it has under the limits.
@@ -10,32 +10,49 @@ posted while `hub.moving` is held, and a connection moves while it is held, by a
 these: what is posted later finds it behind its move, in the inbox of the other.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset
 
-from base.atomic cimport oi_get, oi_put, oi_take
+from base.address cimport Address, address_read
+from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_take
 from base.linux cimport (
-    EPOLL_CTL_DEL, c_assert, c_epoll_ctl, errno, pthread_mutex_trylock, pthread_mutex_unlock,
+    EPOLL_CTL_DEL, c_assert, c_close, c_epoll_ctl, errno, pthread_cond_broadcast, pthread_cond_t, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_trylock, pthread_mutex_unlock,
 )
+from shared.admission cimport COUNTED_PROCESS, COUNTED_RULE, sources_leave
+from shared.gate cimport Gate, gate_force, gate_leave, source_enter
+from shared.policy cimport Policy, policy_drop, policy_hold
+from shared.target cimport Targets
 from shared.inbox cimport MESSAGE_MOVED, Message, inbox_has_words_to_all, inbox_post
 from state.connection_slab cimport (
-    CLIENT, CONN_RELAY, DOWN, HOLDS_PIPE, UP, UPSTREAM, Conn, Dir, conn_at, conn_give,
+    CLIENT, CONN_CLOSED, CONN_FREE, CONN_RELAY, DOWN, HOLDS_BLOCK, HOLDS_PIPE, UP, UPSTREAM, Conn, Dir, conn_at,
+    conn_give,
 )
 from state.slab cimport Slot, slab_slots, slab_take
-from state.pool cimport holder_release, pipe_enters, pipe_leaves
+from state.pool cimport block_bytes, holder_release, pipe_enters, pipe_leaves
 from state.queue cimport ready_add, ready_remove
-from state.reactor cimport Pipe, Reactor, TICK_MS
+from state.reactor cimport Block, Pipe, Reactor, TICK_MS
 from state.wheel cimport wheel_arm, wheel_disarm
 from tcp.connect cimport watch
 from shared.ending cimport ENDING_ABORTED
 from tcp.ending cimport finish
+from tcp.flow cimport flow_unpipe
 
 cdef enum:
     WINDOW_SHIFT = 7            # work is counted in windows of 128 ms, and halves with each
     WORK_BYTES_SHIFT = 16       # a turn counts as one, and one more for each 64 KiB that it moved
     WORK_CLASSES = 16           # of connections by their work: powers of two
     SHED_MOST = 256             # connections moved at one word, some microseconds each
+
+cdef struct Departure:          # what one reactor takes out for another process
+    pthread_mutex_t lock
+    pthread_cond_t done
+    bint answered
+    Conn **items
+    int room
+    int count
+    int left                    # connections that are still here
 
 
 cdef inline uint32_t work_window(uint64_t now_ms) noexcept nogil:
@@ -113,7 +130,7 @@ cdef inline bint conn_put_in(Reactor *reactor, Conn *passport) noexcept nogil:
     free(passport)
     conn.slot = slot
     conn.told = 0               # of another ring; Python has read it
-    due_ms = (conn.timer_tick - 1) * TICK_MS
+    due_ms = (conn.timer_tick - 1) * TICK_MS if conn.timer_tick else 0
     conn.timer_tick = 0
     conn.timer_next = NULL
     conn.timer_prev = NULL
@@ -217,3 +234,115 @@ cdef inline int shed(Reactor *reactor, Reactor *to, uint64_t share) noexcept nog
                 wanted -= own if own < wanted else wanted
     moving_end(reactor)
     return moved
+
+
+cdef inline void depart(Reactor *reactor, Departure *departure) noexcept nogil:
+    """Take out what may leave, as far as there is room. What a pipe holds goes into a block, so that it can be sent."""
+    cdef Conn *conn
+    cdef Conn *passport
+    cdef Dir *flow
+    cdef bint ready
+    cdef uint32_t i
+    cdef int way
+    pthread_mutex_lock(&departure.lock)
+    for i in range(slab_slots(&reactor.slab)):
+        conn = conn_at(&reactor.slab, i)
+        if conn.state == CONN_FREE or conn.state == CONN_CLOSED:
+            continue
+        ready = departure.count < departure.room and not conn.handed_over and may_leave(reactor, conn)
+        for way in range(2):
+            flow = &conn.dir[way]
+            if ready and flow.pend and flow.holding == HOLDS_PIPE:
+                ready = flow_unpipe(reactor, flow) == 0
+        passport = conn_take_out(reactor, conn) if ready else NULL
+        if passport == NULL:
+            departure.left += 1
+            continue
+        departure.items[departure.count] = passport
+        departure.count += 1
+    departure.answered = True
+    pthread_cond_broadcast(&departure.done)
+    pthread_mutex_unlock(&departure.lock)
+
+
+cdef inline Conn *passport_new(
+    Gate *process, Policy *policy, const Address *client, const uint8_t *up, uint32_t up_size, const uint8_t *down,
+    uint32_t down_size,
+) noexcept nogil:
+    """A connection that another process had, in the places that it has here, limits or not; NULL without memory.
+
+    The caller fills in what that process said of it; `up` and `down` are the bytes that are pending.
+    """
+    cdef Conn *conn = <Conn *> calloc(1, sizeof(Conn))
+    cdef const uint8_t *pending[2]
+    cdef uint32_t sizes[2]
+    cdef Block *block
+    cdef int way
+    if conn == NULL:
+        return NULL
+    pending[UP] = up
+    pending[DOWN] = down
+    sizes[UP] = up_size
+    sizes[DOWN] = down_size
+    for way in range(2):
+        conn.side[way].rd = 1
+        conn.dir[way].conn = conn
+        conn.dir[way].way = <uint8_t> way
+        if sizes[way] == 0:
+            continue
+        block = <Block *> malloc(sizeof(Block) + sizes[way])
+        if block == NULL:
+            blocks_free(conn)
+            free(conn)
+            return NULL
+        block.size_class = -1
+        memcpy(block_bytes(block), pending[way], sizes[way])
+        conn.dir[way].holder = block
+        conn.dir[way].holding = HOLDS_BLOCK
+        conn.dir[way].pend = sizes[way]
+    conn.state = CONN_RELAY
+    conn.client = client[0]
+    policy_hold(policy)
+    conn.policy = policy
+    gate_force(process)
+    gate_force(policy.gate)
+    if oi_get(&process.source_max):
+        source_enter(process, client.ip, policy.source_prefix, <uint64_t> -1)
+        conn.counted |= COUNTED_PROCESS
+    if oi_get(&policy.gate.source_max):
+        source_enter(policy.gate, client.ip, policy.source_prefix, <uint64_t> -1)
+        conn.counted |= COUNTED_RULE
+    oi_add(&policy.gate.admitted, 1)
+    return conn
+
+
+cdef inline int address_number(const Targets *targets, const Address *upstream) noexcept nogil:
+    """The number that an address has among those of a destination; 0 where it is none of them any more."""
+    cdef Address found
+    cdef int i
+    for i in range(targets.count):
+        address_read(&found, &targets.items[i].place.place)
+        if found.port == upstream.port and memcmp(found.ip, upstream.ip, sizeof(found.ip)) == 0:
+            return i
+    return 0
+
+
+cdef inline void blocks_free(Conn *conn) noexcept nogil:
+    cdef int way
+    for way in range(2):
+        if conn.dir[way].holding == HOLDS_BLOCK:
+            free(conn.dir[way].holder)
+
+
+cdef inline void passport_free(Gate *process, Conn *passport) noexcept nogil:
+    """Another process has the connection: let go of it, without a word to its peers, and of its places."""
+    c_close(passport.side[CLIENT].fd)
+    c_close(passport.side[UPSTREAM].fd)
+    sources_leave(process, passport.policy, &passport.client, passport.counted)
+    oi_raise_by(&passport.policy.gate.ended, 1)
+    gate_leave(passport.policy.gate)
+    gate_leave(process)
+    policy_drop(passport.policy)
+    blocks_free(passport)
+    free(passport.attempts)
+    free(passport)

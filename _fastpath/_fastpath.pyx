@@ -1027,7 +1027,6 @@ cdef class Hub:
         cdef Passport passport
         cdef int i
         passports = []
-        left = 0
         self._must_run()
         memset(&departure, 0, sizeof(departure))
         memset(&message, 0, sizeof(message))

@@ -55,6 +55,7 @@ from preamble.proxy_write cimport LINE_ROOM_BYTES, proxy_begin_v2, proxy_end_v2,
 from tcp.listener cimport unix_time
 from shared.policy cimport (
     OPTION_BYTES_MAX, SOCKET_OPTIONS_MAX, Policy as PolicyState, SocketOption, policy_drop, policy_hold,
+    policy_server_tag,
 )
 from tcp.flow cimport SCRATCH_BYTES
 from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
@@ -62,9 +63,9 @@ from state.return_address cimport ReturnAddress
 from shared.ring cimport (
     RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record as RecordState, bell_arm, ring_peek, ring_pop,
 )
-from state.connection_slab cimport CLIENT, MODE_COPY, MODE_SPLICE, UPSTREAM, Conn, Dir
+from state.connection_slab cimport CLIENT, MODE_COPY, MODE_SPLICE, UPSTREAM, Conn, Dir, conn_targets
 from state.pool cimport block_bytes
-from tcp.passport cimport Departure, address_number, passport_free, passport_new
+from tcp.passport cimport Departure, address_number, member_force, passport_free, passport_new
 from state.slab cimport CHUNK_SLOTS
 from shared.source cimport Prefix
 from state.load cimport reactor_for_new
@@ -851,7 +852,7 @@ cdef class Passport:
             "connected_us": conn.connected_us, "kept_alive": conn.kept_alive, "first_eof": conn.first_eof,
             "client": (<char *> &conn.client)[:sizeof(Address)].hex(),
             "upstream": (<char *> &conn.upstream)[:sizeof(Address)].hex(),
-            "flows": flows,
+            "server": policy_server_tag(conn.policy, conn.member), "flows": flows,
             "texts": [_text(&conn.client), conn.client.port, _text(&conn.upstream), conn.upstream.port],
         }
 
@@ -1065,7 +1066,10 @@ cdef class Hub:
         with nogil:
             post(reactor_for_new(self.hub), &message)
 
-    def adopt(self, Policy policy not None, state, int client_fd, int upstream_fd, bytes up, bytes down):
+    def adopt(
+        self, Policy policy not None, state, int client_fd, int upstream_fd, bytes up, bytes down,
+        uint64_t server_tag=0,
+    ):
         cdef Passport passport
         cdef Address client, upstream
         cdef Dir *flow
@@ -1073,10 +1077,12 @@ cdef class Hub:
         self._must_run()
         _read_address(state, "client", &client)
         _read_address(state, "upstream", &upstream)
-        moved = [
-            (int(said[0]), int(said[1]), *[bool(each) for each in said[2:5]], int(said[5]) & 3, bool(said[6]))
-            for said in state["flows"]
-        ]
+        moved = []
+        for said in state["flows"]:
+            out, progress, eof, fin_sent, mode, moved_by, local = said[:7]
+            moved.append((
+                int(out), int(progress), bool(eof), bool(fin_sent), bool(mode), int(moved_by) & 3, bool(local),
+            ))
         facts = tuple([int(state[name]) for name in ("id", "started_us", "connected_us", "kept_alive", "first_eof")])
         started = float(state["started"])
         if len(moved) != 2 or any(not 0 <= each < 1 << 63 for each in (*facts, *moved[0][:2], *moved[1][:2])):
@@ -1092,7 +1098,9 @@ cdef class Hub:
         conn.first_eof = <unsigned char> min(facts[4], 2)
         conn.started_s = started
         conn.upstream = upstream
-        conn.address = <unsigned char> address_number(policy.policy.targets, &upstream)
+        if policy.policy.group != NULL and server_tag:
+            member_force(conn, server_tag)
+        conn.address = <unsigned char> address_number(conn_targets(conn), &upstream)
         conn.side[CLIENT].fd = client_fd
         conn.side[UPSTREAM].fd = upstream_fd
         for way in range(2):

@@ -360,9 +360,18 @@ class Hub:
     def put_in(self, passport: Passport) -> None:
         """Go on with a connection, in one of the reactors."""
     def adopt(
-        self, policy: Policy, state: Mapping[str, Any], client_fd: int, upstream_fd: int, up: bytes, down: bytes
+        self,
+        policy: Policy,
+        state: Mapping[str, Any],
+        client_fd: int,
+        upstream_fd: int,
+        up: bytes,
+        down: bytes,
+        server_tag: int = 0,
     ) -> Passport:
         """A connection that another process took out, under this policy; it takes places here, limits or not.
+
+        It counts for the server with this tag if the policy's group has one.
 
         The descriptors belong to it from here. Raises `ValueError`, `KeyError` or `TypeError` if `state` is not what
         `Passport.state` says, and then they do not.

@@ -10,7 +10,7 @@ posted while `hub.moving` is held, and a connection moves while it is held, by a
 these: what is posted later finds it behind its move, in the inbox of the other.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -22,6 +22,7 @@ from base.linux cimport (
 )
 from shared.admission cimport COUNTED_PROCESS, COUNTED_RULE, sources_leave
 from shared.gate cimport Gate, gate_force, gate_leave, source_enter
+from shared.group cimport Group, group_members
 from shared.policy cimport Policy, policy_drop, policy_hold
 from shared.target cimport Targets
 from shared.inbox cimport MESSAGE_MOVED, Message, inbox_has_words_to_all, inbox_post
@@ -36,7 +37,7 @@ from state.reactor cimport Block, Pipe, Reactor, TICK_MS
 from state.wheel cimport wheel_arm, wheel_disarm
 from tcp.connect cimport watch
 from shared.ending cimport ENDING_ABORTED
-from tcp.ending cimport finish
+from tcp.ending cimport finish, search_end
 from tcp.flow cimport flow_unpipe
 
 cdef enum:
@@ -320,11 +321,24 @@ cdef inline int address_number(const Targets *targets, const Address *upstream) 
     """The number that an address has among those of a destination; 0 where it is none of them any more."""
     cdef Address found
     cdef int i
+    if targets == NULL:
+        return 0
     for i in range(targets.count):
         address_read(&found, &targets.items[i].place.place)
         if found.port == upstream.port and memcmp(found.ip, upstream.ip, sizeof(found.ip)) == 0:
             return i
     return 0
+
+
+cdef inline void member_force(Conn *conn, uint64_t tag) noexcept nogil:
+    """Let a connection be one of the server with this tag, full or not; of none, if its group has it no more."""
+    cdef Group *group = conn.policy.group
+    cdef int i
+    for i in range(group.count):
+        if group_members(group)[i].server.tag == tag:
+            oi_raise_by(&group_members(group)[i].server.live, 1)
+            conn.member = <uint16_t> (i + 1)
+            return
 
 
 cdef inline void blocks_free(Conn *conn) noexcept nogil:
@@ -340,6 +354,8 @@ cdef inline void passport_free(Gate *process, Conn *passport) noexcept nogil:
     c_close(passport.side[UPSTREAM].fd)
     sources_leave(process, passport.policy, &passport.client, passport.counted)
     oi_raise_by(&passport.policy.gate.ended, 1)
+    if passport.policy.group != NULL:
+        search_end(passport)
     gate_leave(passport.policy.gate)
     gate_leave(process)
     policy_drop(passport.policy)

@@ -30,7 +30,8 @@ from state.datagram cimport Batch, batch_free, batch_new, batch_receive, take_tr
 from state.datagram_send cimport Sent, batch_send
 from shared.gate cimport (
     Budget as BudgetState, Gate as GateState, budget_drop, budget_give, budget_is_short, budget_new, budget_take,
-    gate_drop, gate_enter, gate_hold, gate_leave, gate_new, source_count, source_enter, source_leave,
+    gate_drop, gate_enter, gate_hold, gate_leave, gate_new, preamble_enter, preamble_is_full, preamble_leave,
+    source_count, source_enter, source_leave,
 )
 from shared.group cimport (
     BALANCE_FIRST, SERVERS_MAX, TABLE_SIZE, TRIES_MAX, Group as GroupState, Member as Member_t, Search, group_drop,
@@ -258,6 +259,17 @@ cdef class Gate:
 
     def leave(self):
         if gate_leave(self.gate):
+            self._room()
+
+    @property
+    def preamble_full(self):
+        return preamble_is_full(self.gate)
+
+    def enter_preamble(self):
+        preamble_enter(self.gate)
+
+    def leave_preamble(self):
+        if preamble_leave(self.gate):
             self._room()
 
     def take_spare(self):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from oinetd.errors import BindError, ConfigError, EngineUnavailable, OinetdError, Problem
     from oinetd.forwarder import Forwarder
     from oinetd.model import (
+        AcceptProxy,
         AccessRule,
         Config,
         Endpoint,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from oinetd.servers import AllDown, Balance, Check, GroupOptions, OnDown, Passive, Resolve, Server, Upstream
 
 __all__ = [
+    "AcceptProxy",
     "AccessRule",
     "AllDown",
     "Balance",
@@ -87,6 +89,7 @@ _HOMES = {
     "oinetd.forwarder": ("Forwarder",),
     "oinetd.net.ports": ("BoundAddress",),
     "oinetd.model": (
+        "AcceptProxy",
         "AccessRule",
         "Config",
         "Endpoint",

@@ -84,6 +84,16 @@ class Gate:
         """Take a place; False where all are taken."""
     def leave(self) -> None:
         """Give a place back; reactors that waited for one accept again."""
+    @property
+    def preamble_full(self) -> bool:
+        """Whether half of the places have clients whose preamble is being read."""
+
+    def enter_preamble(self) -> None:
+        """The preamble of one more client is being read."""
+
+    def leave_preamble(self) -> None:
+        """It was read, or the client has gone."""
+
     def take_spare(self) -> bool:
         """Take one descriptor more than a session has; False where the next session would miss it."""
     def give_spare(self) -> None:

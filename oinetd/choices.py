@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["EngineChoice", "LogFormat", "OnDeny", "Protocol", "ProxyTlv", "RelayMode", "SendProxy", "Verb"]
+__all__ = [
+    "AcceptProxy",
+    "EngineChoice",
+    "LogFormat",
+    "OnDeny",
+    "Protocol",
+    "ProxyTlv",
+    "RelayMode",
+    "SendProxy",
+    "Verb",
+]
 
 
 class Protocol(enum.Enum):
@@ -37,6 +47,17 @@ class OnDeny(enum.Enum):
     RESET = "reset"
 
 
+class AcceptProxy(enum.Enum):
+    """Whether clients begin with a header of the PROXY protocol: those that are trusted have to, or nobody does.
+
+    With `on` others are refused, with `optional` they are plain clients.
+    """
+
+    OFF = "off"
+    ON = "on"
+    OPTIONAL = "optional"
+
+
 class SendProxy(enum.Enum):
     """The version of the PROXY protocol with which a server is told who the client is."""
 
@@ -63,7 +84,8 @@ class LogFormat(enum.Enum):
 
 
 class Verb(enum.Enum):
-    """What an access rule does with the addresses it matches."""
+    """What an access rule does with the addresses it matches. To trust is to believe their PROXY headers."""
 
     ALLOW = "allow"
     DENY = "deny"
+    TRUST = "trust"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from oinetd.admin_settings import DEFAULT_ADMIN, AdminSettings
 from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_type, check_types
-from oinetd.choices import EngineChoice, LogFormat, OnDeny, Protocol, ProxyTlv, RelayMode, SendProxy, Verb
+from oinetd.choices import AcceptProxy, EngineChoice, LogFormat, OnDeny, Protocol, ProxyTlv, RelayMode, SendProxy, Verb
 from oinetd.endpoint import NOWHERE, UNIX_PREFIX, Endpoint, Origin
 from oinetd.errors import ConfigError, Problem
 from oinetd.file_state import FileSource
@@ -21,6 +21,7 @@ from oinetd.servers import Server, Upstream
 __all__ = [
     "SOURCE_PREFIX",
     "UNIX_PREFIX",
+    "AcceptProxy",
     "AccessRule",
     "Config",
     "Endpoint",
@@ -51,7 +52,7 @@ UDP_TIMEOUT_S = 72.0
 
 @dataclass(frozen=True, slots=True)
 class AccessRule:
-    """One `allow` or `deny` line: a shell pattern on the numeric client address, or a CIDR network."""
+    """One `allow`, `deny` or `trust` line: a shell pattern on the numeric client address, or a CIDR network."""
 
     verb: Verb
     pattern: str
@@ -108,6 +109,8 @@ class Settings:
     dns_refresh_s: float = 60.0
     keepalive: KeepAlive = KeepAlive()
     on_deny: OnDeny = OnDeny.KEEP
+    accept_proxy: AcceptProxy = AcceptProxy.OFF
+    proxy_timeout_s: float = 5.0
     send_proxy: SendProxy = SendProxy.OFF
     proxy_tlv: tuple[ProxyTlv, ...] = ()
 
@@ -164,6 +167,8 @@ class RuleOptions:
     dns_refresh_s: float | None = None
     keepalive: KeepAlive | None = None
     on_deny: OnDeny | None = None
+    accept_proxy: AcceptProxy | None = None
+    proxy_timeout_s: float | None = None
     send_proxy: SendProxy | None = None
     proxy_tlv: tuple[ProxyTlv, ...] | None = None
 

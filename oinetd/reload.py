@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from oinetd.core.access import AccessControl, access_control
 from oinetd.core.hooks import Admit, Hooks
 from oinetd.core.lane import Listener
+from oinetd.core.preamble import preamble_of
 from oinetd.core.revocation import Revocation
 from oinetd.core.service import Service, Watcher
 from oinetd.core.socket_check import check_options
@@ -194,6 +195,7 @@ class Reload:
             guard=guard,
             peer_uid=peer_uid_of(rule),
             connect_options=ConnectOptions.of(rule.options),
+            preamble=preamble_of(config, route, config.settings_of(rule)),
         )
 
     def _serve(

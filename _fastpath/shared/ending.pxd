@@ -25,3 +25,6 @@ cdef enum:      # in the order of `oinetd.core.record.Ending`
     ENDING_NO_SERVER = 21
     ENDING_SERVER_DOWN = 22
     ENDING_DRAINED = 23
+    ENDING_NOT_TRUSTED = 24
+    ENDING_BAD_PROXY_HEADER = 25
+    ENDING_PROXY_TIMEOUT = 26

@@ -31,6 +31,8 @@ cdef struct Gate:
     uint64_t full               # atomic: how often that was, ever
     uint64_t full_told          # atomic: the control plane knows that it is full
     uint64_t admitted           # atomic: connections of the native lane that were let in, ever
+    uint64_t preambles          # atomic: clients that have a place and are not admitted yet
+    uint64_t preamble_waiting   # atomic: a reactor stopped accepting because these have half of the places
     uint64_t lost               # atomic: datagrams of clients that were not admitted, since they were last counted
     uint64_t forged             # atomic: of these, those whose source address cannot be true
     uint64_t next_id            # atomic: the process gate numbers all sessions of both lanes
@@ -172,6 +174,29 @@ cdef inline bint gate_leave(Gate *self) noexcept nogil:
     cdef bint wanted = budget_give(self.budget, self.cost)
     oi_raise_by(&self.live, <uint64_t> -1)
     return (oi_see(&self.waiting) != 0 and oi_swap(&self.waiting, 0) != 0) or wanted
+
+
+# The preamble
+
+cdef inline bint preamble_is_full(Gate *self) noexcept nogil:
+    """Whether the clients whose preamble is being read have half of the places."""
+    cdef uint64_t room = oi_get(&self.live_max)
+    cdef uint64_t total = oi_get(&self.budget.total) if self.budget != NULL else 0
+    if total and self.cost and (room == 0 or total // self.cost < room):
+        room = total // self.cost
+    if room == 0:
+        return False
+    return oi_see(&self.preambles) >= (room // 2 if room > 1 else 1)
+
+
+cdef inline void preamble_enter(Gate *self) noexcept nogil:
+    oi_raise_by(&self.preambles, 1)
+
+
+cdef inline bint preamble_leave(Gate *self) noexcept nogil:
+    """One less; true if a reactor waited for that."""
+    oi_raise_by(&self.preambles, <uint64_t> -1)
+    return oi_see(&self.preamble_waiting) != 0 and oi_swap(&self.preamble_waiting, 0) != 0
 
 
 cdef inline bint source_enter(Gate *self, const uint8_t *ip, Prefix prefix, uint64_t bound) noexcept nogil:

@@ -43,6 +43,10 @@ class _Draft:
     said: RuleLine
     access: list[AccessRule] = field(default_factory=list)
 
+    @property
+    def trusts(self) -> bool:
+        return any(rule.verb is Verb.TRUST for rule in self.access)
+
     def rule(self, groups: Mapping[str, Upstream]) -> Rule:
         said, origin = self.said, Origin(self.said.line.file, self.said.line.number)
         upstream = groups[said.group] if said.group else None
@@ -212,7 +216,9 @@ class _Compiler:
             parts[part][name] = value
         settings = Settings(**parts["settings"])
         rules = tuple((draft.index, draft.said) for draft in self._drafts)
-        self._problems.extend(proxy_problems(rules, settings))
+        trusted = any(rule.verb is Verb.TRUST for rule in self._global_access)
+        trusts = ((draft.index, draft.said, trusted or draft.trusts) for draft in self._drafts)
+        self._problems.extend(proxy_problems(trusts, settings))
         if self._problems:
             self._problems.sort(key=lambda item: item[0])
             raise ConfigError(*(problem for _, problem in self._problems))

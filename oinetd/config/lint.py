@@ -17,7 +17,7 @@ from oinetd.config.suspect import suspect_pattern
 from oinetd.config.syntax import Line, Word
 from oinetd.config.upstream import UpstreamLine
 from oinetd.errors import Problem
-from oinetd.model import AccessRule, Config
+from oinetd.model import AcceptProxy, AccessRule, Config, SendProxy
 
 __all__ = ["CHECKS", "AccessLine", "Source", "find_warnings"]
 
@@ -108,4 +108,14 @@ def _patterns(source: Source) -> Iterator[tuple[int, Problem]]:
             yield access.index, access.line.problem(message, access.word.column, access.word.width, found.hint)
 
 
-CHECKS: tuple[Check, ...] = (_loops, _no_rules, _patterns, _unused_groups)
+def _forged_headers(source: Source) -> Iterator[tuple[int, Problem]]:
+    """Rules with which a client that is not trusted can write a header that its server would believe."""
+    for index, rule in source.rules:
+        in_force = source.config.settings.with_overrides(rule.options)
+        if in_force.accept_proxy is AcceptProxy.OPTIONAL and in_force.send_proxy is SendProxy.OFF:
+            message = "accept-proxy=optional without send-proxy: a header that a plain client writes reaches the server"
+            hint = "add send-proxy=v2, or be sure that the server expects no header"
+            yield index, rule.line.problem(message, rule.bind_word.column, rule.bind_word.width, hint)
+
+
+CHECKS: tuple[Check, ...] = (_loops, _no_rules, _patterns, _unused_groups, _forged_headers)

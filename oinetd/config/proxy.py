@@ -6,14 +6,17 @@ from collections.abc import Iterable, Iterator
 
 from oinetd.config.rule import RuleLine
 from oinetd.errors import Problem
-from oinetd.model import Protocol, SendProxy, Settings
+from oinetd.model import AcceptProxy, Protocol, SendProxy, Settings
 
 __all__ = ["proxy_problems"]
 
 
-def proxy_problems(rules: Iterable[tuple[int, RuleLine]], settings: Settings) -> Iterator[tuple[int, Problem]]:
-    """The index of each rule with options that contradict each other, and the problem; `settings` are for all rules."""
-    for index, said in rules:
+def proxy_problems(rules: Iterable[tuple[int, RuleLine, bool]], settings: Settings) -> Iterator[tuple[int, Problem]]:
+    """The index of each rule with options that contradict each other, and the problem.
+
+    With each rule comes whether it has a `trust`, or there is one for all rules. `settings` are those for all rules.
+    """
+    for index, said, trusts in rules:
         options, in_force = said.options, settings.with_overrides(said.options)
         word = said.bind_word
         if options.send_proxy not in (None, SendProxy.OFF):
@@ -22,6 +25,15 @@ def proxy_problems(rules: Iterable[tuple[int, RuleLine]], settings: Settings) ->
                     message = "send-proxy is for rules from TCP to TCP"
                     yield index, said.line.problem(message, word.column, word.width, "remove send-proxy from this rule")
                     break
+        if options.accept_proxy not in (None, AcceptProxy.OFF) and said.bind.protocol is Protocol.UDP:
+            message = "accept-proxy is for rules that listen on TCP"
+            yield index, said.line.problem(message, word.column, word.width, "remove accept-proxy from this rule")
+        elif in_force.accept_proxy is not AcceptProxy.OFF and not (
+            trusts or said.bind.is_unix or said.bind.protocol is Protocol.UDP
+        ):
+            message = "accept-proxy without trust: nobody may send a header"
+            hint = "write trust and the address of the proxy on a line behind the rule; trust 0.0.0.0/0 is everybody"
+            yield index, said.line.problem(message, word.column, word.width, hint)
         if in_force.proxy_tlv and in_force.send_proxy is SendProxy.V1:
             message = "proxy-tlv needs version 2 of the PROXY protocol"
             yield index, said.line.problem(message, word.column, word.width, "write send-proxy=v2, or proxy-tlv=off")

@@ -26,7 +26,17 @@ from oinetd.config.values import (
     Time,
     Value,
 )
-from oinetd.model import UDP_TIMEOUT_S, EngineChoice, LogFormat, OnDeny, ProxyTlv, RelayMode, SendProxy, Verb
+from oinetd.model import (
+    UDP_TIMEOUT_S,
+    AcceptProxy,
+    EngineChoice,
+    LogFormat,
+    OnDeny,
+    ProxyTlv,
+    RelayMode,
+    SendProxy,
+    Verb,
+)
 from oinetd.servers import AllDown, Balance, Check, OnDown, Resolve
 
 __all__ = ["DIRECTIVES", "GROUP_OPTIONS", "OPTIONS", "SERVER_OPTIONS", "VOCABULARY", "Duty", "Entry"]
@@ -128,6 +138,8 @@ VOCABULARY = (
     _both("dns-refresh", Time(), "dns_refresh_s"),
     _both("keepalive", KeepAliveForm(), "keepalive"),
     _both("on-deny", Choice(OnDeny), "on_deny"),
+    _both("accept-proxy", Choice(AcceptProxy, bare="on"), "accept_proxy"),
+    _both("proxy-timeout", Time(), "proxy_timeout_s"),
     _both("send-proxy", _SEND_PROXY, "send_proxy"),
     _both("proxy-tlv", Flags(ProxyTlv), "proxy_tlv"),
     Entry("name", RuleName(), option="name"),
@@ -173,6 +185,7 @@ VOCABULARY = (
     Entry("backup", Switch(), server="backup"),
     Entry("allow", AccessPattern(), duty=Duty.ACCESS, constant=Verb.ALLOW),
     Entry("deny", AccessPattern(), duty=Duty.ACCESS, constant=Verb.DENY),
+    Entry("trust", AccessPattern(), duty=Duty.ACCESS, constant=Verb.TRUST),
 )
 
 DIRECTIVES = {entry.name: entry for entry in VOCABULARY if entry.setting or entry.duty is not Duty.SET}

@@ -64,6 +64,19 @@ class Gate(Protocol):
         """Give a place back."""
         ...
 
+    @property
+    def preamble_full(self) -> bool:
+        """Whether half of the places have clients whose preamble is being read: no more than these may wait in it."""
+        ...
+
+    def enter_preamble(self) -> None:
+        """The preamble of one more client is being read."""
+        ...
+
+    def leave_preamble(self) -> None:
+        """It was read, or the client has gone."""
+        ...
+
     def take_spare(self) -> bool:
         """Take one descriptor more than a session has; False where the next session would miss it."""
         ...
@@ -110,7 +123,17 @@ def source_of(host: str, prefix: SourcePrefix) -> tuple[int, int]:
 class LocalGate:
     """A `Gate` of one thread; each place takes `cost` descriptors from `budget`."""
 
-    __slots__ = ("_budget", "_cost", "_last_id", "_max_per_source", "_sources", "full", "live", "live_max")
+    __slots__ = (
+        "_budget",
+        "_cost",
+        "_last_id",
+        "_max_per_source",
+        "_preambles",
+        "_sources",
+        "full",
+        "live",
+        "live_max",
+    )
 
     def __init__(self, budget: LocalBudget | None = None, cost: int = 0) -> None:
         self.live = 0
@@ -120,6 +143,7 @@ class LocalGate:
         self._cost = cost
         self._max_per_source = 0
         self._last_id = 0
+        self._preambles = 0
         self._sources: Counter[tuple[int, int]] = Counter()
 
     def set_limits(self, max_connections: int, max_per_source: int) -> None:
@@ -148,6 +172,20 @@ class LocalGate:
             (self.live_max and self.live >= self.live_max)
             or (budget is not None and budget.total and budget.used + self._cost > budget.total)
         )
+
+    @property
+    def preamble_full(self) -> bool:
+        rooms = [self.live_max] if self.live_max else []
+        if self._budget is not None and self._budget.total and self._cost:
+            rooms.append(self._budget.total // self._cost)
+        return bool(rooms) and self._preambles >= max(1, min(rooms) // 2)
+
+    def enter_preamble(self) -> None:
+        self._preambles += 1
+
+    def leave_preamble(self) -> None:
+        assert self._preambles > 0
+        self._preambles -= 1
 
     def take_spare(self) -> bool:
         return self._budget is None or self._budget.take(1, self._cost)

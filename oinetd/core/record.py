@@ -69,6 +69,12 @@ class Ending(enum.Enum):
     """Its server went down: with `on-down=reset`, and every UDP session then gets another server."""
     DRAINED = "drained"
     """Its server is drained, and `drain-spread` was over for this session."""
+    NOT_TRUSTED = "not-trusted"
+    """A header of the PROXY protocol is expected, and this peer may not send one."""
+    BAD_PROXY_HEADER = "bad-proxy-header"
+    """What a trusted peer sent first is no valid header of the PROXY protocol."""
+    PROXY_TIMEOUT = "proxy-timeout"
+    """The header was not complete within `proxy_timeout_s`."""
 
     # By identity: `Enum` hashes the name, in Python, several times for each session.
     __hash__ = object.__hash__
@@ -89,7 +95,10 @@ _CONNECTED = frozenset({
     Ending.IDLE_TIMEOUT, Ending.HALF_CLOSE_TIMEOUT, Ending.WRITE_STALL, Ending.ABORTED, Ending.DISPLACED,
     Ending.REVOKED, Ending.UPSTREAM_SILENT, Ending.MAX_LIFETIME, Ending.SERVER_DOWN, Ending.DRAINED,
 })  # fmt: skip
-_REFUSED = frozenset({Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED})
+_REFUSED = frozenset({
+    Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED, Ending.NOT_TRUSTED,
+    Ending.BAD_PROXY_HEADER, Ending.PROXY_TIMEOUT,
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +154,8 @@ class SessionRecord:
 
     `credentials` are those of a client of a unix socket, whose `client` is `unix:`.
 
+    `peer` is who connected, if a header of the PROXY protocol came first: `client` is the one that the header names.
+
     `idle_s` is of live sessions: how long ago something moved; its age where nothing did. It is 0 in other records.
     """
 
@@ -169,6 +180,8 @@ class SessionRecord:
     idle_s: float = 0.0
     tries: tuple[Try, ...] = ()
     credentials: Credentials | None = None
+    peer: str = ""
+    peer_port: int = 0
 
     @property
     def source(self) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from oinetd.core.admission import Gate, LocalGate
 from oinetd.core.engine import Meter
+from oinetd.core.preamble import InvalidPreambles
 from oinetd.core.record import Ending, SessionRecord, Totals
 from oinetd.model import SOURCE_PREFIX, Endpoint, Rule, SourcePrefix
 
@@ -142,6 +143,7 @@ class Registry:
         self.gate = gate
         self.datagrams = datagrams
         self.live: dict[int, Live] = {}
+        self.invalid_preambles = InvalidPreambles()
         self._max_per_source = 0
         self._source_prefix = SOURCE_PREFIX
         self._rules: dict[Endpoint | Rule, RuleEntry] = {}
@@ -246,6 +248,7 @@ class Registry:
         """Take `admit_source` back."""
         for gate in live.gates:
             gate.leave_source(live.record.source, live.source_prefix)
+        live.gates = ()
 
     def turned_away(self, live: Live) -> None:
         """A UDP client got no session, with `ending` set in the record; it had no place."""

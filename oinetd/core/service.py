@@ -11,6 +11,7 @@ from oinetd.core.access import AccessControl
 from oinetd.core.dial import Dialer, DialRequest
 from oinetd.core.engine import Engine
 from oinetd.core.hooks import Admit
+from oinetd.core.preamble import Preamble
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Registry, RuleEntry
 from oinetd.model import SOURCE_PREFIX, AccessRule, Route, SendProxy, Settings, SourcePrefix
@@ -62,6 +63,7 @@ class Service:
     source_prefix: SourcePrefix = SOURCE_PREFIX
     peer_uid: int | None = None
     connect_options: ConnectOptions = NO_CONNECT_OPTIONS
+    preamble: Preamble | None = None
 
     @property
     def resolved(self) -> bool:

@@ -13,6 +13,7 @@ In these words "local" is the upstream's side and "remote" is the client's:
     upstream-silent, max-lifetime, server-down,
     drained                                        done-local-closed: oinetd ended it, which is not the client
     not-allowed, denied                            the same words
+    not-trusted, bad-proxy-header, proxy-timeout   not-allowed
     limit-reached                                  limit-reached (rinetd has no limits)
     (refused clients that are only counted)        left-out N, with - as client (rinetd has a line for each)
     accept-failed, local-socket-failed,
@@ -65,6 +66,9 @@ STATUS: Final = {
     Ending.NO_SERVER: "done-local-closed",
     Ending.SERVER_DOWN: "done-local-closed",
     Ending.DRAINED: "done-local-closed",
+    Ending.NOT_TRUSTED: "not-allowed",
+    Ending.BAD_PROXY_HEADER: "not-allowed",
+    Ending.PROXY_TIMEOUT: "not-allowed",
 }
 
 
@@ -188,7 +192,7 @@ class JsonLines(_Words):
     `time` is local time with its zone, `started` the Unix time of the accept; `ending` is the value of the
     `Ending`, `error` the name of `errno`, empty at 0. Datagrams are counted if a side of the rule is UDP.
     `tries` are the addresses that did not take the connection, if there are any. A client of a unix socket has
-    `peer_uid`, `peer_gid` and `peer_pid`.
+    `peer_uid`, `peer_gid` and `peer_pid`. With a PROXY header `peer` and `peer_port` are those of the connection.
     """
 
     __slots__ = ()
@@ -226,7 +230,7 @@ class JsonLines(_Words):
         return (
             f'{self._begin(event, now)},"id":{record.id}'
             f',"started":{record.started:.6f},"client":{quoted(record.client)},"client_port":{record.client_port}'
-            f",{self.route(record.route)}{_credentials(record)}"
+            f",{self.route(record.route)}{_credentials(record)}{_peer(record)}"
         )
 
     def _written(self, local: time.struct_time) -> str:
@@ -244,6 +248,11 @@ def _credentials(record: SessionRecord) -> str:
     """Who is at the other end of a unix socket."""
     peer = record.credentials
     return "" if peer is None else f',"peer_uid":{peer.uid},"peer_gid":{peer.gid},"peer_pid":{peer.pid}'
+
+
+def _peer(record: SessionRecord) -> str:
+    """Who connected, if the client is the one of a PROXY header."""
+    return f',"peer":{quoted(record.peer)},"peer_port":{record.peer_port}' if record.peer else ""
 
 
 def _tries(record: SessionRecord) -> str:

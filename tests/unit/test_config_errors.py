@@ -346,6 +346,14 @@ oinetd.conf:1:1: send-proxy is for rules from TCP to TCP
     ^
     hint: remove send-proxy from this rule""",
     ),
+    "accept-proxy-trusts-nobody": (
+        "0 80 h 80 [accept-proxy]\nallow *\n0 81 h 80 [accept-proxy]\ntrust *",
+        """\
+oinetd.conf:1:1: accept-proxy without trust: nobody may send a header
+    0 80 h 80 [accept-proxy]
+    ^
+    hint: write trust and the address of the proxy on a line behind the rule; trust 0.0.0.0/0 is everybody""",
+    ),
     "proxy-tlv-word": (
         "proxy-tlv crc32c+uniqe-id",
         """\

@@ -32,6 +32,7 @@ from oinetd.config import parse_config, parse_rule
 from oinetd.errors import ConfigError
 from oinetd.model import (
     NO_OPTIONS,
+    AcceptProxy,
     AccessRule,
     Config,
     Endpoint,
@@ -198,6 +199,17 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D12-on-deny-option": (f"{LINE} [on-deny=reset]\n", options(on_deny=OnDeny.RESET)),
     "D12-max-lifetime": ("max-lifetime 2h\n", settings(max_lifetime_s=7200.0)),
     "D12-max-lifetime-option": (f"{LINE} [max-lifetime=90]\n", options(max_lifetime_s=90.0)),
+    "D12-accept-proxy": (
+        f"trust 192.0.2.0/24\n{LINE} [accept-proxy]\n",
+        lambda c: (
+            c.rules[0].options.accept_proxy is AcceptProxy.ON and c.access == (AccessRule(Verb.TRUST, "192.0.2.0/24"),)
+        ),
+    ),
+    "D12-accept-proxy-optional": (
+        f"{LINE} [accept-proxy=optional]\ntrust 10.*\nproxy-timeout 2s\n",
+        lambda c: c.rules[0].options.accept_proxy is AcceptProxy.OPTIONAL and c.settings.proxy_timeout_s == 2.0,
+    ),
+    "D12-accept-proxy-of-unix": ("unix:/run/x 127.0.0.1 80 [accept-proxy]\n", lambda c: len(c.rules) == 1),
     "D12-send-proxy": ("send-proxy v1\n", settings(send_proxy=SendProxy.V1)),
     "D12-send-proxy-on": (f"{LINE} [send-proxy=on]\n", options(send_proxy=SendProxy.V2)),
     "D12-send-proxy-bare": (f"{LINE} [timeout=3, send-proxy]\n", options(udp_timeout_s=3.0, send_proxy=SendProxy.V2)),
@@ -215,7 +227,8 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D13-options": (
         f"{LINE} [engine=python, relay=splice, buffersize=8K, pipesize=1M, listen-backlog=9, connect-timeout=1s,"
         " idle-timeout=2m, half-close-timeout=3s, write-stall-timeout=4s, max-lifetime=5h, dns-refresh=off,"
-        " keepalive=off, send-proxy=v2, proxy-tlv=crc32c, max-connections=5, max-connections-per-source=6]\n",
+        " keepalive=off, accept-proxy=off, proxy-timeout=3, send-proxy=v2,"
+        " proxy-tlv=crc32c, max-connections=5, max-connections-per-source=6]\n",
         options(
             engine=EngineChoice.PYTHON,
             relay=RelayMode.SPLICE,
@@ -231,6 +244,8 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
             keepalive=KeepAlive(idle_s=0),
             max_connections=5,
             max_connections_per_source=6,
+            accept_proxy=AcceptProxy.OFF,
+            proxy_timeout_s=3.0,
             send_proxy=SendProxy.V2,
             proxy_tlv=(ProxyTlv.CRC32C,),
         ),
@@ -266,6 +281,8 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
                 max_lifetime_s=0.0,
                 dns_refresh_s=60.0,
                 keepalive=KeepAlive(60, 10, 6),
+                accept_proxy=AcceptProxy.OFF,
+                proxy_timeout_s=5.0,
                 send_proxy=SendProxy.OFF,
                 proxy_tlv=(),
             )

@@ -24,6 +24,7 @@ from oinetd.config import parse_config, render_config
 from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, SERVER_OPTIONS
 from oinetd.errors import ConfigError
 from oinetd.model import (
+    AcceptProxy,
     AccessRule,
     Config,
     Endpoint,
@@ -97,6 +98,8 @@ shared = {
     "dns_refresh_s": times,
     "keepalive": keepalives,
     "on_deny": st.sampled_from(OnDeny),
+    "accept_proxy": st.sampled_from(AcceptProxy),
+    "proxy_timeout_s": times,
     "send_proxy": st.sampled_from([SendProxy.OFF, SendProxy.V2]),
     "proxy_tlv": st.sets(st.sampled_from(ProxyTlv)).map(lambda said: tuple(tlv for tlv in ProxyTlv if tlv in said)),
 }
@@ -155,6 +158,7 @@ def fitting(options: RuleOptions, bind: Endpoint, connect: Endpoint) -> RuleOpti
     unfit += ["freebind", "interface", "defer_accept_s"] if bind.is_unix else []
     unfit += ["out_interface", "mark", "dscp"] if connect.is_unix else ["peer_user"]
     unfit += ["fastopen", "mptcp", "congestion"] if bind.is_unix and connect.is_unix else []
+    unfit += ["accept_proxy"] if bind.protocol is Protocol.UDP else []
     unfit += ["send_proxy", "proxy_tlv"] if Protocol.UDP in (bind.protocol, connect.protocol) else []
     options = dataclasses.replace(options, **dict.fromkeys(unfit))
     return dataclasses.replace(options, send_proxy=SendProxy.V2) if options.proxy_tlv else options
@@ -185,7 +189,7 @@ admins = st.builds(
 configs = st.builds(
     Config,
     rules=rule_sets(),
-    access=access,
+    access=access.map(lambda rules: (AccessRule(Verb.TRUST, "*"), *rules)),
     settings=st.builds(Settings, **shared),
     threads=st.integers(0, THREADS_MAX),
     busy_poll_us=st.integers(-1, BUSY_POLL_US_MAX),
@@ -211,7 +215,7 @@ def test_what_is_written_reads_back_equal(config: Config) -> None:
 
 def test_every_setting_is_written() -> None:
     written = {line.split()[0] for line in render_config(Config()).splitlines() if line and line[0] != "#"}
-    silent = {"include", "allow", "deny", "logcommon", "logfile", "pidlogfile", "upstream"}
+    silent = {"include", "allow", "deny", "trust", "logcommon", "logfile", "pidlogfile", "upstream"}
     silent |= {"admin-host", "admin-token-file", "metrics"}
     assert written == set(DIRECTIVES) - silent
 

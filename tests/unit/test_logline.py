@@ -167,6 +167,9 @@ def test_every_ending_has_a_status() -> None:
         (Ending.NO_SERVER, b"done-local-closed"),
         (Ending.SERVER_DOWN, b"done-local-closed"),
         (Ending.DRAINED, b"done-local-closed"),
+        (Ending.NOT_TRUSTED, b"not-allowed"),
+        (Ending.BAD_PROXY_HEADER, b"not-allowed"),
+        (Ending.PROXY_TIMEOUT, b"not-allowed"),
         (Ending.CLIENT_RESET, b"done-remote-closed"),
     ],
 )

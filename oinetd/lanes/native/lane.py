@@ -37,7 +37,7 @@ from oinetd.lanes.native.plane import (
     new_gate,
 )
 from oinetd.lanes.native.records import fill_record, new_record, upstream_of
-from oinetd.model import Config, Endpoint, EngineChoice, Protocol, Rule, Settings
+from oinetd.model import AcceptProxy, Config, Endpoint, EngineChoice, Protocol, Rule, Settings
 from oinetd.net.forking import Held
 from oinetd.net.sockets import host_and_port, is_numeric
 from oinetd.upstream.loops import Bound, Loops
@@ -135,7 +135,10 @@ class NativeLane:
         else:
             try:
                 self.start(config)
-                return "the program has an admit hook" if self._hooked else None
+                if config.settings_of(rule).accept_proxy is AcceptProxy.OFF:
+                    return "the program has an admit hook" if self._hooked else None
+                reason = "the Python lane reads what clients send first"
+                error = f"{reason}; [engine=auto] on this rule takes it"
             except EngineUnavailable as unavailable:
                 reason = str(unavailable)
                 error = f"{reason}; `engine auto` would fall back to the Python lane"

@@ -255,7 +255,7 @@ def compile_policy(
     keepalive: KeepAlive = settings.keepalive
     patterns: tuple[list[tuple[int, bytes]], ...] = ([], [], [], [])
     for stage, rules in enumerate(access):
-        for rule in compile_access(rules):
+        for rule in compile_access(each for each in rules if each.verb is not Verb.TRUST):
             patterns[2 * stage + (rule.verb is Verb.DENY)].append((int(rule.kind), rule.data))
     return _fastpath.Policy(
         tag,

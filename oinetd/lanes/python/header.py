@@ -8,21 +8,27 @@ import socket
 from oinetd.core.record import SessionRecord
 from oinetd.model import ProxyTlv, SendProxy, Settings
 from oinetd.net.sockets import bound_address
-from oinetd.preamble.proxy_protocol import UNIQUE_ID, Party, Tlv
-from oinetd.preamble.proxy_writer import write_v1, write_v2
+from oinetd.preamble.proxy_protocol import UNIQUE_ID, Header, Party, Tlv
+from oinetd.preamble.proxy_writer import passed_on, write_v1, write_v2
 from oinetd.preamble.unique_id import unique_id
 
 __all__ = ["send_header"]
 
 
-def send_header(upstream: socket.socket, client: socket.socket, record: SessionRecord, settings: Settings) -> int:
-    """Send the header for the session of `client` to its server; 0 or an errno.
+def send_header(
+    upstream: socket.socket,
+    client: socket.socket,
+    record: SessionRecord,
+    settings: Settings,
+    accepted: Header | None = None,
+) -> int:
+    """Send the header for the session of `client` to its server; 0 or an errno. `accepted` is what the client sent.
 
     It is the beginning of the first segment: if the client has sent something already, the kernel keeps the header
     until the client's bytes are behind it. Else it leaves at once: the server may be one that speaks first.
     """
     flags = socket.MSG_NOSIGNAL | (_MSG_MORE if _has_sent(client) else 0)
-    header = _header(client, record, settings)
+    header = _header(client, record, settings, accepted)
     try:
         # An empty queue takes more than the longest header.
         return 0 if upstream.send(header, flags) == len(header) else errno.ENOBUFS
@@ -43,12 +49,16 @@ def _has_sent(client: socket.socket) -> bool:
     return True
 
 
-def _header(client: socket.socket, record: SessionRecord, settings: Settings) -> bytes:
+def _header(client: socket.socket, record: SessionRecord, settings: Settings, accepted: Header | None) -> bytes:
     source = destination = None
-    if client.family != socket.AF_UNIX:
+    if accepted is not None:
+        source, destination = accepted.source, accepted.destination
+    elif client.family != socket.AF_UNIX:
         source, address = Party(record.client, record.client_port), bound_address(client)
         destination = Party(address.host, address.port)
     if settings.send_proxy is SendProxy.V1:
         return write_v1(source, destination)
-    tlvs = [Tlv(UNIQUE_ID, unique_id(record.id))] if ProxyTlv.UNIQUE_ID in settings.proxy_tlv else []
+    tlvs = list(passed_on(accepted.tlvs)) if accepted is not None and ProxyTlv.PASS in settings.proxy_tlv else []
+    if ProxyTlv.UNIQUE_ID in settings.proxy_tlv and all(tlv.type != UNIQUE_ID for tlv in tlvs):
+        tlvs.insert(0, Tlv(UNIQUE_ID, unique_id(record.id)))
     return write_v2(source, destination, tlvs, checksum=ProxyTlv.CRC32C in settings.proxy_tlv)

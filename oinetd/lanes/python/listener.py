@@ -91,6 +91,10 @@ class StreamListener(Listener):
     def _accept(self) -> None:
         registry, rule = self.service.registry, self.service.rule
         for _ in range(ACCEPT_BATCH):
+            if self.service.preamble is not None and registry.gate.preamble_full:
+                self._pause()
+                self._look_later()
+                return
             if not registry.take_place(rule):
                 self._pause()
                 registry.when_room(self.start)

@@ -18,6 +18,7 @@ from oinetd.core.registry import Live
 from oinetd.core.service import Service
 from oinetd.lanes.python.client_watch import ClientWatch
 from oinetd.lanes.python.header import send_header
+from oinetd.lanes.python.preamble import PreambleStage
 from oinetd.net.sockets import client_address, close_with_reset
 from oinetd.net.unix_sockets import peer_of
 
@@ -44,7 +45,9 @@ async def ask(admit: Admit, record: SessionRecord) -> bool:
 class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
-    __slots__ = ("_client", "_gone", "_killed", "_live", "_opened", "_peer", "_revoked", "_service", "_task")
+    __slots__ = (
+        "_client", "_gone", "_killed", "_live", "_opened", "_peer", "_preamble", "_revoked", "_service", "_task",
+    )  # fmt: skip
 
     def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
         self._service = service
@@ -63,6 +66,9 @@ class Session:
             self._peer = peer[0]  # as the socket gave it
         self._live = Live(record, service.rule, self.kill, revoke=self.revoke)
         service.registry.enter(self._live)
+        self._preamble: PreambleStage | None = None
+        if service.preamble is not None:
+            self._preamble = PreambleStage(service, service.preamble, self._live, client, self._peer)
 
     def start(self, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
         """Begin; `tasks` holds the session's task until the session has ended."""
@@ -88,6 +94,9 @@ class Session:
         ending, code = Ending.ABORTED, 0
         request = service.dial_request(self._client)
         try:
+            if self._preamble is not None and (refusal := await self._preamble.read()) is not None:
+                ending, code = refusal, self._preamble.errno
+                return
             refusal = await self._admit()
             if refusal is not None and not self._killed:
                 ending = refusal
@@ -103,7 +112,7 @@ class Session:
                 assert dialed.failed is not None
                 ending, code = dialed.failed, dialed.errno
                 return
-            if service.sends_proxy and (code := send_header(dialed.upstream, self._client, record, service.settings)):
+            if service.sends_proxy and (code := self._send_header(dialed.upstream)):
                 close_with_reset(dialed.upstream)
                 ending = Ending.UPSTREAM_RESET
                 return
@@ -129,6 +138,9 @@ class Session:
     async def _admit(self) -> Ending | None:
         """Why the client may not pass; None where it may."""
         service = self._service
+        if self._preamble is not None:
+            self._preamble.leave()
+            self._peer = self._preamble.peer
         if (refusal := service.access.decide(self._peer)) is not None:
             return refusal
         if not service.registry.admit_source(self._live):
@@ -160,6 +172,10 @@ class Session:
         close_with_reset(upstream)
         return Dialed(None, dialed.address, Ending.CONNECT_FAILED, errno.EPERM)
 
+    def _send_header(self, upstream: socket.socket) -> int:
+        accepted = self._preamble.header if self._preamble is not None else None
+        return send_header(upstream, self._client, self._live.record, self._service.settings, accepted)
+
     def _client_gone(self) -> None:
         """The client has reset its connection while `admit` runs: its answer is not needed."""
         self._gone = True
@@ -173,6 +189,8 @@ class Session:
 
     def _end(self, ending: Ending, code: int) -> None:
         record = self._live.record
+        if self._preamble is not None:
+            self._preamble.leave()
         if self._revoked and ending is Ending.ABORTED:
             ending = Ending.REVOKED if self._opened else Ending.DENIED
         if not self._opened and not ending.refused:  # events come in pairs

@@ -9,47 +9,103 @@ from typing import Any, NoReturn, final
 
 _Bytes = bytes | bytearray | memoryview | mmap
 
-def load_round_trips(
-    fds: Sequence[int], request_bytes: int, answer_bytes: int, duration_s: float, request: bytes = b""
-) -> tuple[int, int, list[tuple[int, int]]]:
-    """Round trips on connected, blocking sockets: operations, elapsed ns, `(bucket, count)` of the latencies.
+@final
+class Key:
+    """What the content of a run follows from: see `native/content.pxd`. Raises ValueError without 16 bytes."""
 
-    `request` is what is sent, `request_bytes` long; zeros where it is empty. The sockets stay open.
+    def __new__(cls, key: bytes) -> Key: ...
+    def hello(self, kind: int, connection: int, up_bytes: int, down_bytes: int) -> bytes:
+        """The first 64 bytes of a connection."""
+
+    def stream(self, connection: int, direction: int, at: int, count: int) -> bytes:
+        """Bytes of a stream; `direction` is 1 from client to server, 2 back."""
+
+    def check(self, connection: int, direction: int, at: int, data: bytes) -> bool: ...
+    def cost(self, seconds: float) -> tuple[float, float]:
+        """GB of content made, and checked, in a second by one core."""
+
+def load_open(key: Key, address: bytes, kind: int, connection: int, up_bytes: int, down_bytes: int) -> tuple[int, int]:
+    """A connection that has said hello: its descriptor or -errno, and the ns that connecting took.
+
+    `address` is a `struct sockaddr`.
     """
 
-def load_connections(
-    address: bytes, count: int, size: int, duration_s: float
-) -> tuple[int, int, int, int, list[tuple[int, int]]]:
-    """Short connections, `count` at a time: operations, failures, first errno, elapsed ns, `(bucket, count)`.
+def load_greeting(key: Key, fd: int, connection: int, milliseconds: int) -> int:
+    """Wait for the server's greeting: 0 or -errno, EPROTO for what is not the server's."""
 
-    `address` is a `struct sockaddr`; each connection carries `size` bytes each way.
+def load_close(key: Key, fd: int, connection: int, milliseconds: int) -> int:
+    """Send a FIN and wait for the server's word for it: 0, or -errno where it was not passed on."""
+
+def load_exchange(
+    key: Key,
+    fds: Sequence[int],
+    connections: Sequence[int],
+    up_bytes: int,
+    down_bytes: int,
+    per_second: float,
+    begin_ns: int,
+    warm_up_s: float,
+    duration_s: float,
+) -> dict[str, Any]:
+    """Requests and answers on greeted connections: counts, a histogram, and of each connection operations and -errno.
+
+    `per_second` 0 is a closed loop. Times are of the monotonic clock.
     """
 
-def load_downloads(address: bytes, count: int, size: int) -> tuple[int, list[tuple[int, int, int]]]:
-    """`count` connections download `size` bytes each: elapsed ns; ns to connect, to a first byte, to the last."""
+def load_bulk(
+    key: Key,
+    fds: Sequence[int],
+    connections: Sequence[int],
+    up: bool,
+    blocks: int,
+    begin_ns: int,
+    warm_up_s: float,
+    duration_s: float,
+) -> dict[str, Any]:
+    """Streams of blocks on greeted connections: counts, and of each stream what was moved, found right, and when.
 
-def load_serve(listener: int, stop_fd: int, source: bool) -> int:
-    """Echo, or be a source, on a listening non-blocking socket until `stop_fd` is readable; the number served."""
-
-def datagram_serve(fd: int) -> NoReturn:
-    """The far end of datagram loads, on a bound UDP socket: until the process is ended.
-
-    A datagram's first four bytes say what is done with it: 0 is sent back, 1 counted; 2 comes back with the count at
-    its bytes 8 to 15. Numbers are in the machine's byte order; a head has 16 bytes.
+    `blocks` is for downloads: 0 is until the time is over.
     """
+
+def load_short(
+    key: Key, address: bytes, count: int, first: int, begin_ns: int, warm_up_s: float, duration_s: float
+) -> dict[str, Any]:
+    """Short connections, `count` at a time, numbered from `first`: counts and a histogram."""
+
+@final
+class Server:
+    """The far end of these loads, on a listening, non-blocking socket; `stop_fd` ends it when it is readable."""
+
+    def __new__(cls, key: Key, listener: int, stop_fd: int, threads: int) -> Server: ...
+    def serve(self, index: int) -> None:
+        """Be one of the threads; returns when `stop_fd` is readable."""
+
+    def counts(self) -> dict[str, int]: ...
+
+@final
+class DatagramServer:
+    """The far end of datagram loads."""
+
+    def __new__(cls, key: Key) -> DatagramServer: ...
+    def serve(self, fd: int) -> NoReturn:
+        """Serve a bound UDP socket until the process is ended."""
+
+    def counts(self) -> dict[str, int]: ...
 
 def datagram_round_trips(
-    fds: Sequence[int], depth: int, size: int, duration_s: float
-) -> tuple[int, int, int, int, list[tuple[int, int]]]:
-    """Keep `depth` datagrams of `size` bytes under way on each connected UDP socket.
+    key: Key, fds: Sequence[int], depth: int, size: int, number: int, duration_s: float
+) -> dict[str, Any]:
+    """Keep `depth` datagrams of `size` bytes under way on each connected UDP socket; `number` names the load.
 
-    Answers, lost ones (no answer within 250 ms), strays (answers that were late, there twice, or another socket's),
-    elapsed ns, `(bucket, count)` of the latencies. A lone socket blocks: its receive timeout has to be 50 ms or less.
-    Raises ValueError where `depth` is not 1 to 64, or `size` not 16 to 9216.
+    Answers, lost ones (no answer within 250 ms), strays (late, or another socket's), doubled and wrong ones, a
+    histogram. A lone socket blocks: its receive timeout has to be 50 ms or less.
+    Raises ValueError where `depth` is not 1 to 64, or `size` not 32 to 9216.
     """
 
-def datagram_offer(fds: Sequence[int], size: int, per_second: int, duration_s: float) -> tuple[int, int, int]:
-    """Send datagrams to be counted, at a rate, over the connected UDP sockets in turn: sent, refused, elapsed ns."""
+def datagram_offer(
+    key: Key, fds: Sequence[int], size: int, number: int, per_second: int, duration_s: float
+) -> dict[str, Any]:
+    """Send datagrams to be counted, at a rate, over the connected UDP sockets in turn: sent, refused, elapsed s."""
 
 @final
 class Capture:

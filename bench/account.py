@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import psutil
 
 from bench.cgroup import CpuTimes, Group
+
+if TYPE_CHECKING:
+    from bench.isolation import Isolation
 
 __all__ = ["Account", "Memory", "Switches", "Watch", "machine_busy_s"]
 
@@ -40,10 +43,14 @@ class Switches:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes: `pss` of the processes, `kernel` for their sockets, pipes and buffers; None if not counted."""
+    """Bytes: `pss` of the processes, `kernel` for their sockets, pipes and buffers; None if not counted.
+
+    `private` are pages that no other process has: what others map and let go does not move it.
+    """
 
     pss: int
     kernel: int | None
+    private: int = 0
 
 
 class Account:
@@ -52,13 +59,18 @@ class Account:
     The tree misses children that ended and were not waited for. `source` is which of the two it is.
     """
 
-    def __init__(self, group: Group | None, roots: Callable[[], Iterable[int]]) -> None:
-        """`roots` returns the pids of the started programs; it is used without a control group."""
+    def __init__(
+        self, group: Group | None, roots: Callable[[], Iterable[int]], isolation: Isolation | None = None
+    ) -> None:
+        """`roots` returns the pids of the started programs; it is used without a control group and namespaces."""
         self.group = group
+        self.isolation = isolation
         self._roots = roots
         self.source = f"cgroup v{group.roots.version}" if group else "process tree"
 
     def pids(self) -> list[int]:
+        if self.isolation is not None:
+            return self.isolation.pids()
         if self.group is not None:
             return self.group.pids()
         found = []
@@ -89,19 +101,18 @@ class Account:
         return Switches(threads)
 
     def memory(self) -> Memory:
-        pss = 0
+        pss = private = 0
         for pid in self.pids():
             with contextlib.suppress(OSError):
-                pss += read_pss(Path(f"/proc/{pid}/smaps_rollup").read_text())
-        return Memory(pss, self.group.kernel_bytes() if self.group else None)
+                smaps = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                pss += read_smaps(smaps, "Pss")
+                private += read_smaps(smaps, "Private_Clean", "Private_Dirty")
+        return Memory(pss, self.group.kernel_bytes() if self.group else None, private)
 
 
-def read_pss(smaps: str) -> int:
-    """The proportional set size in bytes from `/proc/PID/smaps_rollup`; 0 for a process that is ending."""
-    for line in smaps.splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def read_smaps(smaps: str, *names: str) -> int:
+    """The sum in bytes of some lines of `/proc/PID/smaps_rollup`; 0 for a process that is ending."""
+    return sum(int(line.split()[1]) * 1024 for line in smaps.splitlines() if line.partition(":")[0] in names)
 
 
 def _thread_switches(task: Path) -> tuple[int, int, int]:

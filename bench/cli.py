@@ -69,6 +69,10 @@ def _names(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
+def _cases(text: str) -> list[str]:
+    return [word.strip() for word in text.split(";") if word.strip()]
+
+
 def _positive(text: str) -> float:
     try:
         value = float(text)
@@ -77,6 +81,10 @@ def _positive(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
+
+
+def _amount(text: str) -> float:
+    return 0.0 if text == "0" else _positive(text)
 
 
 def _count(text: str) -> int:
@@ -105,6 +113,8 @@ def _common() -> argparse.ArgumentParser:
         "--threads", type=_counts, default=[], metavar="N,…",
         help="of each subject; of several numbers, oinetd's native modes are there for each; default: its own choice",
     )  # fmt: skip
+    group.add_argument("--cases", type=_cases, default=[], metavar="NAME;…",
+                       help="only these cases, by the names that tables have, such as `P8` or `64B × 1`")  # fmt: skip
     group = parser.add_argument_group("how long")
     group.add_argument("--quick", action="store_true", help="about a minute: fewer subjects, cases and rounds")
     group.add_argument("--rounds", type=_count, default=0, metavar="N", help="times that each subject has its turn")
@@ -113,6 +123,9 @@ def _common() -> argparse.ArgumentParser:
     group = parser.add_argument_group("where")
     group.add_argument("--topology", choices=("auto", "netns", "loopback"), default="auto",
                        help="namespaces (root), or loopback; default: namespaces where possible")  # fmt: skip
+    group.add_argument("--rtt", type=_amount, default=0.0, metavar="MS", help="added to each round trip, by netem")
+    group.add_argument("--loss", type=_amount, default=0.0, metavar="%%", help="of the packets, at random")
+    group.add_argument("--bandwidth", type=_amount, default=0.0, metavar="MBIT", help="of each leg, in each direction")
     group.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="where the result is kept")
     return parser
 
@@ -153,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         """,
         _measure, **measured,
     )  # fmt: skip
+    throughput.add_argument("--no-iperf3", action="store_true", help="leave out iperf3, which runs beside the own load")
     throughput.add_argument("--perf", action="store_true", help="cycles, instructions, cache misses, branches")
     throughput.add_argument("--strace", action="store_true", help="a table of system calls")
     throughput.add_argument(
@@ -166,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
         """,
         _measure, **measured,
     )  # fmt: skip
+    latency.add_argument("--rate", type=_counts, default=[], metavar="N,…",
+                         help="requests a second at fixed times, answered or not: an open loop")  # fmt: skip
     latency.add_argument("--netperf", action="store_true", help="netperf's TCP_RR and TCP_CRR besides")
     connections = add(
         "connections", "the table of engines: 100 connections, 200 MiB each",
@@ -230,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         Ends processes and removes namespaces, control groups and directories of runs whose owner is dead. What a
         running bench uses is left alone.
         """, _clean)  # fmt: skip
-    clean.add_argument("--dry-run", action="store_true", help="only tell")
+    clean.add_argument("--dry-run", action="store_true", help="list, and remove nothing")
     calibrate = add("calibrate", "the bench's own client beside a plain C client", """
         Round trips and short connections against the bench's echo server, with no forwarder between: the bench's own
         client must reach at least 0.9 of a plain C client, which is compiled for the purpose.
@@ -239,17 +255,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_OWN_OPTIONS = ("perf", "strace", "flamegraph", "netperf", "scale", "idle", "rate", "profile")
+_OWN_OPTIONS = ("perf", "strace", "flamegraph", "no_iperf3", "netperf", "scale", "idle", "rate", "profile")
 
 
 def _options(arguments: argparse.Namespace) -> Options:
     from bench.experiment import Options
+    from bench.path import PathQuality
 
     extra = {name: value for name in _OWN_OPTIONS if (value := getattr(arguments, name, None))}
     return Options(
         quick=arguments.quick, subjects=arguments.subjects, peers=arguments.peers, buffers=arguments.buffers,
         rounds=arguments.rounds, seconds=arguments.seconds, topology=arguments.topology, threads=arguments.threads,
-        check=arguments.check, out=arguments.out, extra=extra,
+        check=arguments.check, out=arguments.out, extra=extra, cases=arguments.cases,
+        path=PathQuality(arguments.rtt, arguments.loss, arguments.bandwidth),
     )  # fmt: skip
 
 
@@ -349,15 +367,17 @@ def _on_signals() -> None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 where something could not be measured, 2 for a wrong command line."""
+    """Run a command. The exit status is 0; 1 if something could not be measured, was interrupted or is invalid; 2 for a
+    wrong command line.
+    """
     arguments = _parser().parse_args(words)
     _on_signals()
     try:
         need_libraries("rich")
         from rich.console import Console
 
-        # A table in a log file is worth its full width.
-        console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+        # In a pipe or a file a table has the width that it needs.
+        console = Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "400")))
         status: int = arguments.run(arguments, console)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)

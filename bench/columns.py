@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from bench.results import Result
 from bench.statistics import Summary
 
-__all__ = ["COLUMNS", "Column", "cell", "columns_of", "plain"]
+__all__ = ["BRACKETS", "COLUMNS", "Column", "cell", "columns_of", "plain"]
+
+BRACKETS = (
+    "Each figure is the median of the rounds. [Brackets]: the interval that holds the true median with at least 95 %, "
+    "which takes six rounds. (Parentheses): the range of fewer rounds, which is no such interval. ~: a single round."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class Column:
     better: str = "lower"
     main: bool = False
     help: str = ""
+    noise: float | None = None
+    """A value below this, in the unit of the sample, is shown as `below …`: it is not to be told from none."""
 
 
 _MIB = 1 / (1 << 20)
@@ -42,6 +49,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("gbit_s", "throughput", "Gbit/s", better="higher", main=True),
         Column("cpu_s_per_gb", "CPU", "s/GB", 3, main=True, help="the forwarder's own processor time for 10⁹ bytes"),
         Column("total_cpu_s_per_gb", "with ends", "s/GB", 3, main=True, help="client and server included"),
+        Column("iperf_gbit_s", "iperf3: content not checked", "Gbit/s", better="higher", help="content not checked"),
+        Column("iperf_cpu_s_per_gb", "CPU, content not checked", "s/GB", 3, help="content not checked"),
         Column("switches_per_s", "switches", "/s", 0, help="context switches of the forwarder"),
         Column("migrations_per_s", "migrations", "/s", 0, help="moves of its threads between cores"),
         Column("pss_peak_bytes", "memory", "MiB", 1, _MIB, help="peak of the processes' proportional set size"),
@@ -52,6 +61,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("cpu_us", "CPU", "µs each", 1, main=True, help="the forwarder's own processor time"),
         Column("total_cpu_us", "with ends", "µs each", 1, help="client and server included"),
         *_PERCENTILES,
+        Column("late_percent", "never begun", "%", 2, help="of an open loop: due, and not begun before the end"),
     ),
     "rate": (
         Column("per_second", "connections", "/s", 0, better="higher", main=True),
@@ -60,7 +70,16 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *_PERCENTILES,
         Column("failures", "failed", "", 0),
         Column("connections", "idle held", "", 0, better="higher"),
-        Column("pss_bytes_each", "memory each", "KiB", 2, _KIB, main=True, help="of an idle connection: the process"),
+        Column(
+            "private_bytes_each",
+            "memory each",
+            "KiB",
+            2,
+            _KIB,
+            main=True,
+            help="of an idle connection: the process",
+            noise=0.1 * 1024,
+        ),
         Column("kernel_bytes_each", "kernel each", "KiB", 2, _KIB, main=True, help="of an idle connection: the kernel"),
         Column("idle_cpu_percent", "CPU idle", "%", 2, help="of a core while all connections are silent"),
     ),
@@ -77,7 +96,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("socket_us", "Socket creation", "µs", 1, main=True, help="socket() and connect(), mean of one"),
         Column("setup_us", "Job setup", "µs", 1, main=True, help="from connected to the first byte, mean of one"),
         Column("download_s", "Download", "s", 3, main=True, help="from the request to the last byte, mean of one"),
-        Column("download_mib_s", "at", "MiB/s", 1, better="higher", main=True, help="of one connection, mean"),
+        Column("download_mib_s", "at", "MiB/s", 1, better="higher", main=True, help="of all connections together"),
         Column("run_s", "Run time", "s", 3, main=True, help="from the first socket() to the last close()"),
         Column("pss_mean_bytes", "Memory, average", "MiB", 1, _MIB, main=True, help="processes, PSS"),
         Column("pss_peak_bytes", "peak", "MiB", 1, _MIB, main=True, help="processes, PSS"),
@@ -110,10 +129,18 @@ def plain(value: float, column: Column) -> str:
 
 
 def cell(summary: Summary | None, column: Column, *, interval: bool = True) -> str:
-    """A median, with its interval behind it; `n/a` where there is no value, which is not the same as 0."""
+    """A median, and behind it in brackets its 95 % interval, or in parentheses the range of rounds that are too few.
+
+    `~` is a single round, of which nothing can be said; `n/a` is no value, which is not the same as 0.
+    """
     if summary is None:
         return "n/a"
+    if column.noise is not None and summary.median < column.noise:
+        return f"below {plain(column.noise, column)}"
     text = plain(summary.median, column)
-    if not interval or summary.count < 2:
+    if not interval:
         return text
-    return f"{text} [{plain(summary.low, column)}–{plain(summary.high, column)}]"
+    if summary.count < 2:
+        return f"{text} ~"
+    begin, end = "[]" if summary.confidence else "()"
+    return f"{text} {begin}{plain(summary.low, column)}–{plain(summary.high, column)}{end}"

@@ -1,7 +1,8 @@
 """The bench's datagram load as processes: `python -m bench.datagrams serve|round-trips|offer|verify HOST PORT …`.
 
-Like `bench.client`, a load writes `go` when it is warm, does its work, and writes one line of JSON. The far end counts
-what is offered; the client asks it directly, past what is measured.
+Like `bench.client`, a load writes `up`, `go` and `over`, and then one line of JSON; like `bench.server`, the far end
+answers each line of its standard input with what it has counted. Datagrams are numbered and keyed: see
+`native/load_datagram.pxd`.
 """
 
 from __future__ import annotations
@@ -9,37 +10,30 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import random
+import secrets
 import socket
 import struct
 import sys
-import time
+import threading
 from collections.abc import Iterator, Sequence
 
-from bench.client import answer, ready
+from bench.client import say
 from bench.extension import native
+from bench.key import run_key
+from bench.server import thread_cpu_s
 
-__all__ = ["ECHO", "TELL", "ask_count", "exchange", "head", "settled", "verify"]
+__all__ = ["main", "probe", "verify"]
 
-ECHO, COUNT, TELL = 0, 1, 2
-"""What the far end does with a datagram: send it back, count it, report the count."""
-HEAD = struct.Struct("=IIQ")
 TRIES, PATIENCE_S = 5, 1.0
 """How often a single datagram is sent until it is answered, and how long each answer is waited for."""
 BUFFER_BYTES = 4 << 20
 """Of the bench's own sockets, so that what is lost is not lost there."""
 RECEIVE_TIMEOUT_US = 50_000
 """What the native load asks of a blocking socket."""
-QUIET_S, SETTLE_S = 0.1, 2.0
-"""How long a count must not change until it is the last, and after how long it is taken as it is."""
-CHECKED_SIZES = (16, 64, 1399, 1400, 1472, 4096, 8192)
+CHECKED_SIZES = (32, 64, 1399, 1400, 1472, 4096, 8192)
 """In bytes; the last ones travel in fragments."""
 
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
-
-
-def head(kind: int) -> bytes:
-    return HEAD.pack(kind, 0, 0)
 
 
 def widen(sock: socket.socket) -> None:
@@ -51,37 +45,28 @@ def widen(sock: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER_BYTES)
 
 
-def exchange(sock: socket.socket, data: bytes) -> bytes:
-    """Send `data` until it is answered, with a head that is not of an earlier try; raises `TimeoutError`."""
-    kind, _, _ = HEAD.unpack_from(data)
-    sock.settimeout(PATIENCE_S)
-    for number in range(1, TRIES + 1):
-        sent = HEAD.pack(kind, number, 0) + data[HEAD.size :]
-        with contextlib.suppress(TimeoutError, ConnectionRefusedError):
-            sock.send(sent)
-            while True:  # ends with the answer, or when nothing comes
-                got = sock.recv(1 << 16)
-                if got[:8] == sent[:8]:
-                    return HEAD.pack(kind, 0, HEAD.unpack_from(got)[2]) + got[HEAD.size :]
-    raise TimeoutError(f"no answer to {TRIES} datagrams of {len(data)} bytes")
+def for_native(sock: socket.socket) -> None:
+    sock.settimeout(None)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, RECEIVE_TIMEOUT_US))
 
 
-def ask_count(sock: socket.socket) -> int:
-    """How many datagrams the far end has counted since it began."""
-    count: int = HEAD.unpack(exchange(sock, head(TELL)))[2]
-    return count
+def probe(sock: socket.socket, size: int) -> None:
+    """Exchange one datagram, and again where it is lost. Raises `OSError` if none comes back as it should."""
+    for_native(sock)
+    wrong = 0
+    for _ in range(TRIES):
+        figures = native().datagram_round_trips(run_key(), [sock.fileno()], 1, size, new_load(), 0.0)
+        if figures["operations"]:
+            return
+        wrong += figures["wrong"]
+    if wrong:
+        raise OSError(f"a datagram of {size} bytes came back as another")
+    raise TimeoutError(f"no answer to {TRIES} datagrams of {size} bytes")
 
 
-def settled(counts: Iterator[tuple[float, int]]) -> int:
-    """The count that has not changed for QUIET_S. `counts` gives pairs of a time in seconds and a count."""
-    begin, last = next(counts)
-    changed = begin
-    for now, count in counts:
-        if count != last:
-            last, changed = count, now
-        if now - changed >= QUIET_S or now - begin >= SETTLE_S:
-            break
-    return last
+def new_load() -> int:
+    """The number of a load, which no other has."""
+    return secrets.randbits(31) | 1
 
 
 @contextlib.contextmanager
@@ -93,10 +78,7 @@ def clients(host: str, port: int, count: int) -> Iterator[list[socket.socket]]:
             sock = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             widen(sock)
             sock.connect((host, port))
-            exchange(sock, head(ECHO))
-            sock.settimeout(None)
-            timeout = struct.pack("@ll", 0, RECEIVE_TIMEOUT_US)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+            probe(sock, 64)
             socks.append(sock)
         yield socks
 
@@ -105,40 +87,40 @@ def serve(options: argparse.Namespace) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         widen(sock)
         sock.bind((options.host, options.port))
-        native().datagram_serve(sock.fileno())
+        server = native().DatagramServer(run_key())
+        serving = threading.Thread(target=server.serve, args=(sock.fileno(),), daemon=True)
+        serving.start()
+        for _ in sys.stdin:  # until the bench ends it
+            print(json.dumps({**server.counts(), "cpu_s": [thread_cpu_s(serving.native_id)]}), flush=True)
 
 
 def round_trips(options: argparse.Namespace) -> None:
     with clients(options.host, options.port, options.clients) as socks:
         fds = [sock.fileno() for sock in socks]
-        native().datagram_round_trips(fds, options.window, options.size, options.warm_up)
-        ready()
-        operations, lost, strays, elapsed_ns, histogram = native().datagram_round_trips(
-            fds, options.window, options.size, options.seconds
+        say("up")
+        load = new_load()
+        warm = native().datagram_round_trips(run_key(), fds, options.window, options.size, load, options.warm_up)
+        say("go")
+        figures = native().datagram_round_trips(
+            run_key(), fds, options.window, options.size, load ^ 1 << 20, options.seconds
         )
-    answer(operations=operations, lost=lost, strays=strays, elapsed_s=elapsed_ns / 1e9, histogram=histogram)
+        say("over")
+    figures["every"] = figures["operations"] + warm["operations"] + len(socks)
+    figures["doubled"] += warm["doubled"]
+    figures["wrong"] += warm["wrong"]
+    print(json.dumps(figures), flush=True)
 
 
 def offer(options: argparse.Namespace) -> None:
-    there, _, port = options.sink.rpartition(":")
-    with (
-        clients(options.host, options.port, options.clients) as socks,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink,
-    ):
-        sink.connect((there, int(port)))
+    with clients(options.host, options.port, options.clients) as socks:
         fds = [sock.fileno() for sock in socks]
-        native().datagram_offer(fds, options.size, options.rate, options.warm_up)
-
-        def polled() -> Iterator[tuple[float, int]]:
-            while True:  # until `settled` has enough
-                yield time.monotonic(), ask_count(sink)
-                time.sleep(QUIET_S / 5)
-
-        before = settled(polled())
-        ready()
-        sent, refused, elapsed_ns = native().datagram_offer(fds, options.size, options.rate, options.seconds)
-        delivered = settled(polled()) - before
-    answer(sent=sent, refused=refused, delivered=delivered, elapsed_s=elapsed_ns / 1e9)
+        say("up")
+        load = new_load()
+        warm = native().datagram_offer(run_key(), fds, options.size, load, options.rate, options.warm_up)
+        say("go")
+        figures = native().datagram_offer(run_key(), fds, options.size, load ^ 1 << 20, options.rate, options.seconds)
+        say("over")
+    print(json.dumps({**figures, "warm_up_sent": warm["sent"]}), flush=True)
 
 
 def verify(host: str, port: int) -> str:
@@ -147,9 +129,7 @@ def verify(host: str, port: int) -> str:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect((host, port))
             for size in CHECKED_SIZES:
-                data = head(ECHO) + random.Random(size).randbytes(size - HEAD.size)
-                if (got := exchange(sock, data)) != data:
-                    return f"a datagram of {size} bytes came back as {len(got)} others"
+                probe(sock, size)
     except OSError as error:
         return str(error)
     return ""
@@ -164,7 +144,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=64, help="bytes of a datagram")
     parser.add_argument("--window", type=int, default=1, help="datagrams under way from each client")
     parser.add_argument("--rate", type=int, default=10000, help="datagrams offered a second, by all clients")
-    parser.add_argument("--sink", default="", help="HOST:PORT of the far end itself")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--warm-up", type=float, default=0.1)
     options = parser.parse_args(arguments)

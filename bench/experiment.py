@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from bench.errors import BenchError, Interrupted
 from bench.machine import describe
+from bench.path import PathQuality
 from bench.plan import Plan, interleave
 from bench.programs import python_command
 from bench.results import Result, Sample, SubjectInfo
@@ -41,6 +43,8 @@ class Options:
     threads: list[int] = field(default_factory=list)
     check: bool = True
     out: Path = Path()
+    path: PathQuality = field(default_factory=PathQuality)
+    cases: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     """What one experiment alone takes."""
 
@@ -62,7 +66,7 @@ class Experiment:
     """Programs whose versions are recorded."""
     subjects: tuple[str, ...]
     quick_subjects: tuple[str, ...]
-    rounds, quick_rounds = 5, 2
+    rounds, quick_rounds = 6, 2
     seconds, quick_seconds = 5.0, 1.0
     warm_up_s = 1.0
     buffers: tuple[int, ...] = (8 << 10, 16 << 10, 64 << 10, 256 << 10)
@@ -74,6 +78,13 @@ class Experiment:
 
     def cases(self) -> list[Case]:
         raise NotImplementedError
+
+    def chosen_cases(self) -> list[Case]:
+        """The cases that were asked for; all without such a wish. Raises `BenchError` if one is not known."""
+        known = {case.name: case for case in self.cases()}
+        if unknown := [name for name in self.options.cases if name not in known]:
+            raise BenchError(f"no case is called {unknown[0]}; there are: {'; '.join(known)}")
+        return [known[name] for name in self.options.cases] or list(known.values())
 
     def prepare(self) -> None:
         """Raise `ToolMissing` where something is missing without which nothing can be measured."""
@@ -106,7 +117,7 @@ class Experiment:
         from bench.tables import print_result
 
         print_result(result, console)
-        return 0 if result.measured() else 1
+        return result.status()
 
     def chosen(self) -> list[Subject]:
         """The subjects in the order of tables, each size of buffer a subject of its own."""
@@ -130,7 +141,8 @@ def perform(experiment: Experiment, console: Console) -> Result:
     experiment.prepare()
     subjects = experiment.chosen()
     options = experiment.options
-    stand = Stand(options.topology, options.threads[0] if len(options.threads) == 1 else 0)
+    _writable(options.out)
+    stand = Stand(options.topology, options.threads[0] if len(options.threads) == 1 else 0, options.path)
     with contextlib.ExitStack() as stack:
         stack.callback(stand.sweep)
         stack.enter_context(stand)
@@ -138,13 +150,13 @@ def perform(experiment: Experiment, console: Console) -> Result:
             experiment=experiment.name,
             settings=experiment.settings(),
             machine=describe(experiment.tools),
-            topology={"name": stand.topology.name, **stand.topology.facts},
+            topology={"name": stand.topology.name, **stand.topology.facts, **stand.cores.facts()},
             quick=options.quick,
         )
         result.subjects = [info(subject, stand) for subject in subjects]
         ready = [subject for subject, info in zip(subjects, result.subjects, strict=True) if not info.unavailable]
         infos = {each.name: each for each in result.subjects}
-        cases = experiment.cases()
+        cases = experiment.chosen_cases()
         round_s = len(ready) * (START_S + experiment.warm_up_s + sum(case.seconds for case in cases))
         planned_s = round_s * experiment.round_count
         planned_s += len(ready) * (CHECK_S * options.check + experiment.apart_s())
@@ -167,6 +179,16 @@ def perform(experiment: Experiment, console: Console) -> Result:
                 plan.say("interrupted: what was measured so far is kept")
     result.finished = time.time()
     return result
+
+
+def _writable(directory: Path) -> None:
+    """Raise `BenchError` where the result could not be kept, before anything is measured."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise BenchError(f"--out {directory}: {error.strerror}; choose a directory that can be written to") from None
 
 
 def info(subject: Subject, stand: Stand) -> SubjectInfo:
@@ -200,6 +222,7 @@ def check(subject: Subject, stand: Stand, info: SubjectInfo) -> None:
 def _rounds(
     experiment: Experiment, stand: Stand, subjects: list[Subject], cases: list[Case], plan: Plan, result: Result
 ) -> None:
+    infos = {each.name: each for each in result.subjects}
     with experiment.server(stand) as ports:
         for number, subject in interleave(subjects, experiment.round_count):
             at = f"round {number + 1} of {experiment.round_count}: {subject.name}"
@@ -208,6 +231,7 @@ def _rounds(
                 with stand.subject(subject, *ports) as running:
                     for sample in _subject(experiment, stand, running, cases, plan, at):
                         sample.subject, sample.round = subject.name, number
+                        sample.invalid = list(dict.fromkeys([*sample.invalid, *infos[subject.name].faults()]))
                         result.samples.append(sample)
             except BenchError as error:
                 # It ran a moment ago, so this is news and not a missing package; the others go on.
@@ -236,6 +260,8 @@ def _subject(
         plan.now(f"{at}, {case.name}")
         try:
             sample = experiment.measure(stand, running, case)
+            for text in sample.invalid:
+                plan.say(f"{running.subject.name}, {case.name}: INVALID: {text}")
         except BenchError as error:
             plan.say(f"{running.subject.name}, {case.name}: {error}")
             sample = Sample("", case.name, 0, {}, error=str(error))

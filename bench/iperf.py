@@ -1,32 +1,23 @@
-"""iperf3 as a load: the command and what its JSON says.
+"""iperf3 beside the bench's own load, for comparison with figures of others: the command and what its JSON says.
 
-iperf3 before 3.16 has one thread however many streams there are: `-P 8` may then measure iperf3. The version is
-recorded with every result.
+It does not look at what arrives. Before 3.16 it has one thread however many streams there are: `-P 8` may then measure
+iperf3. The version is recorded with every result.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench.errors import BenchError
 from bench.tools import need
 
-__all__ = ["Transfer", "client_command", "in_flight_max_bytes", "parse_transfer", "server_command"]
-
-_BUFFERS = (Path("/proc/sys/net/ipv4/tcp_rmem"), Path("/proc/sys/net/ipv4/tcp_wmem"))
-_HELD_MAX_BYTES = 2 << 20
-"""What a forwarder and two wires hold of a stream besides."""
-
-STOP_S = 0.5
-"""How long the word to stop may take from the client to a server on a busy machine."""
+__all__ = ["Transfer", "client_command", "parse_transfer", "server_command"]
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One test as the receiver saw it; `lost_bytes` were sent and had not arrived when the clock stopped."""
+    """One test as the receiver saw it."""
 
     received_bytes: int
     seconds: float
@@ -38,27 +29,6 @@ class Transfer:
     @property
     def gbit_s(self) -> float:
         return self.received_bytes * 8 / self.seconds / 1e9
-
-    @property
-    def lost_bytes(self) -> int:
-        return self.sent_bytes - self.received_bytes
-
-    @property
-    def plausible(self) -> bool:
-        """Whether what arrived is what was sent, short of what can be in flight.
-
-        In reverse, the server goes on counting until it hears that the client has stopped, which takes a moment.
-        """
-        slack = in_flight_max_bytes() * self.streams
-        if self.reverse:
-            slack += int(STOP_S * self.received_bytes / self.seconds)
-        return self.received_bytes > 0 and -slack < self.lost_bytes < slack
-
-
-@functools.cache
-def in_flight_max_bytes() -> int:
-    """What may be on its way of each stream when iperf3 stops counting: full buffers on both legs, at either end."""
-    return _HELD_MAX_BYTES + 2 * sum(int(path.read_text().split()[2]) for path in _BUFFERS)
 
 
 def server_command(port: int) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.identity import MARKER, RunName
 
-__all__ = ["Place", "Program", "descriptor_limit", "listening_ports", "python_command", "wait_until"]
+__all__ = ["Place", "Program", "children_of", "descriptor_limit", "listening_ports", "python_command", "wait_until"]
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where `bench` and `oinetd` are imported from."""
@@ -41,15 +41,26 @@ _WRAPPER = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a program runs: a network namespace, or the one of the bench itself (`namespace` empty)."""
+    """Where a program runs: a network namespace, or the one of the bench itself (`namespace` empty).
+
+    `holder` is a process whose PID, mount and control-group namespaces it has besides; 0: those of the bench.
+    """
 
     namespace: str = ""
+    holder: int = 0
 
     def enter(self, command: Sequence[str]) -> list[str]:
-        """`command`, run here."""
+        """`command`, run here. With a holder it is a child of the process that is started: of `nsenter`."""
         if not self.namespace:
             return list(command)
-        return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *command]
+        words = ["nsenter", f"--net=/run/netns/{self.namespace}"]
+        if self.holder:
+            words += [f"--{name}=/proc/{self.holder}/ns/{file}" for name, file in _NAMESPACES.items()]
+            words.append(f"--wd={Path.cwd()}")  # another mount namespace begins at its root
+        return [*words, "--", *command]
+
+
+_NAMESPACES = {"mount": "mnt", "pid": "pid", "cgroup": "cgroup"}
 
 
 def descriptor_limit() -> int:
@@ -97,6 +108,13 @@ def listening_ports(pid: int, protocol: str = "tcp") -> set[int]:
     return ports
 
 
+def children_of(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 class Program:
     """A child process with its output in a file; `stop` ends it and its whole process group."""
 
@@ -111,13 +129,13 @@ class Program:
         env: Mapping[str, str] | None = None,
         pipe: bool = False,
     ) -> None:
-        """Start `command`. With `pipe`, its standard output is read with `read_line` and only errors go to `log`."""
+        """Start `command`. With `pipe`, the bench writes to its standard input and reads its standard output."""
         self.command = list(command)
         self.log = log
+        self.place = place
         self._stopped = False
-        # A bench that is killed takes its programs with it; their own children are found by the marker.
-        dying = ["setpriv", "--pdeathsig", "KILL"]
-        wrapped = ["sh", "-c", _WRAPPER, "sh", *dying, *place.enter(command)]
+        # A bench that is killed takes its programs with it; what a subject has started goes with its PID namespace.
+        wrapped = ["setpriv", "--pdeathsig", "KILL", *place.enter(["sh", "-c", _WRAPPER, "sh", *command])]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -129,7 +147,7 @@ class Program:
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 wrapped,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if pipe else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipe else output,
                 stderr=output,
                 env=environment,
@@ -139,11 +157,24 @@ class Program:
 
     @property
     def pid(self) -> int:
-        return self.process.pid
+        """Of the program itself, as the bench sees it; in a PID namespace of its own it has another one there."""
+        if not self.place.holder:
+            return self.process.pid
+        return next(iter(children_of(self.process.pid)), self.process.pid)
 
     @property
     def running(self) -> bool:
         return self.process.poll() is None
+
+    def ask(self) -> str:
+        """The line that a piped program answers a line with. Raises `BenchError` if it has ended instead."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # `read_line` says why
+        return self.read_line()
 
     def read_line(self) -> str:
         """The next line of a piped program. Raises `BenchError` if it has ended instead."""
@@ -168,7 +199,7 @@ class Program:
         def ready() -> bool:
             if not self.running:
                 raise BenchError(self.failure())
-            return listening_ports(self.pid, protocol) >= set(ports)
+            return listening_ports(self.process.pid, protocol) >= set(ports)
 
         wait_until(ready, START_PATIENCE_S, f"{self.name} was to listen on {', '.join(map(str, ports))}")
 
@@ -182,21 +213,23 @@ class Program:
         said = " / ".join(words) if words else f"it said nothing ({shlex.join(self.command)})"
         return f"{self.name} ended with status {self.process.returncode}: {said}"
 
-    def stop(self) -> None:
-        """End the process group: TERM, and KILL after some seconds. A second call does nothing."""
+    def stop(self, *, kill: bool = False) -> None:
+        """End the process group: TERM, and KILL after some seconds, or at once. A second call does nothing."""
         if self._stopped:
             return
         self._stopped = True
-        for sign in (signal.SIGTERM, signal.SIGKILL):
+        for sign in (signal.SIGTERM, signal.SIGKILL)[kill:]:
             if not self.running:
                 break
             self._signal(sign)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_PATIENCE_S)
         self._signal(signal.SIGKILL)  # what the leader left behind in its group
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
     def _signal(self, sign: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, sign)
+            os.killpg(self.process.pid, sign)

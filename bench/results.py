@@ -38,8 +38,17 @@ class SubjectInfo:
 
     @property
     def mark(self) -> str:
-        """What stands beside the name in tables: `!` loses data, `½` does not pass a half-close on."""
+        """What stands beside the name in tables: `!` does not deliver, `½` does not pass a half-close on."""
         return ("!" if self.integrity else "") + ("½" if self.half_close else "")
+
+    def faults(self) -> list[str]:
+        """What the test of the subject says against each of its samples."""
+        texts = []
+        if self.integrity:
+            texts.append(f"does not deliver what it is given: {self.integrity}")
+        if self.half_close:
+            texts.append(f"half-close not passed on: {self.half_close}")
+        return texts
 
     @property
     def threads(self) -> int:
@@ -49,7 +58,11 @@ class SubjectInfo:
 
 @dataclass(slots=True)
 class Sample:
-    """One measurement. `case` is the variation (`P8`, `64 B × 1`); a value is None if it cannot be had."""
+    """One measurement. `case` is the variation (`P8`, `64B × 1`); a value is None if it cannot be had.
+
+    `invalid` says why the sample is not what it says, `ambient` what the machine did that spoils it; both are empty in
+    a good one. `machine` is the state of the machine while it was measured.
+    """
 
     subject: str
     case: str
@@ -58,6 +71,9 @@ class Sample:
     warm_up: bool = False
     error: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
+    invalid: list[str] = field(default_factory=list)
+    ambient: list[str] = field(default_factory=list)
+    machine: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,8 +92,45 @@ class Result:
     profiles: dict[str, Any] = field(default_factory=dict)
     """From runs apart, by subject: counters, system calls."""
 
+    @property
+    def rounds_measured(self) -> int:
+        """How many rounds came to an end for every subject."""
+        rounds = [sample.round for sample in self.samples if not sample.warm_up]
+        return max(rounds, default=-1) + (0 if self.interrupted else 1)
+
+    @property
+    def precision(self) -> str:
+        """How much was measured, in words."""
+        count = self.rounds_measured
+        words = ["one round" if count == 1 else f"{count} rounds"]
+        if seconds := self.settings.get("seconds"):
+            words[0] += f" of {seconds:g} s"
+        words.append("a quick run" if self.quick else "a full run")
+        if self.interrupted:
+            words.append("INTERRUPTED")
+        return ", ".join(words)
+
     def cases(self) -> list[str]:
         return list(dict.fromkeys(sample.case for sample in self.samples if not sample.warm_up))
+
+    def status(self) -> int:
+        """The exit status of a run: 1 if it was interrupted, nothing was measured, or a sample is invalid or failed."""
+        bad = any(sample.invalid or sample.error for sample in self.samples)
+        return int(bad or self.interrupted or not self.measured())
+
+    @property
+    def interrupted(self) -> bool:
+        return bool(self.settings.get("interrupted"))
+
+    def invalid(self, subject: str, case: str) -> list[str]:
+        """Why samples of this cell are not what they say, each reason once."""
+        texts = (
+            text
+            for sample in self.samples
+            if (sample.subject, sample.case) == (subject, case) and not sample.warm_up
+            for text in sample.invalid
+        )
+        return list(dict.fromkeys(texts))
 
     def measured(self) -> list[SubjectInfo]:
         """The subjects that have samples, in order."""
@@ -157,8 +210,8 @@ def load_results(paths: Sequence[Path]) -> list[Result]:
 
 
 def newest(results: Iterable[Result]) -> dict[str, Result]:
-    """The newest result of each experiment; a full run is preferred to a quick one of any age."""
+    """The newest complete run of each experiment, quick or full; an interrupted one only where there is no other."""
     chosen: dict[str, Result] = {}
-    for result in sorted(results, key=lambda each: (not each.quick, each.started)):
+    for result in sorted(results, key=lambda each: (not each.interrupted, each.started)):
         chosen[result.experiment] = result
     return chosen

@@ -1,34 +1,47 @@
-"""The far end of the bench's own loads as a process: `python -m bench.server echo|source HOST PORT [THREADS]`.
+"""The far end of the bench's own loads as a process: `python -m bench.server HOST PORT [THREADS]`.
 
-Each thread has a listening socket of its own on the port, and the kernel spreads connections over them.
+On each line of its standard input it answers with a line of JSON: what it has counted since it began, and the processor
+time of its threads. A forwarder has no way to that.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 import threading
+from pathlib import Path
 
 from bench.extension import native
+from bench.key import run_key
+
+__all__ = ["main", "thread_cpu_s"]
 
 BACKLOG = 16384
 
 
+def thread_cpu_s(thread: int | None) -> float:
+    """Processor seconds of a thread of this process, from the scheduler's own account."""
+    return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[0]) / 1e9
+
+
 def main() -> None:
-    mode, host, port, *threads = sys.argv[1:]
+    host, port, *threads = sys.argv[1:]
     count = int(threads[0]) if threads else 1
-    never = os.eventfd(0)
-    listeners = [socket.create_server((host, int(port)), backlog=BACKLOG, reuse_port=count > 1) for _ in range(count)]
-    for listener in listeners:
+    stop = os.eventfd(0)
+    with socket.create_server((host, int(port)), backlog=BACKLOG) as listener:
         listener.setblocking(False)
-    serving = [
-        threading.Thread(target=native().load_serve, args=(listener.fileno(), never, mode == "source"), daemon=True)
-        for listener in listeners[1:]
-    ]
-    for thread in serving:
-        thread.start()
-    native().load_serve(listeners[0].fileno(), never, mode == "source")  # until the process is ended
+        server = native().Server(run_key(), listener.fileno(), stop, count)
+        serving = [threading.Thread(target=server.serve, args=(index,), daemon=True) for index in range(count)]
+        for thread in serving:
+            thread.start()
+        for _ in sys.stdin:  # until the bench ends it
+            cpu_s = [thread_cpu_s(thread.native_id) for thread in serving]
+            print(json.dumps({**server.counts(), "cpu_s": cpu_s}), flush=True)
+        os.eventfd_write(stop, 1)
+        for thread in serving:
+            thread.join()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.tools import need
 
-__all__ = ["SAMPLES_PER_S", "Stacks", "fold", "parse_script", "record_command", "script_command"]
+__all__ = ["SAMPLES_PER_S", "Stacks", "fold", "parse_script", "record_command", "script_command", "softirq_share"]
 
 SAMPLES_PER_S = 499
 """Not a divisor of the kernel's tick, so that samples do not fall on it."""
@@ -50,6 +50,16 @@ def parse_script(lines: Iterable[str]) -> Stacks:
             # The command may hold blanks; what follows it is `PID/TID`.
             root = re.split(r"\s+\d+(?:/\d+)?\s", line, maxsplit=1)[0].strip()
     return stacks
+
+
+_SOFTIRQ = re.compile(r"(?:__)?do_softirq|handle_softirqs|__irq_exit_rcu|irq_exit_rcu")
+
+
+def softirq_share(stacks: Stacks) -> float | None:
+    """The share of samples in a soft interrupt: work for whoever's packet came, charged to what it interrupted."""
+    total = stacks.total()
+    inside = sum(count for stack, count in stacks.items() if any(map(_SOFTIRQ.match, stack)))
+    return inside / total if total else None
 
 
 def fold(stacks: Stacks) -> list[str]:

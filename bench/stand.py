@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +16,18 @@ from typing import Self
 
 from bench.account import Account
 from bench.cgroup import Group
+from bench.cores import Cores
 from bench.errors import BenchError
 from bench.identity import RunName
+from bench.isolation import Isolation
+from bench.key import VARIABLE, new_key
 from bench.leftovers import find_leftovers, remove_leftovers
+from bench.path import PLAIN, PathQuality
 from bench.programs import Program, python_command
 from bench.subjects import Route, Setup, Subject
 from bench.topology import LISTEN_PORTS, Topology, topology_named
 
-__all__ = ["Running", "Stand"]
+__all__ = ["Counts", "FarEnd", "Running", "Stand"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +47,51 @@ class Running:
     def port(self) -> int:
         return self.targets[0][1]
 
+    def work_elsewhere(self) -> list[str]:
+        """See `Isolation.work_elsewhere`; without namespaces of its own nothing can be said."""
+        return self.account.isolation.work_elsewhere() if self.account.isolation else []
+
+
+class FarEnd:
+    """The bench's own server at work, and what it has counted."""
+
+    def __init__(self, port: int, program: Program) -> None:
+        self.port = port
+        self._program = program
+
+    def counts(self) -> Counts:
+        """Since it began. Not before client and forwarder have come to rest: see `Counts.since`."""
+        answer = json.loads(self._program.ask())
+        return Counts(answer, tuple(answer.pop("cpu_s")), time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a server has counted at one moment: by name, and processor seconds of each of its threads."""
+
+    numbers: dict[str, int]
+    cpu_s: tuple[float, ...]
+    at_s: float
+
+    def since(self, earlier: Counts) -> dict[str, int]:
+        return {name: value - earlier.numbers[name] for name, value in self.numbers.items()}
+
+    def busy_since(self, earlier: Counts) -> list[float]:
+        """The share of the time for which each thread was at work."""
+        seconds = max(self.at_s - earlier.at_s, 1e-3)
+        return [(now - then) / seconds for now, then in zip(self.cpu_s, earlier.cpu_s, strict=True)]
+
 
 class Stand:
     """Everything that one run creates; the end of the `with` block removes it, also after an exception."""
 
-    def __init__(self, topology: str, threads: int = 0) -> None:
+    def __init__(self, topology: str, threads: int = 0, path: PathQuality = PLAIN) -> None:
         """`topology` is `auto`, `netns` or `loopback`; `threads` is for the subjects, 0 their own choice."""
         self.run = RunName.new()
         self.threads = threads
-        self.topology: Topology = topology_named(topology, self.run)
+        self.key = new_key()
+        self.cores = Cores.choose()
+        self.topology: Topology = topology_named(topology, self.run, path)
         self._stack = contextlib.ExitStack()
         self._ports = iter(LISTEN_PORTS)
         self._logs = 0
@@ -108,10 +150,18 @@ class Stand:
         raise BenchError("the bench has used up its ports")
 
     @contextlib.contextmanager
-    def server(self, command: Sequence[str], *ports: int, protocol: str = "tcp") -> Iterator[Program]:
+    def server(
+        self, command: Sequence[str], *ports: int, protocol: str = "tcp", pipe: bool = False
+    ) -> Iterator[Program]:
         """A program in the server's place, ready when it listens on `ports`, over `tcp` or `udp`."""
         program = Program(
-            command, self.run, self._log("server"), place=self.topology.server, groups=self._load_groups()
+            self.cores.pinned("server", command),
+            self.run,
+            self._log("server"),
+            place=self.topology.server,
+            groups=self._load_groups(),
+            env={VARIABLE: self.key},
+            pipe=pipe,
         )
         try:
             program.wait_listening(*ports, protocol=protocol)
@@ -123,11 +173,12 @@ class Stand:
     def client(self, command: Sequence[str]) -> Iterator[Program]:
         """A program in the client's place; its output is read by the caller."""
         program = Program(
-            command,
+            self.cores.pinned("client", command),
             self.run,
             self._log("client"),
             place=self.topology.client,
             groups=self._load_groups(),
+            env={VARIABLE: self.key},
             pipe=True,
         )
         try:
@@ -136,12 +187,12 @@ class Stand:
             program.stop()
 
     @contextlib.contextmanager
-    def native_server(self, mode: str) -> Iterator[int]:
-        """The bench's own server, `echo` or `source`; gives its port."""
+    def far_end(self) -> Iterator[FarEnd]:
+        """The bench's own server, with as many threads as there are cores for it."""
         port = self.free_port()
-        host = self.topology.server_address
-        with self.server(python_command("bench.server", mode, host, str(port)), port):
-            yield port
+        command = python_command("bench.server", self.topology.server_address, str(port), str(self.cores.loads))
+        with self.server(command, port, pipe=True) as program:
+            yield FarEnd(port, program)
 
     def _load_groups(self) -> list[Path]:
         return self.loads.directories if self.loads else []
@@ -158,22 +209,28 @@ class Stand:
 
         Raises `BenchError` if it does not come up.
         """
-        here, there = self.topology.forwarder_address, self.topology.server_address
-        routes = tuple(Route(here, port if same_ports else self.free_port(), there, port) for port in server_ports)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.topology.between())
+            here, there = self.topology.forwarder_address, self.topology.server_address
+            routes = tuple(Route(here, port if same_ports else self.free_port(), there, port) for port in server_ports)
             directory = Path(tempfile.mkdtemp(prefix="subject-", dir=self.directory))
             directory.chmod(0o755)
             setup = Setup(self.topology, routes, directory, self.threads)
             group = self._group(stack, f"subject{self._logs}")
+            place, isolation = self.topology.forwarder, None
+            if place.namespace:
+                isolation = Isolation(self.run, place, group, self._log("namespaces"))
+                stack.callback(isolation.close)
+                place = isolation.place
             subject.open(setup)
             stack.callback(subject.close, setup)
             programs: list[Program] = []
             for command in subject.commands(setup):
                 program = Program(
-                    command,
+                    self.cores.pinned("forwarder", command),
                     self.run,
                     self._log(subject.name),
-                    place=self.topology.forwarder,
+                    place=place,
                     groups=group.directories if group else [],
                     env={**subject.environment(), **(environment or {})},
                 )
@@ -186,4 +243,5 @@ class Stand:
                 ports = [route.listen_port for route in routes]
                 programs[0].wait_listening(*ports, protocol=subject.protocol)
             pids = tuple(program.pid for program in programs)
-            yield Running(subject, Account(group, lambda: pids), tuple(map(subject.target, routes)), pids)
+            account = Account(group, lambda: pids, isolation)
+            yield Running(subject, account, tuple(map(subject.target, routes)), pids)

@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.columns import cell, columns_of
+from bench.columns import BRACKETS, Column, cell, columns_of
 from bench.machine import summary_line
 from bench.results import Result, SubjectInfo
 from bench.syscalls import WAITING
 
 __all__ = ["print_profiles", "print_result"]
 
-MARKS = "! does not deliver what it is given   ½ does not pass a half-close on"
+MARKS = "! does not deliver what it is given   ½ does not pass a half-close on   ✗ not what it says, see below"
 
 
 def print_result(result: Result, console: Console) -> None:
@@ -23,14 +23,11 @@ def print_result(result: Result, console: Console) -> None:
     for case in result.cases():
         columns = columns_of(result, case)
         if columns:
-            console.print(_table(result, case, columns_wide=console.width >= 130))
-    notes = [f"{summary_line(result.machine)}; {result.topology['name']}, {_congestion(result)}"]
-    count = result.settings["rounds"]
-    rounds = "one round" if count == 1 else f"{count} rounds"
-    notes.append(
-        f"Medians of {rounds}, in brackets the interval that holds the true median with 95 %, "
-        "or the range where there are fewer than six."
-    )
+            console.print(_table(result, case, console))
+    notes = [
+        f"{summary_line(result.machine)}; {result.topology['name']}, {_congestion(result)}",
+        f"{result.precision}, commit {result.machine['commit']}. {BRACKETS}",
+    ]
     if any(subject.mark for subject in result.subjects):
         notes.append(MARKS)
     for subject in result.subjects:
@@ -46,27 +43,62 @@ def print_result(result: Result, console: Console) -> None:
     notes += errors
     for note in notes:
         console.print(Text(note, style="dim"))
+    for text in faults(result):
+        console.print(Text(text, style="bold red"))
+    for text in ambience(result):
+        console.print(Text(text, style="yellow"))
+
+
+def faults(result: Result) -> list[str]:
+    """Why samples are not what they say, a line for each cell and reason."""
+    return [
+        f"INVALID {subject.name}, {case}: {text}"
+        for subject in result.subjects
+        for case in result.cases()
+        for text in result.invalid(subject.name, case)
+    ]
+
+
+def ambience(result: Result) -> list[str]:
+    """What the machine did that spoils figures: each kind once, with the number of samples."""
+    kinds: dict[str, list[str]] = {}
+    for sample in result.samples:
+        for text in sample.ambient:
+            kinds.setdefault(text.partition(":")[0], []).append(text)
+    measured = sum(not sample.warm_up for sample in result.samples)
+    return [f"{len(texts)} of {measured} samples: {max(texts)}" for texts in kinds.values()]
 
 
 def _congestion(result: Result) -> str:
     return f"congestion control {result.topology.get('congestion control', 'n/a')}"
 
 
-def _table(result: Result, case: str, columns_wide: bool) -> Table:
-    columns = columns_of(result, case, main=not columns_wide)
+def _table(result: Result, case: str, console: Console) -> Table:
+    """All columns where they fit, else the main ones. Names are never cut."""
+    wide = _filled(result, case, columns_of(result, case))
+    if console.measure(wide).maximum <= console.width:
+        return wide
+    return _filled(result, case, columns_of(result, case, main=True))
+
+
+def _filled(result: Result, case: str, columns: list[Column]) -> Table:
     table = Table(title=f"{result.experiment}: {case}", title_justify="left", header_style="bold")
-    table.add_column("subject", no_wrap=True)
-    for column in columns:
-        table.add_column(f"{column.title}\n{column.unit}", justify="right", no_wrap=True)
+    rows = []
     for subject in result.measured():
         cells = [cell(result.figure(subject.name, case, column.key), column) for column in columns]
         if set(cells) != {"n/a"}:
-            table.add_row(_named(subject), *cells)
+            rows.append((_named(subject, bool(result.invalid(subject.name, case))), cells))
+    table.add_column("subject", no_wrap=True, min_width=max((len(name) for name, _ in rows), default=0))
+    for column in columns:
+        table.add_column(f"{column.title}\n{column.unit}", justify="right", no_wrap=True)
+    for name, cells in rows:
+        table.add_row(name, *cells)
     return table
 
 
-def _named(subject: SubjectInfo) -> Text:
-    return Text(f"{subject.name}{subject.mark}", style="red" if subject.integrity else "")
+def _named(subject: SubjectInfo, invalid: bool) -> Text:
+    """With its marks; `✗` where the sample is not what it says."""
+    return Text(f"{subject.name}{subject.mark}{' ✗' if invalid else ''}", style="red" if invalid else "")
 
 
 def print_profiles(result: Result, console: Console) -> None:
@@ -75,10 +107,12 @@ def print_profiles(result: Result, console: Console) -> None:
         console.print(_counters(counters))
     for subject, figures in result.profiles.get("strace", {}).items():
         console.print(_syscalls(subject, figures))
-    if told_by_netperf := result.profiles.get("netperf"):
-        console.print(_netperf(told_by_netperf))
+    if netperf := result.profiles.get("netperf"):
+        console.print(_netperf(netperf))
     for figures in result.profiles.get("flamegraph", {}).values():
-        console.print(f"flame graph of {figures['samples']} samples: {figures['file']}", highlight=False)
+        share = figures.get("softirq")
+        softirq = "" if share is None else f"; {100 * share:.0f} % of them in soft interrupts"
+        console.print(f"flame graph of {figures['samples']} samples: {figures['file']}{softirq}", highlight=False)
 
 
 def _counters(counters: dict[str, Any]) -> Table:

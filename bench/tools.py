@@ -14,10 +14,12 @@ __all__ = ["PACKAGES", "available", "need", "need_libraries", "version"]
 
 PACKAGES = {
     "cc": "gcc",
+    "debootstrap": "debootstrap",
+    "ethtool": "ethtool",
     "haproxy": "haproxy",
     "iperf3": "iperf3",
-    "netperf": "netperf (Debian: section non-free)",
-    "netserver": "netperf (Debian: section non-free)",
+    "netperf": "netperf, which is in Debian's non-free: add that word to the sources in /etc/apt, then apt update",
+    "netserver": "netperf, which is in Debian's non-free: add that word to the sources in /etc/apt, then apt update",
     "nft": "nftables",
     "nginx": "nginx and libnginx-mod-stream",
     "nsenter": "util-linux",
@@ -27,6 +29,7 @@ PACKAGES = {
     "socat": "socat",
     "strace": "strace",
     "sysctl": "procps",
+    "tc": "iproute2",
     "tcpdump": "tcpdump",
     "wrk": "wrk",
 }

@@ -20,6 +20,7 @@ from typing import Protocol, Self
 
 from bench.errors import BenchError, ToolMissing
 from bench.identity import RunName
+from bench.path import PLAIN, PathQuality
 from bench.programs import Place
 from bench.tools import need, need_libraries
 
@@ -38,6 +39,8 @@ SYSCTLS = {
     "net.ipv4.ip_local_port_range": "20000 65535",
     "net.ipv4.tcp_tw_reuse": "1",
     "net.ipv4.tcp_max_tw_buckets": "20000",
+    # Client and server stay while the way between them is made anew for each subject.
+    "net.ipv4.ip_nonlocal_bind": "1",
     "net.ipv4.tcp_max_syn_backlog": "16384",
     "net.core.somaxconn": "16384",
     # The floor of every table: `direct` is routed by the forwarder's namespace, DNAT is done in it.
@@ -62,6 +65,10 @@ class Topology(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+    def between(self) -> contextlib.AbstractContextManager[None]:
+        """A fresh place for a forwarder, joined to client and server, for as long as the block lasts."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +100,20 @@ class Loopback:
     ) -> None:
         pass
 
+    @contextlib.contextmanager
+    def between(self) -> Iterator[None]:
+        yield
+
 
 class Namespaces:
-    """Three namespaces joined by two veth pairs; needs root. Leaving the `with` block takes all of it down."""
+    """Three namespaces joined by two veth pairs; needs root. Leaving the `with` block takes all of it down.
+
+    Client and server stay for the whole run. The forwarder's namespace and both pairs are made anew for each subject.
+    """
 
     name = "netns"
 
-    def __init__(self, run: RunName) -> None:
+    def __init__(self, run: RunName, path: PathQuality = PLAIN) -> None:
         if os.geteuid() != 0:
             raise BenchError("network namespaces need root: use sudo, or --topology loopback")
         need_libraries("pyroute2")
@@ -112,6 +126,9 @@ class Namespaces:
         self.forwarder_address = "10.0.1.1"
         self.server_address = "10.0.0.2"
         self.facts: dict[str, str] = {}
+        self.path = path
+        self._serial = 0
+        self._between = False
 
     def __enter__(self) -> Self:
         try:
@@ -133,35 +150,70 @@ class Namespaces:
     def _up(self) -> None:
         from pyroute2 import netns
 
-        for place in self.places:
+        self.facts = {"congestion control": "", **SYSCTLS, **self.path.facts()}
+        for place in (self.client, self.server):
             netns.create(place.namespace)
-        _join(
-            _Link(self.client.namespace, "10.0.1.2", self.forwarder.namespace, "10.0.1.1"), "to-forwarder", "to-client"
-        )
-        _join(
-            _Link(self.forwarder.namespace, "10.0.0.1", self.server.namespace, "10.0.0.2"), "to-server", "to-forwarder"
-        )
-        _route(self.client.namespace, "10.0.1.1")
-        _route(self.server.namespace, "10.0.0.1")
+            self._set(place)
+            _loopback_up(place.namespace)
+
+    def _set(self, place: Place) -> None:
         with _congestion_control() as algorithm:
-            settings = {**SYSCTLS, "net.ipv4.tcp_congestion_control": algorithm}
-            for place in self.places:
-                _set(place, settings)
-        self.facts = {"congestion control": algorithm, **SYSCTLS}
+            _set(place, {**SYSCTLS, "net.ipv4.tcp_congestion_control": algorithm})
+            self.facts["congestion control"] = algorithm
+
+    @contextlib.contextmanager
+    def between(self) -> Iterator[None]:
+        from pyroute2 import netns
+
+        if self._between:  # a second instance of the subject stands beside the first
+            yield
+            return
+        self._serial += 1
+        self._between = True
+        self.forwarder = Place(f"{self.run}-forwarder{self._serial}")
+        try:
+            netns.create(self.forwarder.namespace)
+            for link, name, peer_name in self._links():
+                _join(link, name, peer_name)
+            _loopback_up(self.forwarder.namespace)
+            _route(self.client.namespace, "10.0.1.1")
+            _route(self.server.namespace, "10.0.0.1")
+            self._set(self.forwarder)
+            self.path.apply(self.client, self.server, self.forwarder)
+            yield
+        finally:
+            self._between = False
+            self._apart()
+
+    def _links(self) -> tuple[tuple[_Link, str, str], tuple[_Link, str, str]]:
+        here = self.forwarder.namespace
+        return (
+            (_Link(self.client.namespace, "10.0.1.2", here, "10.0.1.1"), "to-forwarder", "to-client"),
+            (_Link(self.server.namespace, "10.0.0.2", here, "10.0.0.1"), "to-forwarder", "to-server"),
+        )
+
+    def _apart(self) -> None:
+        """At once: a namespace goes in its own time, and the next pair has the same name."""
+        for place in (self.client, self.server):
+            _remove_link(place.namespace, "to-forwarder")
+        remove_namespace(self.forwarder.namespace)
 
     def _down(self) -> None:
         for place in self.places:
             remove_namespace(place.namespace)
 
 
-def topology_named(name: str, run: RunName) -> Topology:
+def topology_named(name: str, run: RunName, path: PathQuality = PLAIN) -> Topology:
     """`netns`, `loopback`, or `auto`: namespaces where that is possible, else loopback."""
     if name == "loopback":
+        if path.shaped:
+            raise BenchError("delay, loss and bandwidth are set between namespaces: --topology netns")
         return Loopback(run)
+    path.check()
     try:
-        return Namespaces(run)
+        return Namespaces(run, path)
     except (BenchError, ToolMissing):
-        if name == "netns":
+        if name == "netns" or path.shaped:
             raise
         return Loopback(run)
 
@@ -193,8 +245,24 @@ def _configure(route: object, name: str, address: str) -> None:
     (index,) = route.link_lookup(ifname=name)
     route.addr("add", index=index, address=address, prefixlen=24)
     route.link("set", index=index, state="up")
-    (loopback,) = route.link_lookup(ifname="lo")
-    route.link("set", index=loopback, state="up")
+
+
+def _loopback_up(namespace: str) -> None:
+    from pyroute2 import IPRoute
+
+    with IPRoute(netns=namespace) as route:
+        (loopback,) = route.link_lookup(ifname="lo")
+        route.link("set", index=loopback, state="up")
+
+
+def _remove_link(namespace: str, name: str) -> None:
+    from pyroute2 import IPRoute
+
+    if not (NETNS_DIR / namespace).exists():
+        return
+    with IPRoute(netns=namespace) as route:
+        for index in route.link_lookup(ifname=name):
+            route.link("del", index=index)
 
 
 def _route(namespace: str, gateway: str) -> None:
@@ -227,7 +295,11 @@ def _congestion_control() -> Iterator[str]:
         if "cubic" in allowed or "cubic" not in _AVAILABLE.read_text().split():
             yield "cubic" if "cubic" in allowed else "reno"
             return
-        _ALLOWED.write_text(" ".join([*allowed, "cubic"]))
+        try:
+            _ALLOWED.write_text(" ".join([*allowed, "cubic"]))
+        except OSError:  # the bench itself is in a namespace, which may not change the list
+            yield "reno"
+            return
         try:
             yield "cubic"
         finally:

@@ -4,7 +4,7 @@ Every column is defined once and is the client's for all engines alike:
 
 - socket creation: `socket()` and `connect()`, the mean of one connection;
 - job setup: from connected until one byte asked for is here, so the forwarder has accepted, connected and relayed;
-- download: from the request to the last byte, the mean of one connection, with its rate;
+- download: from the request to the last byte, the mean of one connection; beside it the rate of all together;
 - run time: from the first `socket()` to the last `close()`;
 - memory: proportional set size of the forwarder's processes, sampled while the run lasts, and what the kernel holds.
 """
@@ -15,9 +15,10 @@ import contextlib
 import statistics
 from collections.abc import Iterator
 
+from bench.errors import BenchError
 from bench.experiment import Case, Experiment
-from bench.experiments.latency import run_client
 from bench.extension import native
+from bench.loads import bulk_load
 from bench.results import Sample
 from bench.stand import Running, Stand
 
@@ -25,6 +26,8 @@ __all__ = ["Connections"]
 
 CONNECTIONS = 100
 MIB_EACH = 200
+BLOCK_BYTES = 65536
+"""The unit of what is downloaded."""
 _EXPECTED_BYTES_S = 1.5e9
 """For the reckoning of the run's length only."""
 
@@ -33,7 +36,7 @@ class Connections(Experiment):
     name = "connections"
     subjects = ("floor", "oinetd", "peer", "reference")
     quick_subjects = ("direct", "native-splice", "native-copy", "python", "ref-threads", "ref-polling")
-    rounds, quick_rounds = 10, 1
+    rounds, quick_rounds = 10, 2
     quick_scale = 0.04
     warm_up_s = 0.0
     buffers = (65536,)
@@ -51,26 +54,34 @@ class Connections(Experiment):
         label = f"{CONNECTIONS} × {MIB_EACH * self.scale:g} MiB"
         if self.scale != 1:
             label += f" (scaled down from {MIB_EACH} MiB)"
-        return [Case(label, CONNECTIONS * size / _EXPECTED_BYTES_S + 0.5, {"size": size})]
+        blocks = max(1, size // BLOCK_BYTES)
+        return [Case(label, CONNECTIONS * size / _EXPECTED_BYTES_S + 0.5, {"blocks": blocks})]
 
     @contextlib.contextmanager
     def server(self, stand: Stand) -> Iterator[tuple[int, ...]]:
-        with stand.native_server("source") as port:
-            yield (port,)
+        with stand.far_end() as self._far:
+            yield (self._far.port,)
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
-        size = case.parameters["size"]
-        figures, spent = run_client(stand, running, "downloads", connections=CONNECTIONS, size=size)
-        sockets, setups, times = zip(*figures["times_ns"], strict=True)
-        gigabytes = CONNECTIONS * size / 1e9
+        blocks = case.parameters["blocks"]
+        load = bulk_load(stand, running, self._far, connections=CONNECTIONS, up=False, blocks=blocks)
+        figures = load.figures
+        times = [flow["ended_ns"] - flow["begun_ns"] for flow in figures["flows"] if not flow["fault"]]
+        moved = sum(flow["moved"] for flow in figures["flows"])
+        if not times:
+            raise BenchError("; ".join(load.invalid) or "no download came to its end")
+        whole_ns = max(flow["ended_ns"] for flow in figures["flows"]) - min(
+            flow["begun_ns"] for flow in figures["flows"]
+        )
         values: dict[str, float | None] = {
-            "socket_us": statistics.fmean(sockets) / 1e3,
-            "setup_us": statistics.fmean(setups) / 1e3,
+            "socket_us": statistics.fmean(figures["connect_ns"]) / 1e3,
+            "setup_us": statistics.fmean(figures["setup_ns"]) / 1e3,
             "download_s": statistics.fmean(times) / 1e9,
-            "download_mib_s": statistics.fmean(size / (1 << 20) / (ns / 1e9) for ns in times),
-            "run_s": figures["elapsed_s"],
-            "cpu_s_per_gb": spent.cpu_per(gigabytes),
+            "download_mib_s": moved / (1 << 20) / (whole_ns / 1e9),
+            "run_s": figures["run_s"],
+            "cpu_s_per_gb": load.spent.cpu_per(moved / 1e9),
         }
         if running.pids:
-            values |= spent.watch.memory_values()
-        return Sample("", case.name, 0, values, detail={"times_ns": figures["times_ns"]})
+            values |= load.spent.watch.memory_values()
+        setups = list(zip(figures["connect_ns"], figures["setup_ns"], strict=True))
+        return load.sample(case.name, values, setup_ns=setups, times_ns=times)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console
 
@@ -14,8 +12,7 @@ from bench.errors import BenchError
 from bench.experiment import Case, Experiment
 from bench.extension import native
 from bench.histogram import percentiles_us
-from bench.meter import Spent, metered
-from bench.programs import python_command
+from bench.loads import WARM_UP_S, Load, exchange_load
 from bench.results import Result, Sample
 from bench.stand import Running, Stand
 from bench.subjects import Subject
@@ -23,12 +20,13 @@ from bench.subjects.subject import size_text
 from bench.tables import print_profiles
 from bench.tools import need
 
-__all__ = ["Latency", "load_figures", "own_client", "run_client"]
+__all__ = ["Latency", "load_figures"]
 
 _NETPERF_TESTS = ("TCP_RR", "TCP_CRR")
-_NETPERF_BYTES = {"TCP_RR": 64, "TCP_CRR": 1}
+_NETPERF_BYTES = {"TCP_RR": 32, "TCP_CRR": 1}
 _NETPERF_S = 3
-_WARM_UP_S = 0.2
+_OFFERED_BYTES, _OFFERED_ON = 64, 64
+"""The requests of an open loop: bytes each way, and connections."""
 _OVERHEAD_S = 0.4
 """The client's start and end."""
 
@@ -37,7 +35,7 @@ class Latency(Experiment):
     name = "latency"
     subjects = ("floor", "oinetd", "peer", "reference")
     quick_subjects = ("direct", "native-auto", "native-copy", "python", "haproxy")
-    rounds, quick_rounds = 5, 2
+    rounds, quick_rounds = 6, 2
     seconds, quick_seconds = 2.0, 0.8
     warm_up_s = 0.0  # each case has its own, on the connections it then uses
     buffers = (65536,)
@@ -49,18 +47,27 @@ class Latency(Experiment):
             need("netserver")
 
     def cases(self) -> list[Case]:
+        """A closed loop; with `--rate`, requests at fixed rates on 64 connections."""
+        length = self.seconds_each + WARM_UP_S + _OVERHEAD_S
+        if rates := self.options.extra.get("rate"):
+            return [
+                Case(
+                    f"{size_text(_OFFERED_BYTES)}B × {_OFFERED_ON}, offered {rate}/s", length,
+                    {"up": _OFFERED_BYTES, "down": _OFFERED_BYTES, "connections": _OFFERED_ON, "rate": rate},
+                )
+                for rate in rates
+            ]  # fmt: skip
         sizes = (64, 16384) if self.options.quick else (32, 64, 1024, 4096, 16384, 65536)
-        length = self.seconds_each + _WARM_UP_S + _OVERHEAD_S
         return [
-            Case(f"{size_text(size)}B × {connections}", length, {"size": size, "connections": connections})
+            Case(f"{size_text(size)}B × {connections}", length, {"up": size, "down": size, "connections": connections})
             for size in sizes
             for connections in (1, 64)
         ]
 
     @contextlib.contextmanager
     def server(self, stand: Stand) -> Iterator[tuple[int, ...]]:
-        with stand.native_server("echo") as port:
-            yield (port,)
+        with stand.far_end() as self._far:
+            yield (self._far.port,)
 
     def apart_s(self) -> float:
         return len(_NETPERF_TESTS) * (_NETPERF_S + 1.0) if self.options.extra.get("netperf") else 0.0
@@ -86,41 +93,19 @@ class Latency(Experiment):
         return status
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
-        figures, spent = run_client(
-            stand, running, "round-trips", seconds=self.seconds_each, warm_up=_WARM_UP_S, **case.parameters
-        )
-        return Sample("", case.name, 0, load_figures(figures, spent), detail={"histogram": figures["histogram"]})
+        load = exchange_load(stand, running, self._far, seconds=self.seconds_each, **case.parameters)
+        values = load_figures(load)
+        if rate := case.parameters.get("rate"):
+            values["offered_per_s"] = rate
+            values["late_percent"] = 100 * load.figures["late"] / max(1.0, rate * self.seconds_each)
+        return load.sample(case.name, values, histogram=load.figures["histogram"])
 
 
-def own_client(running: Running, what: str, module: str = "bench.client", **options: Any) -> list[str]:
-    """The command of the bench's own client, `module`."""
-    flags: list[str] = []
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            flags.append(flag)
-        elif value is not False:
-            flags += [flag, str(value)]
-    return python_command(module, what, running.host, str(running.port), *flags)
-
-
-def run_client(
-    stand: Stand, running: Running, what: str, module: str = "bench.client", **options: Any
-) -> tuple[dict[str, Any], Spent]:
-    """Run the bench's own client; its report, and the resource use from its `go` to its end."""
-    command = own_client(running, what, module, **options)
-    with stand.client(command) as program:
-        program.read_line()
-        with metered(stand, running) as spent:
-            figures = json.loads(program.read_rest())
-    return figures, spent
-
-
-def load_figures(figures: dict[str, Any], spent: Spent) -> dict[str, float | None]:
-    operations = figures["operations"]
+def load_figures(load: Load) -> dict[str, float | None]:
+    operations = load.figures["operations"]
     return {
-        "per_second": operations / figures["elapsed_s"],
-        "cpu_us": spent.cpu_per(operations, 1e6),
-        "total_cpu_us": spent.total_cpu_per(operations, 1e6),
-        **percentiles_us(figures["histogram"]),
+        "per_second": operations / load.figures["elapsed_s"],
+        "cpu_us": load.spent.cpu_per(operations, 1e6),
+        "total_cpu_us": load.spent.total_cpu_per(operations, 1e6),
+        **percentiles_us(load.figures["histogram"]),
     }

@@ -1,8 +1,10 @@
-"""`throughput`: iperf3 through each subject on one stream, on eight, and back."""
+"""`throughput`: bulk through each subject on one stream, on eight, and back; every byte checked, iperf3 beside it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -12,16 +14,19 @@ from rich.console import Console
 from bench.counters import with_ratios
 from bench.errors import BenchError
 from bench.experiment import Case, Experiment
+from bench.extension import native
 from bench.flamegraph import flamegraph
 from bench.iperf import Transfer, client_command, parse_transfer, server_command
+from bench.loads import WARM_UP_S, Load, bulk_load
 from bench.meter import Spent, metered
+from bench.meter import client_command as own_command
 from bench.profiling import count_events, count_syscalls, sample_stacks
-from bench.programs import wait_until
 from bench.results import Result, Sample
+from bench.stacks import softirq_share
 from bench.stand import Running, Stand
 from bench.subjects import Subject
 from bench.tables import print_profiles
-from bench.tools import need
+from bench.tools import available, need
 
 __all__ = ["Throughput"]
 
@@ -37,42 +42,58 @@ class Throughput(Experiment):
     tools = ("iperf3",)
     subjects = ("floor", "oinetd", "peer", "reference")
     quick_subjects = ("direct", "native-splice", "native-copy", "python", "haproxy-splice")
-    warm_up_s = 1.0 + _OVERHEAD_S
+    warm_up_s = 0.0  # each load has its own, on the connections that are then timed
     quick_seconds = 1.0
 
     def prepare(self) -> None:
-        need("iperf3")
+        native()
         for option, program in (("perf", "perf"), ("flamegraph", "perf"), ("strace", "strace")):
             if self.options.extra.get(option):
                 need(program)
-        if self.seconds_each < 1:
-            raise BenchError("iperf3 counts in whole seconds: --seconds of at least 1")
+
+    @property
+    def iperf(self) -> bool:
+        """Whether iperf3 is run beside the bench's own load."""
+        return available("iperf3") is not None and not self.options.extra.get("no_iperf3")
 
     def cases(self) -> list[Case]:
+        length = self.seconds_each + WARM_UP_S + _OVERHEAD_S
+        if self.iperf:
+            length += self._iperf_seconds + _OVERHEAD_S
         return [
-            Case(name, int(self.seconds_each) + _OVERHEAD_S, {"streams": streams, "reverse": reverse})
+            Case(name, length, {"streams": streams, "reverse": reverse})
             for name, streams, reverse in (("P1", 1, False), ("P8", 8, False), ("P1 reverse", 1, True))
         ]
 
+    @property
+    def _iperf_seconds(self) -> int:
+        """iperf3 counts in whole seconds."""
+        return max(1, int(self.seconds_each / 2))
+
     @contextlib.contextmanager
     def server(self, stand: Stand) -> Iterator[tuple[int, ...]]:
-        port = stand.free_port()
-        with stand.server(server_command(port), port):
-            yield (port,)
-
-    def warm_up(self, stand: Stand, running: Running) -> Sample | None:
-        transfer, spent = self._transfer(stand, running, 1, 1, False)
-        return Sample("", "warm-up", 0, _values(running, transfer, spent))
+        with contextlib.ExitStack() as stack:
+            self._far = stack.enter_context(stand.far_end())
+            ports = [self._far.port]
+            if self.iperf:
+                ports.append(stand.free_port())
+                stack.enter_context(stand.server(server_command(ports[-1]), ports[-1]))
+            yield tuple(ports)
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
-        transfer, spent = self._transfer(stand, running, int(self.seconds_each), **case.parameters)
-        error = "" if transfer.plausible else f"{transfer.lost_bytes} bytes were sent and did not arrive"
-        detail = {
-            "received_bytes": transfer.received_bytes,
-            "sent_bytes": transfer.sent_bytes,
-            "retransmits": transfer.retransmits,
-        }
-        return Sample("", case.name, 0, _values(running, transfer, spent), error=error, detail=detail)
+        load = bulk_load(
+            stand, running, self._far, connections=case.parameters["streams"], up=not case.parameters["reverse"],
+            seconds=self.seconds_each,
+        )  # fmt: skip
+        values = _values(running, load)
+        detail = {"bytes": _moved(load), "streams": load.figures["streams"]}
+        if self.iperf and not load.invalid:
+            with contextlib.suppress(BenchError):  # a second opinion, and not what is measured
+                transfer, spent = self._transfer(stand, running, self._iperf_seconds, **case.parameters)
+                values["iperf_gbit_s"] = transfer.gbit_s
+                values["iperf_cpu_s_per_gb"] = spent.cpu_per(transfer.received_bytes / 1e9)
+                detail["retransmits"] = transfer.retransmits
+        return load.sample(case.name, values, **detail)
 
     def apart_s(self) -> float:
         wanted = sum(bool(self.options.extra.get(option)) for option in _APART)
@@ -85,15 +106,18 @@ class Throughput(Experiment):
         for option in _APART:
             if self.options.extra.get(option):
                 with stand.subject(subject, *ports) as running:
-                    command = client_command(running.host, running.port, _APART_S + 1, 8, False)
+                    command = own_command(
+                        running, "upload", connections=8, seconds=_APART_S + 1, warm_up=WARM_UP_S,
+                        threads=stand.cores.loads,
+                    )  # fmt: skip
                     with stand.client(command) as load:
-                        wait_until(lambda: running.account.cpu_times().total_s > 0.1, 5.0, "the load does not begin")
+                        for _ in ("up", "go"):
+                            load.read_line()
                         shown = self._look(option, stand, running)
-                        assert load.process.stdout is not None
-                        transfer = parse_transfer(load.process.stdout.read())
-                if option != "flamegraph":
-                    gigabytes = transfer.received_bytes / 1e9 * _APART_S / transfer.seconds
-                    shown = {"gigabytes": gigabytes, **shown}
+                        load.read_line()
+                        figures = json.loads(load.read_rest())
+                gigabytes = sum(figures["streams"]) / 1e9 * _APART_S / figures["elapsed_s"]
+                shown = {"gigabytes": gigabytes, **shown}
                 result.profiles.setdefault(option, {})[subject.name] = shown
 
     def _look(self, option: str, stand: Stand, running: Running) -> dict[str, Any]:
@@ -103,9 +127,10 @@ class Throughput(Experiment):
             return {"calls": [asdict(row) for row in count_syscalls(running, _APART_S, stand.directory)]}
         stacks = sample_stacks(running, _APART_S, stand.directory)
         self.options.out.mkdir(parents=True, exist_ok=True)
-        path = self.options.out / f"flamegraph-{running.subject.name}.svg"
-        path.write_text(flamegraph(stacks, f"{running.subject.name}: iperf3 -P 8"))
-        return {"file": path.name, "samples": stacks.total()}
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        path = self.options.out / f"flamegraph-{stamp}-{running.subject.name}.svg"
+        path.write_text(flamegraph(stacks, f"{running.subject.name}: eight streams up"))
+        return {"file": path.name, "samples": stacks.total(), "softirq": softirq_share(stacks)}
 
     def show(self, result: Result, console: Console) -> int:
         status = super().show(result, console)
@@ -115,7 +140,8 @@ class Throughput(Experiment):
     def _transfer(
         self, stand: Stand, running: Running, seconds: int, streams: int, reverse: bool
     ) -> tuple[Transfer, Spent]:
-        command = client_command(running.host, running.port, seconds, streams, reverse)
+        host, port = running.targets[1]
+        command = client_command(host, port, seconds, streams, reverse)
         with metered(stand, running) as spent, stand.client(command) as program:
             # iperf3 tells its errors in the JSON, and ends with a status of 1.
             assert program.process.stdout is not None
@@ -123,13 +149,17 @@ class Throughput(Experiment):
         return parse_transfer(figures), spent
 
 
-def _values(running: Running, transfer: Transfer, spent: Spent) -> dict[str, float | None]:
-    gigabytes = transfer.received_bytes / 1e9
+def _moved(load: Load) -> int:
+    return sum(load.figures["streams"])
+
+
+def _values(running: Running, load: Load) -> dict[str, float | None]:
+    moved, spent = _moved(load), load.spent
     switches, migrations = spent.watch.rates()
     return {
-        "gbit_s": transfer.gbit_s,
-        "cpu_s_per_gb": spent.cpu_per(gigabytes),
-        "total_cpu_s_per_gb": spent.total_cpu_per(gigabytes),
+        "gbit_s": moved * 8 / load.figures["elapsed_s"] / 1e9,
+        "cpu_s_per_gb": spent.cpu_per(moved / 1e9),
+        "total_cpu_s_per_gb": spent.total_cpu_per(moved / 1e9),
         "switches_per_s": switches,
         "migrations_per_s": migrations,
         **(spent.watch.memory_values() if running.pids else {}),

@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
+from bench.ambient import ambient_texts
 from bench.errors import BenchError
 from bench.experiment import Case, Experiment
-from bench.experiments.latency import run_client
 from bench.extension import native
 from bench.histogram import percentiles_us
-from bench.meter import Spent
+from bench.meter import Spent, run_client
 from bench.programs import python_command
 from bench.results import Sample, SubjectInfo
-from bench.stand import Running, Stand
+from bench.stand import Counts, FarEnd, Running, Stand
 from bench.subjects import Subject, choose_from
 from bench.subjects.datagram import datagram_subjects
 
-__all__ = ["Udp", "offered_figures", "round_trip_figures"]
+__all__ = ["Udp", "datagram_faults", "offered_figures", "round_trip_figures"]
 
 _SHAPES = ((64, 1), (1400, 1), (64, 100))
 """Bytes of a datagram, and the number of clients that send them."""
 _WINDOW = 32
-"""Udp under way where the question is how many there can be."""
+"""Datagrams under way where the question is how many there can be."""
 _RATES = (50_000, 100_000)
 _QUICK_RATES = (50_000,)
-_WARM_UP_S = 0.1
+_WARM_UP_S = 0.2
 _OVERHEAD_S = 0.4
 """The client's start and end."""
-_SETTLE_S = 0.25
-"""Until the far end has counted the last, before and after a load."""
+_QUIET_S = 0.1
+"""How long a count must not change until it is the last."""
 
 
 class Udp(Experiment):
     name = "udp"
     subjects = quick_subjects = ("floor", "oinetd", "peer")
-    rounds, quick_rounds = 5, 1
+    rounds, quick_rounds = 6, 2
     seconds, quick_seconds = 2.0, 0.5
     warm_up_s = 0.0
 
@@ -59,7 +60,7 @@ class Udp(Experiment):
             if clients < _WINDOW:
                 cases.append(Case(f"{shape}, {_WINDOW} under way", length, {**load, "window": _WINDOW}))
             cases += [
-                Case(f"{shape}, {rate} offered a second", length + 2 * _SETTLE_S, {**load, "rate": rate})
+                Case(f"{shape}, {rate} offered a second", length + 2 * _QUIET_S, {**load, "rate": rate})
                 for rate in rates
             ]
         return cases
@@ -78,19 +79,42 @@ class Udp(Experiment):
     def server(self, stand: Stand) -> Iterator[tuple[int, ...]]:
         port = stand.free_port()
         host = stand.topology.server_address
-        with stand.server(python_command("bench.datagrams", "serve", host, str(port)), port, protocol="udp"):
-            self._sink = f"{host}:{port}"
+        command = python_command("bench.datagrams", "serve", host, str(port))
+        with stand.server(command, port, protocol="udp", pipe=True) as program:
+            self._far = FarEnd(port, program)
             yield (port,)
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
         load = {**case.parameters, "seconds": self.seconds_each, "warm_up": _WARM_UP_S}
-        if "rate" in load:
-            figures, spent = run_client(stand, running, "offer", module="bench.datagrams", sink=self._sink, **load)
-            return Sample("", case.name, 0, offered_figures(figures, spent))
-        figures, spent = run_client(stand, running, "round-trips", module="bench.datagrams", **load)
-        if not figures["operations"]:
+        what = "offer" if "rate" in load else "round-trips"
+        before = self._far.counts()
+        figures, spent = run_client(stand, running, what, module="bench.datagrams", **load)
+        after = self._settled()
+        counted = after.since(before)
+        if what == "offer":
+            # What the client sent in its warm-up went the same way, and is in the count of the server.
+            values = offered_figures(figures, counted["counted"], spent)
+            detail: dict[str, Any] = {}
+        elif not figures["operations"]:
             raise BenchError("no datagram was answered")
-        return Sample("", case.name, 0, round_trip_figures(figures, spent), detail={"histogram": figures["histogram"]})
+        else:
+            values, detail = round_trip_figures(figures, spent), {"histogram": figures["histogram"]}
+        return Sample(
+            "", case.name, 0, values, detail=detail, invalid=datagram_faults(figures, counted) + spent.elsewhere,
+            ambient=ambient_texts(spent.machine, 0.0, after.busy_since(before)), machine=dict(spent.machine),
+        )  # fmt: skip
+
+    def _settled(self) -> Counts:
+        """What the server has counted when nothing has come for a moment."""
+        counts = self._far.counts()
+        deadline = time.monotonic() + 2.0
+        while time.monotonic() < deadline:
+            time.sleep(_QUIET_S)
+            later = self._far.counts()
+            if later.numbers == counts.numbers:
+                break
+            counts = later
+        return counts
 
 
 def round_trip_figures(figures: dict[str, Any], spent: Spent) -> dict[str, float | None]:
@@ -105,21 +129,41 @@ def round_trip_figures(figures: dict[str, Any], spent: Spent) -> dict[str, float
     }
 
 
-def offered_figures(figures: dict[str, Any], spent: Spent) -> dict[str, float | None]:
-    """What was offered and what reached the far end, in one direction; processor time is for those that did."""
+def offered_figures(figures: dict[str, Any], counted: int, spent: Spent) -> dict[str, float | None]:
+    """What was offered and what reached the far end, each number once, so that loss is never negative.
+
+    The count is of warm-up and timed load together; processor time is of the timed load.
+    """
+    sent = figures["sent"] + figures["warm_up_sent"]
+    share = min(1.0, counted / sent) if sent else 0.0
+    delivered = figures["sent"] * share
     return {
         "offered_per_s": figures["sent"] / figures["elapsed_s"],
-        "datagrams_per_s": figures["delivered"] / figures["elapsed_s"],
-        "loss_percent": _percent(figures["sent"] - figures["delivered"], figures["sent"]),
-        **_costs(spent, figures["delivered"]),
+        "datagrams_per_s": delivered / figures["elapsed_s"],
+        "loss_percent": 100 * (1 - share) if sent else None,
+        **_costs(spent, delivered),
     }
+
+
+def datagram_faults(figures: dict[str, Any], counted: dict[str, int]) -> list[str]:
+    """Why a load of datagrams is not what it says. Loss is no fault: it is a figure."""
+    found = []
+    doubled = figures.get("doubled", 0) + counted["doubled"]
+    if doubled:
+        found.append(f"{doubled} datagrams were doubled")
+    wrong = figures.get("wrong", 0) + counted["wrong"]
+    if wrong:
+        found.append(f"{wrong} datagrams were changed, or not the other end's")
+    if figures.get("every", 0) > counted["echoed"]:
+        found.append(f"{figures['every'] - counted['echoed']} datagrams were answered that the server never saw")
+    return found
 
 
 def _percent(part: int, whole: int) -> float | None:
     return 100 * part / whole if whole else None
 
 
-def _costs(spent: Spent, datagrams: int) -> dict[str, float | None]:
+def _costs(spent: Spent, datagrams: float) -> dict[str, float | None]:
     return {
         "cpu_s_per_million": spent.cpu_per(datagrams, 1e6),
         "total_cpu_s_per_million": spent.total_cpu_per(datagrams, 1e6),

@@ -1,17 +1,20 @@
 """The datagram load of the bench: its far end, round trips in a window, and an offered rate; times in nanoseconds.
 
-Every datagram begins with a head of 16 bytes: what is to be done with it, its place in the window, and when it was
-sent. The far end sends a LOAD_ECHO back, counts a LOAD_COUNT, and answers a LOAD_TELL with the count in place of the
-time. All of them go in batches, a recvmmsg or sendmmsg each. Functions return 0 or -errno; sockets are blocking ones.
+Every datagram begins with a head of 32 bytes: what is to be done with it, its place in the window, when it was sent,
+its number, and a tag; the rest follows from the key of the run and the number, as in `content.pxd`. So either end sees
+what is changed, what is there twice, and what is not of the other end. The far end answers a LOAD_ECHO with content of
+its own and counts a LOAD_COUNT. All of them go in batches, a recvmmsg or sendmmsg each. Functions return 0 or -errno;
+sockets are blocking ones.
 """
 
 from libc.errno cimport EAGAIN, ECONNREFUSED, EINTR, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, timespec
+from posix.time cimport timespec
 from posix.unistd cimport close
 
+from content cimport DOWN, UP, Secret, bench_fill, bench_same, keyed
 from load cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, MSG_DONTWAIT, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
     histogram_add, load_now_ns,
@@ -44,32 +47,39 @@ cdef extern from * nogil:
         unsigned int msg_len
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
-    int clock_nanosleep(int clock, int flags, const timespec *request, timespec *remain)
 
 
 cdef enum:
     LOAD_ECHO_DATAGRAM = 0
     LOAD_COUNT_DATAGRAM = 1
-    LOAD_TELL_DATAGRAM = 2
-    HEAD_BYTES = 16
+    HEAD_BYTES = 32
     BATCH = 64  # datagrams of one system call; also the widest window of one socket
     DATAGRAM_BYTES_MAX = 9216  # of a jumbo frame: more than any load sends
     LOST_NS = 250000000  # an answer that takes longer counts as lost
     SWEEP_NS = 50000000  # how often the window is searched for lost ones; the sockets' receive timeout is no longer
-    TICK_NS = 100000  # between two batches of an offered rate
-    ARREARS_NS = 10000000  # what cannot be sent within this time of its turn is not offered at all
+    NUMBERS = 67108864  # of one load that are told apart; beyond that they begin anew
+    NUMBER_WORDS = 1048576  # of 64 of them
 
 
 cdef struct DatagramHead:
     uint32_t kind
     uint32_t slot
-    uint64_t stamp  # when it was sent, or the count that LOAD_TELL asks for
+    uint64_t stamp  # when it was sent
+    uint64_t number  # of the load in the upper half, of the datagram in the lower
+    uint64_t tag  # of the rest and the direction
+
+
+cdef struct Seen:  # which numbers of one load have been there
+    uint64_t load
+    uint64_t bits[NUMBER_WORDS]
 
 
 cdef struct DatagramTotals:
     uint64_t operations  # answers in time, or datagrams sent
     uint64_t lost
-    uint64_t strays  # answers that were late, there twice, or another socket's
+    uint64_t strays  # answers that were late, or another socket's
+    uint64_t doubled  # there twice
+    uint64_t wrong  # with content that the other end has not sent
     uint64_t refused  # sends that an ICMP message or a full queue made fail
     uint64_t elapsed_ns
 
@@ -91,6 +101,10 @@ cdef struct Window:  # round trips of some sockets, `depth` datagrams under way 
     DatagramTotals *totals
     Batch *coming
     Batch *going
+    const Secret *secret
+    uint64_t number  # of the next datagram
+    uint64_t *numbers  # by slot
+    Seen *answered
 
 
 cdef inline Batch *batch_new(bint named) noexcept nogil:
@@ -123,43 +137,44 @@ cdef inline int batch_send(int fd, Batch *batch, int count, uint64_t *refused) n
     return 0
 
 
-cdef inline int datagram_serve(int fd) noexcept nogil:
-    """The far end, on a bound socket: until the process is ended, or a system call fails."""
-    cdef Batch *batch = batch_new(True)
-    cdef DatagramHead head
-    cdef uint64_t counted = 0
-    cdef uint64_t refused = 0
-    cdef mmsghdr kept
-    cdef int status = 0 if batch != NULL else -ENOMEM
-    cdef int i, got, echoed
-    while status == 0:
-        for i in range(BATCH):
-            batch.messages[i].msg_hdr.msg_iov.iov_len = DATAGRAM_BYTES_MAX
-            batch.messages[i].msg_hdr.msg_namelen = sizeof(sockaddr_storage)
-        got = recvmmsg(fd, batch.messages, BATCH, MSG_WAITFORONE, NULL)
-        if got < 0 and errno != EINTR and errno != EAGAIN:
-            status = -errno
-        echoed = 0
-        for i in range(got):
-            if batch.messages[i].msg_len < HEAD_BYTES:
-                continue
-            memcpy(&head, batch.messages[i].msg_hdr.msg_iov.iov_base, HEAD_BYTES)
-            if head.kind == LOAD_COUNT_DATAGRAM:
-                counted += 1
-                continue
-            if head.kind == LOAD_TELL_DATAGRAM:
-                head.stamp = counted
-                memcpy(batch.messages[i].msg_hdr.msg_iov.iov_base, &head, HEAD_BYTES)
-            batch.messages[i].msg_hdr.msg_iov.iov_len = batch.messages[i].msg_len
-            # Those that go back come to the front; the headers are exchanged, so that none is lost or there twice.
-            kept = batch.messages[echoed]
-            batch.messages[echoed] = batch.messages[i]
-            batch.messages[i] = kept
-            echoed += 1
-        if status == 0 and echoed > 0:
-            status = batch_send(fd, batch, echoed, &refused)
-    free(batch)
-    return status
+cdef inline bint seen_add(Seen *seen, uint64_t number) noexcept nogil:
+    """False where this number of this load has been there. A new load begins a new list."""
+    cdef uint64_t place = number % NUMBERS
+    cdef uint64_t bit = <uint64_t>1 << (place % 64)
+    if seen.load != number >> 32:
+        memset(seen, 0, sizeof(Seen))
+        seen.load = number >> 32
+    if seen.bits[place // 64] & bit:
+        return False
+    seen.bits[place // 64] |= bit
+    if place == NUMBERS // 2 or place == 0:  # the other half is free again
+        memset(&seen.bits[0 if place else NUMBERS // 128], 0, NUMBERS // 16)
+    return True
+
+
+cdef inline uint64_t datagram_tag(const Secret *secret, const DatagramHead *head, int direction) noexcept nogil:
+    cdef uint64_t words[4]
+    words[0] = <uint64_t>direction << 32 | head.kind
+    words[1] = head.slot
+    words[2] = head.stamp
+    words[3] = head.number
+    return keyed(secret, words, 4)
+
+
+cdef inline void datagram_make(
+    const Secret *secret, DatagramHead *head, int direction, char *data, size_t size
+) noexcept nogil:
+    """Tag the head, and write the whole datagram. Sizes that are no multiple of 8 end in zeros."""
+    head.tag = datagram_tag(secret, head, direction)
+    memcpy(data, head, HEAD_BYTES)
+    bench_fill(data + HEAD_BYTES, secret.table, head.tag, (size - HEAD_BYTES) // 8)
+
+
+cdef inline bint datagram_right(
+    const Secret *secret, const DatagramHead *head, int direction, const char *data, size_t size
+) noexcept nogil:
+    return head.tag == datagram_tag(secret, head, direction) and bench_same(
+        data + HEAD_BYTES, secret.table, head.tag, (size - HEAD_BYTES) // 8)
 
 
 cdef inline void window_put(Window *window, int place, uint32_t slot, uint64_t now) noexcept nogil:
@@ -168,7 +183,10 @@ cdef inline void window_put(Window *window, int place, uint32_t slot, uint64_t n
     head.kind = LOAD_ECHO_DATAGRAM
     head.slot = slot
     head.stamp = now
-    memcpy(&window.going.data[place][0], &head, HEAD_BYTES)
+    head.number = window.number
+    window.numbers[slot] = window.number
+    window.number += 1
+    datagram_make(window.secret, &head, UP, &window.going.data[place][0], window.size)
     window.going.vectors[place].iov_len = window.size
     window.sent_ns[slot] = now
 
@@ -185,12 +203,19 @@ cdef inline int window_turn(Window *window, int index, int flags, uint64_t until
         return 0 if errno == EAGAIN or errno == EINTR or errno == ECONNREFUSED else -errno
     now = load_now_ns()
     for i in range(got):
-        if window.coming.messages[i].msg_len != window.size:
-            window.totals.strays += 1
-            continue
         memcpy(&head, &window.coming.data[i][0], HEAD_BYTES)
-        # An answer that was given up, and one that is there twice, have another time than the slot.
-        if head.slot // <uint32_t>window.depth != <uint32_t>index or window.sent_ns[head.slot] != head.stamp:
+        if window.coming.messages[i].msg_len != window.size or not datagram_right(
+            window.secret, &head, DOWN, &window.coming.data[i][0], window.size
+        ):
+            window.totals.wrong += 1
+            continue
+        if head.number >> 32 == window.number >> 32 and not seen_add(window.answered, head.number):
+            window.totals.doubled += 1
+            continue
+        # An answer that was given up is of an earlier number than the slot's.
+        if head.slot // <uint32_t>window.depth != <uint32_t>index or window.numbers[head.slot] != head.number or (
+            window.sent_ns[head.slot] == 0
+        ):
             window.totals.strays += 1
             continue
         histogram_add(window.histogram, now - head.stamp)
@@ -262,7 +287,8 @@ cdef inline int window_run(Window *window, int epfd, uint64_t duration_ns) noexc
 
 
 cdef inline int datagram_round_trips(
-    int *fds, int count, int depth, size_t size, uint64_t duration_ns, uint64_t *histogram, DatagramTotals *totals
+    const Secret *secret, int *fds, int count, int depth, size_t size, uint64_t load, uint64_t duration_ns,
+    uint64_t *histogram, DatagramTotals *totals
 ) noexcept nogil:
     """Keep `depth` datagrams of `size` bytes under way on each of the connected sockets, for `duration_ns`.
 
@@ -270,6 +296,7 @@ cdef inline int datagram_round_trips(
     """
     cdef Window window
     cdef epoll_event event
+    cdef bint ready
     cdef int epfd = -1
     cdef int i
     cdef int status = -ENOMEM
@@ -281,9 +308,14 @@ cdef inline int datagram_round_trips(
     window.histogram = histogram
     window.totals = totals
     window.sent_ns = <uint64_t *>calloc(<size_t>count * <size_t>depth, sizeof(uint64_t))
+    window.secret = secret
+    window.number = load << 32
+    window.numbers = <uint64_t *>calloc(<size_t>count * <size_t>depth, sizeof(uint64_t))
+    window.answered = <Seen *>calloc(1, sizeof(Seen))
     window.coming = batch_new(False)
     window.going = batch_new(False)
-    if window.sent_ns != NULL and window.coming != NULL and window.going != NULL:
+    ready = window.numbers != NULL and window.answered != NULL and window.sent_ns != NULL
+    if ready and window.coming != NULL and window.going != NULL:
         status = 0
         if count > 1:
             epfd = epoll_create1(EPOLL_CLOEXEC)
@@ -300,51 +332,6 @@ cdef inline int datagram_round_trips(
     free(window.going)
     free(window.coming)
     free(window.sent_ns)
-    return status
-
-
-cdef inline int datagram_offer(
-    int *fds, int count, size_t size, uint64_t per_second, uint64_t duration_ns, DatagramTotals *totals
-) noexcept nogil:
-    """Send datagrams to be counted at a rate, whatever becomes of them, over the connected sockets in turn.
-
-    What the kernel keeps from being sent in time is left out, so that `operations` is what was really offered.
-    """
-    cdef Batch *batch = batch_new(False)
-    cdef DatagramHead head = DatagramHead(LOAD_COUNT_DATAGRAM, 0, 0)
-    cdef timespec tick = timespec(0, TICK_NS)
-    cdef uint64_t begin = load_now_ns()
-    cdef uint64_t now = begin
-    cdef uint64_t taken = 0  # turns that were used or let go
-    cdef uint64_t due, owed, refused
-    cdef uint64_t arrears = per_second * ARREARS_NS // 1000000000 + 1
-    cdef int turn = 0
-    cdef int status = 0 if batch != NULL else -ENOMEM
-    cdef int i, share
-    if status == 0:
-        for i in range(BATCH):
-            memcpy(&batch.data[i][0], &head, HEAD_BYTES)
-            batch.vectors[i].iov_len = size
-    while status == 0 and now - begin < duration_ns:
-        due = <uint64_t>(<double>(now - begin) * <double>per_second / 1e9)
-        owed = due - taken if due > taken else 0
-        if owed > arrears:
-            taken += owed - arrears
-            owed = arrears
-        if owed == 0:
-            clock_nanosleep(CLOCK_MONOTONIC, 0, &tick, NULL)
-        else:
-            # Several senders take turns evenly, but a system call for each datagram is not what is to be measured.
-            share = <int>(owed // <uint64_t>count) + 1
-            share = <int>owed if <uint64_t>share > owed else share
-            share = BATCH if share > BATCH else share
-            refused = 0
-            status = batch_send(fds[turn], batch, share, &refused)
-            turn = (turn + 1) % count
-            taken += <uint64_t>share
-            totals.operations += <uint64_t>share - refused
-            totals.refused += refused
-        now = load_now_ns()
-    totals.elapsed_ns = now - begin
-    free(batch)
+    free(window.numbers)
+    free(window.answered)
     return status

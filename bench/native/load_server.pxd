@@ -1,251 +1,339 @@
-"""The far end of the bench's loads: one thread, one epoll, thousands of connections.
+"""The far end of the bench's loads: some threads, each with an epoll of its own; the first one accepts for all.
 
-`LOAD_ECHO` sends back what comes. `LOAD_SOURCE` reads numbers of eight bytes, least byte first, and answers each with
-as many bytes. Both pass a FIN on once everything before it is answered. Each connection is registered once,
-edge-triggered; a buffer is held only while the client does not take what is sent.
+A connection begins with a hello (`content.pxd`), which says what it is for. The server checks what comes, answers with
+what only it can make, and counts both. A request with wrong content is counted as such and answered all the same, so
+that a load goes on. An upload and a download end with a word for the bytes and, after the client's FIN, one for that.
 """
 
-from libc.errno cimport EAGAIN, ENOMEM, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
-from posix.unistd cimport close
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from content cimport (
+    BLOCK_BYTES, DOWN, HELLO_BYTES, HELLO_EXCHANGE, HELLO_SHORT, HELLO_UPLOAD, UP, WORD_BYTES, WORD_GREETING,
+    WORD_RECEIPT, WORD_START, WORD_STOP, WORD_WRONG, WORDS, Hello, Reading, Secret, Stream, block_make, hello_right,
+    keyed_word, reading_take, stream_begin, stream_check, stream_fill,
+)
 
 
-cdef extern from "<sys/socket.h>" nogil:
+cdef extern from * nogil:
+    """
+    #include <pthread.h>
+    #include <sys/epoll.h>
+    #include <sys/socket.h>
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
+    """
     ctypedef unsigned int socklen_t
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
     cdef struct sockaddr
-    int SOCK_NONBLOCK, SOCK_CLOEXEC
-    int MSG_DONTWAIT, MSG_NOSIGNAL
+    int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, TCP_NODELAY, IPPROTO_TCP
     int accept4(int fd, sockaddr *address, socklen_t *length, int flags)
     ssize_t send(int fd, const void *data, size_t length, int flags)
     ssize_t recv(int fd, void *data, size_t length, int flags)
-
-cdef extern from "<netinet/tcp.h>" nogil:
-    int TCP_NODELAY
-
-cdef extern from "<netinet/in.h>" nogil:
-    int IPPROTO_TCP
     int setsockopt(int fd, int level, int option, const void *value, socklen_t length)
-
-cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
-        int fd
+        void *ptr
     cdef struct epoll_event:
         uint32_t events
         epoll_data_t data
-    uint32_t EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD
+    uint32_t EPOLLIN, EPOLLOUT
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD
     int epoll_create1(int flags)
     int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
     int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout_ms)
 
 
 cdef enum:
-    LOAD_ECHO = 0
-    LOAD_SOURCE = 1
     SERVER_EVENTS = 256  # taken from epoll at once
-    SERVER_BLOCK_BYTES = 262144  # what one recv or send moves at most
     SERVER_ACCEPTS = 64  # connections taken before the others get their turn
+    SERVER_READ_BYTES = 262144
+    SERVER_SEND_BYTES = 131072  # two blocks
+    SERVER_THREADS_MAX = 64
+
+    ACCEPTED = 0  # what is counted
+    HELLOS = 1  # that were right
+    FOREIGN = 2  # that were not: no client of this run sent them
+    REPEATED = 3  # of a connection that has said hello before
+    REUSED = 4  # on a connection that had served another client
+    EARLY = 5  # on a connection that was there before its client wanted one
+    REQUESTS = 6  # complete ones, uploads among them
+    ANSWERS = 7  # begun
+    WRONG = 8  # requests and uploads whose content was not what the client had sent
+    BYTES_IN = 9  # after the hello
+    BYTES_OUT = 10
+    FINS = 11  # connections that the client ended as it should
+    BROKEN = 12  # connections that ended otherwise
+    COUNTS = 13
+
+    STAGE_HELLO = 0
+    STAGE_REQUESTS = 1
+    STAGE_ANSWERED = 2  # a short connection: nothing should follow but its end
+    STAGE_START = 3
+    STAGE_DOWNLOAD = 4
+    STAGE_UPLOAD = 5
+    STAGE_OVER = 6  # all is said but the FIN
 
 
-cdef struct ServerPeer:  # indexed by descriptor
-    bint live
-    char *held  # echo: bytes the client has not taken yet
-    size_t held_from
-    size_t held_to
-    uint64_t owed  # source: bytes still to send
-    unsigned char header[8]  # source: the number being read
-    int header_bytes
+cdef struct Peer:
+    int fd
+    int stage
+    bint stopping  # a download: the client has enough
+    bint writing  # epoll reports when it takes more, and not what comes
+    bint spoilt  # the request under way has wrong content
+    Hello hello
+    size_t have  # bytes of the hello, the request or the word under way
+    uint64_t owed  # bytes of answers not sent yet
+    uint64_t accepted_ns
+    Reading up
+    Stream down
+    char word[WORD_BYTES]
+    Peer *next  # of all connections, under the lock of `Server`
+    Peer **link  # what points to this one
+
+
+cdef struct Identities:  # of connections that have said hello
+    pthread_mutex_t lock
+    uint64_t *slots
+    uint64_t size  # a power of two
+    uint64_t count
+
+
+cdef struct ServerThread:
+    int epfd
+    uint64_t counts[COUNTS]
+    char *input
+    char *output
 
 
 cdef struct Server:
-    int epfd
+    Secret secret
+    Identities seen
     int listener
-    int mode
-    ServerPeer *peers
-    int peers_size
-    char *block
-    uint64_t accepted
+    int threads
+    uint64_t dealt  # connections given to threads in turn
+    Peer *peers
+    ServerThread each[SERVER_THREADS_MAX]
 
 
-cdef inline void server_drop(Server *server, int fd) noexcept nogil:
-    free(server.peers[fd].held)
-    memset(&server.peers[fd], 0, sizeof(ServerPeer))
-    close(fd)
+cdef inline bint identities_add(Identities *seen, uint64_t identity) noexcept nogil:
+    """False if it is there already."""
+    cdef uint64_t at, i, other
+    cdef uint64_t *slots
+    cdef bint fresh = True
+    pthread_mutex_lock(&seen.lock)
+    if seen.count * 2 >= seen.size:
+        slots = <uint64_t *>calloc(seen.size * 4, sizeof(uint64_t))
+        if slots != NULL:
+            for i in range(seen.size):
+                if seen.slots[i]:
+                    other = seen.slots[i] * <uint64_t>0x9e3779b97f4a7c15 & (seen.size * 4 - 1)
+                    while slots[other]:
+                        other = (other + 1) & (seen.size * 4 - 1)
+                    slots[other] = seen.slots[i]
+            free(seen.slots)
+            seen.slots = slots
+            seen.size *= 4
+    at = identity * <uint64_t>0x9e3779b97f4a7c15 & (seen.size - 1)
+    # Without memory for a larger table the search ends at a free slot as long as there is one.
+    while seen.slots[at] and seen.slots[at] != identity and seen.count < seen.size - 1:
+        at = (at + 1) & (seen.size - 1)
+    if seen.slots[at] == identity:
+        fresh = False
+    elif not seen.slots[at]:
+        seen.slots[at] = identity
+        seen.count += 1
+    pthread_mutex_unlock(&seen.lock)
+    return fresh
 
 
-cdef inline bint server_room(Server *server, int fd) noexcept nogil:
-    """Make the table reach to `fd`."""
-    cdef int size = server.peers_size
-    cdef ServerPeer *peers
-    if fd < size:
-        return True
-    while size <= fd:
-        size *= 2
-    peers = <ServerPeer *>realloc(server.peers, <size_t>size * sizeof(ServerPeer))
-    if peers == NULL:
-        return False
-    memset(&peers[server.peers_size], 0, <size_t>(size - server.peers_size) * sizeof(ServerPeer))
-    server.peers = peers
-    server.peers_size = size
-    return True
+cdef inline int peer_word(Server *server, Peer *peer, uint64_t number, uint64_t extra) noexcept nogil:
+    """Send a word of the protocol; it fits, for nothing else waits to be sent. 0, or -1 where the client is gone."""
+    cdef uint64_t word = keyed_word(&server.secret, peer.hello.connection, WORDS, number) ^ extra
+    return 0 if send(peer.fd, &word, WORD_BYTES, MSG_DONTWAIT | MSG_NOSIGNAL) == WORD_BYTES else -1
 
 
-cdef inline void server_accept(Server *server) noexcept nogil:
-    cdef int _, fd
-    cdef int on = 1
-    cdef epoll_event event
-    for _ in range(SERVER_ACCEPTS):
-        fd = accept4(server.listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
-        if fd < 0:
-            return
-        event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
-        event.data.fd = fd
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
-        if not server_room(server, fd) or epoll_ctl(server.epfd, EPOLL_CTL_ADD, fd, &event) < 0:
-            close(fd)
-            return
-        server.peers[fd].live = True
-        server.accepted += 1
+cdef inline int peer_begin(Server *server, ServerThread *thread, Peer *peer) noexcept nogil:
+    """The hello is complete. -1 where it is none: then there is nothing to be said to this client."""
+    cdef uint64_t *counts = thread.counts
+    if not hello_right(&server.secret, &peer.hello):
+        counts[FOREIGN] += 1
+        return -1
+    counts[HELLOS] += 1
+    if not identities_add(&server.seen, peer.hello.connection):
+        counts[REPEATED] += 1
+    if peer.accepted_ns < peer.hello.started_ns:
+        counts[EARLY] += 1
+    stream_begin(&server.secret, &peer.up.stream, peer.hello.connection, UP)
+    stream_begin(&server.secret, &peer.down, peer.hello.connection, DOWN)
+    peer.up.wrong_at = peer.up.ended = 0
+    peer.have = 0
+    if peer.hello.kind == HELLO_SHORT:
+        peer.stage = STAGE_ANSWERED
+        counts[REQUESTS] += 1
+        counts[ANSWERS] += 1
+        peer.owed = HELLO_BYTES
+        return 0
+    if peer.hello.kind == HELLO_EXCHANGE:
+        peer.stage = STAGE_REQUESTS
+    elif peer.hello.kind == HELLO_UPLOAD:
+        peer.stage = STAGE_UPLOAD
+    else:
+        peer.stage = STAGE_START
+    return peer_word(server, peer, WORD_GREETING, 0)
 
 
-cdef inline int echo_flush(ServerPeer *peer, int fd) noexcept nogil:
-    """1: nothing is held any more; 0: the client takes no more now; -1: it is gone."""
-    cdef ssize_t count
-    while peer.held_from < peer.held_to:
-        count = send(fd, peer.held + peer.held_from, peer.held_to - peer.held_from, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if count >= 0:
-            peer.held_from += <size_t>count
-        elif errno == EAGAIN:
-            return 0
-        elif errno != EINTR:
-            return -1
-    free(peer.held)
-    peer.held = NULL
+cdef inline size_t peer_collect(void *into, size_t want, Peer *peer, const char *data, size_t count) noexcept nogil:
+    """Take what is missing of `want` bytes; how many were taken. `peer.have` is how many there are."""
+    cdef size_t part = want - peer.have
+    if part > count:
+        part = count
+    memcpy(<char *>into + peer.have, data, part)
+    peer.have += part
+    return part
+
+
+cdef inline bint word_is(Server *server, Peer *peer, uint64_t number) noexcept nogil:
+    cdef uint64_t word
+    memcpy(&word, peer.word, WORD_BYTES)
+    peer.have = 0
+    return word == keyed_word(&server.secret, peer.hello.connection, WORDS, number)
+
+
+cdef inline size_t peer_request(
+    Server *server, ServerThread *thread, Peer *peer, const char *data, size_t count
+) noexcept nogil:
+    cdef size_t part = peer.hello.up_bytes - peer.have
+    if part > count:
+        part = count
+    if not stream_check(&server.secret, &peer.up.stream, data, part):
+        peer.spoilt = True
+    peer.have += part
+    if peer.have == peer.hello.up_bytes:
+        peer.have = 0
+        thread.counts[REQUESTS] += 1
+        thread.counts[WRONG] += peer.spoilt
+        thread.counts[ANSWERS] += 1
+        peer.spoilt = False
+        peer.owed += peer.hello.down_bytes
+    return part
+
+
+cdef inline int peer_upload(
+    Server *server, ServerThread *thread, Peer *peer, const char *data, size_t count
+) noexcept nogil:
+    cdef bint wrong = peer.up.wrong_at != 0
+    reading_take(&server.secret, &peer.up, data, count)
+    if peer.up.wrong_at and not wrong:
+        thread.counts[WRONG] += 1
+        peer_word(server, peer, WORD_WRONG, 0)
+        return peer_word(server, peer, WORD_WRONG, 0)
+    if not peer.up.ended or peer.up.wrong_at:
+        return 0
+    thread.counts[REQUESTS] += 1
+    thread.counts[ANSWERS] += 1
+    peer.stage = STAGE_OVER
+    if peer_word(server, peer, WORD_RECEIPT, 0) < 0:
+        return -1
+    return peer_word(server, peer, WORD_RECEIPT + 16, peer.up.stream.at)
+
+
+cdef inline int peer_take(
+    Server *server, ServerThread *thread, Peer *peer, const char *data, size_t count
+) noexcept nogil:
+    """Take `count` bytes that came. 0, or -1 where the connection is to be closed."""
+    cdef size_t part
+    cdef int status = 0
+    while count > 0 and status == 0:
+        if peer.stage == STAGE_ANSWERED:
+            thread.counts[REUSED] += 1
+            peer.stage = STAGE_HELLO
+        if peer.stage == STAGE_HELLO:
+            part = peer_collect(&peer.hello, HELLO_BYTES, peer, data, count)
+            if peer.have == HELLO_BYTES:
+                status = peer_begin(server, thread, peer)
+            data += part
+            count -= part
+            continue
+        if peer.stage == STAGE_REQUESTS:
+            part = peer_request(server, thread, peer, data, count)
+        elif peer.stage == STAGE_UPLOAD:
+            part = count
+            status = peer_upload(server, thread, peer, data, count)
+        elif peer.stage == STAGE_START or peer.stage == STAGE_DOWNLOAD:
+            part = peer_collect(peer.word, WORD_BYTES, peer, data, count)
+            if peer.have == WORD_BYTES:
+                if peer.stage == STAGE_START:
+                    thread.counts[REQUESTS] += 1
+                    thread.counts[ANSWERS] += 1
+                    thread.counts[WRONG] += not word_is(server, peer, WORD_START)
+                    peer.stage = STAGE_DOWNLOAD
+                else:
+                    thread.counts[WRONG] += not word_is(server, peer, WORD_STOP)
+                    peer.stopping = True
+        else:
+            part = count
+            thread.counts[WRONG] += 1  # nothing was to come any more
+        thread.counts[BYTES_IN] += part
+        data += part
+        count -= part
+    return status
+
+
+cdef inline void peer_rewind(Server *server, Peer *peer, uint64_t at) noexcept nogil:
+    """What was made beyond `at` is made again later."""
+    peer.down.at = at
+    peer.down.mask = keyed_word(&server.secret, peer.hello.connection, DOWN, at // BLOCK_BYTES)
+
+
+cdef inline int peer_answer(Server *server, ServerThread *thread, Peer *peer) noexcept nogil:
+    """Send answers that are owed: 1 all of them, 0 the client takes no more now, -1 it is gone."""
+    cdef Stream before
+    cdef size_t part
+    cdef ssize_t sent
+    while peer.owed > 0:
+        before = peer.down
+        part = SERVER_SEND_BYTES if peer.owed > SERVER_SEND_BYTES else <size_t>peer.owed
+        stream_fill(&server.secret, &peer.down, thread.output, part)
+        sent = send(peer.fd, thread.output, part, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent < 0:
+            peer.down = before
+            if errno != EINTR:
+                return 0 if errno == EAGAIN else -1
+            continue
+        peer.owed -= <uint64_t>sent
+        thread.counts[BYTES_OUT] += <uint64_t>sent
+        if <size_t>sent < part:
+            peer_rewind(server, peer, before.at + <uint64_t>sent)
     return 1
 
 
-cdef inline int echo_advance(Server *server, int fd, bint ending) noexcept nogil:
-    """0: wait for the next edge; -1: done with this connection. `ending`: a FIN or an error was announced."""
-    cdef ServerPeer *peer = &server.peers[fd]
-    cdef ssize_t got, count
-    cdef int state
-    while True:  # ends when the kernel has nothing more, or takes nothing more
-        if peer.held != NULL:
-            state = echo_flush(peer, fd)
-            if state <= 0:
-                return state
-            ending = True  # the edge for what came meanwhile may be spent: read until the kernel says no
-        got = recv(fd, server.block, SERVER_BLOCK_BYTES, MSG_DONTWAIT)
-        if got == 0:
-            return -1
-        if got < 0:
-            if errno == EINTR:
-                continue
-            return 0 if errno == EAGAIN else -1
-        count = send(fd, server.block, <size_t>got, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if count < 0:
-            if errno != EAGAIN and errno != EINTR:
-                return -1
-            count = 0
-        if count < got:
-            peer.held = <char *>malloc(<size_t>(got - count))
-            if peer.held == NULL:
-                return -1
-            memcpy(peer.held, server.block + count, <size_t>(got - count))
-            peer.held_from = 0
-            peer.held_to = <size_t>(got - count)
-        elif got < SERVER_BLOCK_BYTES and not ending:
-            return 0
-
-
-cdef inline int source_advance(Server *server, int fd, bint ending) noexcept nogil:
-    """As `echo_advance`."""
-    cdef ServerPeer *peer = &server.peers[fd]
-    cdef ssize_t count
-    cdef size_t want
-    while True:  # ends when the kernel has nothing more, or takes nothing more
-        while peer.owed > 0:
-            want = SERVER_BLOCK_BYTES if peer.owed > SERVER_BLOCK_BYTES else <size_t>peer.owed
-            count = send(fd, server.block, want, MSG_DONTWAIT | MSG_NOSIGNAL)
-            if count >= 0:
-                peer.owed -= <uint64_t>count
-            elif errno == EAGAIN:
-                return 0
-            elif errno != EINTR:
-                return -1
-        count = recv(fd, peer.header + peer.header_bytes, <size_t>(8 - peer.header_bytes), MSG_DONTWAIT)
-        if count == 0:
-            return -1
-        if count < 0:
-            if errno == EINTR:
-                continue
-            return 0 if errno == EAGAIN else -1
-        peer.header_bytes += <int>count
-        if peer.header_bytes == 8:
-            memcpy(&peer.owed, peer.header, 8)
-            peer.header_bytes = 0
-
-
-cdef inline int server_loop(Server *server, int stop_fd) noexcept nogil:
-    """Serve until `stop_fd` becomes readable."""
-    cdef epoll_event events[SERVER_EVENTS]
-    cdef int i, fd, ready
-    cdef bint ending
-    cdef int status
-    while True:  # ends on stop_fd
-        ready = epoll_wait(server.epfd, events, SERVER_EVENTS, -1)
-        if ready < 0 and errno != EINTR:
-            return -errno
-        for i in range(ready):
-            fd = events[i].data.fd
-            if fd == stop_fd:
-                return 0
-            if fd == server.listener:
-                server_accept(server)
-                continue
-            ending = (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0
-            if server.mode == LOAD_ECHO:
-                status = echo_advance(server, fd, ending)
-            else:
-                status = source_advance(server, fd, ending)
-            if status < 0:
-                server_drop(server, fd)
-
-
-cdef inline int load_serve(int listener, int stop_fd, int mode, uint64_t *accepted) noexcept nogil:
-    """Serve the listening, non-blocking socket until `stop_fd` is readable; 0 or -errno."""
-    cdef Server server
-    cdef epoll_event event
-    cdef int fd
-    cdef int status = -ENOMEM
-    memset(&server, 0, sizeof(server))
-    server.listener = listener
-    server.mode = mode
-    server.peers_size = 1024
-    server.peers = <ServerPeer *>calloc(<size_t>server.peers_size, sizeof(ServerPeer))
-    server.block = <char *>calloc(1, SERVER_BLOCK_BYTES)
-    server.epfd = epoll_create1(EPOLL_CLOEXEC)
-    if server.epfd < 0:
-        status = -errno
-    elif server.peers != NULL and server.block != NULL:
-        status = 0
-        event.events = EPOLLIN
-        event.data.fd = listener
-        if epoll_ctl(server.epfd, EPOLL_CTL_ADD, listener, &event) < 0:
-            status = -errno
-        event.data.fd = stop_fd
-        if status == 0 and epoll_ctl(server.epfd, EPOLL_CTL_ADD, stop_fd, &event) < 0:
-            status = -errno
-        if status == 0:
-            status = server_loop(&server, stop_fd)
-        for fd in range(server.peers_size):
-            if server.peers[fd].live:
-                server_drop(&server, fd)
-    if server.epfd >= 0:
-        close(server.epfd)
-    free(server.block)
-    free(server.peers)
-    accepted[0] = server.accepted
-    return status
+cdef inline int peer_download(Server *server, ServerThread *thread, Peer *peer) noexcept nogil:
+    """Send up to two blocks, or the word that ends them: 1 where that has gone out, else as `peer_answer`."""
+    cdef Stream before = peer.down
+    cdef size_t inside = peer.down.at % BLOCK_BYTES
+    cdef size_t length = 0
+    cdef uint64_t blocks = peer.down.at // BLOCK_BYTES
+    cdef ssize_t sent
+    cdef bint last = inside == 0 and (peer.stopping or (peer.hello.down_bytes and blocks >= peer.hello.down_bytes))
+    if last:  # by itself: so short a message goes out whole, or not at all
+        length = block_make(&server.secret, &peer.down, thread.output, True)
+    else:
+        length = BLOCK_BYTES - inside
+        stream_fill(&server.secret, &peer.down, thread.output, length)
+        if not peer.stopping and (not peer.hello.down_bytes or blocks + 1 < peer.hello.down_bytes):
+            length += block_make(&server.secret, &peer.down, thread.output + length, False)
+    sent = send(peer.fd, thread.output, length, MSG_DONTWAIT | MSG_NOSIGNAL)
+    if sent < 0:
+        peer.down = before
+        return 0 if errno == EAGAIN or errno == EINTR else -1
+    thread.counts[BYTES_OUT] += <uint64_t>sent
+    if <size_t>sent < length:
+        peer_rewind(server, peer, before.at + <uint64_t>sent)
+        return 0
+    return 1 if last else 0

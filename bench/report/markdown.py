@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench.columns import COLUMNS, Column, cell, plain
+from bench.columns import BRACKETS, COLUMNS, Column, cell, plain
 from bench.errors import BenchError
-from bench.experiments.micro import lines_of_cost
+from bench.experiments.micro import INTERCEPT, SLOPE, lines_of_cost
 from bench.machine import summary_line
-from bench.report.page import ORDER, TITLES, rounds_text, when
+from bench.report.page import ORDER, TITLES, when
 from bench.report.plots import Plot, plots_of
 from bench.results import Result, SubjectInfo
 
@@ -102,8 +102,7 @@ def performance_section(results: Mapping[str, Result], plots: Mapping[str, Plot]
 
 def _performance(results: Mapping[str, Result], plots: Mapping[str, Plot]) -> Iterator[str]:
     yield from (MADE_BY, "")
-    facts = next(iter(results.values())).machine
-    yield from (f"Measured on {summary_line(facts)}. `n/a` is what cannot be had there.", "")
+    yield from (f"{BRACKETS} `n/a` is what cannot be had on the machine.", "")
     makers = {
         "throughput": _throughput, "latency": _latency, "rate": _rate, "udp": _udp, "connections": _engines,
         "micro": _micro,
@@ -112,10 +111,8 @@ def _performance(results: Mapping[str, Result], plots: Mapping[str, Plot]) -> It
         if name not in results:
             continue
         result = results[name]
-        told = f"{when(result)}, {rounds_text(result)}, commit {result.machine['commit']}"
-        if summary_line(result.machine) != summary_line(facts):
-            told += f", on {summary_line(result.machine)}"
-        yield from (f"## {TITLES[name]}", "", f"{told}.", "")
+        facts = f"{when(result)}, {result.precision}, commit {result.machine['commit']}"
+        yield from (f"## {TITLES[name]}", "", f"{facts}, on {summary_line(result.machine)}.", "")
         yield from makers[name](result)
         for plot in plots.values():
             if plot.name.startswith(name) or plot.name in _BELONGS.get(name, ()):
@@ -160,8 +157,8 @@ def _name(subject: SubjectInfo) -> str:
 
 def _marks(result: Result) -> list[str]:
     words = {"!": "does not deliver what it is given", "½": "does not pass a half-close on"}
-    told = [f"{mark} {text}" for mark, text in words.items() if any(mark in each.mark for each in result.measured())]
-    return [f"{'; '.join(told)}.", ""] if told else []
+    notes = [f"{mark} {text}" for mark, text in words.items() if any(mark in each.mark for each in result.measured())]
+    return [f"{'; '.join(notes)}.", ""] if notes else []
 
 
 def _throughput(result: Result) -> list[str]:
@@ -187,7 +184,15 @@ def _guide(result: Result) -> list[str]:
     lines = []
     if costs:
         best = min(costs, key=costs.__getitem__)
-        lines.append(f"- For bulk, `{best}` costs least here: {plain(costs[best], column)} CPU s/GB.")
+        lines.append(f"- Of oinetd's own modes `{best}` costs least for bulk: {plain(costs[best], column)} CPU s/GB.")
+        others = {
+            subject.name: figure.median
+            for subject in result.measured()
+            if subject.family == "peer" and (figure := result.figure(subject.name, case, column.key)) is not None
+        }
+        if others:
+            peer = min(others, key=others.__getitem__)
+            lines.append(f"- The best peer, `{peer}`, costs {plain(others[peer], column)}.")
     for base, subjects in result.by_buffer().items():
         listed = ", ".join(
             f"{each.buffer_bytes >> 10}K {plain(costs[each.name], column)}"
@@ -214,7 +219,27 @@ def _latency(result: Result) -> list[str]:
         for case in cases
         for key, head in (("p50_us", "p50 µs"), ("p99_us", "p99 µs"), ("cpu_us", "CPU µs each"))
     ]
-    return _figures(result, wanted)
+    return [*_figures(result, wanted), *_below_direct(result)]
+
+
+def _below_direct(result: Result) -> list[str]:
+    """Why a forwarder can be faster than none."""
+    case = next((case for case in result.cases() if case.startswith("64B × 1")), "")
+    direct = result.figure("direct", case, "p50_us")
+    faster = [
+        subject.name
+        for subject in _plain(result)
+        if direct is not None
+        and (figure := result.figure(subject.name, case, "p50_us")) is not None
+        and figure.median < direct.median
+    ]
+    if not faster:
+        return []
+    return [
+        f"`{'`, `'.join(faster)}` answered in less time than `direct`: a reactor that polls is awake when a message "
+        "comes, while the server behind `direct` sleeps and has to be woken by it.",
+        "",
+    ]
 
 
 def _rate(result: Result) -> list[str]:
@@ -222,7 +247,7 @@ def _rate(result: Result) -> list[str]:
     for case in result.cases():
         if "idle" in case:
             wanted += [
-                (case, "pss_bytes_each", f"{case}: process, KiB each"),
+                (case, "private_bytes_each", f"{case}: process, KiB each"),
                 (case, "kernel_bytes_each", "kernel, KiB each"),
             ]
         else:
@@ -272,7 +297,7 @@ def _engines(result: Result) -> list[str]:
 
 def _micro(result: Result) -> list[str]:
     rows = [
-        [f"**{name}**", f"{line.intercept:,.0f}".replace(",", " "), f"{line.slope:.4f}"]
+        [f"**{name}**", cell(line.intercept, INTERCEPT), cell(line.slope, SLOPE)]
         for name, line in lines_of_cost(result).items()
     ]
     return _rows(["", "CPU ns an exchange", "CPU ns a byte"], rows)

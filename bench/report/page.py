@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.columns import Column, cell, columns_of
-from bench.experiments.micro import lines_of_cost
+from bench.experiments.micro import INTERCEPT, SLOPE, lines_of_cost
 from bench.machine import summary_line
 from bench.report.plots import Plot, plots_of
 from bench.results import Result
@@ -87,16 +87,6 @@ def when(result: Result) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(result.started))
 
 
-def rounds_text(result: Result) -> str:
-    count = result.settings["rounds"]
-    words = ["one round" if count == 1 else f"medians of {count} rounds"]
-    if result.quick:
-        words.append("a quick run")
-    if result.settings.get("interrupted"):
-        words.append("interrupted")
-    return ", ".join(words)
-
-
 def _section(result: Result) -> _Section:
     tables = [table for case in result.cases() if (table := _table(result, case)).rows]
     notes = []
@@ -110,14 +100,14 @@ def _section(result: Result) -> _Section:
     notes += dict.fromkeys(f"{each.subject}, {each.case}: {each.error}" for each in result.samples if each.error)
     if result.experiment == "micro":
         notes += [
-            f"{name}: {line.intercept:,.0f} ns of CPU an exchange, {line.slope:.4f} ns a byte"
+            f"{name}: {cell(line.intercept, INTERCEPT)} ns of CPU an exchange, {cell(line.slope, SLOPE)} ns a byte"
             for name, line in lines_of_cost(result).items()
         ]
     return _Section(
         name=result.experiment,
         title=TITLES[result.experiment],
         introduction=_INTRODUCTIONS[result.experiment],
-        facts=f"{when(result)}; {rounds_text(result)}; commit {result.machine['commit']}",
+        facts=f"{when(result)}; {result.precision}; commit {result.machine['commit']}; {summary_line(result.machine)}",
         tables=tables,
         plots=plots_of(result),
         notes=notes,

@@ -264,11 +264,11 @@ def _rate(result: Result) -> list[Plot]:
 
 def _memory(result: Result, case: str) -> Plot:
     """Bytes of an idle connection: the process and, on top of it, the kernel."""
-    subjects = [subject for subject in _plain_sizes(result) if result.values(subject.name, case, "pss_bytes_each")]
+    subjects = [subject for subject in _plain_sizes(result) if result.values(subject.name, case, "private_bytes_each")]
     figure, (axes,) = _figure(10, 0.9 + 0.34 * len(subjects))
     for place, subject in enumerate(subjects):
         start = 0.0
-        for key, alpha in (("pss_bytes_each", 1.0), ("kernel_bytes_each", 0.45)):
+        for key, alpha in (("private_bytes_each", 1.0), ("kernel_bytes_each", 0.45)):
             summary = result.figure(subject.name, case, key)
             width = max(0.0, summary.median / 1024) if summary else 0.0
             axes.barh(place, width, left=start, height=0.68, color=colour_of(subject), alpha=alpha)

@@ -58,13 +58,13 @@ def inside(namespace: str, *command: str) -> str:
 def test_up_and_down_leave_nothing() -> None:
     interfaces = set(psutil.net_if_addrs())
     allowed = ALLOWED.read_text()
-    with Namespaces(RunName.new()) as topology:
+    with Namespaces(RunName.new()) as topology, topology.between():
         assert set(psutil.net_if_addrs()) == interfaces
         assert ALLOWED.read_text() == allowed
         for place in topology.places:
-            told = inside(place.namespace, "sysctl", "-n", "net.ipv4.tcp_congestion_control")
-            assert told.strip() == topology.facts["congestion control"]
-            assert told.strip() != "bbr"
+            said = inside(place.namespace, "sysctl", "-n", "net.ipv4.tcp_congestion_control")
+            assert said.strip() == topology.facts["congestion control"]
+            assert said.strip() != "bbr"
         listening = subprocess.Popen(
             topology.server.enter([sys.executable, "-c", LISTEN]), stdout=subprocess.PIPE, text=True
         )
@@ -91,7 +91,12 @@ with socket.create_connection(("10.0.0.2", 5000), timeout=20) as sock:
 
 
 def test_two_topologies_side_by_side() -> None:
-    with Namespaces(RunName.new()) as one, Namespaces(RunName.new()) as two:
+    with (
+        Namespaces(RunName.new()) as one,
+        Namespaces(RunName.new()) as two,
+        one.between(),
+        two.between(),
+    ):
         names = {place.namespace for topology in (one, two) for place in topology.places}
         assert len(names) == 6
         assert names <= {entry.name for entry in NETNS_DIR.iterdir()}
@@ -99,7 +104,7 @@ def test_two_topologies_side_by_side() -> None:
 
 
 def test_an_error_within_takes_everything_down() -> None:
-    with pytest.raises(BenchError, match="on purpose"), Stand("netns") as stand, stand.native_server("echo"):
+    with pytest.raises(BenchError, match="on purpose"), Stand("netns") as stand, stand.far_end():
         raise BenchError("on purpose")
     assert of_runs(os.getpid()) == set()
 
@@ -151,7 +156,16 @@ def started(run: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
 @pytest.mark.skipif(available("iperf3") is None, reason="iperf3 is not installed")
 def test_a_quick_run(tmp_path: Path) -> None:
     with bench(
-        "throughput", "--quick", "--subjects", "direct,ref-polling,python", "--rounds", "1", "--out", str(tmp_path)
+        "throughput",
+        "--quick",
+        "--seconds",
+        "0.2",
+        "--subjects",
+        "direct,ref-polling,python",
+        "--rounds",
+        "1",
+        "--out",
+        str(tmp_path),
     ) as run:
         output, _ = run.communicate()
     assert run.returncode == 0, output
@@ -162,6 +176,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
     for subject in result.subjects:
         assert (subject.integrity, subject.half_close, subject.unavailable) == ("", "", "")
         assert len(result.values(subject.name, "P1", "gbit_s")) == 1
+        assert [result.invalid(subject.name, case) for case in result.cases()] == [[], [], []]
         assert len(result.values(subject.name, "P1", "cpu_s_per_gb")) == (0 if subject.family == "floor" else 1)
     assert "ref-polling" in output
     assert of_runs(run.pid) == set()
@@ -169,7 +184,19 @@ def test_a_quick_run(tmp_path: Path) -> None:
 
 def test_a_quick_run_of_datagrams(tmp_path: Path) -> None:
     subjects = ["direct", "oinetd-native", "oinetd-python"]
-    words = ["--quick", "--seconds", "0.05", "--rate", "1000", "--subjects", ",".join(subjects), "--out", str(tmp_path)]
+    words = [
+        "--quick",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.05",
+        "--rate",
+        "1000",
+        "--subjects",
+        ",".join(subjects),
+        "--out",
+        str(tmp_path),
+    ]
     with bench("udp", *words) as run:
         output, _ = run.communicate()
     assert run.returncode == 0, output

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.account import Switches, read_pss
+from bench.account import Switches, read_smaps
 from bench.flamegraph import flamegraph
 from bench.gobench import line, parse
 from bench.histogram import bucket_of, lower_bound, percentile_ns, percentiles_us
@@ -81,9 +81,11 @@ def test_switches_of_a_thread_that_ended_are_unknown() -> None:
     assert Switches({1: (15, 2, 3)}).since(before) is None
 
 
-def test_pss_is_read_in_bytes() -> None:
-    assert read_pss("00400000-7ffe Rss: 1\nRss:       9000 kB\nPss:       5120 kB\nPss_Anon:   1 kB\n") == 5 << 20
-    assert read_pss("") == 0
+def test_memory_is_read_in_bytes() -> None:
+    text = "00400000-7ffe Rss: 1\nRss: 9000 kB\nPss: 5120 kB\nPss_Anon: 1 kB\nPrivate_Dirty: 2 kB\n"
+    assert read_smaps(text, "Pss") == 5 << 20
+    assert read_smaps(text, "Private_Clean", "Private_Dirty") == 2048
+    assert read_smaps("", "Pss") == 0
 
 
 def test_go_benchmark_text_is_read_again() -> None:

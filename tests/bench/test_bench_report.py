@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import random
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from bench.columns import Column, cell
 from bench.errors import BenchError
 from bench.report import write_page, write_pages
 from bench.report.markdown import BEGIN, END, readme_figures
 from bench.report.page import render_page
 from bench.report.plots import plots_of
 from bench.results import Result, Sample, SubjectInfo, load_results, newest
+from bench.statistics import summarise
+from bench.tables import print_result
 
 MACHINE = {
     "kernel": "6.1", "cpu": "Some <CPU>", "cores usable": "2", "python": "3.12.1", "commit": "abcdef123456",
@@ -32,7 +37,7 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "rate": {
         "connect/close × 16": ("per_second", "cpu_us", "p50_us", "p99_us"),
-        "1000 idle": ("pss_bytes_each", "kernel_bytes_each"),
+        "1000 idle": ("private_bytes_each", "kernel_bytes_each"),
     },
     "connections": {
         "100 × 200 MiB": (
@@ -89,10 +94,45 @@ def test_warm_up_and_errors_are_kept_apart() -> None:
     assert result.cases() == ["P1", "P8"]
 
 
-def test_a_full_run_goes_before_a_newer_quick_one(tmp_path: Path) -> None:
+def test_the_newest_complete_run_goes_before_all(tmp_path: Path) -> None:
     make("rate", 1_790_000_000.0).save(tmp_path)
     make("rate", 1_790_000_999.0, quick=True).save(tmp_path)
-    assert not newest(load_results([tmp_path]))["rate"].quick
+    interrupted = make("rate", 1_790_001_999.0)
+    interrupted.settings["interrupted"] = True
+    interrupted.save(tmp_path)
+    chosen = newest(load_results([tmp_path]))["rate"]
+    assert (chosen.quick, chosen.interrupted) == (True, False)
+    assert chosen.precision == "3 rounds, a quick run"
+    assert interrupted.precision == "2 rounds, a full run, INTERRUPTED"
+    assert (chosen.status(), interrupted.status()) == (0, 1)
+
+
+def test_a_sample_that_is_not_what_it_says_shows_in_status_and_table() -> None:
+    result = make("rate")
+    result.samples[-1].invalid = ["3 bytes were lost"]
+    result.samples[-2].ambient = ["busy: others used 1.50 of 2 cores"]
+    assert result.status() == 1
+    said = io.StringIO()
+    print_result(result, Console(file=said, width=200))
+    assert "INVALID haproxy, 1000 idle: 3 bytes were lost" in said.getvalue()
+    assert "haproxy½ ✗" in said.getvalue()
+    assert "busy: others used 1.50 of 2 cores" in said.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_names_are_never_cut(width: int) -> None:
+    result = make("connections")
+    said = io.StringIO()
+    print_result(result, Console(file=said, width=width))
+    for name in ("native-copy@16K", "haproxy½"):
+        assert name in said.getvalue()
+
+
+def test_an_interval_is_shown_only_where_there_is_one() -> None:
+    column = Column("x", "x", "s", 1)
+    shown = [cell(summarise([float(value) for value in range(1, count + 1)]), column) for count in (1, 3, 6)]
+    assert shown == ["1.0 ~", "2.0 (1.0–3.0)", "3.5 [1.0–6.0]"]
+    assert cell(summarise([-5.0] * 6), Column("x", "x", "B", 1, noise=100.0)) == "below 100.0"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "experiment": "x"}'])
@@ -113,13 +153,13 @@ class Links(HTMLParser):
         self.ids: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        told = dict(attrs)
+        found = dict(attrs)
         if tag in ("script", "img", "link", "iframe"):
             self.loaded.append(tag)
         if tag == "a":
-            self.targets.append(told.get("href") or "")
-        if "id" in told and tag == "section":
-            self.ids.add(f"#{told['id']}")
+            self.targets.append(found.get("href") or "")
+        if "id" in found and tag == "section":
+            self.ids.add(f"#{found['id']}")
 
 
 def test_the_page_is_complete_in_itself(results: dict[str, Result], tmp_path: Path) -> None:
@@ -160,14 +200,14 @@ def pages_in(root: Path) -> tuple[Path, Path]:
     pages = root / "README.md", root / "docs" / "performance.md"
     pages[1].parent.mkdir()
     for page in pages:
-        page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nThe rest.\n")
+        page.write_text(f"# Title\n\n{BEGIN}\nstale\n{END}\n\nThe rest.\n")
     return pages
 
 
 def test_the_pages_are_rewritten_between_their_markers(results: dict[str, Result], tmp_path: Path) -> None:
     pages = pages_in(tmp_path)
     assert set(write_pages(results, tmp_path, check=True)) >= set(pages)
-    assert all("old" in page.read_text() for page in pages)
+    assert all("stale" in page.read_text() for page in pages)
     changed = write_pages(results, tmp_path)
     names = ("throughput-p1", "buffers", "latency", "rate", "memory", "micro")
     assert set(changed) == {*pages, *(tmp_path / "docs" / "bench" / f"{name}.svg" for name in names)}
@@ -175,7 +215,7 @@ def test_the_pages_are_rewritten_between_their_markers(results: dict[str, Result
         text = page.read_text()
         assert text.startswith(f"# Title\n\n{BEGIN}\n")
         assert text.endswith(f"{END}\n\nThe rest.\n")
-        assert "old" not in text
+        assert "stale" not in text
     text = pages[1].read_text()
     assert "| **native-copy** |" in text
     assert "16K" in text
@@ -238,7 +278,7 @@ def test_the_guide_tells_buffers_and_threads(tmp_path: Path) -> None:
     pages = pages_in(tmp_path)
     write_pages({"throughput": result}, tmp_path)
     assert [line for line in pages[1].read_text().splitlines() if line.startswith("- ")] == [
-        "- For bulk, `native-copy×1` costs least here: 0.200 CPU s/GB.",
+        "- Of oinetd's own modes `native-copy×1` costs least for bulk: 0.200 CPU s/GB.",
         "- `native-copy` with 2 threads, CPU s/GB by `buffersize`: 16K 0.500, 64K 0.300.",
         "- `native-copy`, CPU s/GB by `threads`: 1 0.200, 2 0.300.",
     ]

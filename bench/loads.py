@@ -1,0 +1,104 @@
+"""The bench's own loads: run against a subject, judged by what client and server have counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.ambient import ambient_texts
+from bench.meter import Spent, run_client
+from bench.results import Sample
+from bench.stand import FarEnd, Running, Stand
+from bench.validity import bulk_faults, drift_fault, exchange_faults, idle_work_fault, short_faults, stream_fault
+
+__all__ = ["WARM_UP_S", "Load", "bulk_load", "exchange_load", "short_load"]
+
+WARM_UP_S = 0.4
+"""Of every load, on the connections and by the threads that are then timed."""
+_SETTLE_S = 1.0
+"""How long bytes that are still on their way may take until the count of the server is final."""
+_GIGA = 1e9
+
+Judge = Callable[[Mapping[str, Any], Mapping[str, int]], list[str]]
+
+
+@dataclass
+class Load:
+    """What one load has shown."""
+
+    figures: dict[str, Any]
+    spent: Spent
+    invalid: list[str]
+    ambient: list[str]
+
+    def sample(self, case: str, values: dict[str, float | None], **detail: Any) -> Sample:
+        """A sample of this load, with what is wrong with it and what the machine did."""
+        return Sample(
+            "", case, 0, values, detail=detail, invalid=list(self.invalid), ambient=list(self.ambient),
+            machine=dict(self.spent.machine),
+        )  # fmt: skip
+
+
+def _run(stand: Stand, running: Running, far: FarEnd, what: str, judge: Judge, seconds: float, **options: Any) -> Load:
+    options = {"seconds": seconds, "warm_up": WARM_UP_S, "threads": stand.cores.loads, **options}
+    before = far.counts()
+    figures, spent = run_client(stand, running, what, **options)
+    after = far.counts()
+    invalid = judge(figures, after.since(before))
+    deadline = time.monotonic() + _SETTLE_S
+    while invalid and time.monotonic() < deadline:  # until the last bytes have arrived, or nothing more comes
+        time.sleep(0.05)
+        settled = far.counts()
+        same = settled.numbers == after.numbers
+        after = settled
+        invalid = judge(figures, after.since(before))
+        if same:
+            break
+    invalid += spent.elsewhere
+    ambient = ambient_texts(spent.machine, figures["busy"], after.busy_since(before))
+    return Load(figures, spent, invalid, ambient)
+
+
+def exchange_load(
+    stand: Stand, running: Running, far: FarEnd, *, connections: int, up: int, down: int, seconds: float,
+    rate: float = 0.0, warm_up: float = WARM_UP_S,
+) -> Load:  # fmt: skip
+    """Requests and answers on connections that stay; at a `rate` a second, or as fast as they are answered."""
+    load = _run(
+        stand, running, far, "exchange", exchange_faults, seconds,
+        connections=connections, up=up, down=down, rate=rate, warm_up=warm_up,
+    )  # fmt: skip
+    if not rate:
+        load.invalid += stream_fault(load.figures["streams"])
+        load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], warm_up, seconds)
+    return load
+
+
+def short_load(stand: Stand, running: Running, far: FarEnd, *, connections: int, seconds: float) -> Load:
+    """Connections that are opened, ask once and are closed; `connections` at a time."""
+    load = _run(stand, running, far, "short", short_faults, seconds, connections=connections)
+    load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], WARM_UP_S, seconds)
+    return load
+
+
+def bulk_load(
+    stand: Stand, running: Running, far: FarEnd, *, connections: int, up: bool, seconds: float = 0.0, blocks: int = 0
+) -> Load:
+    """Streams, up or down, for some seconds or of so many blocks."""
+
+    def judge(figures: Mapping[str, Any], server: Mapping[str, int]) -> list[str]:
+        return bulk_faults(figures, server, up=up)
+
+    what = "upload" if up else "download"
+    timed = {"warm_up": 0.0} if blocks else {}
+    load = _run(
+        stand, running, far, what, judge, seconds, connections=connections, blocks=blocks, **timed
+    )  # fmt: skip
+    moved = sum(load.figures["streams"])
+    load.invalid += idle_work_fault(load.spent.cpu_s, moved / _GIGA)
+    if not blocks:
+        load.invalid += stream_fault(load.figures["streams"])
+        load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], WARM_UP_S, seconds)
+    return load

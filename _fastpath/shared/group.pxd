@@ -57,7 +57,7 @@ cdef enum:
     TABLE_SIZE = 65537          # Maglev's
     TRIES_MAX = 5               # servers that are tried for one client
     RETRY_PERCENT = 20          # of the live sessions of a group may be at a retry ...
-    RETRIES_MIN = 16            # ... and always this many, or a group with few sessions would never retry
+    RETRIES_MIN = 64            # ... and always this many, or a group with few sessions would never retry
 
     PICKED_NONE = -1            # every usable server was tried
     PICKED_FULL = -2            # those that were not tried have no room

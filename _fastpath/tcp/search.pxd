@@ -2,8 +2,8 @@
 
 A server that refuses, cannot be reached or says nothing is followed by the next choice at once; the client has not been
 read by then. The whole search ends with connect-timeout. While another server could be tried, each one gets half of
-the time that is left. No server is tried twice, no more than TRIES_MAX are, and only so many sessions of a group may be
-at a second try. A client for which only full servers are left waits for room.
+the time that is left, and no more than SILENT_MS. No server is tried twice, no more than TRIES_MAX are, and only so
+many sessions of a group may be at a second try. A client for which only full servers are left waits for room.
 
 Selection counts in the server's `live`. A session leaves its server when it goes on to the next one, and at its end.
 """
@@ -31,6 +31,9 @@ from tcp.dial cimport DIAL_FAILED, DIAL_OVER, DIAL_WAITS, SHORT_MAX_MS, SHORT_WA
 from tcp.ending cimport finish, listeners_wake
 from tcp.target_report cimport note_server_failed, unreachable
 
+cdef enum:
+    SILENT_MS = 1500            # as SILENT_S in `oinetd.lanes.python.search`: by then the kernel has asked twice
+
 
 cdef inline uint64_t draw_next(Reactor *reactor) noexcept nogil:
     """64 random bits (xorshift64*): no secret, only different for each reactor."""
@@ -57,32 +60,40 @@ cdef inline void search_fill(Reactor *reactor, const Conn *conn, Search *search)
     search.draw = draw_next(reactor) if conn.policy.group.balance == BALANCE_RANDOM else 0
 
 
-cdef inline uint32_t server_limit_ms(const Conn *conn, uint64_t now_ms) noexcept nogil:
-    """How long after the accept the server that was just selected has: half of what is left, or its own
-    connect-timeout."""
-    cdef uint64_t passed_ms = now_ms - conn.started_us // 1000
-    cdef uint64_t limit_ms = conn.policy.connect_ms
+cdef inline uint64_t server_whole_ms(const Conn *conn, uint64_t passed_ms) noexcept nogil:
+    """How long after the accept the selected server has if it is the last one: up to connect-timeout, the rule's or its
+    own, which began `passed_ms` after the accept; 0 is no limit."""
     cdef uint64_t own_ms = policy_member(conn.policy, conn.member).connect_ms
-    if limit_ms > passed_ms and conn.policy.group.count > 1:
-        limit_ms = passed_ms + (limit_ms - passed_ms) // 2
+    cdef uint64_t limit_ms = conn.policy.connect_ms
     if own_ms and (limit_ms == 0 or passed_ms + own_ms < limit_ms):
         limit_ms = passed_ms + own_ms
+    return limit_ms
+
+
+cdef inline uint32_t server_limit_ms(const Conn *conn, uint64_t now_ms) noexcept nogil:
+    """How long after the accept the server that was just selected has while another one could be tried."""
+    cdef uint64_t passed_ms = now_ms - conn.started_us // 1000
+    cdef uint64_t limit_ms = server_whole_ms(conn, passed_ms)
+    cdef uint64_t share_ms = SILENT_MS
+    if conn.policy.group.count == 1:
+        return <uint32_t> limit_ms
+    if conn.policy.connect_ms:
+        share_ms = min(share_ms, left_of(conn.started_us // 1000, conn.policy.connect_ms, now_ms) // 2)
+    if limit_ms == 0 or passed_ms + share_ms < limit_ms:
+        limit_ms = passed_ms + share_ms
     return <uint32_t> limit_ms
 
 
 cdef inline bint search_extend(Reactor *reactor, Conn *conn) noexcept nogil:
-    """The half is over: without another server to try, the present one has all that is left. Whether it has more."""
+    """The share of the server is used up: without another one to try, it has all that is left. Whether that is more."""
     cdef uint16_t tried[TRIES_MAX]
     cdef Search search
-    cdef uint64_t seen = 0, limit_ms, own_ms
+    cdef uint64_t seen = 0, limit_ms
     cdef int i
-    if conn.member == 0 or conn.member == MEMBER_WAITS or conn.limit_ms >= conn.policy.connect_ms:
+    if conn.member == 0 or conn.member == MEMBER_WAITS:
         return False
-    own_ms = policy_member(conn.policy, conn.member).connect_ms
-    limit_ms = conn.policy.connect_ms
-    if own_ms and conn.dial_ms - conn.started_us // 1000 + own_ms < limit_ms:
-        limit_ms = conn.dial_ms - conn.started_us // 1000 + own_ms
-    if limit_ms <= conn.limit_ms:
+    limit_ms = server_whole_ms(conn, conn.dial_ms - conn.started_us // 1000)
+    if limit_ms and limit_ms <= conn.limit_ms:
         return False
     search_fill(reactor, conn, &search)
     if search.tried_count + 1 < TRIES_MAX:

@@ -13,5 +13,6 @@ cp -a "$rootfs/." "$work/bundle/rootfs/"
 umoci repack --image "$layout:$tag" "$work/bundle"
 # OCI has no HEALTHCHECK: whoever runs the image is told `oinetd health` (Kubernetes: deploy/kubernetes).
 umoci config --image "$layout:$tag" --config.user 65532:65532 --config.entrypoint /usr/bin/oinetd --config.cmd -f \
+  --config.env XDG_RUNTIME_DIR=/run \
   --config.stopsignal SIGTERM --config.label org.opencontainers.image.title=oinetd
 umoci gc --layout "$layout"

@@ -5,7 +5,8 @@ The parent may be a shell, cron, a service manager, a container, or a faulty pro
 - Descriptors 0-2: a closed one becomes /dev/null. Otherwise the next open file would get its number, and messages
   would be written to that file.
 - Other descriptors: a daemon closes those that were not passed by the service manager's protocol.
-- Signals: the handlers of oinetd's signals and SIGCHLD are reset, and the signal mask is set.
+- Signals: the handlers of oinetd's signals and SIGCHLD are reset, and the signal mask is set. Process 1 of a container
+  ignores SIGCHLD: it leaves no zombies.
 - Working directory: it may have been removed; then only absolute paths work.
 - umask: the bits for group and others are kept, the bits for the owner are cleared.
 - Limits: the soft limit of descriptors is raised to the hard one.
@@ -71,6 +72,10 @@ def _reset_signals(held: Collection[int]) -> None:
             continue
         with contextlib.suppress(OSError, ValueError):  # signals that the C library reserves
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if os.getpid() == 1:
+        # In a container the orphans of other processes (health checks) become children of this one. Nobody waits for
+        # them, so the kernel is to forget them.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # In one step, so that a pending signal is not lost.
     signal.pthread_sigmask(signal.SIG_SETMASK, held)
 

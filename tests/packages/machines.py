@@ -81,7 +81,11 @@ class Machine:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["ip", "netns", "exec", self.name, *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            ["nsenter", f"--net=/run/netns/{self.name}", *words],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
 
     def start(self, *words: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -89,7 +93,7 @@ class Machine:
         log = self.folder / f"log-{len(self.processes)}-{Path(words[0]).name}"
         with log.open("wb") as said:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *words],
+                ["nsenter", f"--net=/run/netns/{self.name}", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,

@@ -114,8 +114,8 @@ def test_a_rolling_restart_refuses_nobody_and_each_client_keeps_its_server(clust
         load.wait_for(lambda result: result.startswith("s"), "a connection at the end")
     failed = [result for _, _, result in load.results if result.startswith("failed")]
     assert "failed: connect" not in failed, f"{len(failed)} of {len(load.results)}"
-    # A router leads the packets of connections that a machine has to another one when its route goes: those in flight in
-    # this very moment are lost, as with all ECMP. They live for a millisecond here.
+    # When the route of a machine goes, the router leads the packets of its connections to another one: those in flight
+    # in this very moment are lost, as with all ECMP. They live for a millisecond here.
     assert len(failed) <= len(MACHINES), f"{len(failed)} of {len(load.results)}"
     seen = servers(load)
     assert set(seen) == set(SOURCES)

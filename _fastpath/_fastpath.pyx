@@ -79,6 +79,7 @@ from shared.target cimport (
     ADDRESSES_MAX, Target, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold,
     targets_pick, targets_rank, targets_remember,
 )
+from shared.histogram cimport BOUNDS, Histogram
 from shared.totals cimport TOTALS_PLACES, Totals, totals_add
 from reactor.thread cimport hub_free, hub_new, hub_shut, reactor_free, reactor_new, reactor_start
 from udp.message cimport least_listening, udp_message_send
@@ -338,6 +339,10 @@ cdef class Gate:
         return oi_get(&self.gate.admitted)
 
     @property
+    def histograms(self):
+        return _counted(&self.gate.durations), _counted(&self.gate.connects)
+
+    @property
     def totals(self):
         # In this order, so that a session is never seen as ended and not yet admitted.
         cdef uint64_t ended = oi_see(&self.gate.ended)
@@ -346,6 +351,10 @@ cdef class Gate:
             admitted, admitted - ended, oi_get(&self.gate.bytes[0]), oi_get(&self.gate.bytes[1]),
             oi_get(&self.gate.datagrams[0]), oi_get(&self.gate.datagrams[1]), oi_get(&self.gate.datagrams_lost),
         )
+
+
+cdef tuple _counted(Histogram *histogram):
+    return tuple([oi_get(&histogram.counts[i]) for i in range(BOUNDS + 1)]), oi_get(&histogram.sum_us) * 1e-6
 
 
 cdef int _compile(Access *access, list lists) except -1:

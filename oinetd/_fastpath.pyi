@@ -133,6 +133,9 @@ class Gate:
     def admitted(self) -> int:
         """Connections of the native lane that were let in, ever; those that ended too."""
     @property
+    def histograms(self) -> tuple[tuple[tuple[int, ...], float], tuple[tuple[int, ...], float]]:
+        """How long sessions lasted, and how long connects took: the counts of the buckets, and the sum in seconds."""
+    @property
     def totals(self) -> tuple[int, int, int, int, int, int, int]:
         """Of the sessions of the native lane: admitted ever, live, and what they moved: bytes up and down, datagrams up
         and down, datagrams lost. A session that has ended, and whose record was handed out, is in it to the last byte.

@@ -13,6 +13,7 @@ import math
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from oinetd.bounds import check_type
 from oinetd.core.hooks import Admit, Hook, Hooks
@@ -31,6 +32,9 @@ from oinetd.observe.rules import RuleState, rule_states
 from oinetd.reload import Reload
 from oinetd.upstream.destination import DestinationState
 from oinetd.upstream.loops import Loops
+
+if TYPE_CHECKING:
+    from oinetd.observe.metrics import Collector, Measured
 
 __all__ = ["BoundAddress", "Forwarder"]
 
@@ -266,6 +270,25 @@ class Forwarder:
         if self._stopped is None:
             return self._registry.stats()
         return self._limits.completed(self._registry.stats(self._lanes.totals()))
+
+    def collector(self) -> Collector:
+        """Its metrics as a collector for a registry of prometheus-client: `registry.register(forwarder.collector())`.
+
+        Collect on the thread of the forwarder's loop.
+        """
+        from oinetd.observe.metrics import Collector  # few programs want metrics, and this takes 50 ms
+
+        return Collector(self._measured)
+
+    def _measured(self) -> Measured:
+        from oinetd.observe.metrics import Measured
+
+        stats = self.stats()
+        served = [(each.service.route.rule, each.sock) for each in self._listeners.values()]
+        if self._stopped is None:
+            return Measured(stats, rule_states(stats, {}, ()), {}, [])
+        states = rule_states(stats, self._reload.lanes_of, served)
+        return Measured(stats, states, self._lanes.histograms(), self.destinations())
 
     def destinations(self) -> list[DestinationState]:
         """The names that destinations and source addresses have, each once, and what they resolve to."""

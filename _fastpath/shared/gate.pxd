@@ -11,6 +11,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from base.atomic cimport oi_add, oi_get, oi_raise_by, oi_replace, oi_see, oi_show, oi_swap
+from shared.histogram cimport Histogram
 from shared.source cimport (
     Prefix, Sources, source_count_in, source_count_out, source_counted, sources_free, sources_init,
 )
@@ -47,6 +48,8 @@ cdef struct Gate:
     uint64_t datagrams[2]
     uint64_t datagrams_lost
     uint64_t ended              # atomic: of those that were admitted, how many have ended
+    Histogram durations         # of the sessions that ended
+    Histogram connects          # of those of them that were connected over TCP
 
 
 cdef inline void gate_count_datagrams(Gate *self, int way, int taken, int lost, uint64_t bytes) noexcept nogil:

@@ -16,6 +16,7 @@ from shared.ending cimport (
     ENDING_CLIENT_CLOSED, ENDING_CLIENT_RESET, ENDING_UPSTREAM_CLOSED, ENDING_UPSTREAM_RESET,
 )
 from shared.gate cimport budget_give, gate_leave
+from shared.histogram cimport histogram_add, oi_connect_bounds, oi_duration_bounds
 from base.linux cimport ECONNRESET, SHUT_WR, SIOCOUTQ, c_assert, c_close, c_ioctl, c_shutdown
 from shared.group cimport group_retried
 from shared.policy cimport MEMBER_WAITS, policy_drop, policy_member, policy_server_tag
@@ -129,6 +130,9 @@ cdef inline void permits_leave(Reactor *reactor, Conn *conn) noexcept nogil:
         return
     sources_leave(reactor.hub.gate, conn.policy, &conn.client, conn.counted)
     oi_raise_by(&conn.policy.gate.ended, 1)
+    histogram_add(&conn.policy.gate.durations, oi_duration_bounds, conn.ended_us - conn.started_us)
+    if conn.connected_us:
+        histogram_add(&conn.policy.gate.connects, oi_connect_bounds, conn.connected_us - conn.started_us)
     if conn.policy.group != NULL:
         wanted = search_end(conn)
     if gate_leave(conn.policy.gate):

@@ -9,6 +9,7 @@ from shared.ending cimport ENDING_ABORTED, ENDING_DISPLACED, ENDING_IDLE_TIMEOUT
 from shared.admission cimport sources_leave
 from state.report cimport record_push, record_slot
 from state.slab cimport Slot, slab_slots, slots_append
+from shared.histogram cimport histogram_add, oi_duration_bounds
 from shared.gate cimport Gate, budget_is_short, gate_enter, gate_leave
 from shared.inbox cimport MESSAGE_UDP_ROOM, Message, inbox_post
 from base.linux cimport c_assert, c_close
@@ -118,6 +119,7 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
         address_read(&client, &session.key.place)
         sources_leave(reactor.hub.gate, policy, &client, session.counted)
     oi_raise_by(&policy.gate.ended, 1)
+    histogram_add(&policy.gate.durations, oi_duration_bounds, session.ended_us - session.started_us)
     if session.member and server_leave(policy_member(policy, session.member).server):
         reactor.room_made = True
     gate_leave(policy.gate)

@@ -20,6 +20,7 @@ from shared.ending cimport (
     ENDING_UPSTREAM_SILENT,
 )
 from state.report cimport report_refused, ring_has_reserve
+from shared.histogram cimport histogram_add, oi_duration_bounds
 from shared.gate cimport gate_count_datagrams, gate_leave
 from base.linux cimport ECONNREFUSED, ENOPROTOOPT, ETIMEDOUT, c_assert
 from tcp.loop cimport loop_say
@@ -72,6 +73,7 @@ cdef inline void turn_away(
     if failed:
         oi_add(&listener.policy.gate.admitted, 1)
         oi_raise_by(&listener.policy.gate.ended, 1)
+        histogram_add(&listener.policy.gate.durations, oi_duration_bounds, 0)
 
 
 cdef inline Session *session_open(

@@ -59,6 +59,7 @@ class Api:
                 Route("GET", "/v1/events", self._events),
                 Route("GET", "/v1/explain", self._explain, query=("address", "port", "protocol", "client")),
                 Route("POST", "/v1/reload", self._reload),
+                Route("GET", "/metrics", self._metrics, metrics=True),
                 Route("GET", "/v1/openapi.json", self._openapi),
                 *(Route("GET", path, self._page, page=True, open=True) for path in PAGE_FILES),
             )
@@ -141,6 +142,27 @@ class Api:
         forwarder = self.instance.forwarder
         states, names = forwarder.rules(), forwarder.destinations()
         return document(explain(forwarder.config, states, names, query["address"], port, protocol, client))
+
+    async def _metrics(self, request: Request) -> Response:
+        from oinetd.admin.scrape import scrape  # takes 50 ms, and is only for those who want metrics
+
+        collector = self.instance.forwarder.collector().with_more(self._reload_metrics)
+        return await scrape(collector, request.headers.get("accept", ""))
+
+    def _reload_metrics(self) -> list[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        reloads = self.instance.reloads
+        done = CounterMetricFamily("oinetd_reloads", "Reloads by their result.", labels=("result",))
+        done.add_metric(("success",), reloads.succeeded)
+        done.add_metric(("failure",), reloads.failed)
+        gauges = (
+            ("last_reload_success", "1 if the last reload succeeded, or there was none.", not reloads.last_error),
+            ("last_reload_duration_seconds", "How long the last reload took.", reloads.last_duration_s),
+            ("last_reload_timestamp_seconds", "Unix time of the last reload, 0 if there was none.", reloads.last_at),
+            ("start_time_seconds", "Unix time of the start.", self.instance.started),
+        )
+        return [done, *(GaugeMetricFamily(f"oinetd_{name}", text, value=value) for name, text, value in gauges)]
 
     async def _openapi(self, request: Request) -> Response:
         text = await asyncio.to_thread((files("oinetd.admin") / "openapi.json").read_bytes)

@@ -7,6 +7,8 @@ Text becomes statements (`syntax`), statements become a `Config` (`compile`), an
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from itertools import chain
 
 from oinetd.config.compile import compile_config
 from oinetd.config.loader import load_statements
@@ -21,6 +23,10 @@ from oinetd.model import Config, Rule
 __all__ = ["load_config", "parse_config", "parse_rule", "render_config"]
 
 
+LINES = "-e"
+"""The name of lines of the command line in problems and origins."""
+
+
 def parse_config(text: str, file: str = "<text>") -> Config:
     """The configuration in `text`; `file` is its name in problems and origins.
 
@@ -29,15 +35,16 @@ def parse_config(text: str, file: str = "<text>") -> Config:
     return compile_config(read_statements(text, file), file)
 
 
-def load_config(path: str | os.PathLike[str]) -> Config:
-    """The configuration in the file `path` and in the files that it includes.
+def load_config(path: str | os.PathLike[str], lines: Sequence[str] = ()) -> Config:
+    """The configuration in the file `path` (none if empty), in the files that it includes, and then in `lines`.
 
     The files are read as UTF-8 with surrogate escapes. Raises `ConfigError` with all problems, also if a file cannot
     be read.
     """
     file = os.fspath(path)
     sources: list[FileSource] = []
-    return compile_config(load_statements(file, sources), file, sources)
+    read = load_statements(file, sources) if file else iter(())
+    return compile_config(chain(read, read_statements("\n".join(lines), LINES)), file or LINES, sources)
 
 
 def parse_rule(text: str) -> Rule:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeAlias
 
 from oinetd.core.engine import Engine
+from oinetd.core.histogram import HistogramCounts
 from oinetd.core.record import SessionRecord, Totals
 from oinetd.core.service import Service
 from oinetd.model import AccessRule, Config, Endpoint, Rule
@@ -139,6 +140,10 @@ class Lane(Protocol):
 
     def totals(self) -> Mapping[Endpoint | Rule, Totals]:
         """The sums of sessions that the registry does not know, by the `identity` of rules; looks at no session."""
+        ...
+
+    def histograms(self) -> Mapping[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]:
+        """Durations and connect times of sessions that the registry does not know, by the `identity` of rules."""
         ...
 
     def sessions(self) -> Iterable[SessionRecord]:

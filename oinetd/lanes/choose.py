@@ -17,6 +17,7 @@ from itertools import islice
 
 from oinetd.core.dial import Dialer
 from oinetd.core.engine import Engine
+from oinetd.core.histogram import HistogramCounts
 from oinetd.core.lane import AccessCheck, Lane, Listener
 from oinetd.core.record import SessionRecord, Totals
 from oinetd.core.registry import Registry
@@ -171,6 +172,17 @@ class Lanes:
         """The live sessions, oldest first."""
         records = (record for lane in self._running for record in lane.sessions())
         return sorted(records, key=lambda record: record.id)
+
+    def histograms(self) -> dict[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]:
+        """Durations and connect times of all sessions that ended, by the `identity` of rules."""
+        found = self._registry.histograms()
+        for lane in self._running:
+            for identity, (durations, connects) in lane.histograms().items():
+                known = found.get(identity)
+                found[identity] = (
+                    (known[0].plus(durations), known[1].plus(connects)) if known else (durations, connects)
+                )
+        return found
 
     def session_batches(self, size: int) -> Iterator[list[SessionRecord]]:
         """The live sessions in lists of at most `size`, in no order."""

@@ -33,6 +33,7 @@ file, which rinetd's unit waits for."""
 
 EPILOGUE: Final = """\
 oinetd demo      forwards to a small embedded service and needs no configuration
+oinetd forward 8080 db.example.org:80     forwards in the foreground, without a file
 
 These ask a running oinetd (-n NAME or --admin PATH if there are several):
 oinetd status, rules, sessions, events     what there is, and what happens
@@ -61,10 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["demo"]:
             return _demo(words[1:])
-        parser = command_parser()
-        said, extra = parser.parse_known_args(words)
+        forward = words[:1] == ["forward"]
+        parser = command_parser(forward=forward)
+        said, extra = parser.parse_known_args(words[1:] if forward else words)
         if extra:
             parser.error(_unexpected(extra[0]))
+        lines = said.lines or []
+        if forward:
+            lines = [*_forward(parser, said.pairs), *lines]
         if said.strict and not (said.test or said.show):
             parser.error("--strict needs -t")
     except SystemExit as end:  # argparse has printed the message
@@ -76,13 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("oinetd: --resolve needs -t", file=sys.stderr)
         return EX_USAGE
     as_rinetd = argv is None and os.path.basename(sys.argv[0]) == RINETD_NAME
-    conf_file, fault, code = _find(said.conf_file, CONF_FILES[::-1] if as_rinetd else CONF_FILES)
+    conf_file, fault, code = "", "", EX_OK
+    if said.conf_file or not lines:
+        conf_file, fault, code = _find(said.conf_file, CONF_FILES[::-1] if as_rinetd else CONF_FILES)
     if code:
         print(f"oinetd: {fault}", file=sys.stderr)
         return code
     options = Options(
         conf_file=conf_file,
-        foreground=said.foreground,
+        lines=tuple(lines),
+        foreground=said.foreground or forward,
         pid_file=said.pidfile,
         # Like rinetd: not in the foreground. Only root can write to /run.
         default_pid_file=RINETD_PID_FILE if as_rinetd and not said.foreground and os.geteuid() == 0 else "",
@@ -122,16 +130,28 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EX_USAGE, f"{self.prog}: {message}\n{self.format_usage()}")
 
 
-def command_parser() -> argparse.ArgumentParser:
-    """The parser of the command line; completions of shells are made from it."""
+def _forward(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    from oinetd.process.forward import forward_lines
+
+    try:
+        return forward_lines(words)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def command_parser(*, forward: bool = False) -> argparse.ArgumentParser:
+    """The parser of the command line, or of that of `oinetd forward`; completions of shells are made from it."""
     parser = _Parser(
-        prog="oinetd",
+        prog="oinetd forward" if forward else "oinetd",
         description="Forwards TCP connections and UDP datagrams as its configuration says.",
         epilog=EPILOGUE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
+    if forward:
+        add("pairs", nargs="*", metavar="LISTEN DESTINATION", help="such as 8080 db.example.org:80")
+    add("-e", "--line", dest="lines", action="append", metavar="LINE", help="a line of a configuration, after the file")
     add("-c", "--conf-file", metavar="FILE", type=_file, help=f"the configuration (default: {' or '.join(CONF_FILES)})")
     add("-f", "--foreground", action="store_true", help="stay in the foreground, with messages on standard error")
     add("-t", "--test", action="store_true", help="check the configuration, print its errors or OK, and exit")
@@ -225,13 +245,13 @@ def _find(asked: str | None, usual: tuple[str, ...]) -> tuple[str, str, int]:
 
 def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
     """`-t` and `-T`: check the configuration, or print it. `strict` treats warnings as errors."""
-    from oinetd.config import load_config, render_config
+    from oinetd.config import render_config
     from oinetd.observe.connection_log import ConnectionLog
     from oinetd.process.pidfile import PidFile
     from oinetd.upstream.hosts import names_of
 
     try:
-        config = options.with_overrides(load_config(options.conf_file))
+        config = options.with_overrides(options.load())
         ConnectionLog.check(config.log)
         PidFile.check(config.pid_file)
         unanswered = _unanswered(config) if resolve else []

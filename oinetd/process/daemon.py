@@ -13,7 +13,6 @@ from dataclasses import replace
 from socket import socket
 from typing import Any, Final
 
-from oinetd.config import load_config
 from oinetd.errors import ConfigError, OinetdError, Problem
 from oinetd.forwarder import Forwarder
 from oinetd.model import Config
@@ -50,7 +49,7 @@ def run(options: Options) -> int:
             return answer
         handover = answer
         # The daemon changes to the root directory, and reads the file again at each reload.
-        options = replace(options, conf_file=os.path.join(base, options.conf_file))
+        options = replace(options, conf_file=options.conf_file and os.path.join(base, options.conf_file))
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     process_log = ProcessLog(options.log_level, os.environ)
     sockets = inherited_sockets(os.environ, pid)
@@ -116,7 +115,7 @@ class Daemon:
         try:
             for number in STOP_SIGNALS:
                 signal.signal(number, _stop)
-            config = self._resolve(load_config(self._options.conf_file))
+            config = self._resolve(self._options.load())
             # From here on there is something to clean up, so stop signals wait for their handlers in the loop.
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             self._open(config, sockets)
@@ -305,7 +304,7 @@ class Daemon:
         waiting = self._administration.reload_begins()
         try:
             # In a thread: a network disk may be slow.
-            config = self._resolve(await asyncio.to_thread(load_config, self._options.conf_file))
+            config = self._resolve(await asyncio.to_thread(self._options.load))
             async with self._administration.change(config):
                 await self._put_in_force(config)
         except (OinetdError, OSError) as error:
@@ -320,7 +319,7 @@ class Daemon:
             return f"{self._status()}; the last reload failed: {error!r}"
         self._watch.follow(config)
         self._administration.reload_ends(waiting, None)
-        logger.info("reloaded %s", self._options.conf_file)
+        logger.info("reloaded %s", self._options.conf_file or "the lines of the command line")
         return self._status()
 
     async def _put_in_force(self, config: Config) -> None:

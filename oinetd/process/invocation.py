@@ -36,11 +36,12 @@ EX_CONFIG: Final = 78
 class Options:
     """The options of the command line; None if the configuration decides.
 
-    `default_pid_file` is used if neither `pidlogfile` nor `-p` is given. `name` is that of the instance, empty for the
-    stem of `conf_file`; `admin_path` replaces the admin sockets of the configuration.
+    `lines` are further lines of the configuration; with them `conf_file` may be empty. `default_pid_file` is used if
+    neither `pidlogfile` nor `-p` is given. `name` is that of the instance, empty for the stem of `conf_file`; `admin_path` replaces the admin sockets of the configuration.
     """
 
     conf_file: str
+    lines: tuple[str, ...] = ()
     foreground: bool = False
     pid_file: str | None = None
     default_pid_file: str = ""
@@ -51,6 +52,12 @@ class Options:
     log_level: str = "info"
     name: str = ""
     admin_path: str = ""
+
+    def load(self) -> Config:
+        """The configuration of file and lines, without what the command line puts over it. Raises `ConfigError`."""
+        from oinetd.config import load_config
+
+        return load_config(self.conf_file, self.lines)
 
     def with_overrides(self, config: Config) -> Config:
         """`config` with what the command line says put over it, and over what single rules say."""

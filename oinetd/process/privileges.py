@@ -36,6 +36,8 @@ IMPORTED_LATER: Final = (
     "encodings.idna",
     "encodings.latin_1",
     "glob",
+    "oinetd.admin.scrape",
+    "oinetd.observe.metrics",
 )
 """Modules that are imported on demand. The new user may not be able to read the interpreter's files."""
 

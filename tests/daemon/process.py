@@ -91,6 +91,7 @@ class Oinetd:
         before: Callable[[], None] | None = None,
         pass_fds: tuple[int, ...] = (),
         command: tuple[str, ...] = COMMAND,
+        arguments: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self.conf = folder / "oinetd.conf"
@@ -100,7 +101,7 @@ class Oinetd:
         self._out = folder / f"stdout-{next(_numbers)}"
         with self._said.open("wb") as said, self._out.open("wb") as out:
             self.process = subprocess.Popen(
-                [*command, "-f", "-c", str(self.conf), *words],
+                [*command, *(arguments or ("-f", "-c", str(self.conf))), *words],
                 cwd=folder,
                 env=surroundings(**{"NOTIFY_SOCKET": self.manager.address, **(environ or {})}),
                 stdin=subprocess.DEVNULL,

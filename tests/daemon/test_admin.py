@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.process import Client, EchoServer, Oinetd, call, until
+from tests.daemon.process import COMMAND, Client, EchoServer, Oinetd, call, until
 
 
 @pytest.fixture
@@ -132,3 +132,34 @@ def test_with_another_user_the_socket_is_its_own_and_root_may_ask(tmp_path: Path
     finally:
         assert daemon.stop() == 0
         daemon.close()
+
+
+def test_forward_and_lines_need_no_file(tmp_path: Path, environ: dict[str, str]) -> None:
+    upstream = EchoServer()
+    daemon = Oinetd(
+        tmp_path,
+        "",
+        environ=environ,
+        command=COMMAND,
+        arguments=(
+            "forward",
+            "127.0.0.1:0",
+            f"127.0.0.1:{upstream.port}",
+            "-e",
+            "127.0.0.1 0 127.0.0.1 9 [name=other]",
+        ),
+    ).ready()
+    try:
+        with Client(daemon.address) as client:
+            assert client.echo(b"hello") == b"hello"
+        status = call(tmp_path, "status", **environ).stdout
+        assert f"oinetd-{daemon.pid}: ready" in status
+        assert "configuration: none, 2 rules" in status
+        assert call(tmp_path, "reload", **environ).returncode == 0
+        assert daemon.stop() == 0
+    finally:
+        daemon.close()
+        upstream.close()
+    wrong = call(tmp_path, "-t", "-e", "127.0.0.1 0 127.0.0.1 9", "-e", "127.0.0.1 0 127.0.0.1 9 [relay=x]")
+    assert (wrong.returncode, "-e:2:32: 'x' is not one of" in wrong.stderr) == (78, True), wrong.stderr
+    assert call(tmp_path, "forward", "80").returncode == 64

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from oinetd.bounds import ADDRESSES_MAX
+from oinetd.core.histogram import CONNECT_BOUNDS_S, DURATION_BOUNDS_S
 from oinetd.core.pattern import Kind
 from oinetd.lanes.native import plane
 from oinetd.lanes.python.udp import leg, listener, table
@@ -25,6 +26,13 @@ def numbers(path: str, prefix: str = "") -> dict[str, int]:
 
 def test_endings_are_numbered_as_the_data_plane_does() -> None:
     assert numbers("shared/ending.pxd", "ENDING_") == {ending.name: at for at, ending in enumerate(plane.ENDINGS)}
+
+
+def test_bounds_of_histograms() -> None:
+    text = (SOURCES / "shared" / "histogram.pxd").read_text()
+    for name, bounds in (("duration", DURATION_BOUNDS_S), ("connect", CONNECT_BOUNDS_S)):
+        numbers = text[text.index(f"oi_{name}_bounds[OI_BOUNDS]") :].partition("{")[2].partition("}")[0]
+        assert [int(each) for each in numbers.split(",") if each.strip()] == [round(each * 1e6) for each in bounds]
 
 
 def test_kinds_of_records() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from oinetd.core.engine import Engine
+from oinetd.core.histogram import HistogramCounts
 from oinetd.core.lane import AccessCheck
 from oinetd.core.record import SessionRecord, Totals
 from oinetd.core.registry import Registry
@@ -194,6 +195,10 @@ class NativeLane:
         for identity, gate in self._gates.items():
             if lost := gate.take_lost():
                 self._registry.native_lost(identity, lost, gate.take_forged())
+
+    def histograms(self) -> Mapping[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]:
+        counted = ((identity, gate.histograms) for identity, gate in self._gates.items())
+        return {identity: (HistogramCounts(*two[0]), HistogramCounts(*two[1])) for identity, two in counted}
 
     def totals(self) -> Mapping[Endpoint | Rule, Totals]:
         return {identity: Totals(*gate.totals) for identity, gate in self._gates.items()}

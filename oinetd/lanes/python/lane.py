@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from oinetd.core.access import AccessControl
 from oinetd.core.dial import Dialer
 from oinetd.core.engine import Engine
+from oinetd.core.histogram import HistogramCounts
 from oinetd.core.lane import AccessCheck, Listener
 from oinetd.core.record import SessionRecord, Totals
 from oinetd.core.registry import Registry
@@ -109,6 +110,9 @@ class PythonLane:
 
     def settle(self) -> None:
         """Nothing to do: sessions count in the registry."""
+
+    def histograms(self) -> Mapping[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]:
+        return {}
 
     def totals(self) -> Mapping[Endpoint | Rule, Totals]:
         return {}

@@ -1,0 +1,47 @@
+"""Durations counted in fixed buckets, the same in both lanes (`_fastpath/shared/histogram.pxd`)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final, NamedTuple
+
+__all__ = ["CONNECT_BOUNDS_S", "DURATION_BOUNDS_S", "Histogram", "HistogramCounts"]
+
+DURATION_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0, 86400.0)
+"""Of the life of a session."""
+
+CONNECT_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 3.0, 10.0)
+"""From the accept of a client to the connection with its upstream."""
+
+
+class HistogramCounts(NamedTuple):
+    """The counts of each bucket alone, the last one is what is above all bounds; and the sum of all, in seconds."""
+
+    counts: tuple[int, ...]
+    sum_s: float
+
+    def plus(self, other: HistogramCounts) -> HistogramCounts:
+        """Both together."""
+        together = tuple(one + more for one, more in zip(self.counts, other.counts, strict=True))
+        return HistogramCounts(together, self.sum_s + other.sum_s)
+
+
+class Histogram:
+    """Counts durations between `bounds`."""
+
+    __slots__ = ("_bounds", "_counts", "_sum_s")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self._sum_s += seconds
+
+    @property
+    def now(self) -> HistogramCounts:
+        """The counts of this moment."""
+        return HistogramCounts(tuple(self._counts), self._sum_s)

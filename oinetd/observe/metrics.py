@@ -1,0 +1,163 @@
+"""Metrics for Prometheus: a collector that makes all of them from one snapshot of the counters.
+
+Labels are rules, names and kinds, never clients: their number is bounded by the configuration.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector as CollectorBase
+
+import oinetd
+from oinetd.core.histogram import CONNECT_BOUNDS_S, DURATION_BOUNDS_S, HistogramCounts
+from oinetd.core.record import Ending
+from oinetd.core.registry import Stats
+from oinetd.model import Endpoint, Protocol, Rule
+from oinetd.observe.machine import descriptor_limit, descriptors_open, reactor_times
+from oinetd.observe.rules import RuleState
+from oinetd.observe.text import inert
+from oinetd.upstream.destination import DestinationState
+
+__all__ = ["Collector", "Measured"]
+
+ALWAYS: Final = (Ending.CLIENT_CLOSED, Ending.UPSTREAM_CLOSED, Ending.CONNECT_FAILED, Ending.CONNECT_TIMEOUT)
+"""Endings that are there before they happen, so that a rate sees the first one."""
+
+Families = Iterable[Metric]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One snapshot; `times` has durations and connect times by the `identity` of rules."""
+
+    stats: Stats
+    rules: list[RuleState]
+    times: Mapping[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]
+    names: list[DestinationState]
+
+
+class Collector(CollectorBase):
+    """Metrics of one forwarder, and those of `more`."""
+
+    def __init__(self, measure: Callable[[], Measured], more: Callable[[], Families] = tuple) -> None:
+        self._measure = measure
+        self._more = more
+
+    def with_more(self, more: Callable[[], Families]) -> Collector:
+        """The same with further metrics."""
+        return Collector(self._measure, more)
+
+    def describe(self) -> Families:
+        """Nothing: a registry would have to collect to learn the names."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of this moment."""
+        found = self._measure()
+        yield _gauge("build_info", "Always 1; the labels say what runs.", (("version", "python"),)).of(
+            (oinetd.__version__, platform.python_version()), 1
+        )
+        yield from _of_rules(found)
+        yield from _of_times(found)
+        yield from _of_process(found)
+        yield from self._more()
+
+
+class _Family:
+    """A metric family that is filled in one expression."""
+
+    def __init__(self, family: GaugeMetricFamily | CounterMetricFamily) -> None:
+        self.family = family
+
+    def of(self, labels: tuple[str, ...], value: float) -> Metric:
+        self.family.add_metric([inert(label) for label in labels], value)
+        return self.family
+
+
+def _gauge(name: str, text: str, labels: Iterable[tuple[str, ...]] = ((),)) -> _Family:
+    (names,) = labels
+    return _Family(GaugeMetricFamily(f"oinetd_{name}", text, labels=names))
+
+
+def _counter(name: str, text: str, labels: Iterable[tuple[str, ...]] = ((),)) -> _Family:
+    (names,) = labels
+    return _Family(CounterMetricFamily(f"oinetd_{name}", text, labels=names))
+
+
+def _of_rules(found: Measured) -> Iterator[Metric]:
+    rule = (("rule",),)
+    way = (("rule", "direction"),)
+    live = _gauge("live_sessions", "Sessions now.", rule)
+    accepted = _counter("accepted", "Clients that were taken from the accept queue, or began a UDP session.", rule)
+    ended = _counter("sessions", "Sessions that ended, and clients that were refused, by how.", (("rule", "ending"),))
+    moved = _counter("bytes", "Bytes forwarded: up from clients, down to clients.", way)
+    datagrams = _counter("datagrams", "Datagrams forwarded.", way)
+    lost = _counter("datagrams_lost", "Datagrams that could not be forwarded.", rule)
+    queued = _gauge("accept_queue_length", "Clients in the accept queues of the first 64 ports of the rule.", rule)
+    full = _gauge("rule_full", "1 if a limit is reached and clients wait.", rule)
+    times_full = _counter("rule_became_full", "How often a limit was reached.", rule)
+    lanes = _gauge("rule_info", "Always 1; the lane that serves the rule.", (("rule", "lane"),))
+    for state in found.rules:
+        name, counts = state.name, state.counts
+        live.of((name,), counts.live)
+        accepted.of((name,), counts.accepted)
+        for ending in (*ALWAYS, *(each for each in counts.endings if each not in ALWAYS)):
+            ended.of((name, ending.value), counts.endings[ending])
+        moved.of((name, "up"), counts.bytes_up)
+        moved.of((name, "down"), counts.bytes_down)
+        if Protocol.UDP in (state.rule.bind.protocol, state.rule.connect.protocol):
+            datagrams.of((name, "up"), counts.datagrams_up)
+            datagrams.of((name, "down"), counts.datagrams_down)
+            lost.of((name,), counts.datagrams_lost)
+        if state.in_force:
+            queued.of((name,), state.queued)
+            lanes.of((name, state.lane), 1)
+        full.of((name,), counts.full)
+        times_full.of((name,), counts.times_full)
+    for each in (live, accepted, ended, moved, datagrams, lost, queued, full, times_full, lanes):
+        yield each.family
+
+
+def _of_times(found: Measured) -> Iterator[Metric]:
+    durations = HistogramMetricFamily("oinetd_session_duration_seconds", "How long sessions lasted.", labels=("rule",))
+    connects = HistogramMetricFamily(
+        "oinetd_connect_duration_seconds", "From the accept to the connection with the server.", labels=("rule",)
+    )
+    for state in found.rules:
+        counted = found.times.get(state.rule.identity)
+        if counted is None:
+            continue
+        for family, bounds, counts in (
+            (durations, DURATION_BOUNDS_S, counted[0]),
+            (connects, CONNECT_BOUNDS_S, counted[1]),
+        ):
+            total, buckets = 0, []
+            for bound, count in zip((*map(str, bounds), "+Inf"), counts.counts, strict=True):
+                total += count
+                buckets.append((bound, total))
+            family.add_metric([inert(state.name)], buckets, counts.sum_s)
+    yield durations
+    yield connects
+
+
+def _of_process(found: Measured) -> Iterator[Metric]:
+    yield _gauge("open_descriptors", "Open descriptors of the process.").of((), descriptors_open())
+    yield _gauge("max_descriptors", "The limit of descriptors, 0 if there is none.").of((), descriptor_limit())
+    yield _gauge("connections_room", "Connections that there is room for, 0 if there is no bound.").of(
+        (), found.stats.room
+    )
+    yield _gauge("full", "1 if a limit of the process is reached and clients wait.").of((), found.stats.full)
+    running = _counter("reactor_cpu_seconds", "CPU time of the native threads.", (("reactor",),))
+    waiting = _counter("reactor_wait_seconds", "Time that native threads were ready without a core.", (("reactor",),))
+    for number, times in enumerate(reactor_times()):
+        running.of((str(number),), times.running_s)
+        waiting.of((str(number),), times.waiting_s)
+    addresses = _gauge("name_addresses", "Addresses of a name in the configuration, 0 if unresolved.", (("name",),))
+    for each in found.names:
+        addresses.of((each.host,), len(each.addresses))
+    yield from (running.family, waiting.family, addresses.family)

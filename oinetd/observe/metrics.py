@@ -6,6 +6,7 @@ Labels are rules, names and kinds, never clients: their number is bounded by the
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +14,6 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector as CollectorBase
 
-import oinetd
 from oinetd.core.histogram import CONNECT_BOUNDS_S, DURATION_BOUNDS_S, HistogramCounts
 from oinetd.core.record import Ending
 from oinetd.core.registry import Stats
@@ -60,12 +60,17 @@ class Collector(CollectorBase):
         """All metrics of this moment."""
         found = self._measure()
         yield _gauge("build_info", "Always 1; the labels say what runs.", (("version", "python"),)).of(
-            (oinetd.__version__, platform.python_version()), 1
+            (_version(), platform.python_version()), 1
         )
         yield from _of_rules(found)
         yield from _of_times(found)
         yield from _of_process(found)
         yield from self._more()
+
+
+def _version() -> str:
+    # The package is above this module, and always loaded.
+    return str(getattr(sys.modules["oinetd"], "__version__", ""))
 
 
 class _Family:

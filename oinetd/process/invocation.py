@@ -37,7 +37,8 @@ class Options:
     """The options of the command line; None if the configuration decides.
 
     `lines` are further lines of the configuration; with them `conf_file` may be empty. `default_pid_file` is used if
-    neither `pidlogfile` nor `-p` is given. `name` is that of the instance, empty for the stem of `conf_file`; `admin_path` replaces the admin sockets of the configuration.
+    neither `pidlogfile` nor `-p` is given. `name` is that of the instance, empty for the stem of `conf_file`;
+    `admin_path` replaces the admin sockets of the configuration.
     """
 
     conf_file: str

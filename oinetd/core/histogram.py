@@ -5,7 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Final, NamedTuple
 
-__all__ = ["CONNECT_BOUNDS_S", "DURATION_BOUNDS_S", "Histogram", "HistogramCounts"]
+from oinetd.core.record import SessionRecord
+
+__all__ = ["CONNECT_BOUNDS_S", "DURATION_BOUNDS_S", "Histogram", "HistogramCounts", "SessionTimes"]
 
 DURATION_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 43200.0, 86400.0)
 """Of the life of a session."""
@@ -45,3 +47,26 @@ class Histogram:
     def now(self) -> HistogramCounts:
         """The counts of this moment."""
         return HistogramCounts(tuple(self._counts), self._sum_s)
+
+
+class SessionTimes:
+    """How long the sessions of a rule lasted, and their connects took."""
+
+    __slots__ = ("_connects", "_durations")
+
+    def __init__(self) -> None:
+        self._durations = Histogram(DURATION_BOUNDS_S)
+        self._connects = Histogram(CONNECT_BOUNDS_S)
+
+    def count(self, record: SessionRecord) -> None:
+        """A session has ended; one that was refused never began."""
+        if record.ending is None or record.ending.refused:
+            return
+        self._durations.add(record.duration_s)
+        if record.connect_s:
+            self._connects.add(record.connect_s)
+
+    @property
+    def now(self) -> tuple[HistogramCounts, HistogramCounts]:
+        """Durations and connect times of this moment."""
+        return self._durations.now, self._connects.now

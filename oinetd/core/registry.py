@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from oinetd.core.admission import Gate, LocalGate
 from oinetd.core.engine import Meter
-from oinetd.core.histogram import CONNECT_BOUNDS_S, DURATION_BOUNDS_S, Histogram, HistogramCounts
+from oinetd.core.histogram import HistogramCounts, SessionTimes
 from oinetd.core.preamble import InvalidPreambles
 from oinetd.core.record import Ending, SessionRecord, Totals
 from oinetd.model import SOURCE_PREFIX, Endpoint, Rule, SourcePrefix
@@ -75,14 +75,13 @@ class RuleEntry:
     A rule is known by its `identity`: a reload that changes its destination or options goes on counting here.
     """
 
-    __slots__ = ("connects", "durations", "gate", "rule", "stats")
+    __slots__ = ("gate", "rule", "stats", "times")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.stats = RuleStats()
         self.gate = LocalGate()
-        self.durations = Histogram(DURATION_BOUNDS_S)
-        self.connects = Histogram(CONNECT_BOUNDS_S)
+        self.times = SessionTimes()
 
 
 @dataclass(slots=True, eq=False)
@@ -233,7 +232,7 @@ class Registry:
         """It has ended, with `ending` set in its record, and gives its place back."""
         del self.live[live.record.id]
         live.rule.stats.live -= 1
-        self._count_times(live.rule, live.record)
+        live.rule.times.count(live.record)
         self._count(live.rule.stats, live.record)
         if live.datagrams:
             self.forget(live)
@@ -285,18 +284,9 @@ class Registry:
         self._rules[rule].stats.datagrams_lost += datagrams
         self._rules[rule].stats.datagrams_forged += forged
 
-    @staticmethod
-    def _count_times(rule: RuleEntry, record: SessionRecord) -> None:
-        assert record.ending is not None
-        if record.ending.refused:
-            return
-        rule.durations.add(record.duration_s)
-        if record.connect_s:
-            rule.connects.add(record.connect_s)
-
     def histograms(self) -> dict[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]:
         """How long the sessions of this registry lasted, and their connects took, by the `identity` of rules."""
-        return {identity: (entry.durations.now, entry.connects.now) for identity, entry in self._rules.items()}
+        return {identity: entry.times.now for identity, entry in self._rules.items()}
 
     @classmethod
     def _count(cls, stats: RuleStats, record: SessionRecord) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from oinetd.choices import Protocol
 
-__all__ = ["NOWHERE", "UNIX_PREFIX", "Endpoint", "Origin"]
+__all__ = ["NOWHERE", "UNIX_PREFIX", "Endpoint", "Origin", "SharedEndpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,12 @@ class Endpoint:
         """The port or the range, as text."""
         return str(self.port) if self.last_port == self.port else f"{self.port}-{self.last_port}"
 
+    def shared_by(self, *names: tuple[str, ...] | None) -> Endpoint:
+        """This endpoint for one of the rules that share it, by what they differ in; itself if that is nothing."""
+        if not any(names):
+            return self
+        return SharedEndpoint(self.host, self.port, self.protocol, self.last_port, names)
+
     def at(self, port: int) -> Endpoint:
         """This endpoint with one port."""
         return Endpoint(self.host, port, self.protocol)
@@ -74,3 +80,10 @@ class Endpoint:
         if self.is_unix:
             return self.host
         return f"{self.host} {self.span}" + ("/udp" if self.protocol is Protocol.UDP else "")
+
+
+@dataclass(frozen=True, slots=True)
+class SharedEndpoint(Endpoint):
+    """An endpoint at which several rules listen, and what one of them differs in."""
+
+    names: tuple[tuple[str, ...] | None, ...] = ()

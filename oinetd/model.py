@@ -111,6 +111,7 @@ class Settings:
     on_deny: OnDeny = OnDeny.KEEP
     accept_proxy: AcceptProxy = AcceptProxy.OFF
     proxy_timeout_s: float = 5.0
+    peek_timeout_s: float = 10.0
     send_proxy: SendProxy = SendProxy.OFF
     proxy_tlv: tuple[ProxyTlv, ...] = ()
 
@@ -134,7 +135,7 @@ class RuleOptions:
     `unix_mode` and `unix_owner` (`user:group`) are those of the file of a unix socket to listen on, `peer_user` is
     the only user that may serve a unix destination, by name or number. `freebind`, `interface` and `defer_accept_s`
     are options of the listening socket, `out_interface`, `mark` and `dscp` of the sockets towards the server,
-    `fastopen`, `mptcp` and `congestion` of both.
+    `fastopen`, `mptcp` and `congestion` of both. `sni` and `alpn` are what TLS clients of the rule want.
     """
 
     name: str | None = None
@@ -151,6 +152,8 @@ class RuleOptions:
     fastopen: bool | None = None
     mptcp: bool | None = None
     congestion: str | None = None
+    sni: tuple[str, ...] | None = None
+    alpn: tuple[str, ...] | None = None
     udp_timeout_s: float | None = None
     max_connections: int | None = None
     max_connections_per_source: int | None = None
@@ -169,6 +172,7 @@ class RuleOptions:
     on_deny: OnDeny | None = None
     accept_proxy: AcceptProxy | None = None
     proxy_timeout_s: float | None = None
+    peek_timeout_s: float | None = None
     send_proxy: SendProxy | None = None
     proxy_tlv: tuple[ProxyTlv, ...] | None = None
 
@@ -237,7 +241,8 @@ class Rule:
     @property
     def identity(self) -> Endpoint | Rule:
         """What makes it the same rule over a reload: where it listens, or all of it where the port is the kernel's."""
-        return self.bind if self.bind.port or self.bind.is_unix else self
+        shared = self.bind.shared_by(self.options.sni, self.options.alpn)
+        return shared if self.bind.port or self.bind.is_unix else self
 
     @property
     def name(self) -> str:

@@ -11,14 +11,16 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from oinetd.core.access import AccessControl, access_control
 from oinetd.core.hooks import Admit, Hooks
 from oinetd.core.lane import Listener
+from oinetd.core.names import NameTable
 from oinetd.core.preamble import preamble_of
 from oinetd.core.revocation import Revocation
 from oinetd.core.service import Service, Watcher
+from oinetd.core.sharing import entry_of_listener
 from oinetd.core.socket_check import check_options
 from oinetd.core.unix_peer import peer_uid_of
 from oinetd.errors import EngineUnavailable
@@ -145,12 +147,12 @@ class Reload:
             guards = self._set_limits(plan, sockets)
             self._unresolved.clear()
             for (port, sock), guard in zip(sockets.items(), guards, strict=True):
-                listener, choice = before.standing.get(port.key), plan.choices[id(port.route.rule)]
-                service = self._service(plan, port.route, choice, guard)
+                listener, choice = before.standing.get(port.key), self._choice(plan, port)
+                service = self._listener_service(plan, port, choice, guard)
                 choice = self._unresolved.choose(port.key, choice, service, listener)
                 rule = listener.service.route.rule if listener is not None else None
                 if listener is None or rule != port.route.rule or listener.lane is not choice.lane:
-                    news.append((port.route, bound_address(sock), str(choice)))
+                    news.extend((route, bound_address(sock), str(choice)) for route in port.routes)
                 self._lanes.lingering.pop(port.key, None)
                 before.done[port.key] = self._serve(listener, port, sock, service, choice)
             gone = {key: each for key, each in before.listeners.items() if key not in before.done}
@@ -176,6 +178,23 @@ class Reload:
         self._lanes.set_own_listeners(self._loops.datagrams)
         return guards
 
+    def _choice(self, plan: _Plan, port: Port) -> Choice:
+        """How a port is served: in the native lane only if that serves every rule that shares it."""
+        choices = [plan.choices[id(route.rule)] for route in port.routes]
+        return next((choice for choice in choices if choice.lane is not self._lanes.native), choices[0])
+
+    def _listener_service(self, plan: _Plan, port: Port, choice: Choice, guard: LoopGuard) -> Service:
+        """The service of a port; that of one of its rules, or one that chooses among them by the TLS hello."""
+        service = self._service(plan, port.route, choice, guard)
+        settings = service.settings
+        service.preamble = preamble_of(plan.config, port.routes, settings)
+        if not any(route.rule.options.sni or route.rule.options.alpn for route in port.routes):
+            return service
+        each = [service, *(self._service(plan, route, choice, guard) for route in port.others)]
+        options = [one.route.rule.options for one in each]
+        table = NameTable((said.sni or (), said.alpn or (), one) for said, one in zip(options, each, strict=True))
+        return replace(service, names=table, rule=entry_of_listener(service.rule))
+
     def _service(self, plan: _Plan, route: Route, choice: Choice, guard: LoopGuard) -> Service:
         rule, config, registry = route.rule, plan.config, self._limits.registry
         return Service(
@@ -195,7 +214,6 @@ class Reload:
             guard=guard,
             peer_uid=peer_uid_of(rule),
             connect_options=ConnectOptions.of(rule.options),
-            preamble=preamble_of(config, route, config.settings_of(rule)),
         )
 
     def _serve(

@@ -28,3 +28,6 @@ cdef enum:      # in the order of `oinetd.core.record.Ending`
     ENDING_NOT_TRUSTED = 24
     ENDING_BAD_PROXY_HEADER = 25
     ENDING_PROXY_TIMEOUT = 26
+    ENDING_NO_SNI_RULE = 27
+    ENDING_BAD_TLS_HELLO = 28
+    ENDING_PEEK_TIMEOUT = 29

@@ -16,6 +16,7 @@ from oinetd.config.lint import AccessLine, Source, find_warnings
 from oinetd.config.mistake import Mistake, did_you_mean, shown
 from oinetd.config.proxy import proxy_problems
 from oinetd.config.rule import RuleLine, read_rule
+from oinetd.config.sharing import Shared, sharing_problems
 from oinetd.config.syntax import Statement
 from oinetd.config.upstream import GroupDraft, UpstreamLine, read_upstream
 from oinetd.config.values import FileName
@@ -203,7 +204,9 @@ class _Compiler:
 
     def config(self, sources: Sequence[FileSource]) -> Config:
         """The configuration, checked as a whole. Raises `ConfigError`."""
-        found = conflicts([draft.said for draft in self._drafts])
+        listeners: list[Shared] = []
+        said = [draft.said for draft in self._drafts]
+        found = conflicts(said, listeners)
         self._problems.extend((self._drafts[index].index, problem) for index, problem in found)
         wrong = [(draft.index, draft.problem(self._groups)) for draft in self._drafts]
         wrong += [(group.index, group.problem()) for group in self._groups.values()]
@@ -216,8 +219,12 @@ class _Compiler:
             parts[part][name] = value
         settings = Settings(**parts["settings"])
         rules = tuple((draft.index, draft.said) for draft in self._drafts)
+        unequal = sharing_problems(said, listeners, settings)
+        self._problems.extend((self._drafts[index].index, problem) for index, problem in unequal)
         trusted = any(rule.verb is Verb.TRUST for rule in self._global_access)
-        trusts = ((draft.index, draft.said, trusted or draft.trusts) for draft in self._drafts)
+        believing = {at for at, draft in enumerate(self._drafts) if trusted or draft.trusts}
+        believing.update(at for each in listeners if believing.intersection(each.rules) for at in each.rules)
+        trusts = ((draft.index, draft.said, at in believing) for at, draft in enumerate(self._drafts))
         self._problems.extend(proxy_problems(trusts, settings))
         if self._problems:
             self._problems.sort(key=lambda item: item[0])

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from oinetd.config.address import Host, parse_host
 from oinetd.config.rule import RuleLine
+from oinetd.config.sharing import Shared
 from oinetd.errors import Problem
 from oinetd.model import Protocol
 
@@ -41,8 +42,12 @@ class _PortTable:
         self._held.insert(at, (ports[-1], index))
 
 
-def conflicts(rules: Sequence[RuleLine]) -> Iterator[tuple[int, Problem]]:
-    """The index of each rule that conflicts with an earlier one, and the problem, with the line of the other."""
+def conflicts(rules: Sequence[RuleLine], listeners: list[Shared]) -> Iterator[tuple[int, Problem]]:
+    """The index of each rule that conflicts with an earlier one, and the problem, with the line of the other.
+
+    `listeners` gets those that rules share because of server names.
+    """
+    shared: dict[int, Shared] = {}
     tables: dict[tuple[Protocol, Host], _PortTable] = {}
     twice: set[int] = set()
     for index, rule in enumerate(rules):
@@ -52,9 +57,14 @@ def conflicts(rules: Sequence[RuleLine]) -> Iterator[tuple[int, Problem]]:
         holder = table.holder(rule.bind.ports)
         if holder is None:
             table.add(rule.bind.ports, index)
-        else:
-            twice.add(index)
-            yield index, _twice(rule, rules[holder])
+            shared[index] = Shared(index, rule)
+            shared[index].add(index, rule)
+            continue
+        taken = holder if rule.bind.protocol is Protocol.UDP else shared[holder].add(index, rule)
+        twice.add(index)
+        if taken is not None:
+            yield index, _twice(rule, rules[taken])
+    listeners.extend(each for each in shared.values() if len(each.rules) > 1)
     yield from _beside_wildcards(rules, tables, twice)
 
 

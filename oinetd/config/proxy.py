@@ -25,6 +25,9 @@ def proxy_problems(rules: Iterable[tuple[int, RuleLine, bool]], settings: Settin
                     message = "send-proxy is for rules from TCP to TCP"
                     yield index, said.line.problem(message, word.column, word.width, "remove send-proxy from this rule")
                     break
+        if (options.sni or options.alpn) and Protocol.UDP in (said.bind.protocol, said.connect.protocol):
+            message = "sni and alpn are for rules from TCP to TCP"
+            yield index, said.line.problem(message, word.column, word.width, "remove them from this rule")
         if options.accept_proxy not in (None, AcceptProxy.OFF) and said.bind.protocol is Protocol.UDP:
             message = "accept-proxy is for rules that listen on TCP"
             yield index, said.line.problem(message, word.column, word.width, "remove accept-proxy from this rule")

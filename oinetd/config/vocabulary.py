@@ -12,6 +12,7 @@ from oinetd.bounds import BACKLOG_MAX, BUSY_POLL_US_MAX, CHECKS_MAX, CONNECTIONS
 from oinetd.config.admin_values import AdminPlace, RuleName
 from oinetd.config.check_values import GroupName, HeaderText, PassiveForm, PathText, StatusRanges, Text, Token
 from oinetd.config.socket_values import FileMode, Mark, Name, UserName
+from oinetd.config.tls_values import ProtocolNames, ServerNames
 from oinetd.config.values import (
     AccessPattern,
     Choice,
@@ -140,6 +141,7 @@ VOCABULARY = (
     _both("on-deny", Choice(OnDeny), "on_deny"),
     _both("accept-proxy", Choice(AcceptProxy, bare="on"), "accept_proxy"),
     _both("proxy-timeout", Time(), "proxy_timeout_s"),
+    _both("peek-timeout", Time(), "peek_timeout_s"),
     _both("send-proxy", _SEND_PROXY, "send_proxy"),
     _both("proxy-tlv", Flags(ProxyTlv), "proxy_tlv"),
     Entry("name", RuleName(), option="name"),
@@ -156,6 +158,8 @@ VOCABULARY = (
     Entry("fastopen", Switch(), option="fastopen"),
     Entry("mptcp", Switch(), option="mptcp"),
     Entry("congestion", Name("NAME", "bbr"), option="congestion"),
+    Entry("sni", ServerNames(), option="sni"),
+    Entry("alpn", ProtocolNames(), option="alpn"),
     Entry("timeout", Time(zero_s=UDP_TIMEOUT_S), option="udp_timeout_s"),
     Entry("upstream", GroupName(), duty=Duty.UPSTREAM),
     Entry("balance", Choice(Balance), group="balance"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,11 +21,14 @@ log = logging.getLogger("oinetd")
 class Preamble:
     """What is read of the clients of a listener before they are admitted.
 
-    `denied` are the deny rules for all rules, which judge the peer, too; `trusted` says who may send a PROXY header.
+    `everybody` are the access rules for all rules; of these `denied` are the deny rules, which judge the peer, too;
+    `trusted` says who may send a PROXY header. `timeout_s` is for that header, `peek_timeout_s` for a TLS hello.
     """
 
     accept: AcceptProxy
     timeout_s: float
+    peek_timeout_s: float
+    everybody: AccessControl
     denied: AccessControl
     trusted: AccessControl | None
 
@@ -36,22 +39,25 @@ class Preamble:
         """
         if is_unix:
             return None, self.accept is not AcceptProxy.OFF
-        if (refusal := self.denied.decide(peer)) is not None:
+        if (refusal := self.denied.decide(peer)) is not None or self.accept is AcceptProxy.OFF:
             return refusal, False
         if self.trusted is not None and self.trusted.decide(peer) is None:
             return None, True
         return (None if self.accept is AcceptProxy.OPTIONAL else Ending.NOT_TRUSTED), False
 
 
-def preamble_of(config: Config, route: Route, settings: Settings) -> Preamble | None:
-    """The preamble of a route; None if its clients send nothing that is read."""
-    if settings.accept_proxy is AcceptProxy.OFF:
+def preamble_of(config: Config, routes: Sequence[Route], settings: Settings) -> Preamble | None:
+    """The preamble of a listener, with the routes that share it; None if its clients send nothing that is read."""
+    named = any(route.rule.options.sni or route.rule.options.alpn for route in routes)
+    if settings.accept_proxy is AcceptProxy.OFF and not named:
         return None
     denies = tuple(rule for rule in config.access if rule.verb is Verb.DENY)
-    trusts = _allowing((*config.access, *route.rule.access))
+    trusts = _allowing((*config.access, *(rule for route in routes for rule in route.rule.access)))
     return Preamble(
         settings.accept_proxy,
         settings.proxy_timeout_s,
+        settings.peek_timeout_s,
+        AccessControl(config.access),
         AccessControl(denies),
         AccessControl(trusts) if trusts else None,
     )

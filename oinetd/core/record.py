@@ -75,6 +75,12 @@ class Ending(enum.Enum):
     """What a trusted peer sent first is no valid header of the PROXY protocol."""
     PROXY_TIMEOUT = "proxy-timeout"
     """The header was not complete within `proxy_timeout_s`."""
+    NO_SNI_RULE = "no-sni-rule"
+    """No rule that shares the listener is for the server name that the client wants."""
+    BAD_TLS_HELLO = "bad-tls-hello"
+    """The client's TLS hello is broken."""
+    PEEK_TIMEOUT = "peek-timeout"
+    """The hello was not complete within `peek_timeout_s`."""
 
     # By identity: `Enum` hashes the name, in Python, several times for each session.
     __hash__ = object.__hash__
@@ -97,7 +103,7 @@ _CONNECTED = frozenset({
 })  # fmt: skip
 _REFUSED = frozenset({
     Ending.NOT_ALLOWED, Ending.DENIED, Ending.LIMITED, Ending.ACCEPT_FAILED, Ending.NOT_TRUSTED,
-    Ending.BAD_PROXY_HEADER, Ending.PROXY_TIMEOUT,
+    Ending.BAD_PROXY_HEADER, Ending.PROXY_TIMEOUT, Ending.NO_SNI_RULE, Ending.BAD_TLS_HELLO, Ending.PEEK_TIMEOUT,
 })  # fmt: skip
 
 
@@ -156,6 +162,8 @@ class SessionRecord:
 
     `peer` is who connected, if a header of the PROXY protocol came first: `client` is the one that the header names.
 
+    `server_name` and `alpn` are what a TLS client wants, if its hello was read: the protocols are joined by commas.
+
     `idle_s` is of live sessions: how long ago something moved; its age where nothing did. It is 0 in other records.
     """
 
@@ -182,6 +190,8 @@ class SessionRecord:
     credentials: Credentials | None = None
     peer: str = ""
     peer_port: int = 0
+    server_name: str = ""
+    alpn: str = ""
 
     @property
     def source(self) -> str:

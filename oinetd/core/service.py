@@ -11,6 +11,7 @@ from oinetd.core.access import AccessControl
 from oinetd.core.dial import Dialer, DialRequest
 from oinetd.core.engine import Engine
 from oinetd.core.hooks import Admit
+from oinetd.core.names import NameTable
 from oinetd.core.preamble import Preamble
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Registry, RuleEntry
@@ -64,6 +65,7 @@ class Service:
     peer_uid: int | None = None
     connect_options: ConnectOptions = NO_CONNECT_OPTIONS
     preamble: Preamble | None = None
+    names: NameTable[Service] | None = None
 
     @property
     def resolved(self) -> bool:

@@ -13,12 +13,13 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from oinetd.errors import BindError
 from oinetd.model import Config, Endpoint, KeepAlive, Protocol, Route, Rule
-from oinetd.net.options import NO_LISTEN_OPTIONS, ListenOptions
+from oinetd.net.options import ListenOptions
+from oinetd.net.port import Port, PortKey, shared_ports
 from oinetd.net.resolver import GIVE_UP_S, is_temporary, resolve
 from oinetd.net.sockets import (
     Address,
@@ -41,45 +42,6 @@ logger = logging.getLogger("oinetd")
 
 RELOAD_PATIENCE_S = 1.0
 """How long a reload waits for the name of an address to listen on."""
-
-
-@dataclass(frozen=True, slots=True)
-class PortKey:
-    """What makes two listening sockets the same one. `nth` tells those apart that let the kernel choose a port.
-
-    One with other options is another socket: it takes over the port as one that overlaps.
-    """
-
-    address: Address
-    v6only: bool
-    nth: int = 0
-    protocol: Protocol = Protocol.TCP
-    options: ListenOptions = NO_LISTEN_OPTIONS
-
-    @property
-    def any_port(self) -> bool:
-        """Whether the kernel chooses the port."""
-        return not (self.address.port or self.address.is_unix)
-
-    def overlaps(self, other: PortKey) -> bool:
-        """Whether the two cannot be bound side by side, for being equal or because one is a wildcard."""
-        if self.protocol is not other.protocol or self.address.port != other.address.port:
-            return False
-        if self.address.is_wildcard or other.address.is_wildcard:
-            return self.address.family == other.address.family or not (self.v6only or other.v6only)
-        return self.address == other.address
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """A listening socket that has to be there, for one route."""
-
-    key: PortKey
-    route: Route
-    keepalive: KeepAlive
-    backlog: int
-    optional: bool = False
-    """One of several addresses of a name: where the machine does not have it, the others do."""
 
 
 class BoundAddress(NamedTuple):
@@ -121,7 +83,7 @@ async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Po
                 v6only = v6only and not address.host.startswith("::ffff:")  # which is IPv4, on an IPv6 socket
                 key = PortKey(address, v6only, 0, protocol, ListenOptions.of(rule.options))
                 ports.append(Port(key, route, settings.keepalive, settings.listen_backlog, len(found) > 1))
-    return [free.place(port, ports) if port.key.any_port else port for port in ports]
+    return [free.place(port, ports) if port.key.any_port else port for port in shared_ports(ports)]
 
 
 class _FreePorts:

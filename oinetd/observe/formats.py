@@ -13,7 +13,8 @@ In these words "local" is the upstream's side and "remote" is the client's:
     upstream-silent, max-lifetime, server-down,
     drained                                        done-local-closed: oinetd ended it, which is not the client
     not-allowed, denied                            the same words
-    not-trusted, bad-proxy-header, proxy-timeout   not-allowed
+    not-trusted, bad-proxy-header, proxy-timeout,
+    no-sni-rule, bad-tls-hello, peek-timeout       not-allowed
     limit-reached                                  limit-reached (rinetd has no limits)
     (refused clients that are only counted)        left-out N, with - as client (rinetd has a line for each)
     accept-failed, local-socket-failed,
@@ -69,6 +70,9 @@ STATUS: Final = {
     Ending.NOT_TRUSTED: "not-allowed",
     Ending.BAD_PROXY_HEADER: "not-allowed",
     Ending.PROXY_TIMEOUT: "not-allowed",
+    Ending.NO_SNI_RULE: "not-allowed",
+    Ending.BAD_TLS_HELLO: "not-allowed",
+    Ending.PEEK_TIMEOUT: "not-allowed",
 }
 
 
@@ -193,6 +197,7 @@ class JsonLines(_Words):
     `Ending`, `error` the name of `errno`, empty at 0. Datagrams are counted if a side of the rule is UDP.
     `tries` are the addresses that did not take the connection, if there are any. A client of a unix socket has
     `peer_uid`, `peer_gid` and `peer_pid`. With a PROXY header `peer` and `peer_port` are those of the connection.
+    `server_name` and `alpn` are those of a TLS hello.
     """
 
     __slots__ = ()
@@ -251,8 +256,11 @@ def _credentials(record: SessionRecord) -> str:
 
 
 def _peer(record: SessionRecord) -> str:
-    """Who connected, if the client is the one of a PROXY header."""
-    return f',"peer":{quoted(record.peer)},"peer_port":{record.peer_port}' if record.peer else ""
+    """Who connected, if the client is the one of a PROXY header, and what a TLS client wants."""
+    said = f',"peer":{quoted(record.peer)},"peer_port":{record.peer_port}' if record.peer else ""
+    if record.server_name or record.alpn:
+        said += f',"server_name":{quoted(record.server_name)},"alpn":{quoted(record.alpn)}'
+    return said
 
 
 def _tries(record: SessionRecord) -> str:

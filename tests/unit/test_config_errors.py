@@ -354,6 +354,38 @@ oinetd.conf:1:1: accept-proxy without trust: nobody may send a header
     ^
     hint: write trust and the address of the proxy on a line behind the rule; trust 0.0.0.0/0 is everybody""",
     ),
+    "sni-address": (
+        "0 443 h 443 [sni=192.0.2.1]",
+        """\
+oinetd.conf:1:18: '192.0.2.1' is an address
+    0 443 h 443 [sni=192.0.2.1]
+                     ^^^^^^^^^
+    hint: clients name no server by its address: a rule without sni gets them""",
+    ),
+    "sni-word": (
+        "0 443 h 443 [sni=a.example+b/c]",
+        """\
+oinetd.conf:1:28: 'b/c' is not a server name
+    0 443 h 443 [sni=a.example+b/c]
+                               ^^^
+    hint: letters, digits, '-', '_' and '.', such as www.example.org; *.example.org for any first label""",
+    ),
+    "sni-twice": (
+        "0 443 h 443 [sni=a.example]\n0 443 h 444 [sni=b.example+A.example]",
+        """\
+oinetd.conf:2:1: 0 port 443 is already used by oinetd.conf:1
+    0 443 h 444 [sni=b.example+A.example]
+    ^
+    hint: remove one of the two rules, or change its port""",
+    ),
+    "sni-listener": (
+        "0 443 h 443 [sni=a.example]\n0 443 h 444 [listen-backlog=9]",
+        """\
+oinetd.conf:2:1: listen-backlog differs from that of oinetd.conf:1, which shares the listener
+    0 443 h 444 [listen-backlog=9]
+    ^
+    hint: rules that share a bind address agree on what belongs to the listener""",
+    ),
     "proxy-tlv-word": (
         "proxy-tlv crc32c+uniqe-id",
         """\

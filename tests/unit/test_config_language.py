@@ -210,6 +210,20 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
         lambda c: c.rules[0].options.accept_proxy is AcceptProxy.OPTIONAL and c.settings.proxy_timeout_s == 2.0,
     ),
     "D12-accept-proxy-of-unix": ("unix:/run/x 127.0.0.1 80 [accept-proxy]\n", lambda c: len(c.rules) == 1),
+    "D12-sni": (
+        f"{LINE} [sni=A.Example.org.+*.example.net]\n",
+        options(sni=("a.example.org", "*.example.net")),
+    ),
+    "D12-alpn": (f"{LINE} [alpn=h2+http/1.1]\n", options(alpn=("h2", "http/1.1"))),
+    "D12-sni-shared": (
+        f"{LINE} [sni=a.example]\n{LINE} [sni=a.example, alpn=h2]\n{LINE} [alpn=h2]\n{LINE}\n",
+        lambda c: len({rule.identity for rule in c.rules}) == 4,
+    ),
+    "D12-sni-trust-of-one": (
+        f"{LINE} [sni=a.example, accept-proxy]\n{LINE} [accept-proxy]\ntrust *\n",
+        lambda c: len(c.rules) == 2,
+    ),
+    "D12-peek-timeout": ("peek-timeout 3s\n", settings(peek_timeout_s=3.0)),
     "D12-send-proxy": ("send-proxy v1\n", settings(send_proxy=SendProxy.V1)),
     "D12-send-proxy-on": (f"{LINE} [send-proxy=on]\n", options(send_proxy=SendProxy.V2)),
     "D12-send-proxy-bare": (f"{LINE} [timeout=3, send-proxy]\n", options(udp_timeout_s=3.0, send_proxy=SendProxy.V2)),
@@ -227,7 +241,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D13-options": (
         f"{LINE} [engine=python, relay=splice, buffersize=8K, pipesize=1M, listen-backlog=9, connect-timeout=1s,"
         " idle-timeout=2m, half-close-timeout=3s, write-stall-timeout=4s, max-lifetime=5h, dns-refresh=off,"
-        " keepalive=off, accept-proxy=off, proxy-timeout=3, send-proxy=v2,"
+        " keepalive=off, accept-proxy=off, proxy-timeout=3, peek-timeout=4, send-proxy=v2,"
         " proxy-tlv=crc32c, max-connections=5, max-connections-per-source=6]\n",
         options(
             engine=EngineChoice.PYTHON,
@@ -246,6 +260,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
             max_connections_per_source=6,
             accept_proxy=AcceptProxy.OFF,
             proxy_timeout_s=3.0,
+            peek_timeout_s=4.0,
             send_proxy=SendProxy.V2,
             proxy_tlv=(ProxyTlv.CRC32C,),
         ),
@@ -283,6 +298,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
                 keepalive=KeepAlive(60, 10, 6),
                 accept_proxy=AcceptProxy.OFF,
                 proxy_timeout_s=5.0,
+                peek_timeout_s=10.0,
                 send_proxy=SendProxy.OFF,
                 proxy_tlv=(),
             )

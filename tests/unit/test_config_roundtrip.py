@@ -100,11 +100,13 @@ shared = {
     "on_deny": st.sampled_from(OnDeny),
     "accept_proxy": st.sampled_from(AcceptProxy),
     "proxy_timeout_s": times,
+    "peek_timeout_s": times,
     "send_proxy": st.sampled_from([SendProxy.OFF, SendProxy.V2]),
     "proxy_tlv": st.sets(st.sampled_from(ProxyTlv)).map(lambda said: tuple(tlv for tlv in ProxyTlv if tlv in said)),
 }
 users = st.from_regex(r"[a-z0-9_][-a-z0-9_.]{0,31}", fullmatch=True)
 unix_sockets = st.from_regex(r"unix:(/|@)[a-z]{1,20}/[-a-z0-9@=,:._]{2,60}[a-z]", fullmatch=True)
+server_names = st.from_regex(r"(\*\.)?[a-z0-9_]{1,8}\.[a-z]{2,4}", fullmatch=True)
 rule_options = st.fixed_dictionaries(
     {},
     optional={
@@ -112,6 +114,10 @@ rule_options = st.fixed_dictionaries(
         "unix_mode": st.integers(0, 0o777),
         "unix_owner": users | users.map(lambda user: f"{user}:33") | st.just(":www-data"),
         "peer_user": users,
+        "sni": st.lists(server_names, min_size=1, max_size=3, unique=True).map(tuple),
+        "alpn": st.lists(st.from_regex(r"[a-z0-9/.-]{1,9}", fullmatch=True), min_size=1, max_size=3, unique=True).map(
+            tuple
+        ),
         "freebind": st.booleans(),
         "interface": st.from_regex(r"[a-z][a-z0-9.-]{0,14}", fullmatch=True),
         "defer_accept_s": times,
@@ -159,6 +165,7 @@ def fitting(options: RuleOptions, bind: Endpoint, connect: Endpoint) -> RuleOpti
     unfit += ["out_interface", "mark", "dscp"] if connect.is_unix else ["peer_user"]
     unfit += ["fastopen", "mptcp", "congestion"] if bind.is_unix and connect.is_unix else []
     unfit += ["accept_proxy"] if bind.protocol is Protocol.UDP else []
+    unfit += ["sni", "alpn"] if Protocol.UDP in (bind.protocol, connect.protocol) else []
     unfit += ["send_proxy", "proxy_tlv"] if Protocol.UDP in (bind.protocol, connect.protocol) else []
     options = dataclasses.replace(options, **dict.fromkeys(unfit))
     return dataclasses.replace(options, send_proxy=SendProxy.V2) if options.proxy_tlv else options

@@ -170,6 +170,9 @@ def test_every_ending_has_a_status() -> None:
         (Ending.NOT_TRUSTED, b"not-allowed"),
         (Ending.BAD_PROXY_HEADER, b"not-allowed"),
         (Ending.PROXY_TIMEOUT, b"not-allowed"),
+        (Ending.NO_SNI_RULE, b"not-allowed"),
+        (Ending.BAD_TLS_HELLO, b"not-allowed"),
+        (Ending.PEEK_TIMEOUT, b"not-allowed"),
         (Ending.CLIENT_RESET, b"done-remote-closed"),
     ],
 )

@@ -136,7 +136,8 @@ class NativeLane:
         else:
             try:
                 self.start(config)
-                if config.settings_of(rule).accept_proxy is AcceptProxy.OFF:
+                named = rule.options.sni or rule.options.alpn
+                if config.settings_of(rule).accept_proxy is AcceptProxy.OFF and not named:
                     return "the program has an admit hook" if self._hooked else None
                 reason = "the Python lane reads what clients send first"
                 error = f"{reason}; [engine=auto] on this rule takes it"

@@ -8,7 +8,7 @@ import socket
 from oinetd.core.record import SessionRecord
 from oinetd.model import ProxyTlv, SendProxy, Settings
 from oinetd.net.sockets import bound_address
-from oinetd.preamble.proxy_protocol import UNIQUE_ID, Header, Party, Tlv
+from oinetd.preamble.proxy_protocol import AUTHORITY, UNIQUE_ID, Header, Party, Tlv
 from oinetd.preamble.proxy_writer import passed_on, write_v1, write_v2
 from oinetd.preamble.unique_id import unique_id
 
@@ -61,4 +61,6 @@ def _header(client: socket.socket, record: SessionRecord, settings: Settings, ac
     tlvs = list(passed_on(accepted.tlvs)) if accepted is not None and ProxyTlv.PASS in settings.proxy_tlv else []
     if ProxyTlv.UNIQUE_ID in settings.proxy_tlv and all(tlv.type != UNIQUE_ID for tlv in tlvs):
         tlvs.insert(0, Tlv(UNIQUE_ID, unique_id(record.id)))
+    if ProxyTlv.AUTHORITY in settings.proxy_tlv and record.server_name and all(tlv.type != AUTHORITY for tlv in tlvs):
+        tlvs.insert(0, Tlv(AUTHORITY, record.server_name.encode()))
     return write_v2(source, destination, tlvs, checksum=ProxyTlv.CRC32C in settings.proxy_tlv)

@@ -17,10 +17,11 @@ from oinetd.core.record import Ending
 from oinetd.net.poller import ALARM, Poller, has_failed
 from oinetd.preamble.progress import Invalid, NeedMore
 from oinetd.preamble.proxy_protocol import Header
+from oinetd.preamble.tls_hello import Hello
 
 __all__ = ["Peek"]
 
-Found: TypeAlias = Header | Invalid
+Found: TypeAlias = Header | Hello | Invalid
 """What a parser makes of enough bytes."""
 
 

@@ -1,35 +1,45 @@
-"""The preamble stage of the Python lane: the PROXY header of a client is read before the client is admitted."""
+"""The preamble stage of the Python lane: what a client sends first is read before the client is admitted.
+
+First the header of the PROXY protocol, which is taken out of the socket; then the TLS hello, which stays there.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable, Coroutine
 
+from oinetd.core.names import NameTable
 from oinetd.core.preamble import Preamble
 from oinetd.core.record import Ending
 from oinetd.core.registry import Live
 from oinetd.core.service import Service
-from oinetd.lanes.python.peek import Peek
+from oinetd.core.sharing import choose_rule
+from oinetd.lanes.python.peek import Found, Peek
 from oinetd.net.sockets import client_address
-from oinetd.preamble.progress import Invalid
-from oinetd.preamble.proxy_protocol import HEADER_BYTES_MAX, Header, feed
+from oinetd.preamble import proxy_protocol, tls_hello
+from oinetd.preamble.progress import Invalid, NeedMore
+from oinetd.preamble.proxy_protocol import HEADER_BYTES_MAX, Header
+from oinetd.preamble.tls_hello import HELLO_WIRE_BYTES_MAX, Hello
 
 __all__ = ["PreambleStage"]
 
+ALPN_CHARS_MAX = 255
+"""Of the protocols that a record has."""
+
 
 class PreambleStage:
-    """Reads the preamble of one session: its record then names the client of the header, and the peer.
+    """Reads the preamble of one session: its record then names the client of the header, and what the hello wants.
 
-    From the beginning to `leave` the session counts as one whose preamble is being read.
-
-    The peer is counted where its source is bounded until the header is there; after that the client is.
-    `header` is None if the client is the peer itself, which sends none. `peer` is for access rules.
+    From the beginning to `leave` the session counts as one whose preamble is being read. The peer is counted where its
+    source is bounded until the header is there; after that the client is. `header` is None if the client is the peer
+    itself, which sends none. `peer` is for access rules. `service` is that of the rule that the hello chose.
     """
 
-    __slots__ = ("_client", "_inside", "_live", "_preamble", "_service", "errno", "header", "peer")
+    __slots__ = ("_client", "_inside", "_live", "_preamble", "errno", "header", "peer", "service")
 
     def __init__(self, service: Service, preamble: Preamble, live: Live, client: socket.socket, peer: str) -> None:
-        self._service = service
+        self.service = service
         self._preamble = preamble
         self._live = live
         self._client = client
@@ -43,34 +53,47 @@ class PreambleStage:
         """The stage is over; a second call does nothing."""
         if self._inside:
             self._inside = False
-            self._service.registry.gate.leave_preamble()
+            self.service.registry.gate.leave_preamble()
 
     async def read(self) -> Ending | None:
         """Why the connection ends here; None if it goes on."""
-        refusal, headed = self._preamble.judge(self.peer, self._client.family == socket.AF_UNIX)
-        if refusal is not None or not headed:
+        is_unix = self._client.family == socket.AF_UNIX
+        refusal, headed = self._preamble.judge(self.peer, is_unix)
+        if refusal is None and headed:
+            refusal = await self._counted(self._read_header)
+        names = self.service.names
+        if refusal is not None or names is None:
             return refusal
-        registry = self._service.registry
+        if not is_unix and (refusal := self._preamble.everybody.decide(self.peer)) is not None:
+            return refusal
+        return await self._counted(lambda: self._choose(names))
+
+    async def _counted(self, read: Callable[[], Coroutine[None, None, Ending | None]]) -> Ending | None:
+        """Read something while the source is counted as it is known now."""
+        registry = self.service.registry
         if not registry.admit_source(self._live):
             return Ending.LIMITED
         try:
-            return await self._read_header()
+            return await read()
         finally:
             registry.dismiss_source(self._live)
-            if self.header is not None:
+            if self.header is not None and not self._live.record.peer:
                 self._introduce(self.header)
 
-    async def _read_header(self) -> Ending | None:
-        loop, timeout_s = asyncio.get_running_loop(), self._preamble.timeout_s
-        deadline = loop.time() + timeout_s if timeout_s else 0.0
-        poller = self._service.dialer.poller
-        peek = Peek(poller, self._client, feed, HEADER_BYTES_MAX, deadline, Ending.PROXY_TIMEOUT)
+    async def _peek(
+        self, parse: Callable[[bytes], NeedMore | Found], bytes_max: int, timeout_s: float, late: Ending
+    ) -> Found | Ending:
+        deadline = asyncio.get_running_loop().time() + timeout_s if timeout_s else 0.0
+        peek = Peek(self.service.dialer.poller, self._client, parse, bytes_max, deadline, late)
         found, self.errno = await peek.run()
+        return found
+
+    async def _read_header(self) -> Ending | None:
+        found = await self._peek(proxy_protocol.feed, HEADER_BYTES_MAX, self._preamble.timeout_s, Ending.PROXY_TIMEOUT)
         if isinstance(found, Ending):
             return found
         if isinstance(found, Invalid):
-            what = f"an invalid PROXY header ({found})"
-            self._service.registry.invalid_preambles.tell(self._service.route, self._live.record.client, what)
+            self._tell(f"an invalid PROXY header ({found})")
             return Ending.BAD_PROXY_HEADER
         assert isinstance(found, Header)
         self._client.recv(found.length)
@@ -84,3 +107,28 @@ class PreambleStage:
         if header.source is not None:
             self.peer = header.source.host
             record.client, record.client_port = client_address(header.source)
+
+    async def _choose(self, names: NameTable[Service]) -> Ending | None:
+        """Let the client's hello choose the rule that serves it."""
+        record = self._live.record
+        found = await self._peek(
+            tls_hello.feed, HELLO_WIRE_BYTES_MAX, self._preamble.peek_timeout_s, Ending.PEEK_TIMEOUT
+        )
+        if isinstance(found, Ending):
+            return found
+        if isinstance(found, Invalid):
+            self._tell(f"a broken TLS hello ({found})")
+            return Ending.BAD_TLS_HELLO
+        assert isinstance(found, Hello)
+        record.server_name = found.server_name
+        record.alpn = b",".join(found.protocols).decode("ascii", "backslashreplace")[:ALPN_CHARS_MAX]
+        service = names.choose(found.server_name, found.protocols)
+        if service is None:
+            return Ending.NO_SNI_RULE
+        if not choose_rule(service.registry, self._live, service.rule):
+            return Ending.LIMITED
+        self.service, record.route = service, service.route
+        return None
+
+    def _tell(self, what: str) -> None:
+        self.service.registry.invalid_preambles.tell(self.service.route, self._live.record.client, what)

@@ -13,7 +13,7 @@ import time
 
 from oinetd.core.dial import Dialed, DialRequest
 from oinetd.core.hooks import Admit
-from oinetd.core.record import Ending, SessionRecord
+from oinetd.core.record import Ending, SessionRecord, Try
 from oinetd.core.registry import Live
 from oinetd.core.service import Service
 from oinetd.lanes.python.client_watch import ClientWatch
@@ -90,9 +90,9 @@ class Session:
 
     async def run(self) -> None:
         """Live. The session ends with its record complete, whatever happens."""
-        service, record = self._service, self._live.record
+        record = self._live.record
         ending, code = Ending.ABORTED, 0
-        request = service.dial_request(self._client)
+        tries: list[Try] = []
         try:
             if self._preamble is not None and (refusal := await self._preamble.read()) is not None:
                 ending, code = refusal, self._preamble.errno
@@ -105,6 +105,9 @@ class Session:
             if self._killed:  # and the hook overlooked that it was cancelled
                 ending, code = self._cut()
                 return
+            service = self._service
+            request = service.dial_request(self._client)
+            tries = request.tries
             self._opened = True
             service.watcher.opened(record)
             dialed = await self._dial(request)
@@ -128,7 +131,7 @@ class Session:
                 ending, code = self._live.meter.result.ending, self._live.meter.result.errno
         finally:
             close_with_reset(self._client)  # does nothing where it is closed already
-            record.tries = tuple(request.tries)
+            record.tries = tuple(tries)
             self._end(ending, code)
 
     def _cut(self) -> tuple[Ending, int]:
@@ -137,10 +140,10 @@ class Session:
 
     async def _admit(self) -> Ending | None:
         """Why the client may not pass; None where it may."""
-        service = self._service
         if self._preamble is not None:
             self._preamble.leave()
-            self._peer = self._preamble.peer
+            self._peer, self._service = self._preamble.peer, self._preamble.service
+        service = self._service
         if (refusal := service.access.decide(self._peer)) is not None:
             return refusal
         if not service.registry.admit_source(self._live):

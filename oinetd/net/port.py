@@ -1,0 +1,71 @@
+"""A listening socket that a configuration wants, and what makes two of them the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from oinetd.model import KeepAlive, Protocol, Route
+from oinetd.net.options import NO_LISTEN_OPTIONS, ListenOptions
+from oinetd.net.sockets import Address
+
+__all__ = ["Port", "PortKey", "shared_ports"]
+
+
+@dataclass(frozen=True, slots=True)
+class PortKey:
+    """What makes two listening sockets the same one. `nth` tells those apart that let the kernel choose a port.
+
+    One with other options is another socket: it takes over the port as one that overlaps.
+    """
+
+    address: Address
+    v6only: bool
+    nth: int = 0
+    protocol: Protocol = Protocol.TCP
+    options: ListenOptions = NO_LISTEN_OPTIONS
+
+    @property
+    def any_port(self) -> bool:
+        """Whether the kernel chooses the port."""
+        return not (self.address.port or self.address.is_unix)
+
+    def overlaps(self, other: PortKey) -> bool:
+        """Whether the two cannot be bound side by side, for being equal or because one is a wildcard."""
+        if self.protocol is not other.protocol or self.address.port != other.address.port:
+            return False
+        if self.address.is_wildcard or other.address.is_wildcard:
+            return self.address.family == other.address.family or not (self.v6only or other.v6only)
+        return self.address == other.address
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A listening socket that has to be there, for one route."""
+
+    key: PortKey
+    route: Route
+    keepalive: KeepAlive
+    backlog: int
+    optional: bool = False
+    """One of several addresses of a name: where the machine does not have it, the others do."""
+    others: tuple[Route, ...] = ()
+    """Of rules that share the socket by server names, in their order."""
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        return (self.route, *self.others)
+
+
+def shared_ports(ports: Iterable[Port]) -> list[Port]:
+    """The ports, with one for all routes that have the same address and port."""
+    found: list[Port] = []
+    places: dict[PortKey, int] = {}
+    for port in ports:
+        if port.key.any_port or port.key not in places:
+            places.setdefault(port.key, len(found))
+            found.append(port)
+        else:
+            first = found[places[port.key]]
+            found[places[port.key]] = replace(first, others=(*first.others, port.route))
+    return found

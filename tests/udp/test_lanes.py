@@ -23,7 +23,8 @@ native = pytest.mark.skipif(bool(available()), reason="the extension is not buil
 CLIENTS = 4
 REVOKED = 3
 """The client with an address of its own, which some reloads deny."""
-UNANSWERED = b"?"
+UNANSWERED = b"??"
+"""What the upstreams do not answer; of a length that no question of a story has."""
 SILENCE_S = 0.02
 steps = st.one_of(
     st.tuples(st.just("ask"), st.integers(0, CLIENTS - 1), st.sampled_from([0, 1, 64, 1400, 3000])),
@@ -89,6 +90,7 @@ class Story:
         return self.found
 
     async def ask(self, served: Served, which: int, data: bytes) -> None:
+        assert data != UNANSWERED
         if which == REVOKED and self.revoked:
             await self._denied(served, self.clients[which])
         else:

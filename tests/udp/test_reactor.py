@@ -148,7 +148,8 @@ def test_a_bound_of_a_rule_that_is_lowered(sessions: int) -> None:
         while not quiet(made.upstream):
             made.upstream.recvfrom(100)
         client.sendto(b"new", made.at(sessions + 9))
-        assert made.upstream.recvfrom(100)[0] == b"new"
+        while made.upstream.recvfrom(100)[0] != b"new":  # the newcomers' datagrams may still come before
+            pass
         assert made.gate.live <= 10
         rows += made.close()
         assert len([row for row in rows if row[0] == CLOSED]) == len([row for row in rows if row[0] == OPENED])

@@ -143,9 +143,9 @@ class Reload:
     ) -> dict[PortKey, Listener]:
         """Exchange what is in force; the listeners that are gone. If it fails, everything is as it was."""
         news: list[tuple[Route, Address, str]] = []
+        self._unresolved.begin()
         try:
             guards = self._set_limits(plan, sockets)
-            self._unresolved.clear()
             for (port, sock), guard in zip(sockets.items(), guards, strict=True):
                 listener, choice = before.standing.get(port.key), self._choice(plan, port)
                 service = self._listener_service(plan, port, choice, guard)
@@ -230,7 +230,8 @@ class Reload:
         return self._lanes.change_lane(listener, choice, service)
 
     def _roll_back(self, before: _Before, sockets: Mapping[Port, socket.socket]) -> None:
-        """Let everything be as it was. One thing that fails does not keep the others from being put back."""
+        """Put everything back. A step that fails does not prevent the others."""
+        self._unresolved.roll_back()
         for key, listener in before.done.items():
             if before.standing.get(key) is not listener:
                 self._attempt(listener.release)

@@ -1,12 +1,12 @@
-"""Listeners whose destination has no address yet: the Python lane serves them, because somebody has to wait for it.
+"""Listeners whose destination has no address yet. The Python lane serves them: only it can wait for a name.
 
-When the name is resolved the listener goes to the lane that was chosen for its rule. Its socket and its queue stay, and
-clients that waited are served where they waited.
+When the name is resolved the listener goes to the lane that was chosen for its rule. It keeps its socket and its accept
+queue. Clients that waited are served in the Python lane.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 
 from oinetd.core.lane import Listener
@@ -18,21 +18,24 @@ __all__ = ["Unresolved"]
 
 
 class Unresolved:
-    """Which listeners wait for a name, and how each is to be served then."""
+    """The listeners that wait for a name, and how each is to be served afterwards."""
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
         self._choices: dict[PortKey, Choice] = {}
-        self._waited: frozenset[PortKey] = frozenset()
+        self._waited: Mapping[PortKey, Choice] = {}
 
-    def clear(self) -> None:
-        """Begin anew: every listener is chosen for again."""
-        self._waited = frozenset(self._choices)
-        self._choices.clear()
+    def begin(self) -> None:
+        """A reload begins: each of its listeners goes through `choose` again."""
+        self._waited, self._choices = self._choices, {}
+
+    def roll_back(self) -> None:
+        """The reload failed: wait for the same names as before `begin`."""
+        self._choices = dict(self._waited)
 
     def choose(self, key: PortKey, choice: Choice, service: Service, listener: Listener | None) -> Choice:
-        """How to serve `service` now: by `choice`, or in the Python lane where a name of it has no address yet."""
-        # Who began while it waited is not ended for that; who asks for another lane is.
+        """How to serve `service` now: by `choice`, or in the Python lane if a name of it has no address yet."""
+        # A change of the lane ends UDP sessions. Resolving a name is no reason to end them; a new choice of lane is.
         waits = not service.resolved or (key in self._waited and listener is not None and listener.has_sessions)
         if choice.lane is self._lanes.python or not waits:
             return choice
@@ -40,7 +43,7 @@ class Unresolved:
         return self._lanes.choose_unresolved(choice)
 
     def move(self, listeners: MutableMapping[PortKey, Listener]) -> None:
-        """Give those of `listeners` whose names are resolved to the lane that was chosen for them."""
+        """Move those of `listeners` whose names are resolved to the lane that was chosen for them."""
         for key, choice in tuple(self._choices.items()):
             listener = listeners.get(key)
             if listener is None or not listener.service.resolved or listener.has_sessions:

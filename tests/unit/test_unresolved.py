@@ -12,6 +12,7 @@ import pytest
 
 import oinetd.net.ports
 import oinetd.net.resolver
+import oinetd.reload
 import oinetd.upstream.destination
 import oinetd.upstream.destinations
 from oinetd import BindError, Config, ConfigError, Ending, EngineChoice, Forwarder, Settings
@@ -149,7 +150,10 @@ async def test_datagrams_are_held(settings: Settings, names: Server) -> None:
             assert await client.ask(b"then", bound(forwarder)) == b"then"
 
 
-async def test_an_unknown_name_stays_an_error(upstream: tuple[str, int], settings: Settings, names: Server) -> None:
+async def test_an_unknown_name_stays_an_error(
+    upstream: tuple[str, int], settings: Settings, names: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oinetd.upstream.destinations, "START_PATIENCE_S", 30.0)
     names.answer = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     names.speaks.set()
     with pytest.raises(ConfigError, match="not known"):
@@ -167,6 +171,29 @@ async def test_a_reload_keeps_what_is_known(upstream: tuple[str, int], settings:
         await until(lambda: names.asked >= asked + 2)  # both are asked for, nobody waits for the first
         assert await echoes(bound(forwarder))
         names.speaks.set()
+        assert await echoes(bound(forwarder, 1))
+
+
+async def test_a_reload_that_fails_does_not_end_the_wait(
+    upstream: tuple[str, int], settings: Settings, names: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listener still goes to the lane of its rule when the name is resolved."""
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    rules = rule(upstream), rule(("name.example", upstream[1]))
+    async with forwarding(*rules, settings=settings) as forwarder:
+        with monkeypatch.context() as patch:
+            patch.setattr(oinetd.reload.Reload, "_serve", no_memory)
+            with pytest.raises(MemoryError):
+                await forwarder.reload(forwarder.config)
+        assert not native(forwarder, 1)
+        client = await dial(bound(forwarder, 1))
+        names.knows()
+        await until(lambda: native(forwarder, 1) is (settings.engine is EngineChoice.NATIVE))
+        assert await exchange(client)
+        client.close()
         assert await echoes(bound(forwarder, 1))
 
 

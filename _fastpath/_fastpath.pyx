@@ -56,7 +56,6 @@ from preamble.proxy_write cimport LINE_ROOM_BYTES, proxy_begin_v2, proxy_end_v2,
 from tcp.listener cimport unix_time
 from shared.policy cimport (
     OPTION_BYTES_MAX, SOCKET_OPTIONS_MAX, Policy as PolicyState, SocketOption, policy_drop, policy_hold,
-    policy_server_tag,
 )
 from tcp.flow cimport SCRATCH_BYTES
 from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
@@ -306,6 +305,10 @@ cdef class Gate:
 
     def next_id(self):
         return oi_add(&self.gate.next_id, 1)
+
+    def skip_ids(self, uint64_t least):
+        if oi_get(&self.gate.next_id) < least:
+            oi_put(&self.gate.next_id, least)
 
     def take_lost(self):
         return oi_swap(&self.gate.lost, 0)
@@ -873,7 +876,7 @@ cdef class Passport:
             "connected_us": conn.connected_us, "kept_alive": conn.kept_alive, "first_eof": conn.first_eof,
             "client": (<char *> &conn.client)[:sizeof(Address)].hex(),
             "upstream": (<char *> &conn.upstream)[:sizeof(Address)].hex(),
-            "server": policy_server_tag(conn.policy, conn.member), "flows": flows,
+            "flows": flows, "credentials": _credentials(&conn.client),
             "texts": [_text(&conn.client), conn.client.port, _text(&conn.upstream), conn.upstream.port],
         }
 
@@ -1089,7 +1092,6 @@ cdef class Hub:
 
     def adopt(
         self, Policy policy not None, state, int client_fd, int upstream_fd, bytes up, bytes down,
-        uint64_t server_tag=0,
     ):
         cdef Passport passport
         cdef Address client, upstream
@@ -1119,9 +1121,9 @@ cdef class Hub:
         conn.first_eof = <unsigned char> min(facts[4], 2)
         conn.started_s = started
         conn.upstream = upstream
-        if policy.policy.group != NULL and server_tag:
-            member_force(conn, server_tag)
-        conn.address = <unsigned char> address_number(conn_targets(conn), &upstream)
+        if policy.policy.group != NULL:
+            member_force(conn)
+        conn.address = <unsigned char> max(address_number(conn_targets(conn), &upstream), 0)
         conn.side[CLIENT].fd = client_fd
         conn.side[UPSTREAM].fd = upstream_fd
         for way in range(2):

@@ -111,6 +111,8 @@ class Gate:
         """How many entries of the table a look-up of this source compares."""
     def next_id(self) -> int:
         """A number for a session; no other session of this gate has it."""
+    def skip_ids(self, least: int) -> None:
+        """Number the sessions to come from `least` on, at least."""
     def take_lost(self) -> int:
         """Datagrams that were dropped for clients who have no UDP session, since the last call."""
     def take_forged(self) -> int:
@@ -380,11 +382,10 @@ class Hub:
         upstream_fd: int,
         up: bytes,
         down: bytes,
-        server_tag: int = 0,
     ) -> Passport:
         """A connection that another process took out, under this policy; it takes places here, limits or not.
 
-        It counts for the server with this tag if the policy's group has one.
+        It counts for the server of the policy's group that has its address.
 
         The descriptors belong to it from here. Raises `ValueError`, `KeyError` or `TypeError` if `state` is not what
         `Passport.state` says, and then they do not.

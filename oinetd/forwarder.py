@@ -23,6 +23,7 @@ from oinetd.core.registry import Stats
 from oinetd.core.service import Callbacks
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
+from oinetd.lanes.moves import Moves
 from oinetd.lanes.unresolved import Unresolved
 from oinetd.model import Config, LogSettings
 from oinetd.net.ports import BoundAddress, PortKey
@@ -51,7 +52,7 @@ class Forwarder:
     destination is dialled; False or an exception refuses it. `on_open` and `on_close` are called with the record of
     each admitted session, and of each one that ended (the refused too); where they are coroutines they are awaited.
     What hooks raise is logged. `inherited` are listening sockets made by somebody else (a service manager); a rule
-    whose address is that of one of them uses it.
+    whose address is that of one of them uses it. With `hold_back` nothing is served until `moves` says so.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class Forwarder:
         on_open: Hook | None = None,
         on_close: Hook | None = None,
         inherited: Iterable[socket.socket] = (),
+        hold_back: bool = False,
     ) -> None:
         self.config = check_type(config, Config)
         self._admit = admit
         self._hooks = Hooks(on_open, on_close)
         self._inherited = list(inherited)
+        self._hold_back = hold_back
         self._limits = Limits()
         self._registry = self._limits.registry
         self._loops = Loops()
@@ -107,6 +110,9 @@ class Forwarder:
             raise RuntimeError("a Forwarder starts once; make another one")
         self._loop = asyncio.get_running_loop()
         self._lanes = Lanes(self._loop, self._registry, self._watcher, self._loops, hooked=self._admit is not None)
+        self.moves = Moves(self._lanes, self._listeners, self._registry)
+        if self._hold_back:
+            self.moves.hold_back()
         self._unresolved = Unresolved(self._lanes)
         self._reload = Reload(
             self._listeners,
@@ -215,6 +221,11 @@ class Forwarder:
     def _check_accepting(self) -> None:
         if not self._accepting:
             raise RuntimeError("the forwarder was told to stop")
+
+    @property
+    def started(self) -> bool:
+        """Whether `start` was called."""
+        return self._stopped is not None
 
     # What there is to know
 

@@ -318,24 +318,24 @@ cdef inline Conn *passport_new(
 
 
 cdef inline int address_number(const Targets *targets, const Address *upstream) noexcept nogil:
-    """The number that an address has among those of a destination; 0 where it is none of them any more."""
+    """The number that an address has among those of a destination; -1 if it is none of them."""
     cdef Address found
     cdef int i
     if targets == NULL:
-        return 0
+        return -1
     for i in range(targets.count):
         address_read(&found, &targets.items[i].place.place)
         if found.port == upstream.port and memcmp(found.ip, upstream.ip, sizeof(found.ip)) == 0:
             return i
-    return 0
+    return -1
 
 
-cdef inline void member_force(Conn *conn, uint64_t tag) noexcept nogil:
-    """Let a connection be one of the server with this tag, full or not; of none, if its group has it no more."""
+cdef inline void member_force(Conn *conn) noexcept nogil:
+    """Let a connection be one of the server that has its address, full or not; of none, if the group has none such."""
     cdef Group *group = conn.policy.group
     cdef int i
     for i in range(group.count):
-        if group_members(group)[i].server.tag == tag:
+        if address_number(group_members(group)[i].targets, &conn.upstream) >= 0:
             oi_raise_by(&group_members(group)[i].server.live, 1)
             conn.member = <uint16_t> (i + 1)
             return

@@ -13,7 +13,7 @@ from typing import Any, Final
 from oinetd.admin.documents import health, rule_document, status
 from oinetd.admin.events import Events
 from oinetd.admin.explain import explain
-from oinetd.admin.instance import DRAINING, Instance
+from oinetd.admin.instance import DRAINING, READY, Instance
 from oinetd.admin.message import Refusal, Request, Response, document
 from oinetd.admin.routes import Route, Routes
 from oinetd.admin.selection import FILTERS, PAGING, Selection
@@ -59,6 +59,7 @@ class Api:
                 Route("GET", "/v1/events", self._events),
                 Route("GET", "/v1/explain", self._explain, query=("address", "port", "protocol", "client")),
                 Route("POST", "/v1/reload", self._reload),
+                Route("POST", "/v1/upgrade", self._upgrade),
                 Route("GET", "/metrics", self._metrics, metrics=True),
                 Route("GET", "/v1/openapi.json", self._openapi),
                 *(Route("GET", path, self._page, page=True, open=True) for path in PAGE_FILES),
@@ -208,6 +209,24 @@ class Api:
                 problems=[_problem(each, trusted) for each in error.problems],
             ) from None
         return document({"reloaded": True, "rules": len(self.instance.forwarder.config.rules)})
+
+    async def _upgrade(self, request: Request) -> Response:
+        if request.peer.uid not in self.instance.owners:
+            raise Refusal(403, "an upgrade is for root and the user of oinetd, on the unix socket")
+        if self.instance.upgrade is None or self.instance.state != READY:
+            raise Refusal(409, "this process cannot be replaced now")
+        try:
+            wanted = json.loads(request.body or b"{}")
+            program, dry_run = wanted.get("to", ""), wanted.get("dry_run", False)
+        except (ValueError, AttributeError, RecursionError):
+            raise Refusal(400, "the body is a JSON object with `to` and `dry_run`") from None
+        if not isinstance(program, str) or not isinstance(dry_run, bool):
+            raise Refusal(400, "`to` is a path, `dry_run` true or false")
+        self._log(request, f"upgrade {program} {'(dry run)' if dry_run else ''}".rstrip())
+        try:
+            return document(await self.instance.upgrade(program, dry_run))
+        except OinetdError as error:
+            raise Refusal(422, str(error), code=getattr(error, "code", 75)) from None
 
     @staticmethod
     def _log(request: Request, action: str) -> None:

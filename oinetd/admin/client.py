@@ -119,9 +119,12 @@ class Client:
         """Ask. Raises `NoInstance` if nobody answers."""
         return self._ask("GET", path, query or {})
 
-    def post(self, path: str, query: Mapping[str, str] | None = None, value: Any = None) -> Answer:
-        """Change something."""
-        return self._ask("POST", path, query or {}, b"{}" if value is None else json.dumps(value).encode())
+    def post(
+        self, path: str, query: Mapping[str, str] | None = None, value: Any = None, *, timeout_s: float = ANSWER_S
+    ) -> Answer:
+        """Change something; the answer comes within `timeout_s`."""
+        body = b"{}" if value is None else json.dumps(value).encode()
+        return self._ask("POST", path, query or {}, body, timeout_s=timeout_s)
 
     def events(self) -> Iterator[tuple[str, Any]]:
         """The events from now on: each with its name and value. The first one is `listening`."""
@@ -140,9 +143,17 @@ class Client:
                 elif line.startswith(b"data: "):
                     yield name, json.loads(line[6:])
 
-    def _ask(self, method: str, path: str, query: Mapping[str, str], body: bytes | None = None) -> Answer:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        timeout_s: float = ANSWER_S,
+    ) -> Answer:
         status, content = 0, bytearray()
-        for part in self._parts(method, path, query, body, timeout_s=ANSWER_S):
+        for part in self._parts(method, path, query, body, timeout_s=timeout_s):
             if isinstance(part, int):
                 status = part
             else:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from oinetd.forwarder import Forwarder
 
@@ -31,6 +31,7 @@ class Reloads:
 class Instance:
     """The process: its forwarder, its state, and what it can be asked to do.
 
+    `upgrade` starts the program that it is given, or the same one if that is empty; True is a dry run.
     `reload` raises `OinetdError` or `OSError` if nothing changed. `owners` are root and the user of the process;
     `users` are those who may change something.
     """
@@ -40,6 +41,7 @@ class Instance:
     reload: Callable[[], Awaitable[None]]
     conf_file: str = ""
     owners: frozenset[int] = frozenset({0})
+    upgrade: Callable[[str, bool], Awaitable[Mapping[str, Any]]] | None = None
     users: frozenset[int] = frozenset({0})
     state: str = STARTING
     started: float = field(default_factory=time.time)

@@ -63,6 +63,11 @@ class AdminListener:
         self.sock.setblocking(False)
         self._loop.add_reader(self.sock.fileno(), self._accept)
 
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is on its way to a client."""
+        return any(client.busy for client in self._served.values())
+
     async def close(self) -> None:
         """Accept no more, and end all connections."""
         self._closed = True

@@ -64,6 +64,7 @@ class AdminServer:
         self._path = path
         self._identity = identity
         self._open: list[_Open] = []
+        self._given: dict[str, socket.socket] = {}
         self._api: Api | None = None
         self._warned: set[str] = set()
 
@@ -71,6 +72,24 @@ class AdminServer:
     def paths(self) -> list[str]:
         """The unix sockets there are."""
         return [each.path for each in self._open if each.path]
+
+    def adopt(self, sockets: Mapping[str, socket.socket]) -> None:
+        """Use these sockets of another process, by the names of `shared`, in place of new ones."""
+        self._given = dict(sockets)
+
+    def shared(self) -> dict[str, socket.socket]:
+        """The open sockets, for a process that takes over, each by a name."""
+        return {each.path or _place(each.asked): each.sock for each in self._open}
+
+    def leave_files(self) -> None:
+        """The files of the sockets belong to another process now."""
+        for each in self._open:
+            each.path = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is on its way."""
+        return any(each.listener is not None and each.listener.busy for each in self._open)
 
     def open(self, settings: AdminSettings) -> None:
         """Open every socket of `settings`. Raises `ConfigError`, `BindError` or `InUse`; then none is open."""
@@ -98,11 +117,14 @@ class AdminServer:
 
     def _opened(self, asked: AdminSocket | AdminAddress) -> _Open | None:
         if isinstance(asked, AdminAddress):
-            return _Open(asked, _bind_tcp(asked))
+            given = self._given.pop(_place(asked), None)
+            return _Open(asked, given if given is not None else _bind_tcp(asked))
         uid, gid = owner_ids(asked.owner)
         users = frozenset({uid} - {-1})
         if uid < 0 and self._identity is not None:
             uid, gid = self._identity[0], self._identity[1] if gid < 0 else gid
+        if (given := self._given.pop(asked.path, None)) is not None:
+            return _Open(asked, given, asked.path, users=users)
         if asked.path:
             try:
                 return _Open(
@@ -118,6 +140,8 @@ class AdminServer:
         why = "no admin socket: XDG_RUNTIME_DIR is not set; choose a path (admin unix:PATH), or admin off"
         if folders:
             path = os.path.join(folders[0], self.name + SUFFIX)
+            if (given := self._given.pop(path, None)) is not None:
+                return _Open(asked, given, path, users=users)
             try:
                 return _Open(asked, bind_socket(path, asked.mode, uid, gid, make_folder=True), path, users=users)
             except InUse:
@@ -216,6 +240,10 @@ async def _counted(via: _Open, parts: AsyncIterator[bytes]) -> AsyncIterator[byt
                 yield part
     finally:
         via.listening_to_events -= 1
+
+
+def _place(asked: AdminSocket | AdminAddress) -> str:
+    return f"{asked.host} {asked.port}" if isinstance(asked, AdminAddress) else asked.path
 
 
 def _unlink(each: _Open) -> None:

@@ -97,6 +97,10 @@ class Gate(Protocol):
         """A number that no other session of this gate has."""
         ...
 
+    def skip_ids(self, least: int) -> None:
+        """Number the sessions to come from `least` on, at least."""
+        ...
+
 
 def source_of(host: str, prefix: SourcePrefix) -> tuple[int, int]:
     """The source that a client's numeric address belongs to: the bits of its prefix, and their number.
@@ -215,3 +219,6 @@ class LocalGate:
     def next_id(self) -> int:
         self._last_id += 1
         return self._last_id
+
+    def skip_ids(self, least: int) -> None:
+        self._last_id = max(self._last_id, least - 1)

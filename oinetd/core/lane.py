@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from oinetd.core.engine import Engine
 from oinetd.core.histogram import HistogramCounts
@@ -17,10 +17,36 @@ from oinetd.core.service import Service
 from oinetd.model import AccessRule, Config, Endpoint, Rule
 from oinetd.upstream.loops import Bound
 
-__all__ = ["AccessCheck", "Lane", "Listener"]
+__all__ = ["AccessCheck", "Departing", "Lane", "Listener"]
 
 AccessCheck: TypeAlias = Mapping[Rule, tuple[tuple[AccessRule, ...], bool]]
 """Rules to check live connections by: the global access rules, and whether to reset those that are refused."""
+
+
+class Departing(Protocol):
+    """A session on its way to another process: no lane has it. It stays open until one of the methods is called."""
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Of the client's and the upstream's socket; another process gets copies."""
+        ...
+
+    @property
+    def pending(self) -> tuple[bytes, bytes]:
+        """Bytes that were read and not yet written, up and down."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything else, for JSON."""
+        ...
+
+    def release(self) -> None:
+        """The other process has it."""
+        ...
+
+    def put_back(self) -> None:
+        """The other process has died, or does not want it: go on here."""
+        ...
 
 
 class Listener:
@@ -105,8 +131,8 @@ class Lane(Protocol):
         """The lane in the log; `engine` relays connections that a lane in Python accepted."""
         ...
 
-    def serve(self, sock: socket.socket, service: Service) -> Listener:
-        """Serve `sock` from now on. Raises `OSError` if the machine has no room for it."""
+    def serve(self, sock: socket.socket, service: Service, *, start: bool = True) -> Listener:
+        """Serve `sock` from now on, or with its `start`. Raises `OSError` if the machine has no room for it."""
         ...
 
     def reconfigure(self, config: Config) -> None:

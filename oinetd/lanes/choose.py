@@ -66,6 +66,7 @@ class Lanes:
         self._by_preference: tuple[Lane, ...] = (self.native, self.python)
         self.lingering: dict[PortKey, Listener] = {}
         self._quiet_at = 0.0
+        self.held_back: set[Protocol] = set()
 
     @property
     def _running(self) -> list[Lane]:
@@ -95,13 +96,14 @@ class Lanes:
     def serve(self, choice: Choice, sock: socket.socket, service: Service) -> Listener:
         """Serve `sock` by `choice` from now on; in the Python lane if the reactors have no room for it."""
         self._held.listening.add(sock)
+        start = service.route.bind.protocol not in self.held_back
         try:
-            return choice.lane.serve(sock, service)
+            return choice.lane.serve(sock, service, start=start)
         except OSError as error:
             if choice.lane is self.python:
                 raise
             log.warning("%s: the Python lane serves, the reactors cannot: %s", service.route, error.strerror)
-            return self.python.serve(sock, service)
+            return self.python.serve(sock, service, start=start)
 
     def change_lane(self, listener: Listener, choice: Choice, service: Service) -> Listener:
         """Serve the socket of `listener` by `choice`, in another lane; its UDP sessions end."""

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final
 
 from oinetd.admin.instance import DRAINING, READY, Instance
 from oinetd.admin.place import instance_name
@@ -22,17 +24,27 @@ from oinetd.process.invocation import Options
 __all__ = ["Administration"]
 
 
+FLUSH_S: Final = 1.0
+FLUSH_LOOK_S: Final = 0.005
+
 logger = logging.getLogger("oinetd")
 
 
 class Administration:
     """`open` before root is dropped, `start` in the loop, `close` at the end. `ask_reload` begins a reload."""
 
-    def __init__(self, options: Options, environ: Mapping[str, str], ask_reload: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        environ: Mapping[str, str],
+        ask_reload: Callable[[], None],
+        upgrade: Callable[[str, bool], Awaitable[Mapping[str, Any]]],
+    ) -> None:
         identity = options.identity
         self._name = options.name or instance_name(options.conf_file, os.getpid())
         self._uid = identity.uid if identity else os.geteuid()
         self._ask_reload = ask_reload
+        self._upgrade = upgrade
         self._conf_file = options.conf_file
         self._instance: Instance | None = None
         self._waiting: list[asyncio.Future[None]] = []
@@ -43,6 +55,24 @@ class Administration:
             path=options.admin_path,
             identity=(identity.uid, identity.gid) if identity else None,
         )
+
+    def adopt(self, sockets: Mapping[str, socket.socket]) -> None:
+        """Use these sockets of the process that is replaced."""
+        self._server.adopt(sockets)
+
+    def shared(self) -> dict[str, socket.socket]:
+        """The open sockets, for the process that replaces this one."""
+        return self._server.shared()
+
+    def leave_files(self) -> None:
+        """Another process has the sockets."""
+        self._server.leave_files()
+
+    async def flush(self) -> None:
+        """Send the answers that are under way, within a second."""
+        deadline = time.monotonic() + FLUSH_S
+        while self._server.busy and time.monotonic() < deadline:  # noqa: ASYNC110 - connections end by themselves
+            await asyncio.sleep(FLUSH_LOOK_S)
 
     def open(self, config: Config) -> None:
         """Open the sockets. Raises `ConfigError`, `BindError` or `OSError`."""
@@ -56,7 +86,13 @@ class Administration:
         """Answer from now on: the process is starting."""
         owners = frozenset({0, self._uid})
         self._instance = Instance(
-            self._name, forwarder, self._reload, conf_file=self._conf_file, owners=owners, users=owners
+            self._name,
+            forwarder,
+            self._reload,
+            conf_file=self._conf_file,
+            owners=owners,
+            users=owners,
+            upgrade=self._upgrade,
         )
         self._server.start(self._instance)
 

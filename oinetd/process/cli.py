@@ -23,7 +23,7 @@ CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
 
 NAMES_SHOWN: Final = 5
 
-COMMANDS: Final = ("events", "explain", "health", "kill", "reload", "rules", "sessions", "status")
+COMMANDS: Final = ("events", "explain", "health", "kill", "reload", "rules", "sessions", "status", "upgrade")
 """They ask a running oinetd."""
 
 RINETD_NAME: Final = "rinetd"
@@ -38,7 +38,7 @@ oinetd forward 8080 db.example.org:80     forwards in the foreground, without a 
 These ask a running oinetd (-n NAME or --admin PATH if there are several):
 oinetd status, rules, sessions, events     what there is, and what happens
 oinetd health                              exit code 0 if it serves, 1 if not
-oinetd kill ID, reload                     what changes something
+oinetd kill ID, reload, upgrade            what changes something
 oinetd explain ADDRESS PORT                which rule serves it, and why so
 
 signals:         HUP reloads, TERM and INT drain and exit, USR1 reopens the log,
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if said.test or said.show:
         return _look(options, show=said.show, strict=said.strict, resolve=said.resolve)
     # Imported here: the event loop takes longer to import than the rest of the start.
-    from oinetd.process.daemon import run
+    from oinetd.process.run import run
 
     return run(options)
 

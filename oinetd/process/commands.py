@@ -138,6 +138,24 @@ def reload(client: Client, said: argparse.Namespace) -> int:
     return EX_CONFIG if problems else EX_TEMPFAIL
 
 
+def upgrade(client: Client, said: argparse.Namespace) -> int:
+    """Replace the program; live sessions go on in the new process."""
+    answer = client.post("/v1/upgrade", value={"to": said.to or "", "dry_run": said.dry_run}, timeout_s=UPGRADE_S)
+    if answer.status == 422:
+        print(answer.value["detail"], file=sys.stderr)
+        print("oinetd upgrade: the running process goes on", file=sys.stderr)
+        return int(answer.value.get("code", EX_TEMPFAIL))
+    if answer.status != 200:
+        raise _Refused(answer)
+    found = answer.value
+    moved, staying = found["moved"], found["staying"]
+    if found["dry_run"]:
+        print(f"{moved} sessions would move, {staying} would stay")
+    else:
+        print(f"process {found['pid']} serves; {moved} sessions moved, {staying} stay with the old process")
+    return EX_OK
+
+
 def events(client: Client, said: argparse.Namespace) -> int:
     """Print what happens, from now on: sessions, servers, reloads."""
     for name, value in client.events():
@@ -192,6 +210,11 @@ def _of_kill(parser: argparse.ArgumentParser) -> None:
     _filters(parser)
 
 
+def _of_upgrade(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", metavar="PATH", help="start this program in place of the present one")
+    parser.add_argument("--dry-run", action="store_true", help="start it, and say what would move")
+
+
 def _of_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("address", metavar="ADDRESS", help="the address that the client connects to")
     parser.add_argument("port", metavar="PORT", help="the port")
@@ -207,7 +230,11 @@ _ARGUMENTS: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
     "kill": _of_kill,
     "events": _json,
     "explain": _of_explain,
+    "upgrade": _of_upgrade,
 }
+
+UPGRADE_S: Final = 300.0
+"""An upgrade waits for the new process and for sessions that are connecting."""
 
 COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], int]]] = {
     "health": health,
@@ -217,5 +244,6 @@ COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], int]]] = {
     "kill": kill,
     "events": events,
     "reload": reload,
+    "upgrade": upgrade,
     "explain": explain,
 }

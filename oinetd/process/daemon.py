@@ -8,69 +8,34 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Mapping
 from socket import socket
 from typing import Any, Final
 
-from oinetd.errors import ConfigError, OinetdError, Problem
+from oinetd.errors import ConfigError, OinetdError
 from oinetd.forwarder import Forwarder
 from oinetd.model import Config
 from oinetd.observe.connection_log import ConnectionLog
 from oinetd.observe.process_log import ProcessLog
 from oinetd.process.administration import Administration
-from oinetd.process.background import Handover, split
+from oinetd.process.background import Handover
 from oinetd.process.config_watch import ConfigWatch
-from oinetd.process.context import HELD_SIGNALS, close_inherited, raise_descriptor_limit, working_directory
-from oinetd.process.eventloop import loop_factory
+from oinetd.process.context import HELD_SIGNALS, raise_descriptor_limit
 from oinetd.process.invocation import EX_OK, Options, exit_code
-from oinetd.process.pidfile import PidFile
+from oinetd.process.paths import with_absolute_paths
+from oinetd.process.pidfile import PidFile, exchanged
 from oinetd.process.privileges import Identity
+from oinetd.process.replacement import Replacement, adopt_files, report_document
 from oinetd.process.service_manager import ServiceManager
-from oinetd.process.socket_activation import inherited_sockets
 from oinetd.safe_open import give_empty_file
+from oinetd.upgrade.take import GaveUp, Taker
 
-__all__ = ["Daemon", "run"]
+__all__ = ["Daemon"]
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 """A start that gets one of these before it has opened anything exits at once, with code 0."""
 
 logger = logging.getLogger("oinetd")
-
-
-def run(options: Options) -> int:
-    """Serve until a stop signal; returns the exit code. Without `foreground` it returns when the daemon has started."""
-    pid, base = os.getpid(), working_directory()
-    handover = None
-    if not options.foreground:
-        close_inherited(os.environ, pid)
-        answer = split()
-        if isinstance(answer, int):
-            return answer
-        handover = answer
-        # The daemon changes to the root directory, and reads the file again at each reload.
-        options = replace(options, conf_file=options.conf_file and os.path.join(base, options.conf_file))
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-    process_log = ProcessLog(options.log_level, os.environ)
-    sockets = inherited_sockets(os.environ, pid)
-    daemon = Daemon(options, base, process_log, ServiceManager.of(os.environ, pid), handover)
-    factory = loop_factory()  # before `prepare`: the user that serves may not be able to read the interpreter's files
-    code = daemon.prepare(sockets)
-    if code is None:
-        process_log.write_in_background()
-        # Never closed: see the end of this function.
-        runner = asyncio.Runner(loop_factory=factory)
-        code = runner.run(daemon.run())
-    process_log.close()
-    if daemon.failure:
-        print(daemon.failure, file=sys.stderr)
-    if handover is not None:
-        handover.failed(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Everything is closed and written. A thread may still wait for a name server, and a normal exit would wait for
-    # this thread for half a minute or more.
-    os._exit(code)
 
 
 class _Stopped(Exception):
@@ -88,7 +53,13 @@ class Daemon:
     """
 
     def __init__(
-        self, options: Options, base: str, process_log: ProcessLog, manager: ServiceManager, handover: Handover | None
+        self,
+        options: Options,
+        base: str,
+        process_log: ProcessLog,
+        manager: ServiceManager,
+        handover: Handover | None,
+        taker: Taker | None = None,
     ) -> None:
         self.failure = ""
         self._options = options
@@ -104,7 +75,10 @@ class Daemon:
         self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
         self._watch = ConfigWatch(self._want_reload)
-        self._administration = Administration(options, os.environ, self._on_reload)
+        self._administration = Administration(options, os.environ, self._on_reload, self._upgrade)
+        self._taker = taker
+        self._replacement = Replacement(options, base, sys.argv[1:], manager, self._administration)
+        self._replaced = False
 
     def prepare(self, sockets: tuple[socket, ...]) -> int | None:
         """Read the configuration, open the files, and drop root; returns the exit code if the start ends here.
@@ -115,7 +89,7 @@ class Daemon:
         try:
             for number in STOP_SIGNALS:
                 signal.signal(number, _stop)
-            config = self._resolve(self._options.load())
+            config = self._absolute(self._options.load())
             # From here on there is something to clean up, so stop signals wait for their handlers in the loop.
             signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             self._open(config, sockets)
@@ -130,14 +104,19 @@ class Daemon:
 
     def _open(self, config: Config, sockets: tuple[socket, ...]) -> None:
         raise_descriptor_limit()
+        pid_file, adopted = None, False
         if config.pid_file:
             pid_file = PidFile(config.pid_file)
-            pid_file.acquire()
+        if self._taker is not None:
+            adopted = adopt_files(self._taker, pid_file, self._administration)
+        if pid_file is not None:
+            if not adopted:
+                pid_file.acquire()
             self._pid_file = pid_file
         self._administration.open(config)
-        self._forwarder = Forwarder(config, inherited=sockets)
+        self._forwarder = Forwarder(config, inherited=sockets, hold_back=self._taker is not None)
         self._forwarder.open_log()
-        if self._options.identity is not None:
+        if self._options.identity is not None and self._taker is None:
             self._become(self._options.identity, config)
 
     async def run(self) -> int:
@@ -146,9 +125,12 @@ class Daemon:
         code = EX_OK
         assert self._forwarder is not None
         try:
-            self._administration.start(self._forwarder)
+            if self._taker is None:
+                self._administration.start(self._forwarder)
             if await self._unless(self._stop, self._start()):
                 await self._serve()
+        except GaveUp:
+            self._leave()
         except (OinetdError, OSError) as error:
             code = self._failed(error)
         finally:
@@ -160,13 +142,32 @@ class Daemon:
 
     def _failed(self, error: OinetdError | OSError) -> int:
         self.failure = str(error) if isinstance(error, ConfigError) else f"oinetd: {error}"
+        if self._taker is not None and not self._serving:
+            self._taker.failed(exit_code(error), self.failure)
+            self._leave()
+            self.failure = ""  # the old process tells it
         return exit_code(error)
+
+    def _leave(self) -> None:
+        """Another process has the files of this one."""
+        if self._pid_file is not None:
+            self._pid_file.leave()
+            self._pid_file = None
+        self._administration.leave_files()
+        if self._forwarder is not None and self._forwarder.started:
+            self._forwarder.moves.leave()
 
     # Start
 
     async def _start(self) -> None:
         assert self._forwarder is not None
         await self._forwarder.start()
+        if self._taker is not None:
+            last = await self._taker.take(self._forwarder.moves)
+            self._reload_wanted = bool(last.get("reload"))
+            if not self._options.foreground:
+                self._process_log.to_syslog()
+            self._administration.start(self._forwarder)
         if self._pid_file is not None:
             self._pid_file.write()
         if self._handover is not None:
@@ -175,24 +176,8 @@ class Daemon:
                 logger.info("parent process has exited: stopping")
                 self._stop.set()
 
-    def _resolve(self, config: Config) -> Config:
-        """`config` with the command line's overrides and absolute paths. Raises `ConfigError`."""
-        config = self._options.with_overrides(config)
-        if config.pid_file:
-            config = replace(config, pid_file=self._absolute("pid file", config.pid_file))
-        if ConnectionLog.is_standard_stream(config.log):
-            if not self._options.foreground:
-                hint = "use a file, or run in the foreground (-f)"
-                raise ConfigError(Problem(f"logfile {config.log.file}: a daemon has no standard output", hint=hint))
-        elif config.log.file:
-            config = replace(config, log=replace(config.log, file=self._absolute("logfile", config.log.file)))
-        return config
-
-    def _absolute(self, what: str, path: str) -> str:
-        if not self._base and not os.path.isabs(path):
-            hint = "start oinetd in another directory, or use an absolute path"
-            raise ConfigError(Problem(f"{what} {path}: the working directory has been removed", hint=hint))
-        return os.path.join(self._base, path)
+    def _absolute(self, config: Config) -> Config:
+        return with_absolute_paths(config, self._options, self._base)
 
     @staticmethod
     def _become(identity: Identity, config: Config) -> None:
@@ -218,6 +203,9 @@ class Daemon:
         await self._stop.wait()
         self._serving = False
         self._watch.close()
+        if self._replaced:
+            self._leave()
+            await self._administration.flush()
         self._administration.draining()
         if self._reloading is not None:
             self._reloading.cancel()
@@ -225,8 +213,9 @@ class Daemon:
         left = len(forwarder.sessions())
         timeout_s = forwarder.config.drain_timeout_s
         word = f"draining {left} sessions, timeout {timeout_s:g} s" if left else "no open sessions"
-        logger.info("stopping: %s", word)
-        self._manager.stopping(f"Stopping: {word}")
+        logger.info("%s: %s", "replaced" if self._replaced else "stopping", word)
+        if not self._replaced:
+            self._manager.stopping(f"Stopping: {word}")
         if not await self._unless(self._stop_now, forwarder.drain(timeout_s)):
             logger.info("second stop signal: closing all sessions now")
 
@@ -287,6 +276,36 @@ class Daemon:
         if self._forwarder is not None:
             self._forwarder.reopen_log()
 
+    # Upgrade
+
+    async def _upgrade(self, program: str, dry_run: bool) -> Mapping[str, Any]:
+        """Let a new process take everything over; this one ends then. Raises `UpgradeFailed`."""
+        assert self._forwarder is not None
+        self._serving = False  # a reload waits, and is done by the new process or after a failure
+        try:
+            report = await self._replacement.run(
+                self._forwarder,
+                self._pid_file,
+                program=program,
+                dry_run=dry_run,
+                last=lambda: {"reload": self._reload_wanted, "stop": self._stop.is_set()},
+            )
+        except OinetdError as error:
+            logger.error("upgrade failed, this process goes on: %s", error)
+            raise
+        finally:
+            self._serving = not self._stop.is_set()
+            self._reload_if_wanted()
+        if not dry_run:
+            logger.info(
+                "upgrade: process %d serves; %d sessions moved, %d stay here", report.pid, report.moved, report.staying
+            )
+            self._serving = False
+            self._manager.replaced_by(report.pid, self._status())
+            self._replaced = True
+            self._stop.set()
+        return report_document(report)
+
     # Reload
 
     async def _reload(self) -> None:
@@ -304,7 +323,7 @@ class Daemon:
         waiting = self._administration.reload_begins()
         try:
             # In a thread: a network disk may be slow.
-            config = self._resolve(await asyncio.to_thread(self._options.load))
+            config = self._absolute(await asyncio.to_thread(self._options.load))
             async with self._administration.change(config):
                 await self._put_in_force(config)
         except (OinetdError, OSError) as error:
@@ -324,20 +343,6 @@ class Daemon:
 
     async def _put_in_force(self, config: Config) -> None:
         assert self._forwarder is not None
-        old = self._pid_file
-        if config.pid_file == (old.path if old else ""):
+        with exchanged(self._pid_file, config.pid_file) as pid_file:
             await self._forwarder.reload(config)
-            return
-        new = PidFile(config.pid_file) if config.pid_file else None
-        try:
-            if new is not None:
-                new.acquire()
-                new.write()
-            await self._forwarder.reload(config)
-        except BaseException:
-            if new is not None:
-                new.release()
-            raise
-        self._pid_file = new
-        if old is not None:
-            old.release()
+        self._pid_file = pid_file

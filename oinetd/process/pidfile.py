@@ -7,12 +7,13 @@ import errno
 import fcntl
 import os
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from oinetd.errors import ConfigError, OinetdError, Problem
 from oinetd.safe_open import Location, kind_of
 
-__all__ = ["PidFile", "PidFileFault", "PidFileHeld"]
+__all__ = ["PidFile", "PidFileFault", "PidFileHeld", "exchanged"]
 
 RACES_MAX: Final = 100
 """Tries to create a file that another process removes again, before the file counts as held."""
@@ -97,6 +98,20 @@ class PidFile:
         except OSError as error:
             raise PidFileFault(self.path, error) from error
         raise PidFileHeld(f"pid file {self.path}: another process keeps removing it")
+
+    def adopt(self, fd: int) -> None:
+        """Take over the file from another process, which has it open as `fd` and locked: the lock comes along."""
+        self._fd, self._made = fd, True
+
+    def leave(self) -> None:
+        """Another process has the file and its lock now."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def fileno(self) -> int:
+        """The descriptor of the locked file."""
+        return self._fd
 
     def _open(self) -> tuple[int, bool]:
         """A descriptor of the file, and whether it was created."""
@@ -186,3 +201,26 @@ def _check_content(path: str, fd: int) -> None:
     content = os.pread(fd, CONTENT_BYTES_MAX + 1, 0)
     if len(content) > CONTENT_BYTES_MAX or not _CONTENT.fullmatch(content):
         raise ConfigError(Problem(f"pid file {path}: contains something other than a process id", hint=_HINT))
+
+
+@contextlib.contextmanager
+def exchanged(old: PidFile | None, path: str) -> Iterator[PidFile | None]:
+    """The pid file at `path` ("" for none), in place of `old` once the body has succeeded.
+
+    Raises what `acquire` and `write` raise; if they or the body raise, `old` is still there.
+    """
+    if path == (old.path if old else ""):
+        yield old
+        return
+    new = PidFile(path) if path else None
+    try:
+        if new is not None:
+            new.acquire()
+            new.write()
+        yield new
+    except BaseException:
+        if new is not None:
+            new.release()
+        raise
+    if old is not None:
+        old.release()

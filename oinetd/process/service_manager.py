@@ -46,6 +46,19 @@ class ServiceManager:
         """A reload has begun; `ready` ends it. `Type=notify-reload` needs the time to match the two."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", SEND_WAIT_S)
 
+    def replaced_by(self, pid: int, status: str) -> None:
+        """Another process serves from now on; only the present main process may say so."""
+        self._send(f"MAINPID={pid}\nSTATUS={_line(status)}", SEND_WAIT_S)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which another process of this service finds the manager."""
+        if not self._address:
+            return {}
+        address = "@" + self._address[1:] if self._address.startswith("\0") else self._address
+        period = {"WATCHDOG_USEC": str(round(self.watchdog_s * 2e6))} if self.watchdog_s else {}
+        return {"NOTIFY_SOCKET": address, **period}
+
     def stopping(self, status: str) -> None:
         self._send(f"STOPPING=1\nSTATUS={_line(status)}", SEND_WAIT_S)
 

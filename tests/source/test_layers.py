@@ -29,7 +29,7 @@ FLOORS = (
     "reload",
     "forwarder",
     "",  # the package itself: the public names
-    "admin",
+    "admin upgrade",
     "process",
     "__main__",
 )

@@ -22,6 +22,7 @@ from oinetd.core.record import SessionRecord, Totals
 from oinetd.core.registry import Registry
 from oinetd.core.service import Service, Watcher
 from oinetd.errors import EngineUnavailable
+from oinetd.lanes.native.departure import Departures
 from oinetd.lanes.native.engine import NativeEngine
 from oinetd.lanes.native.listener import ReactorDatagrams, ReactorListener
 from oinetd.lanes.native.plane import (
@@ -57,8 +58,7 @@ class _InForce(NamedTuple):
     policy: _fastpath.Policy
 
 
-LIVE_RECORDS = 128
-"""Live sessions that are taken from a snapshot at a time."""
+LIVE_RECORDS = 128  # taken from a snapshot at a time
 
 
 class NativeLane:
@@ -99,6 +99,7 @@ class NativeLane:
         self._live: dict[int, SessionRecord] = {}
         self._unused: list[int] = []
         self._ended = 0
+        self.departures = Departures(self)
 
     def start(self, config: Config) -> None:
         """Start the reactors; a second call does nothing. Raises `EngineUnavailable` if they cannot run."""
@@ -151,10 +152,11 @@ class NativeLane:
     def label(self, engine: Engine) -> str:
         return "native lane"
 
-    def serve(self, sock: socket.socket, service: Service) -> ReactorListener:
+    def serve(self, sock: socket.socket, service: Service, *, start: bool = True) -> ReactorListener:
         kind = ReactorDatagrams if service.route.bind.protocol is Protocol.UDP else ReactorListener
         listener = kind(self, sock, service)
-        listener.start()
+        if start:
+            listener.start()
         return listener
 
     @property
@@ -217,6 +219,20 @@ class NativeLane:
             return False
         self.hub.kill(session_id)
         return True
+
+    def in_force(self, tag: int) -> tuple[Service, _fastpath.Policy]:
+        """The service and the policy of this tag."""
+        return self._in_force[tag][1:]
+
+    def enter(self, record: SessionRecord) -> None:
+        """A session of another process goes on here."""
+        if not self.hub.totals_only:
+            self._live[record.id] = record
+
+    def leave(self, session_id: int) -> None:
+        """Another process goes on with a session."""
+        self._live.pop(session_id, None)
+        self._ended += 1
 
     def end_quiet(self) -> None:
         self.hub.end_quiet_udp_sessions()

@@ -60,13 +60,14 @@ class PythonLane:
             return datagrams, datagrams
         return engine or self._engine, self._dialer
 
-    def serve(self, sock: socket.socket, service: Service) -> Listener:
+    def serve(self, sock: socket.socket, service: Service, *, start: bool = True) -> Listener:
         listener: Listener
         if service.route.bind.protocol is Protocol.UDP:
             listener = DatagramListener(self, self.datagrams, sock, service)
         else:
             listener = StreamListener(self, self._loop, sock, service, self.tasks)
-        listener.start()
+        if start:
+            listener.start()
         return listener
 
     def retire(self, sock: socket.socket, service: Service, *, ours: bool, handshakes: bool) -> None:

@@ -1,0 +1,85 @@
+"""Sessions of the native lane on their way to another process, and those that come from one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from oinetd.core.lane import Departing, Listener
+from oinetd.core.record import SessionRecord
+from oinetd.core.service import Service
+from oinetd.lanes.native.listener import ReactorListener
+from oinetd.model import Endpoint, Rule
+from oinetd.net.unix_sockets import Credentials
+
+if TYPE_CHECKING:
+    from oinetd import _fastpath
+    from oinetd.lanes.native.lane import NativeLane
+
+__all__ = ["Departure", "Departures"]
+
+
+class Departure:
+    """A session that the reactors have let go of; see `oinetd.core.lane.Departing`."""
+
+    def __init__(self, lane: NativeLane, passport: _fastpath.Passport) -> None:
+        self._lane = lane
+        self._passport = passport
+        self._service, _ = lane.in_force(passport.tag)
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        return self._passport.descriptors
+
+    @property
+    def pending(self) -> tuple[bytes, bytes]:
+        return self._passport.pending
+
+    def state(self) -> dict[str, Any]:
+        return {**self._passport.state(), "bind": str(self._service.route.bind)}
+
+    def release(self) -> None:
+        session_id = self._passport.state()["id"]
+        self._passport.release()
+        self._lane.departures.moved[self._service.route.rule.identity] += 1
+        self._lane.leave(session_id)
+
+    def put_back(self) -> None:
+        self._lane.hub.put_in(self._passport)
+
+
+class Departures:
+    """The sessions that leave a native lane, and those that come to it. `moved` counts the former by rule."""
+
+    def __init__(self, lane: NativeLane) -> None:
+        self._lane = lane
+        self.moved: Counter[Endpoint | Rule] = Counter()
+
+    def take_out(self, at_most: int) -> tuple[list[Departing], int]:
+        """Take out at most this many sessions; the second value is how many of the others may be able to move soon."""
+        self._lane.hub.collect()  # one whose opening is not reported stays
+        passports, left = self._lane.hub.take_out(at_most)
+        return [Departure(self._lane, each) for each in passports], left
+
+    def adopt(
+        self, listener: Listener, state: Mapping[str, Any], fds: tuple[int, int], pending: tuple[bytes, bytes]
+    ) -> bool:
+        """Go on with a session of another process by the service of `listener`; False if it is in another lane."""
+        if not isinstance(listener, ReactorListener) or not listener.tag:
+            return False
+        record = _adopted_record(state, listener.service)
+        _, policy = self._lane.in_force(listener.tag)
+        passport = self._lane.hub.adopt(policy, state, *fds, *pending)
+        self._lane.enter(record)
+        self._lane.hub.put_in(passport)
+        return True
+
+
+def _adopted_record(state: Mapping[str, Any], service: Service) -> SessionRecord:
+    """The record of a session that another process began."""
+    client, port, *_ = state["texts"]
+    record = SessionRecord(int(state["id"]), service.route, str(client), int(port), float(state["started"]))
+    if state["credentials"] is not None:
+        record.credentials = Credentials(*map(int, state["credentials"]))
+    return record

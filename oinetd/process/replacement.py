@@ -1,0 +1,130 @@
+"""`oinetd upgrade` in the daemon: what the old process gives besides sessions, and what the new one does with it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from oinetd.forwarder import Forwarder
+from oinetd.process.administration import Administration
+from oinetd.process.invocation import Options
+from oinetd.process.pidfile import PidFile
+from oinetd.process.service_manager import ServiceManager
+from oinetd.upgrade.give import Giver, Report, UpgradeFailed, child_environment, is_trusted
+from oinetd.upgrade.take import Taker
+
+__all__ = ["Replacement", "adopt_files", "new_command", "report_document"]
+
+PATIENCE_S: Final = 60.0
+"""How long the new process may say nothing."""
+CONNECT_MARGIN_S: Final = 1.0
+"""Sessions that are connecting are waited for this much longer than their connect-timeout."""
+
+PID_FILE: Final = "pid "
+ADMIN: Final = "admin "
+"""Beginnings of the names of files; the rest is the path."""
+
+
+def new_command(options: Options, words: list[str], program: str = "") -> list[str]:
+    """The command of the new process: the interpreter as it was started, or another `program`, with the same words.
+
+    The new process starts in the root directory, so paths in the words are given once more, as absolute paths.
+    """
+    command = [program] if program else [sys.executable, "-I", "-m", "oinetd"]
+    again = ["-c", options.conf_file] if options.conf_file else []
+    if options.pid_file:
+        again += ["-p", options.pid_file]
+    return [*command, *words, *again]
+
+
+class Replacement:
+    """Replaces this process by a new one, once at a time. `words` are those of the command line."""
+
+    def __init__(
+        self, options: Options, base: str, words: list[str], manager: ServiceManager, administration: Administration
+    ) -> None:
+        self._options = options
+        self._base = base
+        self._words = words
+        self._manager = manager
+        self._administration = administration
+        self._giver: Giver | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether an upgrade is under way."""
+        return self._giver is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the new process is ready: then a stop signal is for it."""
+        return self._giver is not None and self._giver.ready
+
+    async def run(
+        self,
+        forwarder: Forwarder,
+        pid_file: PidFile | None,
+        *,
+        program: str = "",
+        dry_run: bool = False,
+        last: Callable[[], Mapping[str, Any]] = dict,
+    ) -> Report:
+        """Hand everything to a new process, at the end also what `last` says then.
+
+        Raises `UpgradeFailed`, and then everything is as it was.
+        """
+        if self._giver is not None:
+            raise UpgradeFailed("another upgrade is under way")
+        if program and (reason := is_trusted(program, os.geteuid())):
+            raise UpgradeFailed(f"{program}: {reason}; the program and its directories must belong to root", 77)
+        files = {ADMIN + name: sock.fileno() for name, sock in self._administration.shared().items()}
+        if pid_file is not None:
+            files[PID_FILE + pid_file.path] = pid_file.fileno()
+        settings = [forwarder.config.settings_of(rule) for rule in forwarder.config.rules]
+        connect_s = max((each.connect_timeout_s for each in settings), default=0.0)
+        self._giver = Giver(
+            forwarder.moves,
+            new_command(self._options, self._words, program),
+            {**child_environment(os.environ), **self._manager.environment},
+            files,
+            {"base": self._base},
+            PATIENCE_S,
+            connect_s + CONNECT_MARGIN_S,
+        )
+        try:
+            return await self._giver.run(dry_run=dry_run, last=last)
+        finally:
+            self._giver = None
+
+
+def adopt_files(taker: Taker, pid_file: PidFile | None, administration: Administration) -> bool:
+    """Use the files of the old process; whether the pid file is one of them."""
+    sockets = {
+        name.removeprefix(ADMIN): socket.socket(fileno=fd) for name, fd in taker.files.items() if name.startswith(ADMIN)
+    }
+    administration.adopt(sockets)
+    adopted = False
+    for name, fd in taker.files.items():
+        if name.startswith(PID_FILE):
+            if pid_file is not None and name == PID_FILE + pid_file.path:
+                pid_file.adopt(fd)
+                adopted = True
+            else:
+                os.close(fd)
+        elif not name.startswith(ADMIN):
+            os.close(fd)
+    return adopted
+
+
+def report_document(report: Report) -> Mapping[str, Any]:
+    """What the admin interface answers."""
+    return {
+        "pid": report.pid,
+        "moved": report.moved,
+        "staying": report.staying,
+        "duration_s": round(report.duration_s, 3),
+        "dry_run": report.dry_run,
+    }

@@ -1,0 +1,242 @@
+"""The old process of an upgrade: starts the new one, and hands it listeners, files and sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from oinetd.core.lane import Departing
+from oinetd.errors import OinetdError
+from oinetd.lanes.moves import Moves
+from oinetd.upgrade.channel import Channel, ChannelClosed
+from oinetd.upgrade.frames import VERSION, BadFrame, Frame
+
+__all__ = ["ENVIRONMENT", "Giver", "Report", "UpgradeFailed", "child_environment", "is_trusted"]
+
+ENVIRONMENT: Final = "OINETD_UPGRADE"
+"""The environment variable that has the number of the new process's end of the channel."""
+
+SESSIONS_A_FRAME: Final = 100
+"""Two descriptors each, of at most 250: one frame is in flight, and its sessions pause that long."""
+PENDING_A_FRAME: Final = 8 << 20
+LISTENERS_A_FRAME: Final = 200
+LOOK_S: Final = 0.01
+"""Time between two looks for sessions that were still connecting."""
+KILL_WAIT_S: Final = 2.0
+EX_TEMPFAIL: Final = 75
+
+logger = logging.getLogger("oinetd")
+
+
+class UpgradeFailed(OinetdError):
+    """The new process did not take over, and this one serves as before. `code` is an exit code of sysexits.h."""
+
+    def __init__(self, message: str, code: int = EX_TEMPFAIL) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an upgrade did: the new process, and how many sessions moved and stay."""
+
+    pid: int
+    moved: int
+    staying: int
+    duration_s: float
+    dry_run: bool = False
+
+
+@dataclass(slots=True)
+class Giver:
+    """One upgrade by `command`. `files` are descriptors with a name each; `facts` go along with them.
+
+    `patience_s` is how long the new process may say nothing, `connect_s` how long a session that is connecting is
+    waited for.
+    """
+
+    moves: Moves
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    files: Mapping[str, int]
+    facts: Mapping[str, Any]
+    patience_s: float
+    connect_s: float
+    ready: bool = False
+    _channel: Channel | None = None
+    _process: subprocess.Popen[bytes] | None = None
+    _out: list[Departing] = field(default_factory=list)
+
+    async def run(self, *, dry_run: bool = False, last: Callable[[], Mapping[str, Any]] = dict) -> Report:
+        """Hand everything over. Raises `UpgradeFailed`, and then this process serves as before."""
+        began = time.monotonic()
+        paused = False
+        try:
+            await self._start()
+            await self._receive("ready")
+            self.ready = True
+            assert self._process is not None
+            if dry_run:
+                would_move = await self._count_movable()
+                await self._send(Frame("stop", {}))
+                await asyncio.to_thread(self._end_process)
+                staying = self.moves.staying - would_move
+                return Report(0, would_move, staying, time.monotonic() - began, dry_run=True)
+            paused = True
+            self.moves.pause()
+            await self._send(Frame("go", {}))
+            moved = await self._hand_over()
+            self.moves.end_datagrams()
+            await self._send(Frame("finish", {"counters": self.moves.counters(), **last()}))
+            await self._receive("done")
+            return Report(self._process.pid, moved, self.moves.staying, time.monotonic() - began)
+        except (ChannelClosed, BadFrame, OSError) as error:
+            await self._give_up(paused)
+            raise UpgradeFailed(f"the new process failed: {error}") from None
+        except BaseException:
+            await self._give_up(paused)
+            raise
+        finally:
+            if self._channel is not None:
+                self._channel.close()
+
+    async def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours, self.patience_s)
+        with theirs:
+            environment = {**self.environment, ENVIRONMENT: str(theirs.fileno())}
+            self._process = await asyncio.to_thread(
+                subprocess.Popen,
+                self.command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env=environment,
+                cwd="/",
+            )
+        files = dict(self.files)
+        await self._send(
+            Frame("hello", {"version": VERSION, "files": list(files), **self.facts}, descriptors=tuple(files.values()))
+        )
+        sockets = [sock.fileno() for sock in self.moves.sockets()]
+        for at in range(0, max(len(sockets), 1), LISTENERS_A_FRAME):
+            part = tuple(sockets[at : at + LISTENERS_A_FRAME])
+            more = at + LISTENERS_A_FRAME < len(sockets)
+            await self._send(Frame("listeners", {"more": more}, descriptors=part))
+
+    async def _send(self, frame: Frame) -> None:
+        assert self._channel is not None
+        await asyncio.to_thread(self._channel.send, frame)
+
+    async def _receive(self, kind: str) -> Frame:
+        """The next frame, which has to be of this kind. Raises `UpgradeFailed` if the new process says why it ends."""
+        assert self._channel is not None
+        frame = await asyncio.to_thread(self._channel.receive)
+        if frame.kind == "failed":
+            raise UpgradeFailed(str(frame.document.get("message", "")), int(frame.document.get("code", EX_TEMPFAIL)))
+        if frame.kind != kind:
+            raise BadFrame(f"{kind} was expected, not {frame.kind[:32]}")
+        return frame
+
+    async def _hand_over(self) -> int:
+        """Move sessions until none can move any more; how many those were."""
+        deadline = time.monotonic() + self.connect_s
+        total = 0
+        while True:
+            self._out, left = self.moves.take_out(SESSIONS_A_FRAME)
+            moved = await self._move(self._out)
+            total += moved
+            if not moved:
+                if not left or time.monotonic() >= deadline:
+                    return total
+                await asyncio.sleep(LOOK_S)
+
+    async def _move(self, departing: list[Departing]) -> int:
+        moved = 0
+        while departing:
+            states: list[dict[str, Any]] = []
+            descriptors: list[int] = []
+            parts: list[bytes] = []
+            size = 0
+            for each in departing:
+                state, pending = each.state(), each.pending
+                if size and size + sum(map(len, pending)) > PENDING_A_FRAME:
+                    break
+                size += sum(map(len, pending))
+                states.append({**state, "pending": [len(part) for part in pending]})
+                descriptors += each.descriptors
+                parts += pending
+            await self._send(Frame("sessions", {"sessions": states}, b"".join(parts), tuple(descriptors)))
+            answer = await self._receive("taken")
+            taken = set(answer.document.get("ids", ()))
+            for state in states:
+                each = departing.pop(0)
+                if state["id"] in taken:
+                    each.release()
+                    moved += 1
+                else:
+                    each.put_back()
+        return moved
+
+    async def _count_movable(self) -> int:
+        """How many sessions would move: each is out for a moment."""
+        departing, _ = self.moves.take_out(1 << 20)
+        for each in departing:
+            each.put_back()
+        return len(departing)
+
+    def _end_process(self) -> None:
+        """Wait until the new process has ended."""
+        assert self._process is not None
+        try:
+            self._process.wait(KILL_WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    async def _give_up(self, paused: bool) -> None:
+        """The new process has not taken over: what it did not acknowledge goes on here, and this one accepts again."""
+        if self._process is not None:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+        for each in self._out:
+            each.put_back()
+        self._out = []
+        if paused:
+            self.moves.resume()
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the new process: nothing that changes what the interpreter or the linker loads."""
+    return {name: value for name, value in environ.items() if not name.startswith(("PYTHON", "LD_"))}
+
+
+def is_trusted(path: str, uid: int) -> str:
+    """Why a program may not be started in an upgrade; empty if it may.
+
+    It and the directories above it belong to root or to `uid`, and nobody else can write to them.
+    """
+    if not os.path.isabs(path):
+        return "is not an absolute path"
+    part = os.path.realpath(path)
+    try:
+        if not os.access(part, os.X_OK):
+            return "cannot be executed"
+        while True:
+            found = os.stat(part)
+            if found.st_uid not in (0, uid):
+                return f"{part} belongs to user {found.st_uid}"
+            sticky = os.path.isdir(part) and found.st_mode & 0o1000
+            if found.st_mode & 0o022 and not sticky:
+                return f"other users can write to {part}"
+            if part == "/":
+                return ""
+            part = os.path.dirname(part)
+    except OSError as error:
+        return f"{error.strerror}"

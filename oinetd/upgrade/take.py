@@ -1,0 +1,163 @@
+"""The new process of an upgrade: takes listeners and files first, says that it is ready, then takes the sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, Self
+
+from oinetd.lanes.moves import Moves
+from oinetd.net.unix_sockets import UnixListener
+from oinetd.upgrade.channel import Channel, ChannelClosed, close_all
+from oinetd.upgrade.frames import VERSION, BadFrame, Frame
+from oinetd.upgrade.give import ENVIRONMENT
+
+__all__ = ["GaveUp", "Taker"]
+
+PATIENCE_S: Final = 120.0
+"""The old process may wait as long as this for sessions that are connecting."""
+
+logger = logging.getLogger("oinetd")
+
+
+class GaveUp(Exception):
+    """The old process goes on, and this one ends."""
+
+
+class Taker:
+    """The end of the channel that the new process has.
+
+    `sockets` are the listeners, `files` descriptors by name, `facts` what the old process said besides.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.sockets: list[socket.socket] = []
+        self.files: dict[str, int] = {}
+        self.facts: Mapping[str, Any] = {}
+
+    @classmethod
+    def of(cls, environ: MutableMapping[str, str]) -> Self | None:
+        """The taker of this process, if an upgrade has started it. Raises `ChannelClosed` or `BadFrame`."""
+        number = environ.pop(ENVIRONMENT, "")
+        if not number.isdecimal() or len(number) > 6:
+            return None
+        try:
+            sock = socket.socket(fileno=int(number))
+        except OSError:
+            return None
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            sock.close()
+            return None
+        os.set_inheritable(sock.fileno(), False)
+        self = cls(Channel(sock, PATIENCE_S))
+        self._take_listeners()
+        return self
+
+    def _take_listeners(self) -> None:
+        hello = self._channel.receive()
+        if hello.kind != "hello" or hello.document.get("version") != VERSION:
+            close_all(hello.descriptors)
+            raise BadFrame(f"the old process speaks version {hello.document.get('version')!r} of the protocol")
+        self.facts = hello.document
+        self.files = dict(zip(map(str, hello.document.get("files", ())), hello.descriptors, strict=False))
+        more = True
+        while more:
+            frame = self._channel.receive()
+            if frame.kind != "listeners":
+                close_all(frame.descriptors)
+                raise BadFrame("listeners were expected")
+            self.sockets += [_listener(fd) for fd in frame.descriptors]
+            more = bool(frame.document.get("more"))
+
+    def failed(self, code: int, message: str) -> None:
+        """This process cannot take over."""
+        try:
+            self._channel.send(Frame("failed", {"code": code, "message": message}))
+        except ChannelClosed:
+            logger.warning("upgrade: the old process has gone: %s", message)
+        self._channel.close()
+
+    async def take(self, moves: Moves) -> Mapping[str, Any]:
+        """Say that all is ready, and take the sessions; what the old process said last.
+
+        If that process dies on the way, this one goes on with what it has. Raises `GaveUp`.
+        """
+        begun = False
+        try:
+            await self._send(Frame("ready", {"pid": os.getpid()}))
+            while True:
+                frame = await asyncio.to_thread(self._channel.receive)
+                if frame.kind == "go":
+                    begun = True
+                    moves.start_streams()
+                elif frame.kind == "sessions":
+                    await self._send(Frame("taken", {"ids": _adopt(moves, frame)}))
+                elif frame.kind == "finish":
+                    moves.restore(frame.document["counters"])
+                    moves.start_datagrams()
+                    await self._send(Frame("done", {}))
+                    return frame.document
+                elif frame.kind == "stop":
+                    raise GaveUp
+                else:  # of a later version, and not needed
+                    close_all(frame.descriptors)
+        except (ChannelClosed, BadFrame, ValueError, KeyError, TypeError) as error:
+            logger.warning("upgrade: the old process has gone (%s); serving what it handed over", error)
+            if not begun:
+                moves.start_streams()
+            moves.start_datagrams()
+            return {}
+        finally:
+            self._channel.close()
+
+    async def _send(self, frame: Frame) -> None:
+        await asyncio.to_thread(self._channel.send, frame)
+
+
+def _listener(fd: int) -> socket.socket:
+    """The socket, of the class that its family has here. Raises `BadFrame` if nobody could listen on it."""
+    sock = socket.socket(fileno=fd)
+    if sock.family == socket.AF_UNIX:
+        sock = UnixListener(fileno=sock.detach())
+    if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.close()
+        raise BadFrame("a listener does not listen")
+    return sock
+
+
+def _adopt(moves: Moves, frame: Frame) -> list[int]:
+    """Go on with the sessions of a frame; the ids of those that are in service."""
+    taken = []
+    descriptors, at = list(frame.descriptors), 0
+    for number, state in enumerate(frame.document.get("sessions", ())):
+        fds = descriptors[2 * number : 2 * number + 2]
+        try:
+            up, down = (int(size) for size in state["pending"])
+            data = frame.data[at : at + up + down]
+            at += up + down
+            whole = len(fds) == 2 and len(data) == up + down and all(map(_is_connected, fds))
+            if whole and moves.adopt(state, (fds[0], fds[1]), (data[:up], data[up:])):
+                taken.append(int(state["id"]))
+                continue
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            logger.warning("upgrade: a session is not understood and stays with the old process: %r", error)
+        close_all(fds)
+    close_all(descriptors[2 * len(frame.document.get("sessions", ())) :])
+    return taken
+
+
+def _is_connected(fd: int) -> bool:
+    """Whether a descriptor is a stream socket that does not listen."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return False
+    try:
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return sock.type == socket.SOCK_STREAM and not listens
+    finally:
+        sock.detach()

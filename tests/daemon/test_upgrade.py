@@ -1,0 +1,291 @@
+"""The upgrade: a new process takes listeners, files and live sessions, and no client notices."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oinetd.lanes.native.plane import available
+from tests.daemon.process import Client, Oinetd, call, subreaper, text_of, until
+from tests.peers import free_port
+
+pytestmark = pytest.mark.skipif(bool(available()), reason=available())
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"RUNTIME_DIRECTORY": str(tmp_path / "run")}
+
+
+@pytest.fixture
+def reaper() -> Iterator[None]:
+    """The processes that take over become children of the test when the first one has ended."""
+    with subreaper():
+        yield
+
+
+@pytest.fixture
+def start(reaper: None, oinetd: Callable[..., Oinetd], environ: dict[str, str]) -> Iterator[Callable[..., Oinetd]]:
+    """Starts daemons that can be replaced; the processes that took over end with the test."""
+    started: list[Oinetd] = []
+
+    def run(text: str, *words: str) -> Oinetd:
+        started.append(oinetd(text, *words, environ=environ).ready())
+        return started[-1]
+
+    yield run
+    for daemon in started:
+        for pid in successors(daemon):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def successors(daemon: Oinetd) -> list[int]:
+    """The processes that said they took over."""
+    import re
+
+    return [int(pid) for pid in re.findall(r"upgrade: process (\d+) serves", daemon.said)]
+
+
+def upgrade(folder: Path, environ: dict[str, str], *words: str) -> Any:
+    return ask(folder, environ, "upgrade", *words)
+
+
+def ask(folder: Path, environ: dict[str, str], *words: str) -> Any:
+    """A command to the daemon of the test, whatever else runs on the machine."""
+    return call(folder, *words, "--admin", f"{environ['RUNTIME_DIRECTORY']}/oinetd.sock", **environ)
+
+
+def rules_of(folder: Path, environ: dict[str, str]) -> list[dict[str, Any]]:
+    asked = ask(folder, environ, "rules", "--json")
+    assert asked.returncode == 0, asked.stderr
+    return list(json.loads(asked.stdout)["rules"])
+
+
+def pid_of(folder: Path, environ: dict[str, str]) -> int:
+    return int(json.loads(ask(folder, environ, "status", "--json").stdout)["pid"])
+
+
+def test_live_connections_go_on_in_the_new_process(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    port = free_port()
+    pid_file, log = tmp_path / "pid", tmp_path / "log"
+    daemon = start(f"pidlogfile {pid_file}\nlogfile {log}\nlogformat json\n127.0.0.1 {port} UPSTREAM\n")
+    clients = [Client(("127.0.0.1", port)) for _ in range(20)]
+    for number, client in enumerate(clients):
+        assert client.echo(b"before %d" % number) == b"before %d" % number
+    old = daemon.pid
+    assert pid_file.read_text() == f"{old}\n"
+    done = upgrade(tmp_path, environ)
+    assert done.returncode == 0, done.stderr + daemon.said
+    assert "20 sessions moved, 0 stay" in done.stdout
+    assert daemon.wait() == 0
+    new = pid_of(tmp_path, environ)
+    assert new != old
+    assert pid_file.read_text() == f"{new}\n"
+    for number, client in enumerate(clients):
+        assert client.echo(b"after %d" % number) == b"after %d" % number
+    with Client(("127.0.0.1", port)) as late:
+        assert late.echo(b"late") == b"late"
+    rules = rules_of(tmp_path, environ)
+    assert (rules[0]["accepted"], rules[0]["live"]) == (21, 20)
+    for client in clients:
+        client.close()
+
+    def closings() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in text_of(log).splitlines() if line.endswith("}")]
+        return [line for line in lines if "ending" in line]
+
+    until(lambda: len(closings()) == 21, "a closing line for each session")
+    assert len({line["id"] for line in closings()}) == 21
+    # Half an upgrade more: the new process can be replaced, too.
+    assert upgrade(tmp_path, environ).returncode == 0
+    third = until(lambda: pid_of(tmp_path, environ), "the third process")
+    assert third not in (old, new)
+    os.kill(third, signal.SIGTERM)
+    until(lambda: not pid_file.exists(), "the end of the third process")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_stream_in_flight_loses_nothing(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    port = free_port()
+    start(f"127.0.0.1 {port} UPSTREAM\n")
+    data = os.urandom(1 << 20) * 48
+    got = bytearray()
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+
+        def send() -> None:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        for _ in range(3):
+            while len(got) < len(data) // 4:
+                got += sock.recv(1 << 16)
+            assert upgrade(tmp_path, environ).returncode == 0
+        while part := sock.recv(1 << 20):
+            got += part
+        sending.join()
+    assert bytes(got) == data
+
+
+def test_nobody_is_refused_while_it_happens(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    port = free_port()
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n")
+    over = threading.Event()
+    served: list[int] = []
+    failed: list[BaseException] = []
+
+    def come_and_go() -> None:
+        count = 0
+        try:
+            while not over.is_set():
+                with Client(("127.0.0.1", port)) as client:
+                    assert client.echo(b"hello") == b"hello"
+                count += 1
+        except BaseException as error:
+            failed.append(error)
+        served.append(count)
+
+    crowd = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for each in crowd:
+        each.start()
+    try:
+        for _ in range(4):
+            assert upgrade(tmp_path, environ).returncode == 0
+    finally:
+        over.set()
+        for each in crowd:
+            each.join()
+    assert not failed, failed
+    rules = rules_of(tmp_path, environ)
+    assert rules[0]["accepted"] == sum(served)
+    assert len(successors(daemon)) == 4
+
+
+def test_a_bad_configuration_changes_nothing(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    port = free_port()
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n")
+    with Client(("127.0.0.1", port)) as client:
+        assert client.echo(b"x") == b"x"
+        daemon.conf.write_text("127.0.0.1 nonsense\n")
+        done = upgrade(tmp_path, environ)
+        assert done.returncode == 78
+        assert "oinetd.conf:1:" in done.stderr
+        assert "the running process goes on" in done.stderr
+        dry = upgrade(tmp_path, environ, "--dry-run")
+        assert dry.returncode == 78
+        assert client.echo(b"y") == b"y"
+        assert pid_of(tmp_path, environ) == daemon.pid
+    with Client(("127.0.0.1", port)) as client:
+        assert client.echo(b"z") == b"z"
+
+
+def test_a_dry_run_says_what_would_move(start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]) -> None:
+    port, other = free_port(), free_port()
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM [engine=python]\n")
+    with Client(("127.0.0.1", port)) as one, Client(("127.0.0.1", other)) as two:
+        assert one.echo(b"x") == two.echo(b"x") == b"x"
+        done = upgrade(tmp_path, environ, "--dry-run")
+        assert (done.returncode, done.stdout) == (0, "1 sessions would move, 1 would stay\n")
+        assert one.echo(b"y") == two.echo(b"y") == b"y"
+        assert pid_of(tmp_path, environ) == daemon.pid
+
+
+def test_sessions_that_cannot_move_stay_until_they_end(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    port, other = free_port(), free_port()
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM [engine=python]\n")
+    with Client(("127.0.0.1", other)) as stays:
+        with Client(("127.0.0.1", port)) as moves:
+            assert stays.echo(b"x") == moves.echo(b"x") == b"x"
+            done = upgrade(tmp_path, environ)
+            assert "1 sessions moved, 1 stay" in done.stdout
+            assert moves.echo(b"moved") == b"moved"
+        assert stays.echo(b"stayed") == b"stayed"
+        assert daemon.process.poll() is None
+        with Client(("127.0.0.1", other)) as late:
+            assert late.echo(b"late") == b"late"
+    assert daemon.wait() == 0
+
+
+def test_a_new_process_that_dies_takes_nothing_along(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """A program that is no oinetd: it ends, or says nothing that is understood."""
+    port = free_port()
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n")
+    with Client(("127.0.0.1", port)) as client:
+        assert client.echo(b"x") == b"x"
+        for program in ("/bin/true", "/usr/bin/env"):
+            done = upgrade(tmp_path, environ, "--to", program)
+            assert done.returncode == 75, done
+            assert client.echo(b"y") == b"y"
+        assert pid_of(tmp_path, environ) == daemon.pid
+        mine = tmp_path / "program"
+        mine.write_text("#!/bin/sh\n")
+        mine.chmod(0o777)
+        refused = upgrade(tmp_path, environ, "--to", str(mine))
+        assert (refused.returncode, "other users can write" in refused.stderr) == (77, True)
+        assert upgrade(tmp_path, environ, "--to", "bin/true").returncode == 77
+
+
+def test_udp_and_unix_listeners_are_taken_over(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    path, port = tmp_path / "sock", free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as echo:
+        echo.bind(("127.0.0.1", 0))
+        echo.settimeout(20)
+        start(f"unix:{path} UPSTREAM\n127.0.0.1 {port}/udp 127.0.0.1 {echo.getsockname()[1]}/udp\n")
+        with socket.socket(socket.AF_UNIX) as local, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            local.connect(str(path))
+            local.sendall(b"x")
+            assert local.recv(1) == b"x"
+            client.connect(("127.0.0.1", port))
+            client.settimeout(20)
+            for _ in range(2):
+                client.send(b"question")
+                data, sender = echo.recvfrom(100)
+                echo.sendto(data.upper(), sender)
+                assert client.recv(100) == b"QUESTION"
+                done = upgrade(tmp_path, environ)
+                assert done.returncode == 0, done.stderr
+                local.sendall(b"y")
+                assert local.recv(1) == b"y"
+            with socket.socket(socket.AF_UNIX) as late:
+                late.connect(str(path))
+                late.sendall(b"z")
+                assert late.recv(1) == b"z"
+
+
+def test_a_hangup_meanwhile_is_done_by_the_new_process(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    port, other = free_port(), free_port()
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n")
+    daemon.conf.write_text(daemon.conf.read_text().replace(str(port), str(other)))
+    done = upgrade(tmp_path, environ)  # the new process reads the new file
+    assert done.returncode == 0
+    with Client(("127.0.0.1", other)) as client:
+        assert client.echo(b"x") == b"x"
+    assert daemon.wait() == 0

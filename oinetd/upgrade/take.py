@@ -144,7 +144,7 @@ def _adopt(moves: Moves, frame: Frame) -> list[int]:
                 taken.append(int(state["id"]))
                 continue
         except (ValueError, KeyError, TypeError, OverflowError) as error:
-            logger.warning("upgrade: a session is not understood and stays with the old process: %r", error)
+            logger.warning("upgrade: a session is not understood and stays with the old process: %s", repr(error))
         close_all(fds)
     close_all(descriptors[2 * len(frame.document.get("sessions", ())) :])
     return taken

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Moment", "ambient_facts", "ambient_texts", "busy_before"]
+__all__ = ["OTHERS_CORES", "Moment", "ambient_facts", "ambient_texts", "busy_before"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 OTHERS_CORES = 0.15

@@ -37,6 +37,13 @@ subjects: direct, nftables (together `floor`); native-auto, native-splice, nativ
 (`reference`); or `all`. With several --buffers, a mode that copies is there once for each: python, python@16K, …
 """
 
+COMPARE = """
+examples:
+  sudo python -m bench compare HEAD~1 .
+  sudo python -m bench compare haproxy native-auto --rounds 20
+  sudo python -m bench compare native-auto 'mine=./mine {listen} {connect}'
+"""
+
 UDP_SUBJECTS = """
 subjects: direct (`floor`); oinetd-native, oinetd-python (`oinetd`); rinetd, socat, nginx (`peer`); or `all`. A client
 is an address and port. --buffers has no meaning here.
@@ -222,6 +229,17 @@ def _parser() -> argparse.ArgumentParser:
         _measure, **measured,
     )  # fmt: skip
     micro.add_argument("--profile", type=Path, metavar="FILE", help="write a pprof profile (go tool pprof reads it)")
+    compared = add(
+        "compare", "two commits, configurations or subjects, in turn; better, worse or cannot tell",
+        """
+        Measures A and B in turn, round by round, and judges the ratio within each round: bulk up and down, round trips,
+        short connections. Each of them is a commit of this repository (which is built), `.` for this tree, a file with
+        settings of oinetd, a subject, or NAME=COMMAND. The exit status is 1 if B is worse in something.
+        """,
+        _compare, parents=[common], epilog=COMPARE,
+    )  # fmt: skip
+    compared.add_argument("first", metavar="A", help="what is compared with")
+    compared.add_argument("second", metavar="B", help="what is judged")
     report = add(
         "report", "one HTML page from stored results, or the figures in README.md and docs/performance.md",
         """
@@ -295,6 +313,15 @@ def _measure(arguments: argparse.Namespace, console: Console) -> int:
     if result.samples:
         console.print(f"kept in {result.save(options.out)}", highlight=False, soft_wrap=True)
     return experiment.show(result, console)
+
+
+def _compare(arguments: argparse.Namespace, console: Console) -> int:
+    need_libraries("psutil", "rich")
+    from bench.compare import compare
+    from bench.leftovers import find_leftovers, remove_leftovers
+
+    remove_leftovers(find_leftovers())
+    return compare(arguments.first, arguments.second, _options(arguments), console)
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:

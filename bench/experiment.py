@@ -22,7 +22,7 @@ from bench.results import Result, Sample, SubjectInfo
 from bench.stand import Running, Stand
 from bench.subjects import Subject, choose
 
-__all__ = ["Case", "Experiment", "Options", "perform"]
+__all__ = ["Case", "Experiment", "Options", "check", "info", "must_be_writable", "perform"]
 
 START_S = 0.6
 """About how long a subject takes to start and stop; for the reckoning of how long a run takes."""
@@ -141,7 +141,7 @@ def perform(experiment: Experiment, console: Console) -> Result:
     experiment.prepare()
     subjects = experiment.chosen()
     options = experiment.options
-    _writable(options.out)
+    must_be_writable(options.out)
     stand = Stand(options.topology, options.threads[0] if len(options.threads) == 1 else 0, options.path)
     with contextlib.ExitStack() as stack:
         stack.callback(stand.sweep)
@@ -181,7 +181,7 @@ def perform(experiment: Experiment, console: Console) -> Result:
     return result
 
 
-def _writable(directory: Path) -> None:
+def must_be_writable(directory: Path) -> None:
     """Raise `BenchError` where the result could not be kept, before anything is measured."""
     try:
         directory.mkdir(parents=True, exist_ok=True)

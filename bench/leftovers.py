@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,12 +53,14 @@ def find_leftovers(of: RunName | None = None) -> Leftovers:
         return is_dead(name) if of is None else RunName.parse(name) == of
 
     found = Leftovers()
-    found.processes = [pid for pid, run in _marked_processes() if wanted(run)]
     found.namespaces = sorted(name for name in _names(NETNS_DIR) if wanted(name))
     roots = group_roots()
     if roots is not None:
         trees = {roots.cpu, roots.memory} - {None}
         found.groups = sorted(tree / name for tree in trees if tree for name in _names(tree) if wanted(name))
+    marked = {pid for pid, run in _marked_processes() if wanted(run)}
+    # A program may have written over its environment; the kernel's own books have it all the same.
+    found.processes = sorted(marked | _in_groups(found.groups) | _in_namespaces(found.namespaces))
     temporary = Path(tempfile.gettempdir())
     found.directories = sorted(
         temporary / name for name in _names(temporary) if wanted(name) and _ours(temporary / name)
@@ -91,6 +93,29 @@ def _marked_processes() -> Iterator[tuple[int, str]]:
             for variable in (entry / "environ").read_bytes().split(b"\0"):
                 if variable.startswith(prefix):
                     yield int(entry.name), variable[len(prefix) :].decode(errors="replace")
+
+
+def _in_groups(groups: Iterable[Path]) -> set[int]:
+    pids: set[int] = set()
+    for group in groups:
+        with contextlib.suppress(OSError):
+            pids |= {int(word) for word in (group / "cgroup.procs").read_text().split()}
+    return pids - {0, os.getpid()}
+
+
+def _in_namespaces(names: Iterable[str]) -> set[int]:
+    """Processes in these network namespaces."""
+    wanted = set()
+    for name in names:
+        with contextlib.suppress(OSError):
+            wanted.add(os.stat(NETNS_DIR / name).st_ino)
+    pids = set()
+    for entry in os.listdir("/proc") if wanted else ():
+        if entry.isdigit():
+            with contextlib.suppress(OSError):  # not ours to look at, or ended meanwhile
+                if os.stat(f"/proc/{entry}/ns/net").st_ino in wanted:
+                    pids.add(int(entry))
+    return pids - {os.getpid()}
 
 
 def _alive(pid: int) -> bool:

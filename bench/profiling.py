@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.counters import parse_counters, stat_command
 from bench.errors import BenchError
+from bench.programs import bound
 from bench.stacks import Stacks, parse_script, record_command, script_command
 from bench.stand import Running
 from bench.syscalls import Syscall, parse_syscalls, strace_command
@@ -48,7 +49,9 @@ def _pids(running: Running) -> list[int]:
 
 
 def _run(command: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False, errors="replace")
+    done = subprocess.run(
+        bound(command), capture_output=True, text=True, timeout=_PATIENCE_S, check=False, errors="replace"
+    )
     if check and done.returncode != 0:
         raise BenchError(f"{Path(command[0]).name}: {done.stderr.strip()[-300:] or done.returncode}")
     return done

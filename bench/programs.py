@@ -17,7 +17,17 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.identity import MARKER, RunName
 
-__all__ = ["Place", "Program", "children_of", "descriptor_limit", "listening_ports", "python_command", "wait_until"]
+__all__ = [
+    "ROOT",
+    "Place",
+    "Program",
+    "bound",
+    "children_of",
+    "descriptor_limit",
+    "listening_ports",
+    "python_command",
+    "wait_until",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where `bench` and `oinetd` are imported from."""
@@ -115,6 +125,11 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
+def bound(command: Sequence[str]) -> list[str]:
+    """`command`, ended by the kernel when the bench is: for tools such as perf, which would go on by themselves."""
+    return ["setpriv", "--pdeathsig", "KILL", *command]
+
+
 class Program:
     """A child process with its output in a file; `stop` ends it and its whole process group."""
 
@@ -135,7 +150,7 @@ class Program:
         self.place = place
         self._stopped = False
         # A bench that is killed takes its programs with it; what a subject has started goes with its PID namespace.
-        wrapped = ["setpriv", "--pdeathsig", "KILL", *place.enter(["sh", "-c", _WRAPPER, "sh", *command])]
+        wrapped = bound(place.enter(["sh", "-c", _WRAPPER, "sh", *command]))
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),

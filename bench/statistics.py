@@ -28,8 +28,8 @@ class Summary:
         return (self.high - self.low) / 2 / abs(self.median) if self.median else 0.0
 
 
-def summarise(values: Sequence[float]) -> Summary | None:
-    """The median and its interval; None of nothing.
+def summarise(values: Sequence[float], confidence: float = CONFIDENCE) -> Summary | None:
+    """The median and its interval of at least that confidence; None of nothing.
 
     The interval lies between two order statistics and supposes nothing about the distribution: the number of samples
     below the true median is binomial with p = 1/2. Below six samples no pair reaches 95 %, and the range is given.
@@ -41,7 +41,7 @@ def summarise(values: Sequence[float]) -> Summary | None:
     median = statistics.median(ordered)
     for rank in range(count // 2, 0, -1):  # from the narrowest pair outwards: the rank-th from either end
         outside = 2 * sum(math.comb(count, below) for below in range(rank)) / 2**count
-        if 1 - outside >= CONFIDENCE:
+        if 1 - outside >= confidence:
             return Summary(median, ordered[rank - 1], ordered[count - rank], count, 1 - outside)
     return Summary(median, ordered[0], ordered[-1], count, 0.0)
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,29 @@ from bench.lab import counters, hotspots, scheduling, stages
 from bench.lab.layer import Figures, Layer, Target, read_window
 from bench.lab.scenario import Scenario, parse_wrk, wrk_command
 from bench.lab.snapshot import take_snapshot
+from bench.plan import Plan
 from bench.programs import wait_until
 from bench.stand import Running, Stand
 
-__all__ = ["LAYERS", "TIMED", "collect_layers", "derive", "loaded", "timed"]
+__all__ = ["LAYERS", "LAYER_S", "TIMED", "collect_layers", "derive", "loaded", "timed"]
 
 LAYERS: tuple[Layer, ...] = (counters.LAYER, hotspots.LAYER, stages.LAYER, scheduling.LAYER)
 TIMED = "0-timed"
 WARM_UP_S = 0.5
+LAYER_S = 4.0
+"""What a window takes besides itself: perf starts, and its recording is written out as text."""
 LOAD_MAX_S = 3600
 """wrk is stopped at the end of the windows."""
 
 
-def collect_layers(
-    target: Target, directory: Path, layers: Sequence[Layer], seconds: float, report: Callable[[str], None]
-) -> None:
+def collect_layers(target: Target, directory: Path, layers: Sequence[Layer], seconds: float, plan: Plan) -> None:
     """A window for each layer, one after the other."""
     for layer in layers:
-        report(f"{directory.name}: {layer.name}")
+        plan.now(f"{directory.name}: {layer.name}")
         path = directory / layer.directory
         path.mkdir(parents=True)
         layer.collect(target, path, seconds)
+        plan.did(seconds + LAYER_S)
 
 
 def timed(stand: Stand, running: Running, target: Target, scenario: Scenario, directory: Path, seconds: float) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
+from bench.ambient import OTHERS_CORES, busy_before
 from bench.capture.command import forwarder_named
 from bench.errors import BenchError
-from bench.lab.collection import LAYERS, collect_layers, derive, loaded, timed
+from bench.lab.collection import LAYER_S, LAYERS, collect_layers, derive, loaded, timed
 from bench.lab.layer import Figures, Layer, Target
 from bench.lab.report import render
 from bench.lab.scenario import SCENARIOS, Scenario, nginx
+from bench.lab.tracing import mount_tracefs
 from bench.machine import describe, summary_line
 from bench.plan import Plan
 from bench.stand import Stand
@@ -26,27 +28,30 @@ from bench.tools import need, need_libraries
 __all__ = ["run"]
 
 
-LAYER_S = 4.0
-"""What a window takes besides itself: perf starts, and its recording is written out as text."""
-
-
 def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.again is not None:
         return _again(arguments.again, console)
     need_libraries("psutil")
     need("perf")
     if os.geteuid() != 0:
-        raise BenchError("perf shows the kernel's tracepoints only to root: use sudo")
+        raise BenchError("perf looks into the kernel only for root: use sudo")
     layers = [layer for layer in LAYERS if not arguments.layers or layer.number in arguments.layers]
+    missing = []
+    if without := mount_tracefs():
+        missing = [
+            f"Without tracepoints ({without}) missing: {', '.join(each.name for each in layers if each.tracepoints)}"
+        ]
+        layers = [layer for layer in layers if not layer.tracepoints]
+    remarks = {"missing": missing, "ambient": _ambient()}
     seconds = arguments.seconds or (1.0 if arguments.quick else 5.0)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     directory = arguments.out / f"lab-{stamp}{'-quick' if arguments.quick else ''}"
     directory.mkdir(parents=True)
     if arguments.pid:
-        _service(arguments.pid, directory, layers, seconds, console)
+        _service(arguments, directory, layers, seconds, remarks, console)
     else:
         chosen = [each for each in SCENARIOS if not arguments.scenarios or each.name in arguments.scenarios]
-        _scenarios(arguments, directory, chosen, layers, seconds, console)
+        _scenarios(arguments, directory, chosen, layers, seconds, remarks, console)
     figures = derive(directory)
     (directory / "figures.json").write_text(_text(figures))
     report = render(figures)
@@ -75,12 +80,25 @@ def _again(directory: Path, console: Console) -> int:
     return 0 if same else 1
 
 
-def _meta(directory: Path, target: str, windows: dict[str, str], topology: dict[str, str], seconds: float) -> None:
+def _ambient() -> list[str]:
+    """What is to be known of the machine before anything is measured."""
+    cores = busy_before()
+    if cores <= OTHERS_CORES:
+        return []
+    return [
+        f"The machine was busy before the first load: {cores:.2f} of {os.cpu_count()} cores. So is its idle window."
+    ]
+
+
+def _meta(
+    directory: Path, target: str, windows: dict[str, str], topology: dict[str, str], seconds: float,
+    remarks: dict[str, list[str]],
+) -> None:  # fmt: skip
     machine = describe(("perf", "wrk", "nginx"))
     meta = {
         "target": target, "windows": windows, "topology": topology, "seconds": seconds, "machine": machine,
         "machine_line": f"{summary_line(machine)}; {topology.get('name', 'as it runs')}; windows of {seconds:g} s.",
-        "started": time.time(),
+        "started": time.time(), **remarks,
     }  # fmt: skip
     (directory / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
 
@@ -93,18 +111,22 @@ def _family(pid: int) -> list[int]:
         raise BenchError(f"process {pid}: {error}") from None
 
 
-def _service(pid: int, directory: Path, layers: Sequence[Layer], seconds: float, console: Console) -> None:
+def _service(
+    arguments: argparse.Namespace, directory: Path, layers: Sequence[Layer], seconds: float,
+    remarks: dict[str, list[str]], console: Console,
+) -> None:  # fmt: skip
+    pid = arguments.pid
     _family(pid)
     name = psutil.Process(pid).name()
-    target = Target(name, lambda: _family(pid))
-    _meta(directory, name, {"now": f"process {pid} as it runs"}, {}, seconds)
+    target = Target(name, lambda: _family(pid), dwarf=arguments.dwarf)
+    _meta(directory, name, {"now": f"process {pid} as it runs"}, {}, seconds, remarks)
     with Plan(console, len(layers) * (seconds + LAYER_S)) as plan:
-        collect_layers(target, directory / "now", layers, seconds, plan.now)
+        collect_layers(target, directory / "now", layers, seconds, plan)
 
 
 def _scenarios(
     arguments: argparse.Namespace, directory: Path, scenarios: Sequence[Scenario], layers: Sequence[Layer],
-    seconds: float, console: Console,
+    seconds: float, remarks: dict[str, list[str]], console: Console,
 ) -> None:  # fmt: skip
     for program in ("wrk", "nginx"):
         need(program)
@@ -117,13 +139,14 @@ def _scenarios(
             each.name: f"{each.title}; wrk -t{each.scaled(cores)[0]} -c{each.scaled(cores)[1]}" for each in scenarios
         }
         windows = {"idle": "no load", **titles}
-        _meta(directory, subject.name, windows, {"name": stand.topology.name, **stand.topology.facts}, seconds)
+        _meta(directory, subject.name, windows, {"name": stand.topology.name, **stand.topology.facts}, seconds, remarks)
         with nginx(stand, port) as status_socket, stand.subject(subject, port) as running:
-            target = Target(subject.name, running.account.pids, status_socket)
-            collect_layers(target, directory / "idle", layers, seconds, plan.now)
+            target = Target(subject.name, running.account.pids, status_socket, arguments.dwarf)
+            collect_layers(target, directory / "idle", layers, seconds, plan)
             for scenario in scenarios:
                 place = directory / scenario.name
                 plan.now(f"{scenario.name}: the load alone")
                 timed(stand, running, target, scenario, place, seconds)
+                plan.did(seconds + 2)
                 with loaded(stand, running, scenario, place):
-                    collect_layers(target, place, layers, seconds, plan.now)
+                    collect_layers(target, place, layers, seconds, plan)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.lab.layer import EVERYWHERE, Figures, Layer, Target, read_window, window
-from bench.lab.perf import Perf, available_events
+from bench.lab.perf import Perf
+from bench.lab.tracing import available_events
 
 __all__ = ["CALLS", "LAYER", "parse_stat"]
 
 HARDWARE = ("cycles", "instructions", "branches", "branch-misses", "ref-cycles", "cache-misses")
 SOFTWARE = ("cpu-clock", "task-clock", "context-switches", "cpu-migrations", "page-faults")
 CALLS = (
-    "accept4", "close", "connect", "epoll_ctl", "epoll_pwait", "epoll_wait", "futex", "getsockopt", "pipe2", "read",
-    "recvfrom", "recvmsg", "sendfile64", "sendmsg", "sendto", "setsockopt", "shutdown", "socket", "splice", "write",
-    "writev",
+    "accept", "accept4", "bind", "brk", "clock_nanosleep", "close", "connect", "dup3", "epoll_create1", "epoll_ctl",
+    "epoll_pwait", "epoll_pwait2", "epoll_wait", "eventfd2", "fcntl", "futex", "getpeername", "getrandom",
+    "getsockname", "getsockopt", "gettid", "io_uring_enter", "ioctl", "listen", "madvise", "mmap", "mprotect",
+    "munmap", "nanosleep", "openat", "pipe2", "poll", "ppoll", "pselect6", "read", "readv", "recvfrom", "recvmmsg",
+    "recvmsg", "rt_sigprocmask", "sched_yield", "select", "sendfile64", "sendmmsg", "sendmsg", "sendto", "setsockopt",
+    "shutdown", "socket", "splice", "tee", "timerfd_settime", "tgkill", "vmsplice", "write", "writev",
 )  # fmt: skip
 """The system calls of forwarders; what a service calls besides is in the sum of all."""
 

@@ -45,7 +45,7 @@ TOP = 12
 
 def collect(target: Target, directory: Path, seconds: float) -> None:
     recorded = directory / "stacks.data"
-    with window(target, directory, seconds, [Perf.sampling(EVERYWHERE, SAMPLES_PER_S, recorded)]):
+    with window(target, directory, seconds, [Perf.sampling(EVERYWHERE, SAMPLES_PER_S, recorded, dwarf=target.dwarf)]):
         write_script(recorded, STACK_FIELDS, directory / "stacks.txt.gz")
     service = set(read_window(directory).pids)
     samples = list(read_samples(lines_of(directory / "stacks.txt.gz")))

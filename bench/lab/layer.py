@@ -26,6 +26,8 @@ class Target:
     name: str
     pids: Callable[[], Sequence[int]]
     status_socket: Path | None = None
+    dwarf: bool = False
+    """Whether call stacks are unwound by debugging information."""
 
     def where(self) -> list[str]:
         """perf's options for this service alone."""
@@ -57,6 +59,8 @@ class Layer:
     name: str
     collect: Callable[[Target, Path, float], None]
     derive: Callable[[Path], Figures]
+    tracepoints: bool = False
+    """Whether it is made of tracepoints alone, and cannot be without them."""
 
     @property
     def directory(self) -> str:

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         dest="scenarios", help="only this one; may be given several times")  # fmt: skip
     parser.add_argument("--subject", default="", metavar="NAME", help="the forwarder; default: oinetd as it comes")
     parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="of each window; default 5, quick 1")
+    parser.add_argument("--dwarf", action="store_true", help="unwind stacks by debugging information: costs more")
     parser.add_argument("--quick", action="store_true", help="short windows")
     parser.add_argument("--topology", choices=("auto", "netns", "loopback"), default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="where the result is kept")

@@ -8,33 +8,21 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from bench.errors import BenchError
+from bench.programs import bound
 from bench.tools import need
 
-__all__ = ["Perf", "available_events", "write_script"]
+__all__ = ["Perf", "write_script"]
 
 START_PATIENCE_S = 15.0
 END_PATIENCE_S = 60.0
-_TRACEFS = (Path("/sys/kernel/tracing/events"), Path("/sys/kernel/debug/tracing/events"))
 _DATA_PAGES = "4M"
 """For each processor: events of half a second at full load."""
 _FIRST = -20
-
-
-def available_events(names: Iterable[str]) -> list[str]:
-    """Those of `names` that this kernel has; an event that is not a tracepoint (`cycles`) is left to perf."""
-    roots = [root for root in _TRACEFS if root.is_dir()]
-    if not roots:
-        raise BenchError("the kernel's tracepoints are out of reach: root is needed, and tracefs mounted")
-
-    def there(name: str) -> bool:
-        return ":" not in name or any((root / name.replace(":", "/")).is_dir() for root in roots)
-
-    return list(filter(there, names))
 
 
 class Perf:
@@ -50,7 +38,7 @@ class Perf:
         try:
             with self._errors.open("wb") as errors:
                 self.process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                    bound(command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                     pass_fds=(control, acknowledge), start_new_session=True,
                 )  # fmt: skip
         finally:
@@ -72,9 +60,18 @@ class Perf:
         return cls(["record", "-q", "-N", "-c", "1", "-m", _DATA_PAGES, "-e", ",".join(events), *where], output)
 
     @classmethod
-    def sampling(cls, where: Sequence[str], per_second: int, output: Path) -> Perf:
-        """Call stacks; perf takes cycles where the processor counts them, else the clock."""
-        return cls(["record", "-q", "-N", "-g", "-F", str(per_second), *where], output)
+    def stacks_of(cls, where: Sequence[str], events: Sequence[str], output: Path) -> Perf:
+        """The call stack of each event; for rare ones."""
+        return cls(["record", "-q", "-N", "-g", "-c", "1", "-e", ",".join(events), *where], output)
+
+    @classmethod
+    def sampling(cls, where: Sequence[str], per_second: int, output: Path, *, dwarf: bool = False) -> Perf:
+        """Call stacks; perf takes cycles where the processor counts them, else the clock.
+
+        `dwarf` unwinds programs without frame pointers; it copies 16 KiB of stack for each sample.
+        """
+        graph = ["--call-graph", "dwarf,16384"] if dwarf else ["-g"]
+        return cls(["record", "-q", "-N", *graph, "-F", str(per_second), *where], output)
 
     def control(self, command: str) -> None:
         """`enable` or `disable`; returns when perf has done it. The time halfway is recorded."""
@@ -113,7 +110,7 @@ class Perf:
 def write_script(recorded: Path, fields: str, text: Path) -> None:
     """What was recorded, as compressed text; the recording itself is removed: it holds nothing else of use."""
     command = [need("perf"), "script", "-i", str(recorded), "--ns", "--show-lost-events", "-F", fields]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
+    with subprocess.Popen(bound(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
         assert script.stdout is not None
         with gzip.open(text, "wb", compresslevel=1) as file:
             while chunk := script.stdout.read(1 << 20):

@@ -41,9 +41,11 @@ def render(figures: Figures) -> str:
     """The report of a run."""
     meta, windows = figures["meta"], figures["windows"]
     lines = [f"# Where the time goes: {meta['target']}", "", meta["machine_line"], ""]
+    for text in (*meta.get("missing", []), *meta.get("ambient", [])):
+        lines += [f"**{text}**", ""]
     lines += ["## Summary", "", *(f"- {sentence}" for sentence in summary(figures)), ""]
     if any("timed" in report for report in windows.values()):
-        lines += ["## The loads, with nobody looking on", "", *_timed(windows)]
+        lines += ["## The loads, unobserved", "", *_timed(windows)]
     idle = windows.get(IDLE, {})
     for name, report in windows.items():
         if name == IDLE:
@@ -140,6 +142,9 @@ def _stages(report: Figures, idle: Figures | None) -> list[str]:
          number(call["total_us"], 1, 1e-3)]
         for name, call in list(calls.items())[:CALLS_MAX]
     ))  # fmt: skip
+    for event, stacks in report.get("rare", {}).items():
+        lines += [f"Where {STAGES.get(event, event)} (`{event.partition(':')[2]}`) came from:", ""]
+        lines += [*(f"- {count}: `{stack}`" for stack, count in stacks.items()), ""]
     lost = report["lost"] + report["syscalls"]["lost"]
     lines += [f"Short window: {number(report['seconds'], 2)} s; {lost} events were lost to the recording.", ""]
     return lines

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench.lab.layer import EVERYWHERE, Figures, Layer, Target, percentiles, read_window, window
-from bench.lab.perf import Perf, available_events, write_script
+from bench.lab.perf import Perf, write_script
 from bench.lab.script import EVENT_FIELDS, Event, lines_of, read_events
+from bench.lab.tracing import available_events
 
 __all__ = ["LAYER", "measure_switches"]
 
@@ -86,4 +87,4 @@ def derive(directory: Path) -> Figures:
     return {**figures, "seconds": passed.seconds, "threads": len(seen.tids)}
 
 
-LAYER = Layer(4, "scheduling", collect, derive)
+LAYER = Layer(4, "scheduling", collect, derive, tracepoints=True)

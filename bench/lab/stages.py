@@ -9,9 +9,10 @@ from pathlib import Path
 
 from bench.lab.counters import CALLS, parse_stat
 from bench.lab.layer import EVERYWHERE, Figures, Layer, Target, each, percentiles, read_window, window
-from bench.lab.perf import Perf, available_events, write_script
-from bench.lab.script import EVENT_FIELDS, Event, lines_of, read_events
+from bench.lab.perf import Perf, write_script
+from bench.lab.script import EVENT_FIELDS, STACK_FIELDS, Event, lines_of, read_events, read_samples
 from bench.lab.snapshot import Difference
+from bench.lab.tracing import available_events
 from bench.syscalls import WAITING
 
 __all__ = ["LAYER", "STAGES", "measure_calls", "measure_stages"]
@@ -33,6 +34,9 @@ STAGES = {
 }
 RECORDED = ("napi:napi_poll", "net:netif_receive_skb", "net:net_dev_queue", "net:net_dev_xmit", "irq:softirq_entry",
             "irq:softirq_exit")  # fmt: skip
+RARE = ("tcp:tcp_retransmit_skb", "tcp:tcp_send_reset", "tcp:tcp_receive_reset", "skb:kfree_skb")
+"""Events with a cause that is worth a call stack."""
+RARE_STACKS = 3
 RECORD_MAX_S = 0.5
 """Each event is kept, several hundred thousand a second."""
 
@@ -57,9 +61,13 @@ def collect(target: Target, directory: Path, seconds: float) -> None:
         Perf.recording(EVERYWHERE, available_events(RECORDED), packets),
         Perf.recording(target.where(), available_events(pairs), calls),
     ]
+    if rare := available_events(RARE):
+        perfs.append(Perf.stacks_of(EVERYWHERE, rare, short / "rare.data"))
     with window(target, short, min(seconds, RECORD_MAX_S), perfs):
         write_script(packets, EVENT_FIELDS, short / "packets.txt.gz")
         write_script(calls, EVENT_FIELDS, short / "calls.txt.gz")
+        if rare:
+            write_script(short / "rare.data", STACK_FIELDS, short / "rare.txt.gz")
 
 
 def measure_stages(events: Iterable[Event]) -> Figures:
@@ -131,6 +139,15 @@ def measure_calls(events: Iterable[Event], passed: Difference, seconds: float) -
     }  # fmt: skip
 
 
+def rare_stacks(path: Path) -> Figures:
+    """Of each rare event the stacks that led to it most often, innermost first."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    if path.exists():
+        for sample in read_samples(lines_of(path)):
+            found[sample.event][" ← ".join(frame.symbol for frame in sample.frames[:8])] += 1
+    return {event: dict(stacks.most_common(RARE_STACKS)) for event, stacks in sorted(found.items())}
+
+
 def derive(directory: Path) -> Figures:
     seen = read_window(directory)
     counts = parse_stat((directory / "counts.csv").read_text())
@@ -141,10 +158,11 @@ def derive(directory: Path) -> Figures:
         "gigabytes": short.passed.gigabytes,
         "requests": short.passed.requests,
         **measure_stages(read_events(lines_of(directory / "events" / "packets.txt.gz"))),
+        "rare": rare_stacks(directory / "events" / "rare.txt.gz"),
         "syscalls": measure_calls(
             read_events(lines_of(directory / "events" / "calls.txt.gz")), short.passed, short.counted_s["calls.data"]
         ),
     }
 
 
-LAYER = Layer(3, "stages", collect, derive)
+LAYER = Layer(3, "stages", collect, derive, tracepoints=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from bench.lab.report import render
 pytest.importorskip("rich", reason="the bench extra is not installed")
 
 pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("perf") is None or not Path("/sys/kernel/tracing/events").is_dir(),
-    reason="the lab needs root, perf and the kernel's tracepoints",
+    os.geteuid() != 0 or shutil.which("perf") is None or "tracefs" not in Path("/proc/filesystems").read_text().split(),
+    reason="the lab needs root, perf and a kernel with tracepoints",
 )
 
 
@@ -69,11 +70,25 @@ def test_any_service(tmp_path: Path, busy: int) -> None:
     done = bench("lab", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     (directory,) = tmp_path.iterdir()
-    told = derive(directory)["windows"]["now"]
-    assert told.keys() == {"counters", "scheduling"}
-    assert told["counters"]["service"]["raw_syscalls:sys_enter"]["count"] > 0
-    assert told["counters"]["service"]["raw_syscalls:sys_enter"]["per_request"] is None
+    figures = derive(directory)["windows"]["now"]
+    assert figures.keys() == {"counters", "scheduling"}
+    assert figures["counters"]["service"]["raw_syscalls:sys_enter"]["count"] > 0
+    assert figures["counters"]["service"]["raw_syscalls:sys_enter"]["per_request"] is None
+    assert figures["counters"]["service"]["syscalls:sys_enter_sched_yield"]["count"] > 0
     assert "system calls a second" in done.stdout
+    assert "sched_yield" in done.stdout
+
+
+def test_without_tracepoints_the_lab_says_what_is_missing(tmp_path: Path, busy: int) -> None:
+    hidden = "mount -t tmpfs none /sys/kernel && exec " + shlex.join(
+        [sys.executable, "-m", "bench", "lab", "--pid", str(busy), "--seconds", "0.1", "--out", str(tmp_path)]
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", hidden], capture_output=True, text=True, check=False, timeout=110
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "missing: stages, scheduling" in done.stdout
+    assert "### Call stacks" in done.stdout
 
 
 def test_no_such_process(tmp_path: Path) -> None:

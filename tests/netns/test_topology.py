@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,16 +13,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pyroute2 import netns
 
+from bench.cgroup import Group
 from bench.errors import BenchError
 from bench.identity import MARKER, RunName
 from bench.leftovers import find_leftovers, remove_leftovers
-from bench.programs import wait_until
+from bench.programs import Place, Program, wait_until
 from bench.results import Result
 from bench.stand import Stand
 from bench.subjects import choose
 from bench.tools import available
-from bench.topology import NETNS_DIR, Namespaces
+from bench.topology import NETNS_DIR, Namespaces, remove_namespace
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -143,6 +146,44 @@ def test_what_a_killed_run_leaves_is_found_by_the_next(tmp_path: Path) -> None:
     assert of_runs(run.pid)
     remove_leftovers(find_leftovers())
     assert of_runs(run.pid) == set()
+
+
+DISGUISED = """
+import ctypes, os, time
+libc = ctypes.CDLL(None)
+words = open("/proc/self/stat").read().rpartition(")")[2].split()
+begin, end = int(words[47]), int(words[48])  # where the kernel reads the environment
+ctypes.memset(begin, 0, end - begin)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_programs_that_wrote_over_their_environment_are_found_by_group_and_namespace(tmp_path: Path) -> None:
+    run = RunName(2, 1, 1)  # of an owner that is dead: no process 2 began then
+    place = Place(f"{run}-client")
+    group = Group.make(run, "loads")
+    netns.create(place.namespace)
+    try:
+        with contextlib.ExitStack() as stack:
+            programs = [
+                Program([sys.executable, "-c", DISGUISED], run, tmp_path / "log", pipe=True, **where)
+                for where in ({"place": place}, {"groups": group.directories if group else []})
+            ]
+            for program in programs:
+                stack.callback(program.stop)
+                assert program.read_line() == "ready\n"
+            found = find_leftovers()
+            expected = {program.pid for program in programs[: 2 if group else 1]}
+            assert expected <= set(found.processes)
+            found.processes = sorted(expected)
+            found.namespaces, found.groups, found.directories = [place.namespace], [], []
+            remove_leftovers(found)
+            wait_until(lambda: not any(program.running for program in programs[: len(expected)]), 5.0, "they run on")
+    finally:
+        remove_namespace(place.namespace)
+        if group:
+            group.close()
 
 
 def started(run: subprocess.Popen[str], condition: Callable[[], bool]) -> None:

@@ -16,7 +16,7 @@ LIBRARY  := $(PREFIX)/lib/oinetd
 INSTALLED_PYTHON ?= $(LIBRARY)/bin/python
 SHARE    := $(DESTDIR)$(PREFIX)/share
 
-.PHONY: run test check docs package-test sanitize fuzz soak build wheel sbom deb install install-files clean
+.PHONY: run test check docs bench bench-check package-test sanitize fuzz soak build wheel sbom deb install install-files clean
 
 # Without a network pip prints a page of errors: one sentence replaces it. Other errors of pip are printed.
 define INSTALL

@@ -50,7 +50,8 @@ def frequency_mhz() -> float | None:
 def ambient_facts(begin: Moment, end: Moment, accounted_s: float | None) -> dict[str, float | None]:
     """`accounted_s` is the processor time of subject and load between the two moments; None if it is not known."""
     seconds = max(end.at_s - begin.at_s, 1e-3)
-    busy = end.busy_s - begin.busy_s
+    # The kernel's account of soft interrupts and of tasks can count a moment twice.
+    busy = min(end.busy_s - begin.busy_s, seconds * (os.cpu_count() or 1))
     return {
         "load_average": os.getloadavg()[0],
         "busy_cores": busy / seconds,

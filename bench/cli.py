@@ -152,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     from bench.lab.options import DESCRIPTION as lab_text
     from bench.lab.options import EPILOG as lab_examples
     from bench.lab.options import add_arguments as add_lab
+    from bench.results import RESULTS_DIR
 
     def add(
         name: str, help_text: str, description: str, run: Callable[..., int], **more: Any
@@ -229,6 +230,17 @@ def _parser() -> argparse.ArgumentParser:
         _measure, **measured,
     )  # fmt: skip
     micro.add_argument("--profile", type=Path, metavar="FILE", help="write a pprof profile (go tool pprof reads it)")
+    quick = add(
+        "quick", "a short run of everything, and a page: five minutes",
+        """
+        A short run of each experiment with a few subjects, and one HTML page of the results. It shows orders of
+        magnitude: for figures, run the experiments by themselves.
+        """,
+        _quick,
+    )  # fmt: skip
+    quick.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="where the results are kept")
+    quick.add_argument("--page", type=Path, default=Path("bench-report.html"), metavar="FILE", help="the page")
+    quick.add_argument("--topology", choices=("auto", "netns", "loopback"), default="auto", help="as elsewhere")
     compared = add(
         "compare", "two commits, configurations or subjects, in turn; better, worse or cannot tell",
         """
@@ -313,6 +325,17 @@ def _measure(arguments: argparse.Namespace, console: Console) -> int:
     if result.samples:
         console.print(f"kept in {result.save(options.out)}", highlight=False, soft_wrap=True)
     return experiment.show(result, console)
+
+
+def _quick(arguments: argparse.Namespace, console: Console) -> int:
+    need_libraries("psutil", "rich", "matplotlib", "jinja2")
+    from bench.experiment import Options
+    from bench.leftovers import find_leftovers, remove_leftovers
+    from bench.quick import run_quickly
+
+    remove_leftovers(find_leftovers())
+    options = Options(quick=True, topology=arguments.topology, out=arguments.out)
+    return run_quickly(options, _experiment, arguments.page, console)
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:

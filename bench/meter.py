@@ -28,6 +28,8 @@ class Spent:
     total_cpu_s: float | None = None
     machine: dict[str, float | None] = field(default_factory=dict)
     """See `bench.ambient`."""
+    seconds: float = 0.0
+    """How long the load was looked at."""
     elsewhere: list[str] = field(default_factory=list)
     """Work for the subject that is not in its processor time."""
 
@@ -52,7 +54,9 @@ def metered(stand: Stand, running: Running, interval_s: float = 0.1) -> Iterator
     end_loads = _load_cpu_s(loads)
     if begin_loads is not None and end_loads is not None:
         spent.total_cpu_s = used + end_loads - begin_loads
-    spent.machine = ambient_facts(moment, Moment.now(), spent.total_cpu_s)
+    end = Moment.now()
+    spent.seconds = end.at_s - moment.at_s
+    spent.machine = ambient_facts(moment, end, spent.total_cpu_s)
 
 
 def _load_cpu_s(account: Account) -> float | None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from bench.errors import BenchError
@@ -75,12 +74,10 @@ def build(commit: str) -> Path:
         with subprocess.Popen(["git", "-C", str(ROOT), "archive", commit], stdout=subprocess.PIPE) as archive:
             subprocess.run(["tar", "-x", "-C", str(source)], stdin=archive.stdout, check=True)
         partial = source / "installed"
-        words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
-        if find_spec("Cython") and find_spec("setuptools"):
-            words.append("--no-build-isolation")
-        done = subprocess.run(
-            [*words, str(source)], capture_output=True, text=True, check=False, timeout=_BUILD_PATIENCE_S
-        )
+        words = [
+            sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial), str(source),
+        ]  # fmt: skip
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_BUILD_PATIENCE_S)
         if done.returncode != 0:
             raise BenchError(f"commit {commit[:12]} does not build: {done.stderr.strip()[-400:]}")
         partial.rename(target)

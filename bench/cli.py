@@ -44,6 +44,10 @@ examples:
   sudo python -m bench compare native-auto 'mine=./mine {listen} {connect}'
 """
 
+FAILOVER_SUBJECTS = """
+subjects: oinetd-native, oinetd-python (`oinetd`); haproxy, nginx (`peer`); or `all`.
+"""
+
 UDP_SUBJECTS = """
 subjects: direct (`floor`); oinetd-native, oinetd-python (`oinetd`); rinetd, socat, nginx (`peer`); or `all`. A client
 is an address and port. --buffers has no meaning here.
@@ -221,6 +225,14 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     udp.add_argument("--rate", type=_counts, default=[], metavar="N,…",
                      help="datagrams offered a second; default 50000,100000, with --quick 50000")  # fmt: skip
+    add(
+        "failover", "four servers, one killed, frozen, refused or slowed: what clients see",
+        """
+        Four servers behind each forwarder. One of them fails under load, short connections or requests on connections
+        that stay, 64 of either: errors that clients see, and percentiles before, while it happens, and after.
+        """,
+        _measure, parents=[common], epilog=FAILOVER_SUBJECTS,
+    )  # fmt: skip
     micro = add(
         "micro", "ns, CPU ns, bytes and allocations per operation, as Go's benchmarks print them",
         """
@@ -303,13 +315,14 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def _experiment(name: str, options: Options) -> Experiment:
     from bench.experiments.connections import Connections
+    from bench.experiments.failover import Failover
     from bench.experiments.latency import Latency
     from bench.experiments.micro import Micro
     from bench.experiments.rate import Rate
     from bench.experiments.throughput import Throughput
     from bench.experiments.udp import Udp
 
-    kinds: tuple[type[Experiment], ...] = (Connections, Latency, Micro, Rate, Throughput, Udp)
+    kinds: tuple[type[Experiment], ...] = (Connections, Failover, Latency, Micro, Rate, Throughput, Udp)
     return {kind.name: kind for kind in kinds}[name](options)
 
 

@@ -104,6 +104,16 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("kernel_peak_bytes", "Kernel, peak", "MiB", 1, _MIB, main=True, help="sockets, buffers, pipes"),
         Column("cpu_s_per_gb", "CPU", "s/GB", 3, main=True, help="the forwarder's own processor time for 10⁹ bytes"),
     ),
+    "failover": tuple(
+        column
+        for phase in ("before", "during", "after")
+        for column in (
+            Column(f"{phase}_errors", f"{phase}: errors", "", 0, main=True, help="that clients saw"),
+            Column(f"{phase}_p50_us", "p50", "µs", 0),
+            Column(f"{phase}_p99_us", "p99", "µs", 0, main=True),
+            Column(f"{phase}_p99.9_us", "p99.9", "µs", 0, main=True),
+        )
+    ),
     "micro": (
         Column("ns_op", "time", "ns/op", 0, main=True, help="of one exchange, as the client sees it"),
         Column("cpu_ns_op", "CPU", "ns/op", 0, main=True, help="the forwarder's own processor time"),

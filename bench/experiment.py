@@ -229,6 +229,7 @@ def _rounds(
             plan.now(at)
             try:
                 with stand.subject(subject, *ports) as running:
+                    infos[subject.name].configuration = running.configuration
                     for sample in _subject(experiment, stand, running, cases, plan, at):
                         sample.subject, sample.round = subject.name, number
                         sample.invalid = list(dict.fromkeys([*sample.invalid, *infos[subject.name].faults()]))

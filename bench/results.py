@@ -35,6 +35,8 @@ class SubjectInfo:
     integrity: str | None = None
     half_close: str | None = None
     unavailable: str = ""
+    configuration: str = ""
+    """As `Running.configuration`: for those who know the program better than the bench does."""
 
     @property
     def mark(self) -> str:

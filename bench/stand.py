@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 import socket
 import tempfile
@@ -38,6 +39,8 @@ class Running:
     account: Account
     targets: tuple[tuple[str, int], ...]
     pids: tuple[int, ...]
+    configuration: str = ""
+    """The commands it was started with, and the files that they read."""
 
     @property
     def host(self) -> str:
@@ -52,16 +55,23 @@ class Running:
         return self.account.isolation.work_elsewhere() if self.account.isolation else []
 
 
+def _configuration(directory: Path, programs: Sequence[Program]) -> str:
+    lines = [f"$ {shlex.join(program.command)}" for program in programs]
+    for path in sorted(directory.glob("*.c*f*")):
+        lines += [f"# {path.name}", path.read_text().rstrip("\n")]
+    return "\n".join(lines).replace(str(directory), "DIR")
+
+
 class FarEnd:
     """The bench's own server at work, and what it has counted."""
 
     def __init__(self, port: int, program: Program) -> None:
         self.port = port
-        self._program = program
+        self.program = program
 
     def counts(self) -> Counts:
         """Since it began. Not before client and forwarder have come to rest: see `Counts.since`."""
-        answer = json.loads(self._program.ask())
+        answer = json.loads(self.program.ask())
         return Counts(answer, tuple(answer.pop("cpu_s")), time.monotonic())
 
 
@@ -190,7 +200,9 @@ class Stand:
     def far_end(self) -> Iterator[FarEnd]:
         """The bench's own server, with as many threads as there are cores for it."""
         port = self.free_port()
-        command = python_command("bench.server", self.topology.server_address, str(port), str(self.cores.loads))
+        # In a namespace of its own it listens on all addresses that a group of servers has.
+        host = "0.0.0.0" if self.topology.server_addresses else self.topology.server_address
+        command = python_command("bench.server", host, str(port), str(self.cores.loads))
         with self.server(command, port, pipe=True) as program:
             yield FarEnd(port, program)
 
@@ -240,8 +252,9 @@ class Stand:
                 for program, route in zip(programs, routes, strict=True):
                     program.wait_listening(route.listen_port, protocol=subject.protocol)
             elif programs:
-                ports = [route.listen_port for route in routes]
+                ports = [route.listen_port for route in routes][: 1 if subject.grouped else None]
                 programs[0].wait_listening(*ports, protocol=subject.protocol)
             pids = tuple(program.pid for program in programs)
             account = Account(group, lambda: pids, isolation)
-            yield Running(subject, account, tuple(map(subject.target, routes)), pids)
+            text = _configuration(directory, programs)
+            yield Running(subject, account, tuple(map(subject.target, routes)), pids, text)

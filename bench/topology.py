@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from bench.path import PLAIN, PathQuality
 from bench.programs import Place
 from bench.tools import need, need_libraries
 
-__all__ = ["NETNS_DIR", "Loopback", "Namespaces", "Topology", "remove_namespace", "topology_named"]
+__all__ = ["GROUP_SIZE", "NETNS_DIR", "Loopback", "Namespaces", "Topology", "remove_namespace", "topology_named"]
 
 NETNS_DIR = Path("/run/netns")
 _ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
@@ -33,6 +33,9 @@ _CURRENT = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 LISTEN_PORTS = range(5000, 20000)
 """Where programs of the bench listen: below the ports that the kernel gives to outgoing connections."""
+
+GROUP_SIZE = 16
+"""Addresses of the server, for a group of servers."""
 
 SYSCTLS = {
     # Wide, and reusable: a connection rate must not measure how fast ports run out.
@@ -57,6 +60,8 @@ class Topology(Protocol):
     server: Place
     forwarder_address: str
     server_address: str
+    server_addresses: tuple[str, ...]
+    """Further ones of the server: those of a group of servers. None where there is but one."""
     facts: dict[str, str]
     """What is recorded with every result."""
 
@@ -90,6 +95,7 @@ class Loopback:
         self.run = run
         self.client = self.forwarder = self.server = Place()
         self.forwarder_address = self.server_address = "127.0.0.1"
+        self.server_addresses: tuple[str, ...] = ()
         self.facts = {"congestion control": _CURRENT.read_text().strip()}
 
     def __enter__(self) -> Self:
@@ -125,6 +131,7 @@ class Namespaces:
         self.server = Place(f"{run}-server")
         self.forwarder_address = "10.0.1.1"
         self.server_address = "10.0.0.2"
+        self.server_addresses = tuple(f"10.0.0.{number}" for number in range(3, 2 + GROUP_SIZE))
         self.facts: dict[str, str] = {}
         self.path = path
         self._serial = 0
@@ -154,7 +161,7 @@ class Namespaces:
         for place in (self.client, self.server):
             netns.create(place.namespace)
             self._set(place)
-            _loopback_up(place.namespace)
+            _loopback_up(place.namespace, self.server_addresses if place is self.server else ())
 
     def _set(self, place: Place) -> None:
         with _congestion_control() as algorithm:
@@ -247,11 +254,14 @@ def _configure(route: object, name: str, address: str) -> None:
     route.link("set", index=index, state="up")
 
 
-def _loopback_up(namespace: str) -> None:
+def _loopback_up(namespace: str, addresses: Sequence[str] = ()) -> None:
+    """With these addresses, which are then the namespace's own whatever interface asks for them."""
     from pyroute2 import IPRoute
 
     with IPRoute(netns=namespace) as route:
         (loopback,) = route.link_lookup(ifname="lo")
+        for address in addresses:
+            route.addr("add", index=loopback, address=address, prefixlen=32)
         route.link("set", index=loopback, state="up")
 
 

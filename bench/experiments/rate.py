@@ -30,7 +30,7 @@ _OPENING_PER_S = 2000
 
 class Rate(Experiment):
     name = "rate"
-    subjects = ("floor", "oinetd", "peer", "reference")
+    subjects = ("floor", "oinetd", "native-group16", "peer", "reference")
     quick_subjects = ("direct", "native-auto", "python", "haproxy", "rinetd")
     rounds, quick_rounds = 6, 2
     seconds, quick_seconds = 3.0, 1.0

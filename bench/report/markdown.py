@@ -151,7 +151,7 @@ def _plain(result: Result) -> list[SubjectInfo]:
 
 
 def _name(subject: SubjectInfo) -> str:
-    name = f"**{subject.name}**" if subject.family == "oinetd" else subject.name
+    name = f"**{subject.name}**" if subject.family in ("oinetd", "group") else subject.name
     return f"{name} {subject.mark}" if subject.mark else name
 
 

@@ -15,11 +15,12 @@ from bench.results import Result
 
 __all__ = ["ORDER", "TITLES", "render_page", "write_page"]
 
-ORDER = ("throughput", "latency", "rate", "udp", "connections", "micro")
+ORDER = ("throughput", "latency", "rate", "failover", "udp", "connections", "micro")
 TITLES = {
     "throughput": "Throughput",
     "latency": "Round trips",
     "rate": "Connections a second, and idle ones",
+    "failover": "One of four servers fails",
     "udp": "Datagrams",
     "connections": "The table of engines",
     "micro": "What one exchange costs",
@@ -32,6 +33,10 @@ _INTRODUCTIONS = {
     "its answer before it asks again. Percentiles are of all round trips.",
     "rate": "Each connection is opened, carries 64 bytes each way and is closed. Idle connections have carried one "
     "byte and are then silent.",
+    "failover": "Four servers behind each forwarder, with the same checks and timeouts where it has them. One is "
+    "killed, frozen (it accepts, and says nothing), refused by a firewall, or slowed to a tenth, while 64 short "
+    "connections at a time, or requests on 64 connections that stay, go through. Connections that stand on a killed "
+    "server are lost with it whatever the forwarder does.",
     "udp": "UDP to UDP. With a number under way, a datagram is sent when the answer to an earlier one is here: "
     "percentiles are of all round trips, and each is two datagrams forwarded. With a number offered, the client sends "
     "at that rate whatever becomes of them, and the server counts. CPU is for a million datagrams that arrived.",

@@ -82,6 +82,28 @@ class Oinetd(Subject):
         return "\n".join(lines) + "\n"
 
 
+class Group(Oinetd):
+    """The native lane with sixteen servers behind its rule, in place of one: all are addresses of the same server."""
+
+    def __init__(self) -> None:
+        super().__init__("native-group16", "native", "auto")
+        self.family = "group"
+        self.note = "sixteen servers, leastconn"
+
+    def unavailable(self, topology: Topology) -> str | None:
+        if not topology.server_addresses:
+            return "its servers are addresses of a namespace: --topology netns"
+        return super().unavailable(topology)
+
+    def configuration(self, setup: Setup) -> str:
+        lines = [f"engine {self.engine}", f"relay {self.relay}"]
+        for number, route in enumerate(setup.routes):
+            hosts = (route.connect_host, *setup.topology.server_addresses)
+            lines += [f"upstream group{number} {host} {route.connect_port}" for host in hosts]
+            lines.append(f"{route.listen_host} {route.listen_port} @group{number}")
+        return "\n".join(lines) + "\n"
+
+
 def oinetd_subjects(buffers: Sequence[int], threads: Sequence[int]) -> list[Subject]:
     """Splice has no buffer of its own and is there once; the modes that copy are there once for each size.
 
@@ -91,6 +113,7 @@ def oinetd_subjects(buffers: Sequence[int], threads: Sequence[int]) -> list[Subj
     counts = threads if len(threads) > 1 else [0]
     return [
         *(Oinetd("native-auto", "native", "auto", threads=count) for count in counts),
+        Group(),
         *(Oinetd("native-splice", "native", "splice", threads=count) for count in counts),
         *(Oinetd("native-copy", "native", "copy", size, threads=count) for size in sizes for count in counts),
         *(Oinetd("python", "python", "copy", size) for size in sizes),

@@ -52,6 +52,8 @@ class Subject:
     buffer_bytes: int | None = None
     note: str = ""
     protocol: str = "tcp"
+    grouped: bool = False
+    """Whether it has one place to listen on, and all servers behind that."""
 
     def unavailable(self, topology: Topology) -> str | None:
         """Why it cannot run here, with the remedy; None if it can."""

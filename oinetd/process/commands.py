@@ -165,6 +165,13 @@ def events(client: Client, said: argparse.Namespace) -> int:
     return EX_FAILED  # the process has ended
 
 
+def top(client: Client, said: argparse.Namespace) -> int:
+    """Show rules, sessions and rates, live; keys sort, filter and kill. Needs the extra `top`."""
+    from oinetd.process.top import top
+
+    return top(client)
+
+
 def explain(client: Client, said: argparse.Namespace) -> int:
     """Say which rule serves an address and port, in which lane and why, and what access says of a client."""
     query = {"address": said.address, "port": said.port, "protocol": said.protocol}
@@ -246,4 +253,5 @@ COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], int]]] = {
     "reload": reload,
     "upgrade": upgrade,
     "explain": explain,
+    "top": top,
 }

@@ -109,7 +109,7 @@ def test_no_error_is_swallowed(path: Path) -> None:
 
 @each([path for path in MODULES if path.name not in ("cli.py", "run.py")])
 def test_the_library_prints_nothing(path: Path) -> None:
-    if path.name in ("background.py", "commands.py", "demo.py"):  # the program's own
+    if path.name in ("background.py", "commands.py", "demo.py", "top.py"):  # the program's own
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from oinetd.blocking import BlockingForwarder
     from oinetd.config import load_config, parse_config, parse_rule, render_config
     from oinetd.core.record import Ending, RelayResult, SessionRecord
     from oinetd.core.registry import RuleStats, Stats
@@ -39,6 +40,7 @@ __all__ = [
     "AllDown",
     "Balance",
     "BindError",
+    "BlockingForwarder",
     "BoundAddress",
     "Check",
     "Config",
@@ -83,6 +85,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "oinetd.blocking": ("BlockingForwarder",),
     "oinetd.core.registry": ("RuleStats", "Stats"),
     "oinetd.config": ("load_config", "parse_config", "parse_rule", "render_config"),
     "oinetd.errors": ("BindError", "ConfigError", "EngineUnavailable", "OinetdError", "Problem"),

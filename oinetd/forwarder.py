@@ -12,6 +12,7 @@ import logging
 import math
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,13 @@ from oinetd.core.hooks import Admit, Hook, Hooks
 from oinetd.core.lane import Listener
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Stats
+from oinetd.core.router import RouteHook, Router
 from oinetd.core.service import Callbacks
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.moves import Moves
 from oinetd.lanes.unresolved import Unresolved
-from oinetd.model import Config, LogSettings
+from oinetd.model import Config, LogSettings, Rule
 from oinetd.net.ports import BoundAddress, PortKey
 from oinetd.net.sockets import bound_address
 from oinetd.observe.connection_log import ConnectionLog
@@ -49,8 +51,11 @@ class Forwarder:
     """Forwards as `config` says, from `start` (or `async with`) to `stop`.
 
     `admit` is awaited with the `SessionRecord` of each client that access rules and limits let pass, before its
-    destination is dialled; False or an exception refuses it. `on_open` and `on_close` are called with the record of
-    each admitted session, and of each one that ended (the refused too); where they are coroutines they are awaited.
+    destination is dialled; False or an exception refuses it. `route` is asked after it, in the same place, and says
+    where a TCP client goes: None (as the rule says), False (refused), an `Endpoint` or a text `host:port`.
+
+    `on_open` and `on_close` are called with the record of each admitted session, and of each one that ended (the
+    refused too); where they are coroutines they are awaited.
     What hooks raise is logged. `inherited` are listening sockets made by somebody else (a service manager); a rule
     whose address is that of one of them uses it. With `hold_back` nothing is served until `moves` says so.
     """
@@ -60,13 +65,14 @@ class Forwarder:
         config: Config,
         *,
         admit: Admit | None = None,
+        route: RouteHook | None = None,
         on_open: Hook | None = None,
         on_close: Hook | None = None,
         inherited: Iterable[socket.socket] = (),
         hold_back: bool = False,
     ) -> None:
         self.config = check_type(config, Config)
-        self._admit = admit
+        self._router = Router(admit, route)
         self._hooks = Hooks(on_open, on_close)
         self._inherited = list(inherited)
         self._hold_back = hold_back
@@ -109,7 +115,7 @@ class Forwarder:
         if self._stopped is not None:
             raise RuntimeError("a Forwarder starts once; make another one")
         self._loop = asyncio.get_running_loop()
-        self._lanes = Lanes(self._loop, self._registry, self._watcher, self._loops, hooked=self._admit is not None)
+        self._lanes = Lanes(self._loop, self._registry, self._watcher, self._loops, hooked=bool(self._router))
         self.moves = Moves(self._lanes, self._listeners, self._registry)
         if self._hold_back:
             self.moves.hold_back()
@@ -123,7 +129,7 @@ class Forwarder:
             connection_log=self._connection_log,
             watcher=self._watcher,
             hooks=self._hooks,
-            admit=self._admit,
+            admit=self._router.decide if self._router else None,
             inherited=self._inherited,
         )
         self._stopped = asyncio.Event()
@@ -154,6 +160,7 @@ class Forwarder:
                 self._reload.destinations.stop()
             await self._lanes.close()
             self._limits.close()
+            self._router.close()
             await self._hooks.close()
             self._connection_log.end_gaps()
             try:  # A dead disk takes two seconds.
@@ -211,6 +218,27 @@ class Forwarder:
         async with self._reloading:
             self._check_accepting()
             await self._reload.apply(check_type(config, Config), self._check_accepting)
+            self.config = config
+
+    async def add_rule(self, rule: Rule) -> None:
+        """Serve one more rule; nothing else is touched. Raises what `reload` raises."""
+        await self._change(lambda rules: (*rules, check_type(rule, Rule)))
+
+    async def remove_rule(self, rule: Rule) -> None:
+        """Serve a rule no longer; its live sessions go on. Raises `ValueError` if it is not in force."""
+        await self._change(lambda rules: tuple(each for at, each in enumerate(rules) if at != rules.index(rule)))
+
+    async def replace_rule(self, old: Rule, new: Rule) -> None:
+        """Serve `new` in the place of `old`. Raises `ValueError` if that is not in force."""
+        check_type(new, Rule)
+        await self._change(lambda rules: (*rules[: rules.index(old)], new, *rules[rules.index(old) + 1 :]))
+
+    async def _change(self, change: Callable[[tuple[Rule, ...]], tuple[Rule, ...]]) -> None:
+        self._running()
+        async with self._reloading:  # so that no other change is lost
+            self._check_accepting()
+            config = replace(self.config, rules=change(tuple(self.config.rules)))
+            await self._reload.apply(config, self._check_accepting)
             self.config = config
 
     def _running(self) -> asyncio.Event:
@@ -294,12 +322,8 @@ class Forwarder:
     def _measured(self) -> Measured:
         from oinetd.observe.metrics import Measured
 
-        stats = self.stats()
-        served = [(each.service.route.rule, each.sock) for each in self._listeners.values()]
-        if self._stopped is None:
-            return Measured(stats, rule_states(stats, {}, ()), {}, [])
-        states = rule_states(stats, self._reload.lanes_of, served)
-        return Measured(stats, states, self._lanes.histograms(), self.destinations())
+        times = self._lanes.histograms() if self._stopped is not None else {}
+        return Measured(self.stats(), self.rules(), times, self.destinations())
 
     def destinations(self) -> list[DestinationState]:
         """The names that destinations and source addresses have, each once, and what they resolve to."""

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from oinetd.core.access import AccessControl, access_control
-from oinetd.core.hooks import Admit, Hooks
+from oinetd.core.hooks import Hooks
 from oinetd.core.lane import Listener
 from oinetd.core.names import NameTable
 from oinetd.core.preamble import preamble_of
 from oinetd.core.revocation import Revocation
+from oinetd.core.router import Decide
 from oinetd.core.service import Service, Watcher
 from oinetd.core.sharing import entry_of_listener
 from oinetd.core.socket_check import check_options
@@ -83,7 +84,7 @@ class Reload:
         connection_log: ConnectionLog,
         watcher: Watcher,
         hooks: Hooks,
-        admit: Admit | None,
+        admit: Decide | None,
         inherited: Iterable[socket.socket],
     ) -> None:
         self.destinations: Destinations | None = None

@@ -33,11 +33,11 @@ class Seen:
 
 @contextlib.asynccontextmanager
 async def forwarding(
-    *rules: Rule, seen: Seen | None = None, admit: Any = None, **config: Any
+    *rules: Rule, seen: Seen | None = None, admit: Any = None, route: Any = None, **config: Any
 ) -> AsyncIterator[Forwarder]:
     """A running forwarder."""
     hooks: dict[str, Any] = {"on_open": seen.opened.append, "on_close": seen.closed.append} if seen else {}
-    async with Forwarder(Config(rules=rules, **config), admit=admit, **hooks) as forwarder:
+    async with Forwarder(Config(rules=rules, **config), admit=admit, route=route, **hooks) as forwarder:
         yield forwarder
 
 

@@ -10,11 +10,11 @@ from typing import Protocol
 from oinetd.core.access import AccessControl
 from oinetd.core.dial import Dialer, DialRequest
 from oinetd.core.engine import Engine
-from oinetd.core.hooks import Admit
 from oinetd.core.names import NameTable
 from oinetd.core.preamble import Preamble
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Registry, RuleEntry
+from oinetd.core.router import Decide
 from oinetd.model import SOURCE_PREFIX, AccessRule, Route, SendProxy, Settings, SourcePrefix
 from oinetd.model import Protocol as Transport
 from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
@@ -59,7 +59,7 @@ class Service:
     dialer: Dialer
     engine: Engine
     watcher: Watcher
-    admit: Admit | None = None
+    admit: Decide | None = None
     guard: LoopGuard | None = None
     source_prefix: SourcePrefix = SOURCE_PREFIX
     peer_uid: int | None = None

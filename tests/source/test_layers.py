@@ -28,6 +28,7 @@ FLOORS = (
     "lanes",
     "reload",
     "forwarder",
+    "blocking",
     "",  # the package itself: the public names
     "admin upgrade",
     "process",

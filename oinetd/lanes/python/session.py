@@ -12,9 +12,9 @@ import socket
 import time
 
 from oinetd.core.dial import Dialed, DialRequest
-from oinetd.core.hooks import Admit
 from oinetd.core.record import Ending, SessionRecord, Try
 from oinetd.core.registry import Live
+from oinetd.core.router import Decide, Routed
 from oinetd.core.service import Service
 from oinetd.lanes.python.client_watch import ClientWatch
 from oinetd.lanes.python.header import send_header
@@ -27,11 +27,11 @@ __all__ = ["Session", "ask"]
 log = logging.getLogger("oinetd")
 
 
-async def ask(admit: Admit, record: SessionRecord) -> bool:
-    """Whether a program's hook lets a client pass. Raises `CancelledError` where the task itself is cancelled."""
+async def ask(decide: Decide, record: SessionRecord) -> bool | Routed:
+    """What a program's hooks say of a client: False if they fail. Raises `CancelledError` if the task is cancelled."""
     task = asyncio.current_task()
     try:
-        return bool(await admit(record))
+        return await decide(record)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
@@ -46,7 +46,8 @@ class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
     __slots__ = (
-        "_client", "_gone", "_killed", "_live", "_opened", "_peer", "_preamble", "_revoked", "_service", "_task",
+        "_client", "_gone", "_killed", "_live", "_opened", "_peer", "_preamble", "_revoked", "_routed",
+        "_service", "_task",
     )  # fmt: skip
 
     def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
@@ -57,6 +58,7 @@ class Session:
         self._gone = False
         self._opened = False
         self._revoked = False
+        self._routed: Routed | None = None
         host, port = client_address(peer)
         record = SessionRecord(session_id, service.route, host, port, time.time())
         self._peer = host
@@ -107,6 +109,9 @@ class Session:
                 return
             service = self._service
             request = service.dial_request(self._client)
+            if self._routed is not None:
+                request.destination, request.port = self._routed
+                request.guard = None
             tries = request.tries
             self._opened = True
             service.watcher.opened(record)
@@ -152,7 +157,9 @@ class Session:
             return None
         watch = ClientWatch(asyncio.get_running_loop(), service.dialer.poller, self._client, self._client_gone)
         try:
-            return None if await ask(service.admit, self._live.record) else Ending.NOT_ALLOWED
+            answer = await ask(service.admit, self._live.record)
+            self._routed = answer if isinstance(answer, Routed) else None
+            return Ending.NOT_ALLOWED if answer is False else None
         finally:
             watch.close()
 

@@ -154,7 +154,7 @@ class DatagramSession:
 
     async def _admitted(self) -> bool:
         admit = self.service.admit
-        return admit is None or await ask(admit, self.live.record)
+        return admit is None or await ask(admit, self.live.record) is True
 
     def tell_opened(self) -> None:
         """The client was let in."""

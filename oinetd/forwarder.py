@@ -55,9 +55,9 @@ class Forwarder:
     where a TCP client goes: None (as the rule says), False (refused), an `Endpoint` or a text `host:port`.
 
     `on_open` and `on_close` are called with the record of each admitted session, and of each one that ended (the
-    refused too); where they are coroutines they are awaited.
-    What hooks raise is logged. `inherited` are listening sockets made by somebody else (a service manager); a rule
-    whose address is that of one of them uses it. With `hold_back` nothing is served until `moves` says so.
+    refused too); where they are coroutines they are awaited. What hooks raise is logged. `inherited` are listening
+    sockets made by somebody else; a rule with the address of one uses it. With `hold_back` nothing is served until
+    `moves` says so.
     """
 
     def __init__(
@@ -311,10 +311,7 @@ class Forwarder:
         return self._limits.completed(self._registry.stats(self._lanes.totals()))
 
     def collector(self) -> Collector:
-        """Its metrics as a collector for a registry of prometheus-client: `registry.register(forwarder.collector())`.
-
-        Collect on the thread of the forwarder's loop.
-        """
+        """Its metrics for a registry of prometheus-client. Collect on the thread of the forwarder's loop."""
         from oinetd.observe.metrics import Collector  # few programs want metrics, and this takes 50 ms
 
         return Collector(self._measured)

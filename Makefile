@@ -74,13 +74,14 @@ fuzz: $(VENV)/test-ready
 # systemd-nspawn. The first run makes folders with debootstrap (root, network, ten minutes, 1 GB in
 # /var/cache/oinetd-tests). Once the folder of the guest is there, `make test` runs tests/systemd, too (25 s).
 package-test: $(VENV)/package-ready
-	@OINETD_MAKE_GUEST=1 OINETD_PACKAGE_TESTS=1 $(BIN)/python -m pytest tests/systemd tests/packages
+	@OINETD_MAKE_GUEST=1 OINETD_PACKAGE_TESTS=1 $(BIN)/python -m pytest tests/systemd tests/packages tests/faults
 
 # Long runs of the load drivers: keyed streams, denials that race, calls that fail at random. SOAK_SEED repeats one.
 soak: export SOAK_SECONDS ?= 300
 soak: $(VENV)/test-ready
 	@$(BIN)/python -m pytest -s tests/soak tests/engine/native/test_relay.py
 	sh tests/sanitize.sh faults -s
+	@[ "$$(id -u)" != 0 ] || $(BIN)/python -m tests.faults --minutes $$(( ($(SOAK_SECONDS) + 59) / 60 ))
 
 build: $(VENV)/built
 

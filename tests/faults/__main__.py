@@ -1,0 +1,74 @@
+"""`python -m tests.faults --seed N --minutes M [--plant NAME]`; exit code 0 if every invariant held, 1 if not."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from tests.faults.driver import ROUND_S, Driver
+from tests.faults.invariants import Broken
+from tests.faults.plants import PLANTS, Plant
+from tests.faults.stage import Stage
+
+INSIDE = "OINETD_FAULTS_INSIDE"
+PREPARE = """\
+ip link set lo up
+mount -t tmpfs -o size=64m,mode=700 tmpfs "$1"
+printf 'nameserver 127.0.0.1\\noptions timeout:1 attempts:1\\n' > "$1/resolv.conf"
+mount --bind "$1/resolv.conf" /etc/resolv.conf
+shift
+exec "$@"
+"""
+"""Run by sh in a network and a mount namespace of its own: they end with the last process in them."""
+
+
+def main() -> int:
+    """Start again inside of namespaces, then run."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--round", type=float, default=ROUND_S, help="seconds of one round")
+    parser.add_argument("--plant", choices=PLANTS, default="", help="a fault that has to be found")
+    said = parser.parse_args()
+    if os.environ.get(INSIDE) is None:
+        if os.geteuid() != 0:
+            print("network namespaces need root", file=sys.stderr)
+            return 77
+        with tempfile.TemporaryDirectory(prefix="oinetd-faults-") as folder:
+            again = [sys.executable, "-m", "tests.faults", *sys.argv[1:], "--seed", str(said.seed)]
+            words = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+            prepare = ["sh", "-euc", PREPARE, "sh", folder, *again]
+            return subprocess.run([*words, *prepare], env={**os.environ, INSIDE: folder}, check=False).returncode
+    print(f"seed {said.seed}", flush=True)
+    stage = Stage(Path(os.environ[INSIDE]), leaky=said.plant == "leaked-descriptor")
+    driver = Driver(stage, said.seed, Plant(said.plant))
+    try:
+        stage.open()
+        asyncio.run(driver.run(said.minutes * 60, said.round))
+    except Broken as broken:
+        print(*driver.events[-30:], f"BROKEN after {driver.rounds} rounds: {broken}", sep="\n", flush=True)
+        print(stage.said.read_text(errors="replace")[-3000:])
+        return 1
+    finally:
+        stage.close()
+    told = f"{driver.rounds} rounds, {driver.load.ended} connections ended, {driver.load.broken} broke"
+    print(f"{told}, {driver.load.checked} bytes compared: every invariant held", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    code = 70
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # whatever still runs: this is process 1 of a namespace, and ends all of it

@@ -1,0 +1,196 @@
+"""A run: rounds of load under faults, each followed by quiet in which the invariants are checked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.faults.invariants import Broken, Done, Holdings, check_holdings, check_log, holdings
+from tests.faults.kinds import KINDS
+from tests.faults.plants import Plant
+from tests.faults.stage import DATAGRAMS, RULES, Stage
+from tests.peers import Peer, dial
+from tests.soak.keyed import SIZES, Load, Mixture, talk
+from tests.udp.rig import Party
+
+__all__ = ["Driver"]
+
+CLIENTS: Final = 12
+ROUND_S: Final = 3.0
+QUIET_S: Final = 60.0
+"""How long the last sessions may take: TCP sends again after a loss, names are asked again."""
+CLIENT_S: Final = 40.0
+KILL_SHARE: Final = 0.1
+"""Rounds that end with the death of the daemon."""
+
+
+@dataclass
+class Clients(Load):
+    """Clients that remember what went well."""
+
+    done: list[Done] = field(default_factory=list)
+    plant: Plant = field(default_factory=Plant)
+    kills: Callable[[], int] = lambda: 0
+
+    async def client(self, address: tuple[str, int]) -> None:
+        """One connection; what its closing line has to say is kept if it ended well."""
+        key, kills = next(self._keys), self.kills()
+        try:
+            peer = await asyncio.wait_for(dial(self.plant.way(address)), CLIENT_S)
+        except OSError:
+            self.broken += 1
+            return
+        port = peer.sock.getsockname()[1]
+        try:
+            await asyncio.wait_for(self._talk(peer, key), CLIENT_S)
+            up, down = (random.Random(4 * key + way).choice(SIZES) for way in (True, False))
+            if kills != self.kills():
+                self.faults[:] = [each for each in self.faults if not each.startswith(f"connection {key}, down: a FIN")]
+                self.broken += 1
+            else:
+                self.done.append(Done(port, up + 8, down))
+                self.ended += 1
+        except (ConnectionError, TimeoutError):
+            self.broken += 1
+        except Mixture:
+            pass  # it is in `faults`
+        finally:
+            peer.close()
+
+    async def _talk(self, peer: Peer, key: int) -> None:
+        await peer.send(key.to_bytes(8, "big"))
+        await talk(self, peer, key, up=True)
+
+
+class Driver:
+    """One run on a stage. `events` says what happened, for whoever looks for the reason of a broken invariant."""
+
+    def __init__(self, stage: Stage, seed: int, plant: Plant) -> None:
+        self.stage = stage
+        self.choice = random.Random(seed)
+        self.load = Clients(self.choice, plant=plant, kills=lambda: stage.kills)
+        self.events: list[str] = []
+        self.rounds = 0
+        self.sessions = 0
+        self._before = Holdings(0, 0, 0, 0)
+
+    async def run(self, seconds: float, round_s: float = ROUND_S) -> None:
+        """Rounds for this time, at least one. Raises `Broken`."""
+        end = time.monotonic() + seconds
+        await self._round(0.3, ())  # what is made once is made
+        await self._quiet()
+        self._before = holdings(self.stage.daemon.pid)
+        while not self.rounds or time.monotonic() < end:
+            names = self.choice.sample(sorted(KINDS), self.choice.randint(1, 3))
+            kills = not self.load.plant.name and self.choice.random() < KILL_SHARE
+            killing = self._kill(round_s * self.choice.random()) if kills else None
+            await self._round(round_s, names, killing)
+            if killing is None:
+                await self._check()
+            else:
+                await self._begin_anew()
+            self.rounds += 1
+
+    async def _round(
+        self, seconds: float, names: Sequence[str], killing: Coroutine[None, None, None] | None = None
+    ) -> None:
+        self.events.append(f"round {self.rounds}: {', '.join(names)}")
+        end = time.monotonic() + seconds
+        work = [self._clients(port, end) for port in RULES for _ in range(CLIENTS // len(RULES))]
+        faults = [self._fault(name, end) for name in names]
+        await asyncio.gather(*work, self._datagrams(end), *faults, *([killing] if killing is not None else []))
+
+    async def _clients(self, port: int, end: float) -> None:
+        while time.monotonic() < end:
+            await self.load.client(("127.0.0.1", port))
+
+    async def _datagrams(self, end: float) -> None:
+        """Datagrams may be lost; one of another client must not come."""
+        while time.monotonic() < end:
+            with Party() as party:
+                data = self.choice.randbytes(self.choice.randint(1, 1400))
+                with contextlib.suppress(OSError):
+                    party.send(data, ("127.0.0.1", DATAGRAMS))
+                    await asyncio.sleep(0.02)
+                    if set(party.pending()) - {data}:
+                        raise Broken("a datagram of another client")
+
+    async def _fault(self, name: str, end: float) -> None:
+        while (left := end - time.monotonic()) > 0.1:
+            await asyncio.sleep(self.choice.random() * left / 2)
+            async with KINDS[name](self.stage, self.choice):
+                self.events.append(f"  {name}")
+                await asyncio.sleep(min(self.choice.random() * left, 1.5))
+
+    async def _kill(self, after_s: float) -> None:
+        """The daemon dies in the middle of everything; what its log says until then is true, and it starts again."""
+        await asyncio.sleep(after_s)
+        self.events.append("  oinetd is killed")
+        check_log(self._lines(), (), whole=False)
+        number = self.choice.choice((signal.SIGKILL, signal.SIGTERM))
+        await asyncio.to_thread(self.stage.restart_daemon, number)
+
+    async def _begin_anew(self) -> None:
+        """After a kill: what belongs to the old process is forgotten; a byte of another connection is not."""
+        found = self.stage.found.read_text().splitlines() if self.stage.found.exists() else []
+        if wrong := [each for each in (*self.load.faults, *found) if "a FIN after" not in each]:
+            raise Broken(f"bytes: {wrong[:3]}")
+        self.load.faults.clear()
+        self.stage.found.unlink(missing_ok=True)
+        await asyncio.to_thread(self.stage.restart_daemon, signal.SIGTERM)
+        self.load.done.clear()
+        await self._round(0.3, ())
+        await self._quiet()
+        self._before = holdings(self.stage.daemon.pid)
+
+    async def _quiet(self) -> None:
+        """Wait until no session is left."""
+        end = time.monotonic() + QUIET_S
+        while True:
+            found = await asyncio.to_thread(self.stage.status)
+            if not found["live"]:
+                return
+            if time.monotonic() > end:
+                raise Broken(f"{found['live']} sessions do not end")
+            await asyncio.sleep(0.1)
+
+    async def _check(self) -> None:
+        """All invariants. Raises `Broken`."""
+        if self.stage.daemon.poll() is not None:
+            raise Broken(f"oinetd ended with {self.stage.daemon.returncode}")
+        self._compare()
+        await self._quiet()
+        self._compare()
+        status = await asyncio.to_thread(self.stage.status)
+        end = time.monotonic() + QUIET_S
+        while True:  # the log is written a little later, and again when the disk has room
+            try:
+                sessions, ups, downs = check_log(self.load.plant.log(self._lines()), self.load.done, whole=True)
+                break
+            except Broken:
+                if time.monotonic() > end or self.load.plant.name:
+                    raise
+                await asyncio.sleep(0.2)
+        if (ups, downs) != (status["bytes_up"], status["bytes_down"]):
+            raise Broken(f"the counters have {status['bytes_up']}/{status['bytes_down']} bytes, the log {ups}/{downs}")
+        self.sessions = sessions
+        check_holdings(self._before, holdings(self.stage.daemon.pid))
+        text = self.stage.said.read_text(errors="replace")
+        if "Traceback" in text:
+            raise Broken(f"a traceback: {text[text.index('Traceback') :][:1500]}")
+
+    def _compare(self) -> None:
+        """No stream was wrong, for clients and servers. Raises `Broken`."""
+        found = [*self.load.faults, *(self.stage.found.read_text().splitlines() if self.stage.found.exists() else ())]
+        if found:
+            raise Broken(f"bytes: {found[:3]}")
+
+    def _lines(self) -> list[str]:
+        text = self.stage.log.read_text(errors="replace") if self.stage.log.exists() else ""
+        return text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]

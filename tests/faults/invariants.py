@@ -1,0 +1,91 @@
+"""What holds after every round, whatever happened in it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Broken", "Done", "Holdings", "check_holdings", "check_log", "holdings"]
+
+PIPES_MAX = 64
+"""Descriptors of pipes that the pools of the reactors may keep."""
+MEMORY_BYTES_MAX = 48 << 20
+"""What the heap may keep for later."""
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A connection that ended well for its client: its port, and what it sent and received."""
+
+    port: int
+    up: int
+    down: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What the process holds."""
+
+    sockets: int
+    pipes: int
+    others: int
+    memory: int
+
+
+def holdings(pid: int) -> Holdings:
+    """What the process holds now."""
+    counts: Counter[str] = Counter()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = str(link.readlink())
+        except FileNotFoundError:
+            continue
+        kind = target.partition(":")[0]
+        counts[kind if kind in ("socket", "pipe") else "other"] += 1
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return Holdings(counts["socket"], counts["pipe"], counts["other"], pages * 4096)
+
+
+def check_holdings(before: Holdings, now: Holdings) -> None:
+    """Nothing is held of connections that are gone. Raises `Broken`."""
+    if now.sockets > before.sockets or now.others > before.others or now.pipes > before.pipes + PIPES_MAX:
+        raise Broken(f"descriptors leaked: {before} before, {now} now")
+    if now.memory > before.memory + MEMORY_BYTES_MAX:
+        raise Broken(f"memory leaked: {before.memory >> 20} MiB before, {now.memory >> 20} MiB now")
+
+
+def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tuple[int, int, int]:
+    """Every session has one closing line, with the bytes that its client counted; returns sessions, bytes up and down.
+
+    In a log that is not `whole` (oinetd was killed) the last sessions have none. Raises `Broken`.
+    """
+    opened: set[int] = set()
+    closed: dict[int, tuple[int, int, int]] = {}
+    for line in lines:
+        said = json.loads(line)
+        if said["event"] == "opened":
+            if said["id"] in opened:
+                raise Broken(f"session {said['id']} was opened twice")
+            opened.add(said["id"])
+        elif said["event"] == "closed":
+            if said["id"] in closed:
+                raise Broken(f"session {said['id']} has two closing lines")
+            closed[said["id"]] = (said["client_port"], said["bytes_up"], said["bytes_down"])
+    if extra := closed.keys() - opened:
+        raise Broken(f"closing lines of sessions that were never opened: {sorted(extra)[:5]}")
+    if whole and (missing := opened - closed.keys()):
+        raise Broken(f"sessions without a closing line: {sorted(missing)[:5]}")
+    if whole:
+        told = Counter(closed.values())
+        wanted = Counter((each.port, each.up, each.down) for each in done)
+        if unheard := wanted - told:
+            raise Broken(f"no closing line with the bytes of its client: {list(unheard)[:5]}")
+    ups, downs = (sum(each[place] for each in closed.values()) for place in (1, 2))
+    return len(opened), ups, downs

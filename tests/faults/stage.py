@@ -1,0 +1,157 @@
+"""Where a run takes place: the daemon, its servers, its name server and its log, all in a namespace of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.daemon.name_server import NameServer
+from tests.daemon.process import ROOT, until
+
+__all__ = ["Stage"]
+
+UPSTREAM = 7000
+RULES = {
+    7001: "127.0.0.1 7001 127.0.0.1 7000\n",
+    7002: "127.0.0.1 7002 127.0.0.1 7000 [relay=splice]\n",
+    7003: "127.0.0.1 7003 127.0.0.1 7000 [engine=python]\n",
+    7004: "127.0.0.1 7004 flip.test 7000 [dns-refresh=1s]\n",
+}
+DATAGRAMS = 7005
+SETTINGS = """\
+logfile {log}
+logformat json
+admin unix:{admin}
+connect-timeout 3s
+write-stall-timeout 20s
+threads 2
+"""
+NAME = "flip.test"
+
+LEAKY = """\
+import socket, sys, threading, time
+kept = []
+def leak():
+    while True:
+        kept.append(socket.socket())
+        time.sleep(0.02)
+threading.Thread(target=leak, daemon=True).start()
+from oinetd.process.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""A daemon with a planted fault: its descriptors are never given back."""
+
+
+class Stage:
+    """The processes of a run; `folder` is on a file system of its own, which can be full."""
+
+    def __init__(self, folder: Path, *, leaky: bool = False) -> None:
+        self.folder = folder
+        self.leaky = leaky
+        self.conf, self.log, self.admin = folder / "faults.conf", folder / "log", folder / "faults.sock"
+        self.found, self.said = folder / "found", folder / "said"
+        self.names = NameServer()
+        self.names.zone[NAME] = ["127.0.0.2"]
+        self.variant = 0
+        self.kills = 0
+        """The kernel ends the connections of a killed process with a FIN, in the middle of everything."""
+        self.upstream: subprocess.Popen[bytes]
+        self.daemon: subprocess.Popen[bytes]
+
+    def open(self) -> None:
+        """Start the servers, then oinetd."""
+        self.upstream = self._start_upstream()
+        self.write()
+        self.daemon = self._start_daemon()
+
+    def write(self, extra: str = "") -> None:
+        """Write a configuration; each is a little different from the last one."""
+        self.variant += 1
+        rules = list(RULES.values())
+        order = rules if self.variant % 2 else rules[::-1]
+        text = SETTINGS.format(log=self.log, admin=self.admin) + f"max-connections {5000 + self.variant % 7}\n"
+        text += f"{''.join(order)}127.0.0.1 {DATAGRAMS}/udp 127.0.0.1 {UPSTREAM}/udp [timeout=2]\n{extra}"
+        part = self.conf.with_suffix(".new")
+        part.write_text(text)
+        part.rename(self.conf)
+
+    def _start_upstream(self) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "tests.faults.upstream", str(UPSTREAM), str(self.found)]
+        process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL)
+        until(lambda: f":{UPSTREAM} " in run("ss", "-Hltn"), "the upstream")
+        return process
+
+    def _start_daemon(self) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-c", LEAKY] if self.leaky else [sys.executable, "-m", "oinetd"]
+        with self.said.open("ab") as said:
+            process = subprocess.Popen(
+                [*words, "-f", "-c", str(self.conf)], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            )
+        until(lambda: process.poll() is not None or self._ready(), "oinetd")
+        assert process.poll() is None, self.said.read_text()[-2000:]
+        return process
+
+    def _ready(self) -> bool:
+        return self.admin.exists() and self.ask("health").returncode == 0
+
+    def ask(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command that asks the daemon."""
+        return subprocess.run(
+            [sys.executable, "-m", "oinetd", *words, "--admin", str(self.admin)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """The overview that the daemon gives."""
+        answer = self.ask("status", "--json")
+        assert answer.returncode == 0, answer.stderr
+        found: dict[str, Any] = json.loads(answer.stdout)
+        return found
+
+    def restart_upstream(self) -> None:
+        """Kill the servers, and start them again."""
+        self.kills += 1
+        self.upstream.kill()
+        self.upstream.wait()
+        self.upstream = self._start_upstream()
+        self.kills += 1  # of those that began before the old process was gone
+
+    def restart_daemon(self, number: int) -> None:
+        """End the daemon with this signal, and start it again with a new log."""
+        self.kills += 1
+        self.daemon.send_signal(number)
+        self.daemon.wait(60)
+        with contextlib.suppress(FileNotFoundError):
+            self.admin.unlink()
+        self.log.unlink(missing_ok=True)
+        self.daemon = self._start_daemon()
+        self.kills += 1
+
+    def close(self) -> None:
+        """End everything."""
+        run("nft", "flush", "ruleset")
+        for process in (self.daemon, self.upstream):
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()
+        self.names.close()
+
+
+def run(*words: str) -> str:
+    """What a command prints."""
+    path = {**os.environ, "PATH": f"/usr/sbin:/usr/bin:/sbin:/bin:{os.environ['PATH']}"}
+    done = subprocess.run(words, capture_output=True, text=True, env=path, timeout=60, check=False)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout

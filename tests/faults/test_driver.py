@@ -1,0 +1,58 @@
+"""The driver: a short run holds every invariant, and each planted fault is found."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.daemon.process import ROOT
+from tests.faults.plants import PLANTS
+
+
+def drive(*words: str) -> subprocess.CompletedProcess[str]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    for program, package in (("nft", "nftables"), ("tc", "iproute2"), ("unshare", "util-linux")):
+        if shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin") is None:
+            pytest.skip(f"{program} is missing (Debian: apt install {package})")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults", "--minutes", "0", *words],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    if done.returncode not in (0, 1) and "Operation not permitted" in done.stdout:
+        pytest.skip("there are no namespaces here")
+    return done
+
+
+def test_a_short_run_holds() -> None:
+    done = drive("--seed", "1", "--round", "1.5")
+    assert "every invariant held" in done.stdout, done.stdout
+    assert done.returncode == 0
+
+
+FOUND = {
+    "lost-byte": "BROKEN .* bytes:",
+    "invented-fin": "BROKEN .* a FIN after",
+    "leaked-descriptor": "BROKEN .* descriptors leaked",
+    "missing-line": "BROKEN .* without a closing line",
+}
+
+
+@pytest.mark.skipif(not os.environ.get("OINETD_PACKAGE_TESTS"), reason="takes long: `make package-test` runs it")
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_planted_fault_is_found(plant: str) -> None:
+
+    done = drive("--seed", "2", "--round", "0.7", "--plant", plant)
+    assert re.search(FOUND[plant], done.stdout), done.stdout
+    assert done.returncode == 1

@@ -70,7 +70,9 @@ def find_instance(name: str, path: str, environ: Mapping[str, str]) -> str:
 
 
 def search_folders(environ: Mapping[str, str]) -> list[str]:
-    """Where instances may be."""
+    """Where instances may be; the service manager's directory alone, if there is one."""
+    if environ.get("RUNTIME_DIRECTORY"):
+        return default_folders(environ, os.geteuid())[:1]
     return list(dict.fromkeys([*default_folders(environ, os.geteuid()), SYSTEM_FOLDER]))
 
 

@@ -14,6 +14,7 @@ from oinetd.errors import ConfigError, Problem
 from oinetd.model import LogSettings
 from oinetd.observe.formats import line_format
 from oinetd.observe.refusals import GAP_S, RefusedLines, is_bounded
+from oinetd.observe.system_lines import SystemLines, is_system_log, system_log_fault
 from oinetd.observe.writer import LineWriter
 from oinetd.safe_open import Location, UnsafePath, own_descriptor
 
@@ -28,9 +29,10 @@ STDOUT_FD = 1
 class ConnectionLog:
     """The log that `settings` describe. Without a file it does nothing.
 
-    The file `-` is standard output; a path such as /dev/stdout or /dev/stderr is the standard stream. Lines reach the
-    file within a tenth of a second, in the order of the calls. A thread writes them (see `writer`): only `close` waits
-    for the file. A file that cannot be written never stops the service. `on_trouble` is then called with a message,
+    The file `-` or `stdout` is standard output, a path such as /dev/stdout the standard stream; `syslog` and `journal`
+    are those (see `system_lines`). Lines reach the file within a tenth of a second, in the order of the calls. A thread
+    writes them (see `writer`): only `close` waits for the file. A file that cannot be written never stops the service.
+    `on_trouble` is then called with a message,
     once when the failure begins and once when it ends. It is mostly called on the writer's thread, so it has to be
     thread-safe. By default the messages are warnings of the logger `oinetd`.
 
@@ -61,9 +63,18 @@ class ConnectionLog:
         A mistake is a directory or a socket at the path, a missing parent directory, or no permission. A full disk or
         a FIFO without a reader may pass, and is no mistake.
         """
-        if settings.file and _target(settings.file) == settings.file and (fault := _fault(settings.file)):
+        if is_system_log(settings.file):
+            if fault := system_log_fault(settings.file):
+                place = settings.origin
+                raise ConfigError(Problem(f"logfile {settings.file}: {fault}", place.file, place.line))
+        elif settings.file and _target(settings.file) == settings.file and (fault := _fault(settings.file)):
             place = settings.origin
             raise ConfigError(Problem(f"logfile {settings.file}: {fault}", place.file, place.line))
+
+    @classmethod
+    def is_file(cls, settings: LogSettings) -> bool:
+        """Whether the log is a file, at a path."""
+        return bool(settings.file) and not is_system_log(settings.file) and not cls.is_standard_stream(settings)
 
     @staticmethod
     def is_standard_stream(settings: LogSettings) -> bool:
@@ -153,7 +164,11 @@ class ConnectionLog:
             return
         if self._writer is None:
             self._writer = self._open_writer()
+        elif settings.file and (isinstance(self._writer, SystemLines) or is_system_log(settings.file)):
+            self._writer.close()
+            self._writer = self._open_writer()
         elif settings.file:
+            assert isinstance(self._writer, LineWriter)
             self._writer.retarget(_target(settings.file))
         else:
             self.close()
@@ -171,13 +186,15 @@ class ConnectionLog:
         if writer is not None:
             writer.close()
 
-    def _open_writer(self) -> LineWriter | None:
+    def _open_writer(self) -> LineWriter | SystemLines | None:
+        if is_system_log(self._settings.file):
+            return SystemLines(self._settings.file)
         return LineWriter(_target(self._settings.file), self._on_trouble) if self._settings.file else None
 
 
 def _target(file: str) -> str | int:
     """The path, or the descriptor if the path names one of this process: a descriptor is never opened again."""
-    if file == "-":
+    if file in ("-", "stdout"):
         return STDOUT_FD
     own = own_descriptor(file) if file else None
     return file if own is None else own

@@ -8,8 +8,10 @@ already would keep its privileges when the process drops them.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -32,8 +34,9 @@ SYSLOG_BYTES_MAX: Final = 2048
 class ProcessLog:
     """Where the messages of the loggers `oinetd` and `asyncio` go; one object for the life of the process."""
 
-    def __init__(self, level: str, environ: Mapping[str, str]) -> None:
-        self._stderr = StderrHandler(environ)
+    def __init__(self, level: str, environ: Mapping[str, str], *, as_json: bool = False) -> None:
+        self._as_json = as_json
+        self._stderr = StderrHandler(environ, as_json=as_json)
         self._handler: logging.Handler = self._stderr
         for name in _NAMES:
             logger = logging.getLogger(name)
@@ -47,7 +50,7 @@ class ProcessLog:
 
     def to_syslog(self) -> None:
         """From now on messages go to the system log; for a process without a terminal."""
-        self._replace(SyslogHandler(SYSLOG_ADDRESS))
+        self._replace(SyslogHandler(SYSLOG_ADDRESS, as_json=self._as_json))
 
     def close(self) -> None:
         """Write what is queued, and restore the loggers."""
@@ -71,13 +74,13 @@ _NAMES: Final = ("oinetd", "asyncio")
 class StderrHandler(logging.Handler):
     """Lines on standard error: with the priority if it is the journal, with the time if no service manager adds it."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], *, as_json: bool = False) -> None:
         super().__init__()
         self._writer: LineWriter | None = None
         self._prefixed = _is_journal(environ.get("JOURNAL_STREAM", ""))
         # A service manager adds the time itself.
         managed = self._prefixed or bool(environ.get("NOTIFY_SOCKET") or environ.get("INVOCATION_ID"))
-        self.setFormatter(_Formatter("" if managed else "%(asctime)s "))
+        self.setFormatter(JsonFormatter() if as_json else _Formatter("" if managed else "%(asctime)s "))
 
     def emit(self, record: logging.LogRecord) -> None:
         self._write(record.levelno, self.format(record))
@@ -108,9 +111,9 @@ class StderrHandler(logging.Handler):
 class SyslogHandler(logging.Handler):
     """Datagrams to the system log. A missing or slow system log never blocks the process (see `systemlog`)."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, as_json: bool = False) -> None:
         super().__init__()
-        self.setFormatter(_Formatter(""))
+        self.setFormatter(JsonFormatter() if as_json else _Formatter(""))
         self._log = SystemLog(address, f"{_head(logging.WARNING)}warning: ".encode())
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -137,6 +140,23 @@ class _Formatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.word = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         return super().formatMessage(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object for each message: time, level, message, and a traceback if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        local = time.localtime(record.created)
+        at, zone = time.strftime("%Y-%m-%dT%H:%M:%S", local), time.strftime("%z", local)
+        found = {
+            "time": f"{at}.{int(record.msecs):03d}{zone[:3]}:{zone[3:]}",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            found["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(found)
 
 
 def _priority(level: int) -> int:

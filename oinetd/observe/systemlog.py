@@ -32,11 +32,12 @@ CLOSE_WAIT_S: Final = 2.0
 
 
 class SystemLog:
-    """Sends to the datagram socket at `address`. `gap_head` begins a message about dropped messages."""
+    """Sends to the datagram socket at `address`. A message about dropped ones is between `gap_head` and `gap_tail`."""
 
-    def __init__(self, address: str, gap_head: bytes) -> None:
+    def __init__(self, address: str, gap_head: bytes, gap_tail: bytes = b"") -> None:
         self._address = address
         self._gap_head = gap_head
+        self._gap_tail = gap_tail
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._changed = threading.Condition()
         self._held: deque[bytes] = deque()
@@ -83,7 +84,7 @@ class SystemLog:
         """Queue a message with the number of dropped messages, if there are any; under the lock."""
         if self._dropped:
             text = f"system log too slow: {self._dropped} message{'s' * (self._dropped > 1)} dropped"
-            self._held.append(self._gap_head + text.encode())
+            self._held.append(self._gap_head + text.encode() + self._gap_tail)
             self._dropped = 0
 
     def _run(self) -> None:

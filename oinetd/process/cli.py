@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         relay=said.relay,
         threads=said.threads,
         log_level=said.log_level,
+        log_format=said.log_format,
         name=said.name or "",
         admin_path=said.admin or "",
     )
@@ -174,6 +175,8 @@ def command_parser(*, forward: bool = False) -> argparse.ArgumentParser:
         default="info",
         help=f"lowest level to log: {', '.join(levels)}",
     )
+    formats = ("text", "json")
+    add("--log-format", choices=formats, default="text", help="messages as text, or as one JSON object a line")
     add("-v", "--version", action="store_true", help="print the version, and exit")
     return parser
 

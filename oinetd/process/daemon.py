@@ -183,7 +183,7 @@ class Daemon:
     def _become(identity: Identity, config: Config) -> None:
         """Drop root. The new user, who has to reopen the log, becomes its owner if it is still empty."""
         log = config.log.file
-        if log and not ConnectionLog.is_standard_stream(config.log):
+        if ConnectionLog.is_file(config.log):
             with contextlib.suppress(FileNotFoundError):
                 give_empty_file(log, identity.uid, identity.gid)
         identity.assume()

@@ -51,6 +51,7 @@ class Options:
     relay: RelayMode | None = None
     threads: int | None = None
     log_level: str = "info"
+    log_format: str = "text"
     name: str = ""
     admin_path: str = ""
 

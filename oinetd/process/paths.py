@@ -25,7 +25,7 @@ def with_absolute_paths(config: Config, options: Options, base: str) -> Config:
         if not options.foreground:
             hint = "use a file, or run in the foreground (-f)"
             raise ConfigError(Problem(f"logfile {config.log.file}: a daemon has no standard output", hint=hint))
-    elif config.log.file:
+    elif ConnectionLog.is_file(config.log):
         config = replace(config, log=replace(config.log, file=_absolute("logfile", config.log.file, base)))
     return config
 

@@ -43,7 +43,7 @@ def run(options: Options) -> int:
         # The daemon changes to the root directory, and reads the file again at each reload.
         options = replace(options, conf_file=options.conf_file and os.path.join(base, options.conf_file))
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-    process_log = ProcessLog(options.log_level, os.environ)
+    process_log = ProcessLog(options.log_level, os.environ, as_json=options.log_format == "json")
     sockets = inherited_sockets(os.environ, pid) if taker is None else tuple(taker.sockets)
     daemon = Daemon(options, base, process_log, ServiceManager.of(os.environ, pid), handover, taker)
     factory = loop_factory()  # before `prepare`: the user that serves may not be able to read the interpreter's files

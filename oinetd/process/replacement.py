@@ -28,16 +28,17 @@ ADMIN: Final = "admin "
 """Beginnings of the names of files; the rest is the path."""
 
 
-def new_command(options: Options, words: list[str], program: str = "") -> list[str]:
+def new_command(options: Options, words: list[str], base: str, program: str = "") -> list[str]:
     """The command of the new process: the interpreter as it was started, or another `program`, with the same words.
 
-    The new process starts in the root directory, so paths in the words are given once more, as absolute paths.
+    The new process starts in the root directory, so paths in the words are given once more, as absolute paths; those
+    of an earlier upgrade are there already.
     """
     command = [program] if program else [sys.executable, "-I", "-m", "oinetd"]
-    again = ["-c", options.conf_file] if options.conf_file else []
+    again = ["-c", os.path.join(base, options.conf_file)] if options.conf_file else []
     if options.pid_file:
-        again += ["-p", options.pid_file]
-    return [*command, *words, *again]
+        again += ["-p", os.path.join(base, options.pid_file)]
+    return [*command, *words, *(again if words[len(words) - len(again) :] != again else ())]
 
 
 class Replacement:
@@ -87,7 +88,7 @@ class Replacement:
         connect_s = max((each.connect_timeout_s for each in settings), default=0.0)
         self._giver = Giver(
             forwarder.moves,
-            new_command(self._options, self._words, program),
+            new_command(self._options, self._words, self._base, program),
             {**child_environment(os.environ), **self._manager.environment},
             files,
             {"base": self._base},

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from oinetd.lanes.native.plane import available
+from oinetd.process.invocation import Options
+from oinetd.process.replacement import new_command
 from tests.daemon.process import Client, Oinetd, call, subreaper, text_of, until
 from tests.peers import free_port
 
@@ -289,3 +292,27 @@ def test_a_hangup_meanwhile_is_done_by_the_new_process(
     with Client(("127.0.0.1", other)) as client:
         assert client.echo(b"x") == b"x"
     assert daemon.wait() == 0
+
+
+def test_the_command_of_the_new_process_has_absolute_paths() -> None:
+    options = Options(conf_file="o.conf", pid_file="p")
+    words = new_command(options, ["-f", "-c", "o.conf", "-p", "p"], "/etc")
+    assert words == [
+        sys.executable,
+        "-I",
+        "-m",
+        "oinetd",
+        "-f",
+        "-c",
+        "o.conf",
+        "-p",
+        "p",
+        "-c",
+        "/etc/o.conf",
+        "-p",
+        "/etc/p",
+    ]
+    assert new_command(options, words[4:], "/etc") == words
+    assert new_command(Options(conf_file=""), ["forward", "80", "x:80"], "/", "/opt/oinetd") == [
+        "/opt/oinetd", "forward", "80", "x:80",
+    ]  # fmt: skip

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from oinetd.bounds import check_type
-from oinetd.core.hooks import Admit, Hook, Hooks
+from oinetd.core.hooks import Admit, Hook, Hooks, ServerHook
 from oinetd.core.lane import Listener
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Stats
@@ -26,6 +26,7 @@ from oinetd.core.service import Callbacks
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.moves import Moves
+from oinetd.lanes.server_events import ServerEvents, python_sessions
 from oinetd.lanes.unresolved import Unresolved
 from oinetd.model import Config, LogSettings, Rule
 from oinetd.net.ports import BoundAddress, PortKey
@@ -34,6 +35,8 @@ from oinetd.observe.connection_log import ConnectionLog
 from oinetd.observe.rules import RuleState, rule_states
 from oinetd.reload import Reload
 from oinetd.upstream.destination import DestinationState
+from oinetd.upstream.groups import Known, UpstreamStatus
+from oinetd.upstream.load import LocalLoad
 from oinetd.upstream.loops import Loops
 
 if TYPE_CHECKING:
@@ -55,9 +58,9 @@ class Forwarder:
     where a TCP client goes: None (as the rule says), False (refused), an `Endpoint` or a text `host:port`.
 
     `on_open` and `on_close` are called with the record of each admitted session, and of each one that ended (the
-    refused too); where they are coroutines they are awaited. What hooks raise is logged. `inherited` are listening
-    sockets made by somebody else; a rule with the address of one uses it. With `hold_back` nothing is served until
-    `moves` says so.
+    refused too), `on_server` with the `ServerStatus` of each server whose state changed; where they are coroutines they
+    are awaited. What hooks raise is logged. `inherited` are listening sockets made by somebody else; a rule with the
+    address of one uses it. With `hold_back` nothing is served until `moves` says so.
     """
 
     def __init__(
@@ -68,12 +71,13 @@ class Forwarder:
         route: RouteHook | None = None,
         on_open: Hook | None = None,
         on_close: Hook | None = None,
+        on_server: ServerHook | None = None,
         inherited: Iterable[socket.socket] = (),
         hold_back: bool = False,
     ) -> None:
         self.config = check_type(config, Config)
         self._router = Router(admit, route)
-        self._hooks = Hooks(on_open, on_close)
+        self._hooks = Hooks(on_open, on_close, on_server)
         self._inherited = list(inherited)
         self._hold_back = hold_back
         self._limits = Limits()
@@ -120,12 +124,15 @@ class Forwarder:
         if self._hold_back:
             self.moves.hold_back()
         self._unresolved = Unresolved(self._lanes)
+        self._servers = ServerEvents((python_sessions,), self._hooks.server_changed)
+        self._known = Known(LocalLoad, self._servers)
         self._reload = Reload(
             self._listeners,
             self._lanes,
             self._limits,
             self._loops,
             self._unresolved,
+            self._known,
             connection_log=self._connection_log,
             watcher=self._watcher,
             hooks=self._hooks,
@@ -156,8 +163,13 @@ class Forwarder:
                 listener.release()
                 listener.sock.close()
             self._listeners.clear()
+            self._servers.close()
             if self._reload.destinations is not None:
                 self._reload.destinations.stop()
+            if self._reload.groups is not None:
+                self._reload.groups.stop()
+            for group in self._known.groups.values():
+                group.close()
             await self._lanes.close()
             self._limits.close()
             self._router.close()
@@ -326,6 +338,23 @@ class Forwarder:
         """The names that destinations and source addresses have, each once, and what they resolve to."""
         known = self._reload.destinations if self._stopped is not None else None
         return known.states() if known is not None else []
+
+    def upstreams(self) -> tuple[UpstreamStatus, ...]:
+        """The groups of servers in force, with the state of each server."""
+        groups = self._reload.groups if self._stopped is not None else None
+        return groups.statuses() if groups is not None else ()
+
+    def set_server(self, group: str, server: str, *, state: str | None = None, weight: int | None = None) -> None:
+        """Change a server until the process ends, also over reloads: `state` is `ready`, `drain` or `maint`, and
+        `weight` is from 0 to 256. None leaves it as it is.
+
+        Drain: no new sessions, those that live go on. Maint: no sessions and no checks. Raises `LookupError` for an
+        unknown group or server, `ValueError` for another state or weight.
+        """
+        self._running()
+        if self._reload.groups is None:
+            raise LookupError("there is no group yet")
+        self._reload.groups.operate(group, server, state, weight)
 
     def reopen_log(self) -> None:
         """Close and open the connection log, after it was moved away. Nothing is lost in between."""

@@ -16,7 +16,7 @@ from oinetd.choices import AcceptProxy, EngineChoice, LogFormat, OnDeny, Protoco
 from oinetd.endpoint import NOWHERE, UNIX_PREFIX, Endpoint, Origin
 from oinetd.errors import ConfigError, Problem
 from oinetd.file_state import FileSource
-from oinetd.servers import Server, Upstream
+from oinetd.servers import Server, Upstream, all_named
 
 __all__ = [
     "SOURCE_PREFIX",
@@ -270,6 +270,11 @@ class Route:
     connect: Endpoint
     offset: int = 0
 
+    @property
+    def place(self) -> int:
+        """The port of the destination; with a group, the offset from the ports of its servers."""
+        return self.connect.port if self.rule.upstream is None else self.offset
+
     def __str__(self) -> str:
         return f"{self.bind} -> {self.connect}"
 
@@ -324,7 +329,7 @@ class Config:
         check_types(self.rules, Rule)
         check_types(self.access, AccessRule)
         check_types(self.upstreams, Upstream)
-        object.__setattr__(self, "upstreams", _with_those_of(self.rules, self.upstreams))
+        object.__setattr__(self, "upstreams", all_named(self.upstreams, (rule.upstream for rule in self.rules)))
         check_numbers(self)
         ipv4, ipv6 = self.source_prefix
         if not (0 <= ipv4 <= PREFIX_IPV4_MAX and 0 <= ipv6 <= PREFIX_IPV6_MAX):
@@ -335,15 +340,3 @@ class Config:
     def settings_of(self, rule: Rule) -> Settings:
         """What is in force for `rule`: its own options over the configuration's settings."""
         return self.settings.with_overrides(rule.options)
-
-
-def _with_those_of(rules: tuple[Rule, ...], upstreams: tuple[Upstream, ...]) -> tuple[Upstream, ...]:
-    """The groups with a name, those of `rules` included. Raises `ValueError` if a name means two groups."""
-    known = {upstream.name: upstream for upstream in upstreams}
-    if len(known) < len(upstreams):
-        raise ValueError("two upstreams have one name")
-    for rule in rules:
-        upstream = rule.upstream
-        if upstream is not None and upstream.name and known.setdefault(upstream.name, upstream) != upstream:
-            raise ValueError(f"two upstreams have the name {upstream.name}")
-    return tuple(known.values())

@@ -24,7 +24,6 @@ from oinetd.core.service import Service, Watcher
 from oinetd.core.sharing import entry_of_listener
 from oinetd.core.socket_check import check_options
 from oinetd.core.unix_peer import peer_uid_of
-from oinetd.errors import EngineUnavailable
 from oinetd.lanes.choose import Choice, Lanes
 from oinetd.lanes.datagrams import settle_datagrams
 from oinetd.lanes.limits import Limits
@@ -37,6 +36,7 @@ from oinetd.observe.announcement import listening, no_longer
 from oinetd.observe.connection_log import ConnectionLog
 from oinetd.upstream.destination import Destination
 from oinetd.upstream.destinations import Destinations
+from oinetd.upstream.groups import Groups, Known
 from oinetd.upstream.loops import LoopGuard, Loops
 
 __all__ = ["Reload"]
@@ -52,6 +52,11 @@ class _Plan:
     choices: dict[int, Choice]
     access: dict[int, AccessControl]
     destinations: Destinations
+    groups: Groups
+
+    def destination_of(self, rule: Rule) -> Destination:
+        """The destination of `rule`; its group if it has one."""
+        return self.destinations.of(rule) if rule.upstream is None else self.groups.destination_of(rule)
 
 
 @dataclass(slots=True)
@@ -80,6 +85,7 @@ class Reload:
         limits: Limits,
         loops: Loops,
         unresolved: Unresolved,
+        known: Known,
         *,
         connection_log: ConnectionLog,
         watcher: Watcher,
@@ -89,6 +95,8 @@ class Reload:
     ) -> None:
         self.destinations: Destinations | None = None
         self.lanes_of: dict[Endpoint | Rule, tuple[str, str]] = {}
+        self.groups: Groups | None = None
+        self._known = known
         self._listeners = listeners
         self._lanes = lanes
         self._limits = limits
@@ -107,6 +115,7 @@ class Reload:
         plan = self._plan(config)
         with plan.destinations.unless_it_fails():
             await plan.destinations.resolve()
+            await plan.groups.prepare()
             routes = {key: each.service.route for key, each in self._listeners.items()}
             ports = await plan_ports(config, routes)
             check()
@@ -115,21 +124,21 @@ class Reload:
             before = self._remember()
             sockets = open_ports(ports, kept, self._inherited)
             gone = self._put_in_force(plan, sockets, before)
+        before_groups, self.groups = self.groups, plan.groups
         self._config, self.destinations = config, plan.destinations
         self.lanes_of = {rule.identity: _lane_and_reason(plan.choices[id(rule)]) for rule in config.rules}
         self._retire(config, gone, plan.destinations)
+        self._attempt(plan.groups.start, before_groups)
 
     def _plan(self, config: Config) -> _Plan:
         self._connection_log.check_change(config.log)
-        for rule in config.rules:
-            if rule.upstream is not None:
-                raise EngineUnavailable(f"{rule.origin}: this version cannot serve groups of servers")
         choices = {id(rule): self._lanes.choose(config, rule) for rule in config.rules}
         access = {id(rule): access_control(config, rule) for rule in config.rules}
         for rule in config.rules:
             peer_uid_of(rule)
         check_options(config.rules)
-        return _Plan(config, choices, access, Destinations(config, self.destinations))
+        destinations = Destinations(config, self.destinations)
+        return _Plan(config, choices, access, destinations, Groups(config, destinations, self._known))
 
     # Put in force
 
@@ -146,6 +155,7 @@ class Reload:
         news: list[tuple[Route, Address, str]] = []
         self._unresolved.begin()
         try:
+            plan.groups.enforce()
             guards = self._set_limits(plan, sockets)
             for (port, sock), guard in zip(sockets.items(), guards, strict=True):
                 listener, choice = before.standing.get(port.key), self._choice(plan, port)
@@ -174,7 +184,7 @@ class Reload:
         self._lanes.reconfigure(plan.config)
         self._limits.apply(plan.config, len(sockets) + len(self._lanes.lingering), self._lanes.reactors)
         guards = self._loops.renew(
-            (sock, port.route, plan.destinations.of(port.route.rule)) for port, sock in sockets.items()
+            (sock, port.route, plan.destination_of(port.route.rule)) for port, sock in sockets.items()
         )
         self._lanes.set_own_listeners(self._loops.datagrams)
         return guards
@@ -203,7 +213,8 @@ class Reload:
             settings=config.settings_of(rule),
             access=plan.access[id(rule)],
             global_access=config.access,
-            destination=plan.destinations.of(rule),
+            destination=plan.destination_of(rule),
+            group=plan.groups.destination_of(rule).group if rule.upstream is not None else None,
             source_host=plan.destinations.source_of(rule),
             rule=registry.of(rule),
             registry=registry,
@@ -242,6 +253,8 @@ class Reload:
         if before.config is None:
             return
         config, registry = before.config, self._limits.registry
+        if self.groups is not None:
+            self._attempt(self.groups.enforce)
         self._attempt(self._lanes.reconfigure, config)
         self._attempt(lambda: self._limits.apply(config, len(before.services), self._lanes.reactors))
         guards = self._loops.renew(
@@ -295,6 +308,7 @@ class Reload:
         looping = self._loops.refresh()
         for listener in self._listeners.values():
             service = listener.service
-            if service.guard in looping or destination in (service.destination, service.source_host):
+            concerned = destination in (service.destination, service.source_host) or service.group is not None
+            if service.guard in looping or concerned:
                 listener.refresh()
         asyncio.get_running_loop().call_soon(self._unresolved.move, self._listeners)

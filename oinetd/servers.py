@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ __all__ = [
     "Server",
     "StatusRange",
     "Upstream",
+    "all_named",
 ]
 
 
@@ -200,3 +202,14 @@ class Upstream:
 
     def __str__(self) -> str:
         return f"@{self.name}"
+
+
+def all_named(upstreams: tuple[Upstream, ...], of_rules: Iterable[Upstream | None]) -> tuple[Upstream, ...]:
+    """The groups with a name, those of rules included. Raises `ValueError` if a name means two groups."""
+    known = {upstream.name: upstream for upstream in upstreams}
+    if len(known) < len(upstreams):
+        raise ValueError("two upstreams have one name")
+    for upstream in of_rules:
+        if upstream is not None and upstream.name and known.setdefault(upstream.name, upstream) != upstream:
+            raise ValueError(f"two upstreams have the name {upstream.name}")
+    return tuple(known.values())

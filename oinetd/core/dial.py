@@ -13,7 +13,9 @@ from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
 from oinetd.net.poller import Poller
 from oinetd.net.sockets import Address
 from oinetd.upstream.destination import Destination
+from oinetd.upstream.group import Group
 from oinetd.upstream.loops import LoopGuard
+from oinetd.upstream.member import Member
 from oinetd.upstream.name_wait import wait_for_names
 
 __all__ = ["UNRESOLVED", "DialRequest", "Dialed", "Dialer"]
@@ -25,7 +27,10 @@ class DialRequest:
 
     `client` waits for it and is watched meanwhile; a UDP client has no socket to watch. `guard` refuses addresses that
     lead back to a listener of ours. The dialer appends to `tries` each address that did not take the connection, also
-    if the dial is cancelled.
+    if the dial is cancelled. `timeout_s` stands before the connect timeout of the settings.
+
+    With a `group`, its servers are searched for the client at `host`, and `port` is the offset in the rule's range;
+    `member` is then the server that was found, in which the session is counted until it leaves.
     """
 
     destination: Destination
@@ -36,6 +41,15 @@ class DialRequest:
     guard: LoopGuard | None = None
     options: ConnectOptions = NO_CONNECT_OPTIONS
     tries: list[Try] = field(default_factory=list)
+    timeout_s: float | None = None
+    group: Group | None = None
+    host: str = ""
+    member: Member | None = None
+
+    @property
+    def limit_s(self) -> float:
+        """The time for all of it; 0 is no limit."""
+        return self.settings.connect_timeout_s if self.timeout_s is None else self.timeout_s
 
     @property
     def sources(self) -> tuple[Address, ...]:

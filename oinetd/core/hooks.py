@@ -10,27 +10,32 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from oinetd.core.record import SessionRecord
+from oinetd.upstream.member import ServerStatus
 
-__all__ = ["Admit", "Hook", "Hooks"]
+__all__ = ["Admit", "Hook", "Hooks", "ServerHook"]
 
 log = logging.getLogger("oinetd")
 
 Hook: TypeAlias = Callable[[SessionRecord], object]
+ServerHook: TypeAlias = Callable[[ServerStatus], object]
 Admit: TypeAlias = Callable[[SessionRecord], Awaitable[bool]]
+
+_Told = TypeVar("_Told", SessionRecord, ServerStatus)
 
 LAST_HOOKS_S = 10.0
 """How long `close` waits for hooks that are coroutines."""
 
 
 class Hooks:
-    """`on_open` and `on_close`, either of them perhaps None, a function or a coroutine function."""
+    """`on_open`, `on_close` and `on_server`, each of them perhaps None, a function or a coroutine function."""
 
-    def __init__(self, on_open: Hook | None, on_close: Hook | None) -> None:
+    def __init__(self, on_open: Hook | None, on_close: Hook | None, on_server: ServerHook | None = None) -> None:
         self._on_open = on_open
         self._on_close = on_close
+        self._on_server = on_server
         self._opening: dict[int, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._watchers: list[tuple[Hook, Hook]] = []
@@ -62,6 +67,11 @@ class Hooks:
         if self._on_close is not None:
             self._call(self._on_close, record, self._opening.get(record.id))
 
+    def server_changed(self, status: ServerStatus) -> None:
+        """The state of a server has changed."""
+        if self._on_server is not None:
+            self._call(self._on_server, status, None)
+
     async def wait(self, timeout_s: float) -> set[asyncio.Task[None]]:
         """Wait for hooks that are coroutines, but for the one that waits here; those that have not ended in time."""
         waiting = self._running - {asyncio.current_task()}
@@ -79,7 +89,9 @@ class Hooks:
                 task.cancel()
             await asyncio.wait(late)
 
-    def _call(self, hook: Hook, record: SessionRecord, after: asyncio.Task[None] | None) -> asyncio.Task[None] | None:
+    def _call(
+        self, hook: Callable[[_Told], object], record: _Told, after: asyncio.Task[None] | None
+    ) -> asyncio.Task[None] | None:
         """Call a hook; the task of what it leaves to be awaited, which is awaited after `after`."""
         try:
             result = hook(record)
@@ -91,14 +103,20 @@ class Hooks:
             asyncio.get_running_loop().call_soon(_raise, error)
             return None
         except BaseException:
-            log.exception("a hook failed for session %d", record.id)
+            log.exception("a hook failed for %s", _subject(record))
             return None
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
 
 
-async def _finish(result: Awaitable[object], record: SessionRecord, after: asyncio.Task[None] | None) -> None:
+def _subject(told: SessionRecord | ServerStatus) -> str:
+    return f"session {told.id}" if isinstance(told, SessionRecord) else f"server {told.name} of the group {told.group}"
+
+
+async def _finish(
+    result: Awaitable[object], record: SessionRecord | ServerStatus, after: asyncio.Task[None] | None
+) -> None:
     task = asyncio.current_task()
     try:
         if after is not None and not after.done():
@@ -109,7 +127,7 @@ async def _finish(result: Awaitable[object], record: SessionRecord, after: async
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
-        log.exception("a hook failed for session %d", record.id)
+        log.exception("a hook failed for %s", _subject(record))
     finally:
         if inspect.iscoroutine(result):
             result.close()  # where it was not begun

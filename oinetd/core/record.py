@@ -136,12 +136,14 @@ class Totals(NamedTuple):
 class Try(NamedTuple):
     """An address of the destination that was tried and did not take the connection, and the errno of that.
 
-    EINPROGRESS was under way when another one took it, or when the session ended.
+    EINPROGRESS was under way when another one took it, or when the session ended. `server` is that of a group; its
+    tries also have the address that took the connection, with errno 0.
     """
 
     address: str
     port: int
     errno: int
+    server: str = ""
 
 
 @dataclass(slots=True)
@@ -163,6 +165,8 @@ class SessionRecord:
     `peer` is who connected, if a header of the PROXY protocol came first: `client` is the one that the header names.
 
     `server_name` and `alpn` are what a TLS client wants, if its hello was read: the protocols are joined by commas.
+
+    `group` is the name of the rule's group, and `server` that of the server that was found; empty where there is none.
 
     `idle_s` is of live sessions: how long ago something moved; its age where nothing did. It is 0 in other records.
     """
@@ -192,6 +196,8 @@ class SessionRecord:
     peer_port: int = 0
     server_name: str = ""
     alpn: str = ""
+    group: str = ""
+    server: str = ""
 
     @property
     def source(self) -> str:

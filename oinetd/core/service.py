@@ -20,6 +20,7 @@ from oinetd.model import Protocol as Transport
 from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
 from oinetd.net.sockets import Address
 from oinetd.upstream.destination import Destination
+from oinetd.upstream.group import Group
 from oinetd.upstream.loops import LoopGuard
 
 __all__ = ["Callbacks", "Service", "Watcher"]
@@ -66,6 +67,7 @@ class Service:
     connect_options: ConnectOptions = NO_CONNECT_OPTIONS
     preamble: Preamble | None = None
     names: NameTable[Service] | None = None
+    group: Group | None = None
 
     @property
     def resolved(self) -> bool:
@@ -82,14 +84,16 @@ class Service:
         """Whether the server gets a PROXY header at the beginning of a connection."""
         return self.settings.send_proxy is not SendProxy.OFF and self.route.connect.protocol is Transport.TCP
 
-    def dial_request(self, client: socket.socket | None = None) -> DialRequest:
-        """What to ask the dialer for, for one session."""
+    def dial_request(self, client: socket.socket | None = None, host: str = "") -> DialRequest:
+        """What to ask the dialer for, for one session of the client at `host`."""
         return DialRequest(
             self.destination,
-            self.route.connect.port,
+            self.route.place,
             self.settings,
             self.source_host,
             client,
             self.guard,
             self.connect_options,
+            group=self.group,
+            host=host,
         )

@@ -46,7 +46,8 @@ class Limits:
 
     def apply(self, config: Config, listeners: int, reactors: int) -> None:
         """Put the limits of `config` in force, as far as the descriptors go, and say what there is room for."""
-        names = {rule.connect.address for rule in config.rules if not is_numeric(rule.connect.address)}
+        hosts = {endpoint.address for rule in config.rules for endpoint in rule.destinations}
+        names = {host for host in hosts if not is_numeric(host)}
         self.descriptors.measure(listeners, reactors, len(names))
         self._max_connections, possible = config.max_connections, self.descriptors.connections
         self.registry.set_limits(config.max_connections, config.max_connections_per_source, config.source_prefix)

@@ -265,13 +265,26 @@ def _peer(record: SessionRecord) -> str:
 
 def _tries(record: SessionRecord) -> str:
     """The addresses that did not take the connection, where there are any."""
+    if record.route.rule.upstream is not None:
+        return _server(record)
     if not record.tries:
         return ""
     tries = (
         f'{{"address":{quoted(address)},"port":{port},"error":"{errno.errorcode.get(code, str(code))}"}}'
-        for address, port, code in record.tries
+        for address, port, code, _ in record.tries
     )
     return f',"tries":[{",".join(tries)}]'
+
+
+def _server(record: SessionRecord) -> str:
+    """The group, the server that was found, and every try: the one that worked is the last."""
+    tries = (
+        f'{{"server":{quoted(server)},"address":{quoted(address)},"port":{port},"errno":{code}'
+        f',"error":"{errno.errorcode.get(code, str(code)) if code else ""}"}}'
+        for address, port, code, server in record.tries
+    )
+    server = quoted(record.server) if record.server else "null"
+    return f',"group":{quoted(record.group)},"server":{server},"tries":[{",".join(tries)}]'
 
 
 def _day_and_time(local: time.struct_time) -> str:

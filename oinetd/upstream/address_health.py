@@ -52,6 +52,8 @@ class AddressHealth:
         self._usable = usable
         self._states: dict[tuple[str, int], _State] = {}
         self._stopped = False
+        self.told_by_group = False
+        """Whether the destination is a server of a group, which tells the state of an address itself."""
 
     def failed(self, host: str, port: int, code: int) -> None:
         """An address failed; `code` is the errno."""
@@ -98,6 +100,8 @@ class AddressHealth:
     def _say(self, host: str, port: int, state: _State) -> None:
         """Log the state if it has changed, and nothing more about this address for a while."""
         state.timer = None
+        if self.told_by_group and host == self._host:
+            state.said = state.code
         if bool(state.code) is bool(state.said):
             if not state.code:
                 del self._states[host, port]

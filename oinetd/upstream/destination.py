@@ -19,6 +19,7 @@ from oinetd.net.resolver import is_temporary, resolve
 from oinetd.net.sockets import Address, is_numeric, lookup
 from oinetd.upstream.address_health import AddressHealth, words_for
 from oinetd.upstream.address_order import AddressOrder, is_of_the_server, now_ms
+from oinetd.upstream.special import without_special
 
 __all__ = ["START_PATIENCE_S", "Destination", "DestinationState"]
 
@@ -39,8 +40,14 @@ Clients wait meanwhile."""
 class Destination:
     """The addresses of one host, a name or an address; `on_change` is called when a lookup returned other addresses."""
 
-    def __init__(self, host: str, refresh_s: float, addresses: tuple[Address, ...] = ()) -> None:
+    def __init__(
+        self, host: str, refresh_s: float, addresses: tuple[Address, ...] = (), *, special: bool = True
+    ) -> None:
         self.host = host
+        self.special = special
+        """Whether a name may mean this machine, its link, or many machines; see `special`."""
+        self.followers: dict[object, Callable[[], object]] = {}
+        """Called when a lookup returned other addresses."""
         self.refresh_s = refresh_s
         self._addresses = addresses
         self._orders: dict[int, AddressOrder] = {}
@@ -212,6 +219,8 @@ class Destination:
         """One lookup. Only `stop` cancels this task."""
         try:
             found = await resolve(self.host)
+            if not self.special:
+                found = without_special(self.host, found)
         except OSError as error:
             self.error = error
             self._log_failure(error)
@@ -252,6 +261,8 @@ class Destination:
             self._resume()
         if changed and self.on_change is not None:
             self.on_change()
+        for follower in tuple(self.followers.values()) if changed else ():
+            follower()
 
     def _cut(self, found: tuple[Address, ...]) -> tuple[Address, ...]:
         """At most `ADDRESSES_MAX` of the addresses: those in use first, then others of both families in turn."""

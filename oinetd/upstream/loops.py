@@ -164,7 +164,7 @@ class Loops:
     def refresh(self) -> set[LoopGuard]:
         """Find the loops again after a change of addresses. Returns the guards that changed."""
         legs = [
-            Leg(guard.bound, guard.route.connect.protocol, guard.destination.at(guard.route.connect.port))
+            Leg(guard.bound, guard.route.connect.protocol, guard.destination.at(guard.route.place))
             for guard in self._guards
         ]
         changed = set()

@@ -21,11 +21,11 @@ async def check_names(config: Config) -> list[str]:
     answers = await asyncio.gather(*(resolve(host) for host in names), return_exceptions=True)
     problems: list[Problem] = []
     unanswered: list[str] = []
-    for (host, (rule, what)), answer in zip(names.items(), answers, strict=True):
+    for (host, (origin, what)), answer in zip(names.items(), answers, strict=True):
         if not isinstance(answer, OSError):
             continue
         message = f"cannot resolve the {what} {host}: {answer.strerror or answer}"
-        problem = Problem(message, file=rule.origin.file, line=rule.origin.line)
+        problem = Problem(message, file=origin.file, line=origin.line)
         if is_temporary(answer):
             unanswered.append(str(problem))
         else:

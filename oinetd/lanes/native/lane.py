@@ -138,10 +138,13 @@ class NativeLane:
             try:
                 self.start(config)
                 named = rule.options.sni or rule.options.alpn
-                if config.settings_of(rule).accept_proxy is AcceptProxy.OFF and not named:
+                if rule.upstream is not None:
+                    reason = error = "the reactors do not serve groups of servers"
+                elif config.settings_of(rule).accept_proxy is AcceptProxy.OFF and not named:
                     return "the program has an admit hook" if self._hooked else None
-                reason = "the Python lane reads what clients send first"
-                error = f"{reason}; [engine=auto] on this rule takes it"
+                else:
+                    reason = "the Python lane reads what clients send first"
+                    error = f"{reason}; [engine=auto] on this rule takes it"
             except EngineUnavailable as unavailable:
                 reason = str(unavailable)
                 error = f"{reason}; `engine auto` would fall back to the Python lane"

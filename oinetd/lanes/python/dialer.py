@@ -16,6 +16,7 @@ from oinetd.core.admission import Gate
 from oinetd.core.dial import UNRESOLVED, Dialed, DialRequest
 from oinetd.core.record import Ending, Try
 from oinetd.lanes.python.attempt import Attempt, Spares
+from oinetd.lanes.python.search import search_server
 from oinetd.net.connect_result import connect_result
 from oinetd.net.poller import Poller, has_failed
 from oinetd.net.sockets import SHORTAGE, Address, bind_source, close_with_reset, is_connected_to_itself, open_upstream
@@ -49,6 +50,8 @@ class StreamDialer:
         """
         if (failed := await request.wait_for_names(self.poller)) is not None:
             return failed
+        if request.group is not None:
+            return await search_server(request, self.poller, self.dial)
         search = _Search(self._loop, self.poller, self._gate, request)
         try:
             dialed = await search.run()
@@ -75,7 +78,7 @@ class _Search:
         self._poller = poller
         self._request = request
         self._destination = request.destination
-        self._settings = settings = request.settings
+        self._settings = request.settings
         self._client = client = request.client
         self._order = request.destination.order(request.port)
         self._turn = self._order.begin()
@@ -85,8 +88,9 @@ class _Search:
         self._last = UNRESOLVED
         self._done: asyncio.Future[Dialed] = loop.create_future()
         now = loop.time()
-        self._deadline = now + settings.connect_timeout_s if settings.connect_timeout_s else math.inf
-        self._short = now + (settings.connect_timeout_s or SHORT_MAX_S)
+        limit_s = request.limit_s
+        self._deadline = now + limit_s if limit_s or request.timeout_s is not None else math.inf
+        self._short = now + (limit_s or SHORT_MAX_S)
         self._watch = now + PATIENCE_S if client is not None else math.inf
         self._next = math.inf  # when the next address is tried beside those under way
         self._timer: asyncio.TimerHandle | None = None
@@ -309,7 +313,7 @@ class _Search:
 
     def _time_out(self, now: float) -> None:
         """The deadline is over for all that is under way. One that had little time has not failed by that."""
-        enough_s = min(STAGGER_S, self._settings.connect_timeout_s / 2)
+        enough_s = min(STAGGER_S, self._request.limit_s / 2)
         for attempt in self._attempts.values():
             if now - attempt.began >= enough_s:
                 self._failed(attempt.at, Ending.CONNECT_TIMEOUT, errno.ETIMEDOUT)

@@ -62,14 +62,14 @@ class StreamListener(Listener):
 
     def replace_service(self, service: Service) -> None:
         """Serve the connections to come differently."""
-        self.service.registry.forget_waiting(self.start)
+        self._forget_waiting()
         self.service = service
         self.start()
 
     def release(self) -> None:
         """Accept no more; the socket and its queue stay."""
         self._pause()
-        self.service.registry.forget_waiting(self.start)
+        self._forget_waiting()
         for timer in (self._timer, self._calm):
             if timer is not None:
                 timer.cancel()
@@ -83,17 +83,26 @@ class StreamListener(Listener):
             if not registry.take_place(rule) or not self._accept_one():
                 return
 
+    def _forget_waiting(self) -> None:
+        self.service.registry.forget_waiting(self.start)
+        if self.service.group is not None:
+            self.service.group.forget_waiting(self.start)
+
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self.sock.fileno())
 
     def _accept(self) -> None:
-        registry, rule = self.service.registry, self.service.rule
+        registry, rule, group = self.service.registry, self.service.rule, self.service.group
         for _ in range(ACCEPT_BATCH):
             if self.service.preamble is not None and registry.gate.preamble_full:
                 self._pause()
                 self._look_later()
+                return
+            if group is not None and group.is_full:
+                self._pause()
+                group.when_room(self.start)
                 return
             if not registry.take_place(rule):
                 self._pause()

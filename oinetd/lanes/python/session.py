@@ -12,7 +12,7 @@ import socket
 import time
 
 from oinetd.core.dial import Dialed, DialRequest
-from oinetd.core.record import Ending, SessionRecord, Try
+from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live
 from oinetd.core.router import Decide, Routed
 from oinetd.core.service import Service
@@ -46,7 +46,8 @@ class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
     __slots__ = (
-        "_client", "_gone", "_killed", "_live", "_opened", "_peer", "_preamble", "_revoked", "_routed",
+        "_client", "_cut_by", "_gone", "_killed", "_live", "_opened", "_peer", "_preamble", "_request", "_revoked",
+        "_routed",
         "_service", "_task",
     )  # fmt: skip
 
@@ -59,6 +60,8 @@ class Session:
         self._opened = False
         self._revoked = False
         self._routed: Routed | None = None
+        self._cut_by: Ending | None = None
+        self._request: DialRequest | None = None
         host, port = client_address(peer)
         record = SessionRecord(session_id, service.route, host, port, time.time())
         self._peer = host
@@ -85,6 +88,11 @@ class Session:
         if self._task is not None:
             self._task.cancel()
 
+    def leave_server(self, ending: Ending) -> None:
+        """End it because of its server; `ending` is then in the record."""
+        self._cut_by = ending
+        self.kill()
+
     def revoke(self) -> None:
         """End it because the access rules refuse the client now; the record says `revoked`."""
         self._revoked = True
@@ -94,7 +102,6 @@ class Session:
         """Live. The session ends with its record complete, whatever happens."""
         record = self._live.record
         ending, code = Ending.ABORTED, 0
-        tries: list[Try] = []
         try:
             if self._preamble is not None and (refusal := await self._preamble.read()) is not None:
                 ending, code = refusal, self._preamble.errno
@@ -108,11 +115,12 @@ class Session:
                 ending, code = self._cut()
                 return
             service = self._service
-            request = service.dial_request(self._client)
+            self._request = request = service.dial_request(self._client, record.client)
             if self._routed is not None:
                 request.destination, request.port = self._routed
-                request.guard = None
-            tries = request.tries
+                request.guard = request.group = None
+            elif service.group is not None:
+                record.group = service.group.name
             self._opened = True
             service.watcher.opened(record)
             dialed = await self._dial(request)
@@ -136,7 +144,11 @@ class Session:
                 ending, code = self._live.meter.result.ending, self._live.meter.result.errno
         finally:
             close_with_reset(self._client)  # does nothing where it is closed already
-            record.tries = tuple(tries)
+            if (asked := self._request) is not None:
+                record.tries = tuple(asked.tries)
+                if asked.member is not None and asked.group is not None:
+                    asked.member.sessions.pop(self, None)
+                    asked.group.leave(asked.member)
             self._end(ending, code)
 
     def _cut(self) -> tuple[Ending, int]:
@@ -170,6 +182,9 @@ class Session:
         dialed = await service.dialer.dial(request)
         record.connect_s = time.monotonic() - since
         record.tries = tuple(request.tries)
+        if request.member is not None:
+            record.server = request.member.name
+            request.member.sessions[self] = self.leave_server
         if (taken_by := dialed.taken_by) is not None:
             record.upstream, record.upstream_port = taken_by.host, taken_by.port
         if dialed.failed is Ending.BIND_FAILED and service.source_host is not None:
@@ -203,6 +218,8 @@ class Session:
             self._preamble.leave()
         if self._revoked and ending is Ending.ABORTED:
             ending = Ending.REVOKED if self._opened else Ending.DENIED
+        if self._cut_by is not None and ending is Ending.ABORTED:
+            ending = self._cut_by
         if not self._opened and not ending.refused:  # events come in pairs
             self._service.watcher.opened(record)
         self._live.complete(ending, code)

@@ -1,0 +1,131 @@
+"""The search for a server of a group: another one before the client notices. `_fastpath/tcp/search.pxd` is its twin.
+
+A server that refuses, cannot be reached or says nothing is followed by the next choice at once; the client has not been
+read by then. The whole search ends with connect-timeout. While another server is left, each one gets half of the time
+that is left, and no more than `SILENT_S`, by when the kernel has asked twice. A client for which only full servers are
+left waits for room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+from collections.abc import Awaitable, Callable
+
+from oinetd.core.dial import Dialed, DialRequest
+from oinetd.core.record import Ending, Try
+from oinetd.lanes.python.client_watch import ClientWatch
+from oinetd.net.poller import Poller
+from oinetd.upstream.address_order import is_of_the_server
+from oinetd.upstream.group import Group
+from oinetd.upstream.member import Member
+from oinetd.upstream.name_wait import SHORT_MAX_S
+from oinetd.upstream.selection import TRIES_MAX, Refusal
+
+__all__ = ["SILENT_S", "search_server"]
+
+SILENT_S = 1.5
+"""How long a server may be silent while others are left: the kernel repeats the first packet after a second."""
+
+_FAILED = (Ending.CONNECT_FAILED, Ending.CONNECT_TIMEOUT)
+_OVER = (Ending.CLIENT_RESET, Ending.SOCKET_FAILED)
+"""Nothing that another server could change."""
+
+Dial = Callable[[DialRequest], Awaitable[Dialed]]
+
+
+async def search_server(request: DialRequest, poller: Poller, dial: Dial) -> Dialed:
+    """Try servers until one takes the connection, which is then `request.member`, counted until the session ends."""
+    group = request.group
+    assert group is not None
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    deadline = begin + (request.settings.connect_timeout_s or math.inf)
+    tried: list[Member] = []
+    retrying = False
+    last: Dialed | None = None
+    try:
+        while len(tried) < TRIES_MAX:
+            if tried and not retrying:
+                if not group.may_retry():
+                    break
+                retrying = True
+            found = group.select(request.host, tried)
+            if found is Refusal.FULL:
+                give_up = deadline if deadline < math.inf else begin + SHORT_MAX_S
+                last = await _wait_for_room(request, poller, group, tried, give_up) or last
+                if last is not None and last.failed in (Ending.LIMITED, Ending.CLIENT_RESET):
+                    break
+                continue
+            if isinstance(found, Refusal):
+                break
+            tried.append(found)
+            last = await _try(request, dial, group, found, tried, deadline - loop.time())
+            if last.taken_by is not None or last.failed in _OVER or loop.time() >= deadline:
+                break
+    finally:
+        if retrying:
+            group.retried()
+    return last if last is not None else Dialed(None, None, Ending.NO_SERVER)
+
+
+async def _try(
+    request: DialRequest, dial: Dial, group: Group, member: Member, tried: list[Member], left_s: float
+) -> Dialed:
+    """One server, which is selected already; it is left again unless it takes the connection."""
+    others = len(tried) < TRIES_MAX and isinstance(group.pick(request.host, tried), Member)
+    limit_s = min(left_s / 2, SILENT_S) if others else left_s
+    if member.config.connect_timeout_s:
+        limit_s = min(limit_s, member.config.connect_timeout_s)
+    part = DialRequest(
+        member.destination,
+        member.port(request.port),
+        request.settings,
+        member.source or request.source_host,
+        request.client,
+        request.guard,
+        request.options,
+        timeout_s=max(0.0, limit_s),
+    )
+    taken = False
+    try:
+        dialed = await dial(part)
+        taken = dialed.taken_by is not None
+    finally:
+        request.tries.extend(each._replace(server=member.name) for each in part.tries)
+        if not taken:
+            group.leave(member)
+    if dialed.taken_by is not None:
+        request.member = member
+        request.tries.append(Try(dialed.taken_by.host, dialed.taken_by.port, 0, member.name))
+        group.worked(member)
+    elif dialed.failed in _FAILED and is_of_the_server(dialed.errno):
+        group.failed(member, dialed.errno or errno.ETIMEDOUT)
+    return dialed
+
+
+async def _wait_for_room(
+    request: DialRequest, poller: Poller, group: Group, tried: list[Member], deadline: float
+) -> Dialed | None:
+    """Wait until a server may have room; the end of the search if that is too long, or the client has gone."""
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[bool] = loop.create_future()
+
+    def wake(gone: bool = False) -> None:
+        if not woken.done():
+            woken.set_result(gone)
+
+    watch = ClientWatch(loop, poller, request.client, lambda: wake(True)) if request.client is not None else None
+    group.when_room(wake)
+    try:
+        async with asyncio.timeout_at(deadline if deadline < math.inf else None):
+            if await woken:
+                return Dialed(None, None, Ending.CLIENT_RESET, errno.ECONNRESET)
+    except TimeoutError:
+        return Dialed(None, None, Ending.LIMITED)
+    finally:
+        group.forget_waiting(wake)
+        if watch is not None:
+            watch.close()
+    return None

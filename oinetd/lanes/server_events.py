@@ -1,0 +1,130 @@
+"""What follows when the state of a server changes: a log line, the program's hook, and the end of its sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from oinetd.core.record import Ending
+from oinetd.upstream.member import Member, ServerStatus, State
+
+__all__ = ["Cutter", "ServerEvents", "python_sessions"]
+
+log = logging.getLogger("oinetd")
+
+PAUSE_S: Final = 1.0
+"""The minimum time between two lines about one server; the last state is always told."""
+
+DOWN_SPREAD_S: Final = 1.0
+"""The sessions of a server that went down are reset over this time."""
+
+STEP_S: Final = 0.02
+"""The minimum time between two steps of a spread; each step ends as many sessions as are due."""
+
+Cutter = Callable[[Member], Iterable[Callable[[Ending], object]]]
+"""The sessions of a server in one lane, each as the function that ends it."""
+
+
+def python_sessions(member: Member) -> Iterable[Callable[[Ending], object]]:
+    """The sessions of a server in the Python lane."""
+    return tuple(member.sessions.values())
+
+
+class _Said:
+    """What was logged of a server: its state, and the timer until the next line is allowed."""
+
+    __slots__ = ("state", "timer")
+
+    def __init__(self, state: State, timer: asyncio.TimerHandle) -> None:
+        self.state = state
+        self.timer = timer
+
+
+class ServerEvents:
+    """The listener of all groups of a forwarder; `on_state` is called with each change."""
+
+    def __init__(self, cutters: Iterable[Cutter], on_state: Callable[[ServerStatus], object]) -> None:
+        self._cutters = tuple(cutters)
+        self._on_state = on_state
+        self._said: dict[Member, _Said] = {}
+        self._spreads: dict[Member, asyncio.TimerHandle] = {}
+        self._closed = False
+
+    def changed(self, member: Member, before: State) -> None:
+        """The state of a server is another one."""
+        if self._closed:
+            return
+        if member not in self._said:
+            self._say(member, before)
+        spread = self._spreads.pop(member, None)
+        if spread is not None:
+            spread.cancel()
+        drain_s = member.options.drain_spread_s
+        if member.cuts_sessions:
+            self._spread(member, Ending.SERVER_DOWN, DOWN_SPREAD_S)
+        elif member.state is State.MAINT:
+            self._spread(member, Ending.DRAINED, drain_s or DOWN_SPREAD_S)
+        elif member.state is State.DRAIN and drain_s:
+            self._spread(member, Ending.DRAINED, drain_s)
+        self._on_state(member.status())
+
+    def gone(self, member: Member) -> None:
+        """A server has left the configuration."""
+        if self._closed:
+            return
+        log.info("group %s: server %s has left, %d sessions", member.group, member.name, member.load.live)
+        if member.options.drain_spread_s:
+            self._spread(member, Ending.DRAINED, member.options.drain_spread_s)
+
+    def close(self) -> None:
+        """Say and end nothing more."""
+        self._closed = True
+        for timer in (*(said.timer for said in self._said.values()), *self._spreads.values()):
+            timer.cancel()
+        self._said.clear()
+        self._spreads.clear()
+
+    # Lines
+
+    def _say(self, member: Member, before: State) -> None:
+        said = member.state
+        if said is not before:
+            level = logging.WARNING if said in (State.DOWN, State.EJECTED) else logging.INFO
+            why = f" ({member.why})" if member.why else ""
+            log.log(level, "group %s: server %s is %s%s", member.group, member.name, said.value, why)
+        timer = asyncio.get_running_loop().call_later(PAUSE_S, self._may_say, member)
+        self._said[member] = _Said(said, timer)
+
+    def _may_say(self, member: Member) -> None:
+        said = self._said.pop(member)
+        if member.state is not said.state:
+            self._say(member, said.state)
+
+    # Sessions
+
+    def _spread(self, member: Member, ending: Ending, spread_s: float) -> None:
+        """End the sessions that a server has now, evenly over a time."""
+        cuts = [cut for cutter in self._cutters for cut in cutter(member)]
+        if cuts:
+            loop = asyncio.get_running_loop()
+            self._step(member, ending, cuts, 0, loop.time(), spread_s)
+
+    def _step(
+        self,
+        member: Member,
+        ending: Ending,
+        cuts: list[Callable[[Ending], object]],
+        done: int,
+        begin: float,
+        spread_s: float,
+    ) -> None:
+        self._spreads.pop(member, None)
+        loop = asyncio.get_running_loop()
+        due = min(len(cuts), int((loop.time() - begin) / spread_s * len(cuts)) + 1)
+        for cut in cuts[done:due]:
+            cut(ending)
+        if due < len(cuts):
+            when = max(begin + due * spread_s / len(cuts), loop.time() + STEP_S)
+            self._spreads[member] = loop.call_at(when, self._step, member, ending, cuts, due, begin, spread_s)

@@ -1,0 +1,113 @@
+"""What both lanes count of a server, and what they have to know of it to choose. One object for each server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from oinetd.upstream.balance import FULL_WEIGHT, stride
+
+__all__ = ["Load", "LocalLoad", "NewLoad"]
+
+
+class Load(Protocol):
+    """The counts of a server; `oinetd._fastpath.Server`, which the reactors share, is one.
+
+    `state` is the place in `State`. `weight` is from 0 to 256. `max_connections` 0 is no bound. `slow_since_ms` is when
+    a slow start began, 0 is none; `passed` is how far it has come in the round of `roundrobin`; `failures` are connects
+    that failed in a row, `failed_ms` is when the last one did.
+    """
+
+    state: int
+    weight: int
+    max_connections: int
+    slow_since_ms: int
+    passed: int
+    failures: int
+    failed_ms: int
+
+    @property
+    def tag(self) -> int: ...
+    @property
+    def live(self) -> int: ...
+    @property
+    def selected(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    def enter(self) -> bool:
+        """Select it for a session; False if it is full."""
+        ...
+
+    def leave(self) -> None:
+        """A session that selected it has ended, or tries another one."""
+        ...
+
+    def note_failed(self, now_ms: int) -> int:
+        """A connect failed; returns how many failed in a row."""
+        ...
+
+    def note_worked(self) -> None:
+        """A connect succeeded."""
+        ...
+
+    def calm(self) -> None:
+        """Report it when it works again after the next failure."""
+        ...
+
+
+NewLoad = Callable[[int], Load]
+"""Makes the load of a server from its tag."""
+
+
+class LocalLoad:
+    """A `Load` of one thread."""
+
+    __slots__ = (
+        "failed",
+        "failed_ms",
+        "failures",
+        "live",
+        "max_connections",
+        "passed",
+        "selected",
+        "slow_since_ms",
+        "state",
+        "tag",
+        "weight",
+    )
+
+    def __init__(self, tag: int) -> None:
+        self.tag = tag
+        self.state = 0
+        self.weight = 1
+        self.max_connections = 0
+        self.slow_since_ms = 0
+        self.passed = stride(FULL_WEIGHT) // 2
+        self.failures = 0
+        self.failed_ms = 0
+        self.live = 0
+        self.selected = 0
+        self.failed = 0
+
+    def enter(self) -> bool:
+        if self.max_connections and self.live >= self.max_connections:
+            return False
+        self.live += 1
+        self.selected += 1
+        return True
+
+    def leave(self) -> None:
+        assert self.live > 0
+        self.live -= 1
+
+    def note_failed(self, now_ms: int) -> int:
+        self.failed += 1
+        self.failures += 1
+        self.failed_ms = now_ms
+        return self.failures
+
+    def note_worked(self) -> None:
+        self.failures = 0
+
+    def calm(self) -> None:
+        """Nothing to do: only the reactors remember what was reported."""

@@ -508,6 +508,8 @@ cdef class Server:
     @failures.setter
     def failures(self, uint64_t value):
         oi_put(&self.server.failures, value)
+        if value:
+            oi_put(&self.server.told, 1)     # on trial: its success is to be told
 
     @property
     def failed_ms(self):
@@ -582,14 +584,15 @@ cdef class Group:
 
     def __cinit__(
         self, members, *, int balance=0, bint refuse=False, bint all_backups=False, uint32_t slow_ms=0,
-        uint32_t failures_told=3, tables=(None, None), Group before=None,
+        uint32_t failures_told=3, bint ejects=False,
+        tables=(None, None), Group before=None,
     ):
         cdef Member_t *member
         cdef Server server
         cdef Targets *known
         members = [Member(*each) for each in members]
-        if not 0 < len(members) <= SERVERS_MAX:
-            raise ValueError(f"a group has 1 to {SERVERS_MAX} servers")
+        if len(members) > SERVERS_MAX:
+            raise ValueError(f"a group has at most {<int> SERVERS_MAX} servers")
         if not 0 <= balance <= BALANCE_FIRST:
             raise ValueError("there is no such balance")
         self.servers = tuple([each.server for each in members])
@@ -602,6 +605,7 @@ cdef class Group:
         self.group.all_backups = all_backups
         self.group.slow_ms = slow_ms
         self.group.failures_told = max(failures_told, 1)
+        self.group.ejects = ejects
         for each in members:
             server = each.server
             member = &group_members(self.group)[self.group.count]
@@ -661,7 +665,7 @@ cdef class Group:
 @cython.final
 cdef class Policy:
     cdef PolicyState *policy
-    cdef Group group
+    cdef readonly Group group
 
     def __cinit__(
         self, uint64_t tag, Gate gate, *, addresses=(), looping=(), bint may_self_connect=False,

@@ -169,7 +169,8 @@ class Server:
     """How far it has come in the round of `roundrobin`; see `oinetd.upstream.balance`. Modulo 2 to the 64th."""
     failures: int
     """Connects that failed in a row. The reactors report a server once this reaches `failures_told` of the group, and
-    each failure after that: to put a server on trial, set it to `failures_told` - 1 and `state` to 0."""
+    each failure after that. To put a server on trial, set it to `failures_told` - 1 and `state` to 0; a success is
+    then reported, too."""
     failed_ms: int
     """When the last connect failed, in milliseconds of the monotonic clock; 0 is never. With `all-down try` the lowest
     is tried first; a check that fails may set it."""
@@ -215,8 +216,9 @@ class Group:
     addresses, and put in force with new policies; what `before` knows of addresses is kept.
 
     `balance` is 0 leastconn, 1 roundrobin, 2 random, 3 source, 4 first. `refuse` is `all-down refuse`. `failures_told`:
-    see `Server.failures`; also with `passive off`, as names are resolved again then. `tables` are Maglev's for
-    `source`: `array("h")` of 65,537 indices in `members`, of the primaries and of the backups; None if there is none.
+    see `Server.failures`; also with `passive off`, as names are resolved again then. With `ejects` a reactor ejects the
+    server at once, unless it is the last usable one; the reader of the report may set `state` back. `tables` are those
+    of Maglev, of the primaries and of the backups, for `source`: `array("h")` of 65,537 indices in `members`, or None.
     """
 
     def __new__(
@@ -228,6 +230,7 @@ class Group:
         all_backups: bool = False,
         slow_ms: int = 0,
         failures_told: int = 3,
+        ejects: bool = False,
         tables: tuple[Buffer | None, Buffer | None] = (None, None),
         before: Group | None = None,
     ) -> Group: ...
@@ -293,6 +296,9 @@ class Policy:
         options: Sequence[tuple[int, bool, int, int, bytes]] = (),
         before: Policy | None = None,
     ) -> Policy: ...
+    @property
+    def group(self) -> Group | None:
+        """Its group."""
     def address(self, at: int, server: int = 0) -> tuple[str, int]:
         """Host and port of address number `at` of the destination, or of the server with this tag in its group."""
     def begin_search(self) -> int:

@@ -26,6 +26,8 @@ from oinetd.core.service import Callbacks
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.moves import Moves
+from oinetd.lanes.native.groups import new_server
+from oinetd.lanes.native.plane import available
 from oinetd.lanes.server_events import ServerEvents, python_sessions
 from oinetd.lanes.unresolved import Unresolved
 from oinetd.model import Config, LogSettings, Rule
@@ -124,8 +126,8 @@ class Forwarder:
         if self._hold_back:
             self.moves.hold_back()
         self._unresolved = Unresolved(self._lanes)
-        self._servers = ServerEvents((python_sessions,), self._hooks.server_changed)
-        self._known = Known(LocalLoad, self._servers)
+        self._servers = ServerEvents((python_sessions, self._lanes.native.server_sessions), self._hooks.server_changed)
+        self._known = Known(LocalLoad if available() else new_server, self._servers)
         self._reload = Reload(
             self._listeners,
             self._lanes,

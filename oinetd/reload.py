@@ -36,6 +36,7 @@ from oinetd.observe.announcement import listening, no_longer
 from oinetd.observe.connection_log import ConnectionLog
 from oinetd.upstream.destination import Destination
 from oinetd.upstream.destinations import Destinations
+from oinetd.upstream.group import Group
 from oinetd.upstream.groups import Groups, Known
 from oinetd.upstream.loops import LoopGuard, Loops
 
@@ -128,6 +129,7 @@ class Reload:
         self._config, self.destinations = config, plan.destinations
         self.lanes_of = {rule.identity: _lane_and_reason(plan.choices[id(rule)]) for rule in config.rules}
         self._retire(config, gone, plan.destinations)
+        plan.groups.on_change = self._refresh_group
         self._attempt(plan.groups.start, before_groups)
 
     def _plan(self, config: Config) -> _Plan:
@@ -303,6 +305,12 @@ class Reload:
         address = bound_address(listener.sock)
         ours = all(bound_address(sock) != address for sock in self._inherited)
         self._lanes.retire(key, listener, ours=ours, handshakes=handshakes)
+
+    def _refresh_group(self, group: Group) -> None:
+        """Servers of a group have come or gone."""
+        for listener in self._listeners.values():
+            if listener.service.group is group:
+                listener.refresh()
 
     def _refresh(self, destination: Destination) -> None:
         looping = self._loops.refresh()

@@ -43,7 +43,10 @@ async def forwarding(
 
 async def echoes(address: tuple[str, int], message: bytes = b"hello") -> bool:
     """Whether somebody at `address` gives `message` back."""
-    peer = await dial(address)
+    try:
+        peer = await dial(address)
+    except ConnectionResetError:  # refused before the connect was seen to be complete
+        return False
     try:
         return await exchange(peer, message)
     finally:

@@ -11,7 +11,7 @@ from libc.string cimport memcmp, memcpy
 from base.address cimport MAPPED_PREFIX, SocketAddress
 from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_replace, oi_see
 from shared.server cimport (
-    SERVER_DOWN, SERVER_EJECTED, STRIDE, Server, server_drop, server_enter, server_has_room, server_is_full,
+    SERVER_DOWN, SERVER_EJECTED, SERVER_UP, STRIDE, Server, server_drop, server_enter, server_has_room, server_is_full,
     server_is_usable, server_weight,
 )
 from shared.target cimport Targets, targets_drop
@@ -82,6 +82,7 @@ cdef struct Group:              # its members follow it
     bint bounded                # a server has a bound of sessions
     uint32_t slow_ms            # a slow start takes this long; 0 is none
     uint32_t failures_told      # connects to a server that failed in a row before the control plane is told
+    bint ejects                 # a server is ejected then
     int16_t *tables[2]          # Maglev's, of the primaries and of the backups; NULL if `balance` is another
     int count
 
@@ -258,6 +259,15 @@ cdef inline bint tier_is_full(const Group *self, bint backup, const Search *sear
         if group_members(self)[at].backup == backup and member_is_usable(&group_members(self)[at]):
             if not was_tried(search, at):
                 return True
+    return False
+
+
+cdef inline bint group_eject(Group *self, Server *server) noexcept nogil:
+    """Eject a server, unless it is the last usable one. The control plane, which hears of it, may take that back."""
+    cdef int at
+    for at in range(self.count):
+        if group_members(self)[at].server != server and member_is_usable(&group_members(self)[at]):
+            return oi_replace(&server.state, SERVER_UP, SERVER_EJECTED)
     return False
 
 

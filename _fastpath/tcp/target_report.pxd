@@ -9,6 +9,7 @@ from base.atomic cimport oi_add, oi_put, oi_swap
 from state.report cimport record_begin, record_push
 from shared.policy cimport Policy, policy_member, policy_server_tag, policy_targets
 from shared.ring cimport RECORD_SERVER, RECORD_TARGET, RECORD_UNREACHABLE, Record
+from shared.group cimport group_eject
 from shared.server cimport Server, server_failed, server_worked
 from state.reactor cimport Reactor
 from shared.target cimport Target, is_of_the_server, target_failed, target_worked
@@ -93,6 +94,8 @@ cdef inline void note_server_failed(
     failures = server_failed(server, reactor.now_ms)
     if failures >= policy.group.failures_told and failures >= least:
         oi_put(&server.told, 1)
+        if policy.group.ejects:
+            group_eject(policy.group, server)
         server_report(reactor, policy, server, error, failures)
 
 

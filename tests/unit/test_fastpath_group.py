@@ -1,4 +1,4 @@
-"""The reactors select servers as `oinetd.upstream.balance` says: same states, same client, same server."""
+"""Both lanes choose the same server: same states, same client."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oinetd.lanes.native.plane import available
-from oinetd.servers import Balance
+from oinetd.model import Endpoint
+from oinetd.net.sockets import lookup
+from oinetd.servers import AllDown, Balance, GroupOptions, Server
 from oinetd.upstream import balance, maglev
+from oinetd.upstream.destination import Destination
+from oinetd.upstream.member import Member
+from oinetd.upstream.member import State as ServerState
+from oinetd.upstream.selection import Refusal, Selection
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())
 if not available():
     from oinetd import _fastpath
 
 UP, DOWN, EJECTED, DRAIN, MAINT = range(5)
-NONE, FULL, REFUSED = -1, -2, -3
+FULL = -2
+REFUSALS = {Refusal.NONE: -1, Refusal.FULL: FULL, Refusal.REFUSED: -3}
 NOW_MS, SLOW_MS = 1_000_000, 60_000
 
 
@@ -39,38 +47,47 @@ class State:
     failed_ms: int = 0
     slow_since_ms: int = 0
 
-    @property
-    def usable(self) -> bool:
-        return self.state == UP and self.weight > 0 and self.resolved
 
-    @property
-    def has_room(self) -> bool:
-        return not self.bound or self.live < self.bound
-
-
-@dataclass
-class Weighed:
-    """What the functions of `balance` look at."""
-
-    open: bool
-    live: int
-    weight: int
-    passed: int
-
-
-def make(states: Sequence[State], how: Balance, **said: Any) -> Any:
-    """The native group."""
-    members = []
+def members_of(states: Sequence[State], options: GroupOptions) -> list[Member]:
+    """The servers as both lanes have them: the counts are the native ones."""
+    found = []
     for at, state in enumerate(states):
-        server = _fastpath.Server(at + 1, state.weight)
+        load = _fastpath.Server(at + 1, state.weight)
+        destination = Destination("192.0.2.1", 0.0, lookup("192.0.2.1") if state.resolved else ())
+        member = Member("group", f"192.0.2.1:{at + 1}", load)
+        endpoint = Endpoint("192.0.2.1", at + 1)
+        member.configure(Server(endpoint, state.weight, state.backup, state.bound), options, destination)
+        load.max_connections = 0
         for _ in range(state.live):
-            assert server.enter()
-        server.state, server.passed, server.failed_ms = state.state, state.passed, state.failed_ms
-        server.max_connections, server.slow_since_ms = state.bound, state.slow_since_ms
-        addresses = [("192.0.2.1", 80)] if state.resolved else []
-        members.append(_fastpath.Member(server, addresses, state.backup))
+            assert load.enter()
+        member.state = list(ServerState)[state.state]
+        load.state, load.passed, load.failed_ms = state.state, state.passed, state.failed_ms
+        load.max_connections, load.slow_since_ms = state.bound, state.slow_since_ms
+        found.append(member)
+    return found
+
+
+def make(states: Sequence[State], how: Balance, **said: Any) -> tuple[Any, Selection]:
+    """The native group, and that of the Python lane; both count in the same servers."""
+    refuse = AllDown.REFUSE if said.get("refuse") else AllDown.TRY
+    options = GroupOptions(
+        balance=how, all_down=refuse, all_backups=said.get("all_backups", False), slow_start_s=SLOW_MS / 1000
+    )
+    members = members_of(states, options)
     tables = (table(states, False), table(states, True)) if how is Balance.SOURCE else (None, None)
-    return _fastpath.Group(members, balance=list(Balance).index(how), slow_ms=SLOW_MS, tables=tables, **said)
+    native = _fastpath.Group(
+        [
+            _fastpath.Member(each.load, [address.sockaddr for address in each.addresses(0)], each.backup)
+            for each in members
+        ],
+        balance=list(Balance).index(how),
+        slow_ms=SLOW_MS,
+        tables=tables,
+        **said,
+    )
+    python = Selection(options)
+    python.set_members(options, members, tables)
+    return native, python
 
 
 def table(states: Sequence[State], backup: bool) -> array[int]:
@@ -80,61 +97,11 @@ def table(states: Sequence[State], backup: bool) -> array[int]:
     return array("h", [places[entry] if entry >= 0 else -1 for entry in entries])
 
 
-def tier(
-    states: Sequence[State], how: Balance, all_backups: bool, backup: bool, tried: Sequence[int], host: str, draw: int,
-    start: int,
-) -> int:  # fmt: skip
-    """The choice in a tier, by the functions of `balance`; -1 if none is open."""
-    seen = [
-        Weighed(
-            state.usable and state.has_room and state.backup is backup and at not in tried,
-            state.live,
-            balance.ramped(state.weight, NOW_MS - state.slow_since_ms if state.slow_since_ms else SLOW_MS, SLOW_MS),
-            state.passed,
-        )
-        for at, state in enumerate(states)
-    ]
-    if how is Balance.FIRST or (backup and not all_backups):
-        return balance.first(seen)
-    if how is Balance.LEASTCONN:
-        return balance.least_loaded(seen, start)
-    if how is Balance.ROUNDROBIN:
-        return balance.least_passed(seen)
-    if how is Balance.RANDOM:
-        return balance.two_draws(seen, draw, start)
-    entries = table(states, backup)
-    entry = maglev.entry_of(host)
-    order = (entries[(entry + step) % maglev.TABLE_SIZE] for step in range(maglev.TABLE_SIZE))
-    return next((at for at in order if at >= 0 and seen[at].open), -1)
-
-
-def choose(
-    states: Sequence[State],
-    how: Balance,
-    *,
-    refuse: bool,
-    all_backups: bool,
-    tried: Sequence[int],
-    host: str,
-    draw: int,
-) -> int:
-    """What the group has to answer."""
-    for backup in (False, True):
-        at = tier(states, how, all_backups, backup, tried, host, draw, 0)
-        if at >= 0:
-            return at
-        if any(state.usable and state.backup is backup and at not in tried for at, state in enumerate(states)):
-            return FULL
-    if any(state.usable for state in states):
-        return NONE
-    if refuse:
-        return REFUSED
-    down = [
-        at
-        for at, state in enumerate(states)
-        if state.state in (DOWN, EJECTED) and state.resolved and state.weight and state.has_room and at not in tried
-    ]
-    return min(down, key=lambda at: states[at].failed_ms, default=NONE)
+def choose(python: Selection, host: str, tried: Sequence[int], draw: int) -> int:
+    """What the Python lane chooses, by its number."""
+    with mock.patch("time.monotonic_ns", return_value=NOW_MS * 1_000_000):
+        found = python.pick(host, [python.members[at] for at in tried if at < len(python.members)], draw)
+    return python.members.index(found) if isinstance(found, Member) else REFUSALS[found]
 
 
 hosts = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str))
@@ -165,8 +132,8 @@ states = st.builds(
 def test_same_states_same_server(
     group: list[State], how: Balance, refuse: bool, all_backups: bool, tried: set[int], host: str, draw: int
 ) -> None:
-    native = make(group, how, refuse=refuse, all_backups=all_backups)
-    wanted = choose(group, how, refuse=refuse, all_backups=all_backups, tried=sorted(tried), host=host, draw=draw)
+    native, python = make(group, how, refuse=refuse, all_backups=all_backups)
+    wanted = choose(python, host, sorted(tried), draw)
     assert native.pick(host, sorted(tried), NOW_MS, draw) == wanted
 
 
@@ -178,11 +145,9 @@ def test_same_states_same_server(
     clients=st.lists(hosts, min_size=1, max_size=5),
 )
 def test_same_client_same_server(group: list[State], all_backups: bool, tried: set[int], clients: list[str]) -> None:
-    native = make(group, Balance.SOURCE, all_backups=all_backups)
+    native, python = make(group, Balance.SOURCE, all_backups=all_backups)
     for host in clients:
-        wanted = choose(
-            group, Balance.SOURCE, refuse=False, all_backups=all_backups, tried=sorted(tried), host=host, draw=0
-        )
+        wanted = choose(python, host, sorted(tried), 0)
         assert native.pick(host, sorted(tried), NOW_MS) == wanted
 
 
@@ -200,9 +165,9 @@ def test_the_entry_of_a_client(host: str) -> None:
 
 @pytest.mark.parametrize("how", [Balance.LEASTCONN, Balance.RANDOM, Balance.ROUNDROBIN])
 def test_a_burst_lands_evenly(how: Balance) -> None:
-    group = make([State(1) for _ in range(4)], how)
+    group, _ = make([State(1) for _ in range(4)], how)
     if how is Balance.RANDOM:
-        group = make([State(1) for _ in range(2)], how)
+        group, _ = make([State(1) for _ in range(2)], how)
     for server in group.servers:
         server.passed = balance.stride(1000) // 2
     chosen = Counter(group.select("192.0.2.9", draw=0x123456789ABCDEF * turn % 2**64) for turn in range(64))
@@ -210,12 +175,12 @@ def test_a_burst_lands_evenly(how: Balance) -> None:
 
 
 def test_weights_are_met_in_a_burst() -> None:
-    group = make([State(3), State(1), State(4)], Balance.LEASTCONN)
+    group, _ = make([State(3), State(1), State(4)], Balance.LEASTCONN)
     assert Counter(group.select("192.0.2.9") for _ in range(80)) == {0: 30, 1: 10, 2: 40}
 
 
 def test_a_round_is_by_weight() -> None:
-    group = make([State(5), State(1), State(1)], Balance.ROUNDROBIN)
+    group, _ = make([State(5), State(1), State(1)], Balance.ROUNDROBIN)
     for server, weight in zip(group.servers, (5, 1, 1), strict=True):
         server.passed = balance.stride(1000 * weight) // 2
     chosen = [group.select("192.0.2.9") for _ in range(7)]
@@ -223,7 +188,7 @@ def test_a_round_is_by_weight() -> None:
 
 
 def test_a_group_with_bounds_is_full_until_one_leaves() -> None:
-    group = make([State(1, bound=1), State(1, bound=1), State(1, backup=True)], Balance.LEASTCONN)
+    group, _ = make([State(1, bound=1), State(1, bound=1), State(1, backup=True)], Balance.LEASTCONN)
     assert sorted(group.select("192.0.2.9") for _ in range(2)) == [0, 1]
     assert group.is_full
     assert group.select("192.0.2.9") == FULL, "a backup is not for those who find the others full"
@@ -235,7 +200,6 @@ def test_a_group_with_bounds_is_full_until_one_leaves() -> None:
 def test_what_cannot_be_a_group() -> None:
     server = _fastpath.Server(1)
     for members, said in (
-        ([], {}),
         ([_fastpath.Member(server)], {"balance": 5}),
         ([_fastpath.Member(server)], {"tables": (array("h", [0]), None)}),
     ):

@@ -19,7 +19,7 @@ from tests.upstream.servers import backends, configured, forwarding_to, refusing
 
 
 def engines() -> list[str]:
-    return ["python"]
+    return ["python", "native"]
 
 
 pytestmark = pytest.mark.parametrize("engine", engines())
@@ -261,6 +261,7 @@ async def test_a_reload_keeps_states_and_counts(engine: str) -> None:
         async with forwarding_to(lines, engine) as forwarder:
             forwarder.set_server("web", servers[0].name, state="drain")
             assert await echoes(bound(forwarder))
+            await until(lambda: forwarder.upstreams()[0].servers[1].live == 0)
             before = forwarder.upstreams()[0].servers
             await forwarder.reload(configured(f"127.0.0.1 {servers[2].port}\n{lines}\n[balance=first]", engine))
             after = forwarder.upstreams()[0].servers

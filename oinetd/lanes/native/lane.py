@@ -12,50 +12,41 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from oinetd.core.engine import Engine
 from oinetd.core.histogram import HistogramCounts
 from oinetd.core.lane import AccessCheck
-from oinetd.core.record import SessionRecord, Totals
+from oinetd.core.record import Ending, SessionRecord, Totals
 from oinetd.core.registry import Registry
 from oinetd.core.service import Service, Watcher
 from oinetd.errors import EngineUnavailable
 from oinetd.lanes.native.departure import Departures
 from oinetd.lanes.native.engine import NativeEngine
+from oinetd.lanes.native.groups import compile_group, servers_by_tag, session_parts
 from oinetd.lanes.native.listener import ReactorDatagrams, ReactorListener
 from oinetd.lanes.native.plane import (
     CLOSED,
     COUNTED,
     ENDINGS,
-    FULL,
-    LOOPED,
     OPENED,
-    TARGET,
-    UNREACHABLE,
     Hub,
     compile_policy,
     new_gate,
 )
-from oinetd.lanes.native.records import fill_record, new_record, upstream_of
+from oinetd.lanes.native.records import InForce, fill_record, new_record
+from oinetd.lanes.native.reports import listen_for_reports
 from oinetd.model import AcceptProxy, Config, Endpoint, EngineChoice, Protocol, Rule, Settings
 from oinetd.net.forking import Held
-from oinetd.net.sockets import host_and_port, is_numeric
+from oinetd.net.sockets import Address, is_numeric
 from oinetd.upstream.loops import Bound, Loops
+from oinetd.upstream.member import Member
 
 if TYPE_CHECKING:
     from oinetd import _fastpath
 
 __all__ = ["NativeLane"]
-
-
-class _InForce(NamedTuple):
-    """A policy that reactors may still have, by its tag: its listener and the service that it was made from."""
-
-    listener: ReactorListener
-    service: Service
-    policy: _fastpath.Policy
 
 
 LIVE_RECORDS = 128  # taken from a snapshot at a time
@@ -94,7 +85,7 @@ class NativeLane:
         self._held = held
         self._hooked = hooked
         self._tags = itertools.count(1)
-        self._in_force: dict[int, _InForce] = {}
+        self._in_force: dict[int, InForce] = {}
         self._gates: dict[Endpoint | Rule, _fastpath.Gate] = {}
         self._live: dict[int, SessionRecord] = {}
         self._unused: list[int] = []
@@ -117,10 +108,7 @@ class NativeLane:
         hub.take(OPENED, self._opened)
         hub.take(CLOSED, self._closed)
         hub.take(COUNTED, self._counted)
-        hub.take(UNREACHABLE, self._unreachable)
-        hub.take(LOOPED, self._looped)
-        hub.take(FULL, self._full)
-        hub.take(TARGET, self._address_changed)
+        listen_for_reports(hub, self._in_force, self._registry, self._gates, self._loops)
         hub.on_empty = self._sweep
         self.running = True
 
@@ -138,13 +126,10 @@ class NativeLane:
             try:
                 self.start(config)
                 named = rule.options.sni or rule.options.alpn
-                if rule.upstream is not None:
-                    reason = error = "the reactors do not serve groups of servers"
-                elif config.settings_of(rule).accept_proxy is AcceptProxy.OFF and not named:
+                if config.settings_of(rule).accept_proxy is AcceptProxy.OFF and not named:
                     return "the program has an admit hook" if self._hooked else None
-                else:
-                    reason = "the Python lane reads what clients send first"
-                    error = f"{reason}; [engine=auto] on this rule takes it"
+                reason = "the Python lane reads what clients send first"
+                error = f"{reason}; [engine=auto] on this rule takes it"
             except EngineUnavailable as unavailable:
                 reason = str(unavailable)
                 error = f"{reason}; `engine auto` would fall back to the Python lane"
@@ -214,7 +199,7 @@ class NativeLane:
         while natives := live.take(LIVE_RECORDS):
             for native in natives:
                 if (in_force := self._in_force.get(native.tag)) is not None:
-                    yield fill_record(new_record(native, in_force.service), native, in_force.service, in_force.policy)
+                    yield fill_record(new_record(native, in_force.service), native, in_force)
 
     def kill(self, session_id: int, *, known: bool = False) -> bool:
         if not (known or session_id in self._live or any(each.id == session_id for each in self.hub.snapshot())):
@@ -225,7 +210,7 @@ class NativeLane:
 
     def in_force(self, tag: int) -> tuple[Service, _fastpath.Policy]:
         """The service and the policy of this tag."""
-        return self._in_force[tag][1:]
+        return self._in_force[tag][1:3]
 
     def enter(self, record: SessionRecord) -> None:
         """A session of another process goes on here."""
@@ -236,6 +221,10 @@ class NativeLane:
         """Another process goes on with a session."""
         self._live.pop(session_id, None)
         self._ended += 1
+
+    def server_sessions(self, member: Member) -> Iterable[Callable[[Ending], object]]:
+        """The sessions of a server, in parts, each as the function that ends it."""
+        return session_parts(self.hub, member) if self.running else ()
 
     def end_quiet(self) -> None:
         self.hub.end_quiet_udp_sessions()
@@ -256,7 +245,13 @@ class NativeLane:
         gate = self._gates.setdefault(rule.identity, new_gate())
         gate.set_limits(options.max_connections or 0, options.max_connections_per_source or 0)
         gate.calm()
-        addresses = service.destination.at(service.route.connect.port)
+        before = self._in_force[listener.tag].policy if listener.tag else None
+        group = None
+        addresses: tuple[Address, ...] = ()
+        if service.group is None:
+            addresses = service.destination.at(service.route.place)
+        else:
+            group = compile_group(service.group, service, self.hub.local_ports, before and before.group)
         policy = compile_policy(
             tag,
             gate,
@@ -273,9 +268,10 @@ class NativeLane:
             source_prefix=service.source_prefix,
             peer_uid=service.peer_uid,
             options=service.connect_options,
-            before=self._in_force[listener.tag].policy if listener.tag else None,
+            group=group,
+            before=before,
         )
-        self._in_force[tag] = _InForce(listener, service, policy)
+        self._in_force[tag] = InForce(listener, service, policy, servers_by_tag(service.group))
         return tag, policy
 
     def forget(self, tag: int) -> None:
@@ -304,13 +300,13 @@ class NativeLane:
         self._watcher.opened(record)
 
     def _closed(self, native: _fastpath.Record) -> None:
-        listener, service, policy = self._in_force[native.tag]
+        in_force = self._in_force[native.tag]
         opened = self._live.pop(native.id, None)
-        record = fill_record(opened or new_record(native, service), native, service, policy)
+        record = fill_record(opened or new_record(native, in_force.service), native, in_force)
         record.ending, record.errno = ENDINGS[native.ending], native.errno
         self._ended += not record.ending.refused
-        if native.token and listener.tag:
-            listener.emptied()
+        if native.token and in_force.listener.tag:
+            in_force.listener.emptied()
         self._registry.native_closed(record)
         self._watcher.closed(record)
 
@@ -319,35 +315,3 @@ class NativeLane:
         self._ended += 0 if ending.refused else count
         self._registry.native_counted(self._in_force[native.tag].service.route.rule, ending, count)
         self._watcher.left()
-
-    def _full(self, native: _fastpath.Record) -> None:
-        if (in_force := self._in_force.get(native.tag)) is None:
-            return
-        rule = in_force.service.route.rule
-        if native.token:
-            self._registry.on_full(rule, self._gates[rule.identity])
-        else:
-            self._registry.on_full(None, self._registry.gate)
-
-    def _address_changed(self, native: _fastpath.Record) -> None:
-        in_force = self._in_force.get(native.tag)
-        if in_force is not None and in_force.listener.tag:
-            health = in_force.listener.service.destination.health
-            health.changed(*upstream_of(native, in_force.policy), native.errno)
-
-    def _unreachable(self, native: _fastpath.Record) -> None:
-        in_force = self._in_force.get(native.tag)
-        if in_force is not None and in_force.listener.tag:
-            service = in_force.listener.service
-            service.destination.look_up_again()
-            if service.source_host is not None:
-                service.source_host.look_up_again()
-
-    def _looped(self, native: _fastpath.Record) -> None:
-        if (in_force := self._in_force.get(native.tag)) is None:
-            return
-        route = in_force.service.route
-        if native.upstream:
-            self._loops.log_destination(route, host_and_port(*upstream_of(native, in_force.policy)))
-        else:
-            self._loops.log_source(route, host_and_port(native.client, native.client_port))

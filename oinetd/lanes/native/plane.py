@@ -58,6 +58,8 @@ __all__ = [
     "SocketAddress",
     "available",
     "compile_policy",
+    "may_self_connect",
+    "milliseconds",
     "new_budget",
     "new_gate",
 ]
@@ -240,6 +242,7 @@ def compile_policy(
     may_broadcast: bool = False,
     sources: tuple[SocketAddress, ...] = (),
     looping: tuple[bool, ...] = (),
+    group: _fastpath.Group | None = None,
     before: _fastpath.Policy | None = None,
     udp_timeout_s: float | None = None,
     access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]] = ((), ()),
@@ -261,8 +264,9 @@ def compile_policy(
         tag,
         gate,
         addresses=addresses,
+        group=group,
         before=before,
-        may_self_connect=any(not isinstance(address, str) and address[1] in local_ports for address in addresses),
+        may_self_connect=may_self_connect(addresses, local_ports),
         may_broadcast=may_broadcast,
         sources=sources,
         looping=looping,
@@ -271,11 +275,11 @@ def compile_policy(
         relay=_RELAY_MODES[RelayMode.COPY if options.mptcp else settings.relay],
         buffer_bytes=settings.buffer_bytes,
         pipe_bytes=settings.pipe_bytes,
-        connect_ms=_milliseconds(settings.connect_timeout_s),
-        idle_ms=_milliseconds(settings.idle_timeout_s if udp_timeout_s is None else udp_timeout_s),
-        half_close_ms=_milliseconds(settings.half_close_timeout_s),
-        stall_ms=_milliseconds(settings.write_stall_timeout_s),
-        lifetime_ms=_milliseconds(settings.max_lifetime_s),
+        connect_ms=milliseconds(settings.connect_timeout_s),
+        idle_ms=milliseconds(settings.idle_timeout_s if udp_timeout_s is None else udp_timeout_s),
+        half_close_ms=milliseconds(settings.half_close_timeout_s),
+        stall_ms=milliseconds(settings.write_stall_timeout_s),
+        lifetime_ms=milliseconds(settings.max_lifetime_s),
         keepalive=(keepalive.idle_s, keepalive.interval_s, keepalive.count),
         proxy=(
             _PROXY_VERSIONS[settings.send_proxy],
@@ -284,12 +288,17 @@ def compile_policy(
         ),
         flip_bytes=flip_bytes,
         move_turns=move_turns,
-        silence_ms=_milliseconds(silence.SILENCE_S),
+        silence_ms=milliseconds(silence.SILENCE_S),
         source_prefix=source_prefix,
         peer_uid=-1 if peer_uid is None else peer_uid,
         protocol=options.protocol,
         options=[each[1:] for each in options.raw()],
     )
+
+
+def may_self_connect(addresses: tuple[SocketAddress, ...], local_ports: range) -> bool:
+    """Whether the kernel may give the outgoing end the very port that it connects to."""
+    return any(not isinstance(address, str) and address[1] in local_ports for address in addresses)
 
 
 def _local_ports() -> range:
@@ -302,6 +311,6 @@ def _local_ports() -> range:
     return range(first, last + 1)
 
 
-def _milliseconds(seconds: float) -> int:
+def milliseconds(seconds: float) -> int:
     """Rounded up, so that a short timeout does not become 0, which is "off"; at most what fits (49 days)."""
     return min(-int(-seconds * 1000 // 1), 0xFFFFFFFF)

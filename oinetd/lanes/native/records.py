@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from oinetd.core.record import SessionRecord, Try
 from oinetd.core.service import Service
 from oinetd.net.address import UNIX_CLIENT
 from oinetd.net.unix_sockets import Credentials
+from oinetd.upstream.member import Member
 
 if TYPE_CHECKING:
     from oinetd import _fastpath
+    from oinetd.lanes.native.listener import ReactorListener
 
-__all__ = ["fill_record", "new_record", "upstream_of"]
+__all__ = ["InForce", "fill_record", "new_record", "upstream_of"]
 
 _MOVED_BY = ("", "copy", "splice", "auto")
+
+
+class InForce(NamedTuple):
+    """A policy that reactors may still have, by its tag: its listener and the service that it was made from.
+
+    `servers` are those of its group, by the tags in records.
+    """
+
+    listener: ReactorListener
+    service: Service
+    policy: _fastpath.Policy
+    servers: Mapping[int, Member]
 
 
 def new_record(native: _fastpath.Record, service: Service) -> SessionRecord:
@@ -22,6 +37,8 @@ def new_record(native: _fastpath.Record, service: Service) -> SessionRecord:
     record = SessionRecord(native.id, service.route, native.client, native.client_port, native.started)
     if native.credentials is not None:
         record.credentials = Credentials(*native.credentials)
+    if service.group is not None:
+        record.group = service.group.name
     return record
 
 
@@ -35,23 +52,24 @@ def _address(policy: _fastpath.Policy, host: str, port: int, server: int) -> tup
     return policy.address(port, server) if host == UNIX_CLIENT else (host, port)
 
 
-def fill_record(
-    record: SessionRecord, native: _fastpath.Record, service: Service, policy: _fastpath.Policy
-) -> SessionRecord:
-    """Put the facts of a reactor's record into a record; `policy` has the addresses that it numbers.
-
-    Nothing was relayed if no upstream accepted the connection.
-    """
+def fill_record(record: SessionRecord, native: _fastpath.Record, in_force: InForce) -> SessionRecord:
+    """Put the facts of a reactor's record into a record; nothing was relayed if no upstream accepted the connection."""
+    policy, servers = in_force.policy, in_force.servers
     if native.upstream:
         record.upstream, record.upstream_port = upstream_of(native, policy)
         record.engine = "native"
-        record.relay = _MOVED_BY[native.moved_by] or service.settings.relay.value
+        record.relay = _MOVED_BY[native.moved_by] or in_force.service.settings.relay.value
     record.connect_s, record.duration_s = native.connect_s, native.duration_s
     record.bytes_up, record.bytes_down = native.bytes_up, native.bytes_down
     record.datagrams_up, record.datagrams_down = native.datagrams_up, native.datagrams_down
     record.datagrams_lost, record.idle_s = native.datagrams_lost, native.idle_s
     if native.tries:
         record.tries = tuple(
-            Try(*_address(policy, host, port, server), code) for host, port, code, server in native.tries
+            Try(*_address(policy, host, port, server), code, servers[server].name if server else "")
+            for host, port, code, server in native.tries
         )
+    if native.server:
+        record.server = servers[native.server].name
+        if native.upstream:
+            record.tries = (*record.tries, Try(record.upstream, record.upstream_port, 0, record.server))
     return record

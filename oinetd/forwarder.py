@@ -11,18 +11,17 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from oinetd.bounds import check_type
 from oinetd.core.hooks import Admit, Hook, Hooks, ServerHook
 from oinetd.core.lane import Listener
 from oinetd.core.record import SessionRecord
-from oinetd.core.registry import Stats
 from oinetd.core.router import RouteHook, Router
 from oinetd.core.service import Callbacks
+from oinetd.inspection import Inspection
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.moves import Moves
@@ -32,17 +31,11 @@ from oinetd.lanes.server_events import ServerEvents, python_sessions
 from oinetd.lanes.unresolved import Unresolved
 from oinetd.model import Config, LogSettings, Rule
 from oinetd.net.ports import BoundAddress, PortKey
-from oinetd.net.sockets import bound_address
 from oinetd.observe.connection_log import ConnectionLog
-from oinetd.observe.rules import RuleState, rule_states
 from oinetd.reload import Reload
-from oinetd.upstream.destination import DestinationState
-from oinetd.upstream.groups import Known, UpstreamStatus
+from oinetd.upstream.groups import Known
 from oinetd.upstream.load import LocalLoad
 from oinetd.upstream.loops import Loops
-
-if TYPE_CHECKING:
-    from oinetd.observe.metrics import Collector, Measured
 
 __all__ = ["BoundAddress", "Forwarder"]
 
@@ -52,7 +45,7 @@ DRAIN_LOOK_S = 0.02
 """Time between two looks at who is left while draining."""
 
 
-class Forwarder:
+class Forwarder(Inspection):
     """Forwards as `config` says, from `start` (or `async with`) to `stop`.
 
     `admit` is awaited with the `SessionRecord` of each client that access rules and limits let pass, before its
@@ -269,25 +262,6 @@ class Forwarder:
         """Whether `start` was called."""
         return self._stopped is not None
 
-    # What there is to know
-
-    @property
-    def addresses(self) -> tuple[BoundAddress, ...]:
-        """Where it listens, with the ports that the kernel chose for port 0."""
-        bound = []
-        for listener in self._listeners.values():
-            address = bound_address(listener.sock)
-            bound.append(BoundAddress(listener.service.route, address.host, address.port))
-        return tuple(bound)
-
-    def sessions(self) -> list[SessionRecord]:
-        """The live sessions, oldest first, with their counts of this moment and `ending` None."""
-        return self._lanes.sessions() if self._stopped is not None else []
-
-    def session_batches(self, size: int = 256) -> Iterator[list[SessionRecord]]:
-        """As `sessions`, in no order and in lists of at most `size`: other work of the loop can be done in between."""
-        return self._lanes.session_batches(size) if self._stopped is not None else iter(())
-
     def kill(self, session_id: int, *, known: bool = False) -> bool:
         """End one session; both its peers see a reset. False where there is no such session.
 
@@ -312,39 +286,6 @@ class Forwarder:
     def _report_each_session(self) -> None:
         if self._stopped is not None and not self._stopped.is_set():
             self._lanes.report_each_session(bool(self.config.log.file or self._hooks))
-
-    def rules(self) -> list[RuleState]:
-        """How each rule is served, where it listens, what it has moved."""
-        served = [(each.service.route.rule, each.sock) for each in self._listeners.values()]
-        return rule_states(self.stats(), self._reload.lanes_of if self._stopped is not None else {}, served)
-
-    def stats(self) -> Stats:
-        """The counters since the start."""
-        if self._stopped is None:
-            return self._registry.stats()
-        return self._limits.completed(self._registry.stats(self._lanes.totals()))
-
-    def collector(self) -> Collector:
-        """Its metrics for a registry of prometheus-client. Collect on the thread of the forwarder's loop."""
-        from oinetd.observe.metrics import Collector  # few programs want metrics, and this takes 50 ms
-
-        return Collector(self._measured)
-
-    def _measured(self) -> Measured:
-        from oinetd.observe.metrics import Measured
-
-        times = self._lanes.histograms() if self._stopped is not None else {}
-        return Measured(self.stats(), self.rules(), times, self.destinations())
-
-    def destinations(self) -> list[DestinationState]:
-        """The names that destinations and source addresses have, each once, and what they resolve to."""
-        known = self._reload.destinations if self._stopped is not None else None
-        return known.states() if known is not None else []
-
-    def upstreams(self) -> tuple[UpstreamStatus, ...]:
-        """The groups of servers in force, with the state of each server."""
-        groups = self._reload.groups if self._stopped is not None else None
-        return groups.statuses() if groups is not None else ()
 
     def set_server(self, group: str, server: str, *, state: str | None = None, weight: int | None = None) -> None:
         """Change a server until the process ends, also over reloads: `state` is `ready`, `drain` or `maint`, and

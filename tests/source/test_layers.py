@@ -27,6 +27,7 @@ FLOORS = (
     "lanes.python lanes.native",
     "lanes",
     "reload",
+    "inspection",
     "forwarder",
     "blocking",
     "",  # the package itself: the public names

@@ -57,6 +57,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("kernel_peak_bytes", "kernel memory", "MiB", 1, _MIB, help="peak of what the kernel holds for it"),
     ),
     "latency": (
+        Column("offered_per_s", "offered", "/s", 0, better="higher", help="requests that fell due"),
         Column("per_second", "round trips", "/s", 0, better="higher", main=True),
         Column("cpu_us", "CPU", "µs each", 1, main=True, help="the forwarder's own processor time"),
         Column("total_cpu_us", "with ends", "µs each", 1, help="client and server included"),

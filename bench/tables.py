@@ -64,7 +64,7 @@ def ambience(result: Result) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for sample in result.samples:
         for text in sample.ambient:
-            kinds.setdefault(text.partition(":")[0], []).append(text)
+            kinds.setdefault(" ".join(text.split()[:2]), []).append(text)
     measured = sum(not sample.warm_up for sample in result.samples)
     return [f"{len(texts)} of {measured} samples: {max(texts)}" for texts in kinds.values()]
 

@@ -9,8 +9,9 @@ from bench.columns import BRACKETS, COLUMNS, Column, cell, plain
 from bench.errors import BenchError
 from bench.experiments.micro import INTERCEPT, SLOPE, lines_of_cost
 from bench.machine import summary_line
+from bench.report.charts import all_plots
 from bench.report.page import ORDER, TITLES, when
-from bench.report.plots import Plot, plots_of
+from bench.report.plots import Plot
 from bench.results import Result, SubjectInfo
 
 __all__ = ["BEGIN", "END", "performance_section", "readme_figures", "write_pages"]
@@ -46,7 +47,7 @@ def write_pages(results: Mapping[str, Result], root: Path, *, check: bool = Fals
     Raises `BenchError` if a page or a marker is missing.
     """
     docs = root / "docs"
-    shown = {plot.name: plot for result in results.values() for plot in plots_of(result) if plot.name in PLOTS}
+    shown = {plot.name: plot for result in results.values() for plot in all_plots(result) if plot.name in PLOTS}
     pages = {
         root / "README.md": readme_figures(results),
         docs / "performance.md": performance_section(results, shown),

@@ -6,12 +6,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.columns import Column, cell, columns_of
+from bench.columns import BRACKETS, Column, cell, columns_of
 from bench.experiments.micro import INTERCEPT, SLOPE, lines_of_cost
 from bench.machine import summary_line
-from bench.report.plots import Plot, plots_of
+from bench.report.charts import all_plots, headline
+from bench.report.plots import Plot
 from bench.results import Result
+from bench.tables import ambience, faults
 
 __all__ = ["ORDER", "TITLES", "render_page", "write_page"]
 
@@ -26,9 +29,11 @@ TITLES = {
     "micro": "What one exchange costs",
 }
 _INTRODUCTIONS = {
-    "throughput": "iperf3 between two namespaces, through each forwarder in a third one. CPU is the forwarder's own "
-    "processor time for 10⁹ bytes: the figure to compare. On few cores, client and server take the processor from the "
-    "forwarder, and the throughput shows what they leave.",
+    "throughput": "Streams between two namespaces, through each forwarder in a third one; the end that gets them "
+    "checks every byte. CPU is the forwarder's own processor time for 10⁹ bytes: the figure to compare. On few cores, "
+    "client and server take the processor from the forwarder, and the throughput shows what they leave. The kernel "
+    "does much of the work of receiving in soft interrupts, and charges it to what ran on that core just then: so CPU holds "
+    "some work of others, and others hold some of the forwarder's.",
     "latency": "Requests and answers of equal size, on one connection and on many, with every connection waiting for "
     "its answer before it asks again. Percentiles are of all round trips.",
     "rate": "Each connection is opened, carries 64 bytes each way and is closed. Idle connections have carried one "
@@ -52,8 +57,8 @@ _INTRODUCTIONS = {
 class _Table:
     title: str
     columns: list[Column]
-    rows: list[tuple[str, str, str, list[str]]]
-    """Name, family, mark, cells."""
+    rows: list[tuple[str, str, str, list[tuple[str, str]]]]
+    """Name, family, mark, and cells with the ratio to the best peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,20 @@ class _Section:
     tables: list[_Table]
     plots: list[Plot]
     notes: list[str]
+    faults: list[str]
+    ambience: list[str]
+    profiles: list[_Profile]
+    configurations: list[tuple[str, str]]
     result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """A table from a run apart."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
 
 
 def render_page(results: Mapping[str, Result]) -> str:
@@ -77,9 +95,9 @@ def render_page(results: Mapping[str, Result]) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     sections = [_section(results[name]) for name in ORDER if name in results]
-    latest = max((section.result for section in sections), key=lambda result: result.started)
+    machines = dict.fromkeys(summary_line(section.result.machine) for section in sections)
     return environment.get_template("page.html.j2").render(
-        sections=sections, machine=latest.machine, topology=latest.topology, headline=summary_line(latest.machine)
+        sections=sections, machines=list(machines), headline=headline(results), brackets=BRACKETS
     )
 
 
@@ -114,10 +132,70 @@ def _section(result: Result) -> _Section:
         introduction=_INTRODUCTIONS[result.experiment],
         facts=f"{when(result)}; {result.precision}; commit {result.machine['commit']}; {summary_line(result.machine)}",
         tables=tables,
-        plots=plots_of(result),
+        plots=all_plots(result),
         notes=notes,
+        faults=faults(result),
+        ambience=ambience(result),
+        profiles=_profiles(result),
+        configurations=[(each.name, each.configuration) for each in result.subjects if each.configuration],
         result=result,
     )
+
+
+def _ratio(result: Result, name: str, case: str, column: Column) -> str:
+    """How a figure stands to that of the best peer in its column; empty where there is none."""
+    figure = result.figure(name, case, column.key)
+    peers = [
+        other.median
+        for subject in result.measured()
+        if subject.family == "peer" and (other := result.figure(subject.name, case, column.key)) is not None
+    ]
+    if figure is None or not peers:
+        return ""
+    best = min(peers) if column.better == "lower" else max(peers)
+    return f"×{figure.median / best:.2f}" if best > 0 and figure.median > 0 else ""
+
+
+def _profiles(result: Result) -> list[_Profile]:
+    """Counters, system calls, netperf: what runs apart have shown."""
+    found = []
+    if perf := result.profiles.get("perf"):
+        names = list(dict.fromkeys(name for each in perf.values() for name in each["counts"]))
+        rows = [[subject, *(_count(each, name) for name in names)] for subject, each in perf.items()]
+        found.append(_Profile("Counters for each GB (perf stat, a run apart)", ["subject", *names], rows))
+    for subject, each in result.profiles.get("strace", {}).items():
+        rows = [
+            [row["name"], f"{row['calls']:,}", f"{row['calls'] / each['gigabytes']:,.0f}", f"{row['errors']:,}"]
+            for row in each["calls"][:12]
+        ]
+        head = ["call", "calls", "for each GB", "errors"]
+        found.append(_Profile(f"System calls of {subject} (strace, a run apart)", head, rows))
+    if netperf := result.profiles.get("netperf"):
+        rows = [
+            [subject, test, *(f"{values[key]:,.1f}" for key in ("per_second", "p50_us", "p90_us", "p99_us"))]
+            for subject, tests in netperf.items()
+            for test, values in tests.items()
+        ]
+        found.append(_Profile("netperf (a run apart)", ["subject", "test", "/s", "p50 µs", "p90 µs", "p99 µs"], rows))
+    if flames := result.profiles.get("flamegraph"):
+        rows = [
+            [subject, each["file"], str(each["samples"]), _share(each.get("softirq"))]
+            for subject, each in flames.items()
+        ]
+        head = ["subject", "flame graph, beside the results", "samples", "of them in soft interrupts"]
+        found.append(_Profile("Where processor time goes (perf record, a run apart)", head, rows))
+    return found
+
+
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.0f} %"
+
+
+def _count(figures: dict[str, Any], name: str) -> str:
+    value = figures["counts"].get(name)
+    if value is None:
+        return "n/a"
+    return f"{value:.3f}" if name in ("IPC", "branch-miss ratio") else f"{value / figures['gigabytes']:,.0f}"
 
 
 def _table(result: Result, case: str) -> _Table:
@@ -126,5 +204,7 @@ def _table(result: Result, case: str) -> _Table:
     for subject in result.measured():
         cells = [cell(result.figure(subject.name, case, column.key), column) for column in columns]
         if set(cells) != {"n/a"}:
-            rows.append((subject.name, subject.family, subject.mark, cells))
+            ratios = [_ratio(result, subject.name, case, column) for column in columns]
+            mark = subject.mark + ("✗" if result.invalid(subject.name, case) else "")
+            rows.append((subject.name, subject.family, mark, list(zip(cells, ratios, strict=True))))
     return _Table(case, columns, rows)

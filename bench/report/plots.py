@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Plot", "colour_of", "plots_of"]
+__all__ = ["Plot", "by_cost", "colour_of", "headed", "plots_of"]
+
+NOISE_BYTES = 0.1 * 1024
 
 _INK = "#010203"
 """Stands for `currentColor` while matplotlib draws; no other part has it."""
@@ -30,6 +32,9 @@ _COLOURS = {
     "native-copy": "#5b6ee1",
     "python": "#29a36a",
     "python-asyncio": "#7fb3e6",
+    "native-group16": "#4aa3df",
+    "oinetd-native": "#2f81d6",
+    "oinetd-python": "#29a36a",
     "haproxy": "#d9822b",
     "haproxy-splice": "#c9a227",
     "nginx": "#c75c3a",
@@ -44,6 +49,7 @@ _COLOURS = {
 }
 """Cold ones are oinetd's, warm ones are peers', purple the references'; the same for a mode in every plot."""
 _OTHER = "#cf5f8a"
+_MICRO_TICKS_NS = (2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6)
 _FONT_SIZE = 10.0
 
 
@@ -69,7 +75,7 @@ def plots_of(result: Result) -> list[Plot]:
         "connections": _connections,
         "micro": _micro,
     }
-    maker = makers.get(result.experiment)  # of datagrams there are tables only
+    maker = makers.get(result.experiment)
     return maker(result) if maker and result.measured() else []
 
 
@@ -132,7 +138,26 @@ def _bars(
     axes.set_xlim(left=0)
     axes.locator_params(axis="x", nbins=4)
     axes.xaxis.set_major_formatter(lambda value, _: _spaced(value, 0 if value >= 10 or value == int(value) else 2))
-    axes.set_title(f"{column.title}, {column.unit}", color=_INK, fontsize=_FONT_SIZE + 1, loc="left")
+    axes.set_title(headed(column), color=_INK, fontsize=_FONT_SIZE + 1, loc="left")
+
+
+def headed(column: Column) -> str:
+    """What a panel shows, and which way is better."""
+    return f"{column.title}, {column.unit} ({column.better} is better)"
+
+
+def by_cost(result: Result, subjects: Sequence[SubjectInfo], case: str, key: str) -> list[SubjectInfo]:
+    """The best first; before them those without a figure, which are the floor."""
+    column = _column(result, key)
+    figures = {subject.name: result.figure(subject.name, case, key) for subject in subjects}
+
+    def place(subject: SubjectInfo) -> float:
+        figure = figures[subject.name]
+        if figure is None:
+            return float("-inf")
+        return figure.median if column.better == "lower" else -figure.median
+
+    return sorted(subjects, key=place)
 
 
 def _rows_of(axes: Axes, count: int) -> None:
@@ -156,7 +181,7 @@ def _plain_sizes(result: Result) -> list[SubjectInfo]:
 
 
 def _bar_plot(result: Result, name: str, title: str, case: str, keys: Sequence[str]) -> Plot:
-    subjects = _plain_sizes(result)
+    subjects = by_cost(result, _plain_sizes(result), case, next((key for key in keys if "cpu" in key), keys[0]))
     figure, axes = _figure(10, 0.7 + 0.34 * len(subjects), len(keys))
     for index, key in enumerate(keys):
         _bars(axes[index], result, subjects, case, _column(result, key), names=index == 0)
@@ -242,6 +267,8 @@ def _latency(result: Result) -> list[Plot]:
                 panel.plot([value], [place], "o", color=colour, markersize=size)
         panel.set_yticks(range(len(subjects)), [each.name + each.mark for each in subjects] if index == 0 else [])
         panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace(",", "\u202f"))
+        panel.xaxis.set_minor_formatter(lambda _value, _: "")
         _rows_of(panel, len(subjects))
         panel.set_title(f"{case}: p50 ● p90 • p99 · p99.9, µs", color=_INK, fontsize=_FONT_SIZE + 1, loc="left")
         panel.tick_params(which="minor", colors=_INK, labelsize=_FONT_SIZE - 3)
@@ -264,7 +291,8 @@ def _rate(result: Result) -> list[Plot]:
 
 def _memory(result: Result, case: str) -> Plot:
     """Bytes of an idle connection: the process and, on top of it, the kernel."""
-    subjects = [subject for subject in _plain_sizes(result) if result.values(subject.name, case, "private_bytes_each")]
+    measured = [subject for subject in _plain_sizes(result) if result.values(subject.name, case, "private_bytes_each")]
+    subjects = by_cost(result, measured, case, "private_bytes_each")
     figure, (axes,) = _figure(10, 0.9 + 0.34 * len(subjects))
     for place, subject in enumerate(subjects):
         start = 0.0
@@ -273,13 +301,15 @@ def _memory(result: Result, case: str) -> Plot:
             width = max(0.0, summary.median / 1024) if summary else 0.0
             axes.barh(place, width, left=start, height=0.68, color=colour_of(subject), alpha=alpha)
             start += width
-        _label(axes, start, place, f"{start:.1f}")
+        own = result.figure(subject.name, case, "private_bytes_each")
+        below = own is not None and own.median < NOISE_BYTES
+        _label(axes, start, place, f"{start:.1f}{' (process below 0.1)' if below else ''}")
     axes.set_yticks(range(len(subjects)), [each.name + each.mark for each in subjects])
     _rows_of(axes, len(subjects))
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
     axes.set_title(
-        f"{case} connections: KiB each, process (full) and kernel (pale)",
+        f"{case} connections: KiB each, process (full) and kernel (pale); lower is better",
         color=_INK,
         fontsize=_FONT_SIZE + 1,
         loc="left",
@@ -305,8 +335,13 @@ def _micro(result: Result) -> list[Plot]:
     ticks = [size for size in sorted(set(sizes.values())) if size in (1, 16, 256, 4096, 65536, 1 << 20)]
     names = {1.0: "1 B", 16.0: "16 B", 256.0: "256 B", 4096.0: "4 KiB", 65536.0: "64 KiB", float(1 << 20): "1 MiB"}
     axes.set_xticks(ticks, [names[tick] for tick in ticks])
-    axes.tick_params(which="minor", colors=_INK, labelsize=_FONT_SIZE - 3)
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in _MICRO_TICKS_NS if low <= tick <= high])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}")
     axes.set_xlabel("payload", color=_INK)
-    axes.set_title("CPU, ns of the forwarder for one exchange", color=_INK, fontsize=_FONT_SIZE + 1, loc="left")
+    axes.set_title(
+        "CPU, µs of the forwarder for one exchange (lower is better)", color=_INK, fontsize=_FONT_SIZE + 1, loc="left"
+    )
     _legend(axes)
     return [Plot("micro", "What an exchange costs", _svg(figure, "micro"))]

@@ -1,0 +1,165 @@
+"""The headline of the page, and the plots of distributions, datagrams and failover."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bench.histogram import lower_bound
+from bench.report import plots
+from bench.report.plots import Plot, colour_of
+from bench.results import Result, SubjectInfo
+
+__all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "udp_plots"]
+
+_INK = plots._INK
+_SIZE = plots._FONT_SIZE
+_HEADLINE_CASE = "P8"
+
+
+def all_plots(result: Result) -> list[Plot]:
+    """Every plot of one experiment."""
+    makers = {"latency": latency_curves, "udp": udp_plots, "failover": failover_plots}
+    maker = makers.get(result.experiment)
+    return plots.plots_of(result) + (maker(result) if maker and result.measured() else [])
+
+
+def headline(results: Mapping[str, Result]) -> Plot | None:
+    """Processor time of a GB against Gbit/s: down and to the right is better."""
+    result = results.get("throughput")
+    if result is None:
+        return None
+    case = _HEADLINE_CASE if _HEADLINE_CASE in result.cases() else result.cases()[0]
+    figure, (axes,) = plots._figure(10, 4.6)
+    shown = []
+    for subject in result.measured():
+        rate, cost = (result.figure(subject.name, case, key) for key in ("gbit_s", "cpu_s_per_gb"))
+        if rate is None or cost is None:
+            continue
+        colour = colour_of(subject)
+        axes.plot([rate.low, rate.high], [cost.median] * 2, color=colour, alpha=0.45, linewidth=1.5)
+        axes.plot([rate.median] * 2, [cost.low, cost.high], color=colour, alpha=0.45, linewidth=1.5)
+        axes.plot([rate.median], [cost.median], "o", color=colour, markersize=9)
+        shown.append((rate.median, cost.median, subject.name + subject.mark))
+    if not shown:
+        return None
+    for x, y, name in _apart(shown):
+        axes.annotate(name, (x, y), xytext=(8, 6), textcoords="offset points", color=_INK, fontsize=_SIZE)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.15)
+    axes.set_xlabel("Gbit/s, eight streams (right is better)" if case == "P8" else f"Gbit/s, {case}", color=_INK)
+    axes.set_ylabel("CPU s of the forwarder for 10⁹ bytes (down is better)", color=_INK)
+    return Plot("headline", "What a gigabyte costs, and how fast it goes", plots._svg(figure, "headline"))
+
+
+def _apart(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Names of points that lie on one spot are written as one."""
+    merged: list[tuple[float, float, str]] = []
+    reach_x = max(x for x, _, _ in points) * 0.05
+    reach_y = max(y for _, y, _ in points) * 0.03
+    for x, y, name in sorted(points):
+        for index, (other_x, other_y, names) in enumerate(merged):
+            if abs(x - other_x) < reach_x and abs(y - other_y) < reach_y:
+                merged[index] = (other_x, other_y, f"{names}, {name}")
+                break
+        else:
+            merged.append((x, y, name))
+    return merged
+
+
+def latency_curves(result: Result) -> list[Plot]:
+    """How many requests took longer than a time, of all rounds; and, of an open loop, p99 over the offered rate."""
+    found = []
+    closed = [case for case in result.cases() if case.startswith("64B") and "offered" not in case]
+    if closed:
+        found.append(_tails(result, closed))
+    offered = [case for case in result.cases() if "offered" in case]
+    if len(offered) > 1:
+        found.append(_load_curve(result, offered))
+    elif offered:
+        found.append(_tails(result, offered))
+    return [plot for plot in found if plot is not None]
+
+
+def _tails(result: Result, cases: Sequence[str]) -> Plot | None:
+    figure, panels = plots._figure(10, 3.8, len(cases))
+    drawn = False
+    for panel, case in zip(panels, cases, strict=True):
+        for subject in _plain(result):
+            points = _tail(result, subject.name, case)
+            if points:
+                drawn = True
+                xs, ys = zip(*points, strict=True)
+                panel.plot(xs, ys, drawstyle="steps-post", color=colour_of(subject), label=subject.name, linewidth=1.4)
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_ylim(1e-4, 1)
+        panel.set_yticks([0.5, 0.1, 0.01, 0.001, 0.0001], ["p50", "p90", "p99", "p99.9", "p99.99"])
+        panel.minorticks_off()
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace(",", "\u202f"))
+        panel.set_title(f"{case}: µs (left is better)", color=_INK, fontsize=_SIZE + 1, loc="left")
+    plots._legend(panels[-1])
+    return (
+        Plot("latency-curves", "Percentiles of all round trips", plots._svg(figure, "latency-curves"))
+        if drawn
+        else None
+    )
+
+
+def _tail(result: Result, subject: str, case: str) -> list[tuple[float, float]]:
+    """`(µs, share of round trips that took longer)` from the histograms of all rounds."""
+    counts: dict[int, int] = {}
+    for sample in result.samples:
+        if (sample.subject, sample.case) == (subject, case) and not sample.error:
+            for bucket, count in sample.detail.get("histogram", []):
+                counts[bucket] = counts.get(bucket, 0) + count
+    left = total = sum(counts.values())
+    points = []
+    for bucket in sorted(counts):
+        points.append((lower_bound(bucket) / 1000, left / total))
+        left -= counts[bucket]
+    return points
+
+
+def _load_curve(result: Result, cases: Sequence[str]) -> Plot:
+    figure, (axes,) = plots._figure(10, 3.8)
+    for subject in _plain(result):
+        rates, values = [], []
+        for case in cases:
+            rate, latency = (result.figure(subject.name, case, key) for key in ("offered_per_s", "p99_us"))
+            if rate is not None and latency is not None:
+                rates.append(rate.median)
+                values.append(latency.median)
+        axes.plot(rates, values, "o-", color=colour_of(subject), label=subject.name, markersize=4)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace(",", "\u202f"))
+    axes.set_xlabel("requests offered a second", color=_INK)
+    axes.set_title(
+        "p99 from the time that a request was due, µs (lower is better)", color=_INK, loc="left", fontsize=11
+    )
+    plots._legend(axes)
+    return Plot("latency-load", "Latency against load", plots._svg(figure, "latency-load"))
+
+
+def udp_plots(result: Result) -> list[Plot]:
+    """How many datagrams a second, and what a million costs."""
+    return [
+        plots._bar_plot(
+            result, f"udp-{plots._slug(case)}", f"Datagrams, {case}", case, ("datagrams_per_s", "cpu_s_per_million")
+        )
+        for case in result.cases()
+        if "32 under way" in case
+    ]
+
+
+def failover_plots(result: Result) -> list[Plot]:
+    """Errors that clients saw while a server failed, and p99.9: each fault a row of bars."""
+    found = []
+    for case in result.cases():
+        keys = ("during_errors", "during_p99.9_us")
+        found.append(plots._bar_plot(result, f"failover-{plots._slug(case)}", f"One of four, {case}", case, keys))
+    return found
+
+
+def _plain(result: Result) -> list[SubjectInfo]:
+    return [subject for subject in result.measured() if "@" not in subject.name]

@@ -49,8 +49,8 @@ class _Pair:
             "--up", str(size), "--down", str(size), "--seconds", str(self.seconds), "--warm-up", "0.05",
         )  # fmt: skip
         with self.stand.client(command) as program:
-            for _ in ("up", "go", "over"):
-                program.read_line()
+            program.begun()
+            program.read_line()
             figures = json.loads(program.read_rest())
         return float(figures["operations"] / figures["elapsed_s"])
 

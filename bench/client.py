@@ -1,8 +1,9 @@
 """The bench's own client as a process: `python -m bench.client exchange|upload|download|short|idle HOST PORT …`.
 
-It writes `up` when its connections stand, `go` when the warm-up is over, `over` when the load has come to its end, and
-then one line of JSON: what it counted, and what went wrong with each connection. Latencies come as the histogram of
-`bench.histogram`, complete and not sampled. The key of the run is in the environment (`bench.key`).
+It writes `up` when its connections stand, and waits for a line on its standard input. It writes `go` when the warm-up
+is over, `over` when the load has come to its end, and then one line of JSON: what it counted, and what went wrong with
+each connection. Latencies come as the histogram of `bench.histogram`, complete and not sampled. The key of the run is
+in the environment (`bench.key`).
 """
 
 from __future__ import annotations
@@ -44,6 +45,12 @@ def socket_address(host: str, port: int) -> bytes:
 
 def say(word: str) -> None:
     print(word, flush=True)
+
+
+def stand_by() -> None:
+    """Say `up`, and wait for a line on standard input, or its end: the bench looks at the connections meanwhile."""
+    say("up")
+    sys.stdin.readline()
 
 
 def merged(histograms: Sequence[list[tuple[int, int]]]) -> list[tuple[int, int]]:
@@ -138,10 +145,10 @@ class Connections:
 
 def run_threads(count: int, warm_up_s: float, work: Callable[[int, int], dict[str, Any]]) -> list[dict[str, Any]]:
     """`work(index, begin_ns)` in `count` threads that begin at one time; says `up`, `go` and `over`."""
+    stand_by()
     begin_ns = time.monotonic_ns() + round(_START_S * 1e9)
     with ThreadPoolExecutor(max(1, count)) as threads:
         running = [threads.submit(work, index, begin_ns) for index in range(count)]
-        say("up")
         time.sleep(max(0.0, begin_ns / 1e9 + warm_up_s - time.monotonic()))
         say("go")
         results = [each.result() for each in running]
@@ -244,8 +251,9 @@ def short(options: argparse.Namespace) -> dict[str, Any]:
 def idle(options: argparse.Namespace) -> dict[str, Any]:
     """Connections that are greeted by the server and then held, until this process is ended."""
     connections = Connections.open(options, "exchange", 1, 1, each_alone=True)
-    for word in ("up", "go", "over"):
-        say(word)
+    stand_by()
+    say("go")
+    say("over")
     print(json.dumps({"connections": len(connections.fds), "faults": connections.faults}), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         while True:

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from bench.client import say
+from bench.client import say, stand_by
 from bench.extension import native
 from bench.key import run_key
 from bench.server import thread_cpu_s
@@ -97,7 +97,7 @@ def serve(options: argparse.Namespace) -> None:
 def round_trips(options: argparse.Namespace) -> None:
     with clients(options.host, options.port, options.clients) as socks:
         fds = [sock.fileno() for sock in socks]
-        say("up")
+        stand_by()
         load = new_load()
         warm = native().datagram_round_trips(run_key(), fds, options.window, options.size, load, options.warm_up)
         say("go")
@@ -114,7 +114,7 @@ def round_trips(options: argparse.Namespace) -> None:
 def offer(options: argparse.Namespace) -> None:
     with clients(options.host, options.port, options.clients) as socks:
         fds = [sock.fileno() for sock in socks]
-        say("up")
+        stand_by()
         load = new_load()
         warm = native().datagram_offer(run_key(), fds, options.size, load, options.rate, options.warm_up)
         say("go")

@@ -30,6 +30,10 @@ _VOLATILE = (
 """Settings that change by themselves, or count something."""
 
 
+_LIVE: set[int] = set()
+"""The PID namespaces that this bench has made, by inode."""
+
+
 class Isolation:
     """A PID, mount and control-group namespace; `close` ends all that is in there."""
 
@@ -46,6 +50,7 @@ class Isolation:
         (self._first,) = children_of(self._holder.process.pid)
         self._namespace = os.stat(f"/proc/{self._first}/ns/pid").st_ino
         self.place = Place(network.namespace, self._first)
+        _LIVE.add(self._namespace)
 
     def _ready(self) -> bool:
         """Whether the first process has become `sleep`: then the rest is done."""
@@ -55,6 +60,7 @@ class Isolation:
         return False
 
     def close(self) -> None:
+        _LIVE.discard(self._namespace)
         self._holder.stop(kill=True)  # the first process of a PID namespace takes no other signal
 
     @property
@@ -70,10 +76,8 @@ class Isolation:
 
     def _inside(self) -> Iterator[int]:
         for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                with contextlib.suppress(OSError):
-                    if os.stat(f"/proc/{entry}/ns/pid").st_ino == self._namespace:
-                        yield int(entry)
+            if entry.isdigit() and _pid_namespace(int(entry)) == self._namespace:
+                yield int(entry)
 
     def work_elsewhere(self) -> list[str]:
         """What works for the subject and is not counted as its own; empty where all is as it should be."""
@@ -87,8 +91,12 @@ class Isolation:
                 if (name := _name(pid)) and not _ended(pid)
             ]
         sockets = self._sockets()
+        # A second instance of a subject, for memory or allocations, has the network of the first.
+        instances = _LIVE - {self._namespace}
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-            if pid not in inside and pid != os.getpid() and _holds(pid, sockets):
+            if pid in inside or pid == os.getpid() or _pid_namespace(pid) in instances:
+                continue
+            if _holds(pid, sockets):
                 found.append(
                     f"work outside the subject's processes: {_name(pid)} (process {pid}), which it did not start, "
                     "holds its connections"
@@ -103,6 +111,12 @@ class Isolation:
                 for line in Path(f"/proc/{self._first}/net/{table}").read_text().splitlines()[1:]:
                     found.add(f"socket:[{line.split()[9]}]")
         return found
+
+
+def _pid_namespace(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    return 0
 
 
 def _holds(pid: int, sockets: set[str]) -> bool:

@@ -35,6 +35,10 @@ class Load:
     invalid: list[str]
     ambient: list[str]
 
+    @property
+    def busy(self) -> bool:
+        return any(text.startswith("busy") for text in self.ambient)
+
     def sample(self, case: str, values: dict[str, float | None], **detail: Any) -> Sample:
         """A sample of this load, with what is wrong with it and what the machine did."""
         return Sample(
@@ -80,14 +84,14 @@ def exchange_load(
     )  # fmt: skip
     if not rate:
         load.invalid += stream_fault(load.figures["streams"])
-        load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], warm_up, seconds)
+        load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], warm_up, seconds, busy=load.busy)
     return load
 
 
 def short_load(stand: Stand, running: Running, far: FarEnd, *, connections: int, seconds: float) -> Load:
     """Connections that are opened, ask once and are closed; `connections` at a time."""
     load = _run(stand, running, far, "short", short_faults, seconds, connections=connections)
-    load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], WARM_UP_S, seconds)
+    load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], WARM_UP_S, seconds, busy=load.busy)
     return load
 
 
@@ -108,5 +112,5 @@ def bulk_load(
     load.invalid += idle_work_fault(load.spent.cpu_s, moved / _GIGA)
     if not blocks:
         load.invalid += stream_fault(load.figures["streams"])
-        load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], WARM_UP_S, seconds)
+        load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], WARM_UP_S, seconds, busy=load.busy)
     return load

@@ -83,7 +83,7 @@ def run_client(
         program.read_line()
         # While the connections stand, and before anything is timed.
         elsewhere = running.work_elsewhere()
-        program.read_line()
+        program.ask()
         with metered(stand, running) as spent:
             program.read_line()
         figures = json.loads(program.read_rest())

@@ -191,6 +191,11 @@ class Program:
             pass  # `read_line` says why
         return self.read_line()
 
+    def begun(self) -> None:
+        """Take a client of the bench from `up` to `go`."""
+        self.read_line()
+        self.ask()
+
     def read_line(self) -> str:
         """The next line of a piped program. Raises `BenchError` if it has ended instead."""
         assert self.process.stdout is not None

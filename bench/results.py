@@ -113,7 +113,10 @@ class Result:
         return ", ".join(words)
 
     def cases(self) -> list[str]:
-        return list(dict.fromkeys(sample.case for sample in self.samples if not sample.warm_up))
+        """Those that something was measured in; of a subject that did not start there is none."""
+        return list(
+            dict.fromkeys(each.case for each in self.samples if not each.warm_up and (each.values or not each.error))
+        )
 
     def status(self) -> int:
         """The exit status of a run: 1 if it was interrupted, nothing was measured, or a sample is invalid or failed."""

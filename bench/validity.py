@@ -10,7 +10,7 @@ __all__ = ["bulk_faults", "drift_fault", "exchange_faults", "idle_work_fault", "
 
 STREAM_SHARE = 0.1
 """A stream that moves less than this share of the mean is as good as not forwarded."""
-DRIFT = 2.0
+DRIFT, BUSY_DRIFT = 2.0, 6.0
 _DRIFT_SLICES = 4
 """The fewest slices of the warm-up that say something of its rate."""
 BULK_LEAST_S_PER_GB = 0.01
@@ -110,11 +110,14 @@ def stream_fault(amounts: Sequence[float]) -> list[str]:
     return [f"{len(starved)} of {len(amounts)} streams got less than a tenth of the mean"]
 
 
-def drift_fault(slices: Sequence[float], slice_s: float, warm_up_s: float, seconds: float) -> list[str]:
+def drift_fault(
+    slices: Sequence[float], slice_s: float, warm_up_s: float, seconds: float, *, busy: bool = False
+) -> list[str]:
     """Whether the rate in the warm-up is another than at the end, by more than a factor of two.
 
     `slices` are amounts in equal parts of warm-up and timed load together. The first quarter of the warm-up is left
-    out, and what is compared is the best of one side with the middle of the other, so that a busy machine is no fault.
+    out, and what is compared is the best of one side with the middle of the other. On a `busy` machine only a much
+    larger difference is taken for the subject's own.
     """
     if not slice_s or not warm_up_s:
         return []
@@ -123,10 +126,11 @@ def drift_fault(slices: Sequence[float], slice_s: float, warm_up_s: float, secon
     end = list(slices[(int(warm_up_s / slice_s) + whole) // 2 : whole])
     if len(warm) < _DRIFT_SLICES or len(end) < _DRIFT_SLICES:
         return []
-    if DRIFT * max(warm) < statistics.median(end):
+    factor = BUSY_DRIFT if busy else DRIFT
+    if factor * max(warm) < statistics.median(end):
         ratio = statistics.median(end) / max(max(warm), 1e-9)
         return [f"drift: at the end {min(ratio, 999):.0f} times as fast as in the warm-up"]
-    if DRIFT * max(end) < statistics.median(warm):
+    if factor * max(end) < statistics.median(warm):
         ratio = statistics.median(warm) / max(max(end), 1e-9)
         return [f"drift: in the warm-up {min(ratio, 999):.0f} times as fast as at the end"]
     return []

@@ -110,8 +110,7 @@ class Micro(Experiment):
         with stand.subject(subject, *ports) as running:
             command = client_command(running, "exchange", up=_ASKED_BYTES, down=_PROFILED_SIZE, seconds=_PROFILED_S + 1)
             with stand.client(command) as program:
-                for _ in ("up", "go"):
-                    program.read_line()
+                program.begun()
                 self._stacks[subject.name] = sample_stacks(running, _PROFILED_S, stand.directory)
         period_ns = round(1e9 / SAMPLES_PER_S)
         self.options.extra["profile"].write_bytes(encode(self._stacks, period_ns, time.time_ns()))
@@ -125,8 +124,7 @@ class Micro(Experiment):
                 counted, "exchange", up=_ASKED_BYTES, down=size, seconds=_COUNTED_S, warm_up=_WARM_UP_S
             )
             with stand.client(command) as program:
-                for _ in ("up", "go"):
-                    program.read_line()
+                program.begun()
                 calls, allocated = counter.read()
                 program.read_line()
                 calls_after, allocated_after = counter.read()

@@ -31,7 +31,7 @@ _OPENING_PER_S = 2000
 class Rate(Experiment):
     name = "rate"
     subjects = ("floor", "oinetd", "native-group16", "peer", "reference")
-    quick_subjects = ("direct", "native-auto", "python", "haproxy", "rinetd")
+    quick_subjects = ("direct", "native-auto", "python", "haproxy", "nginx")
     rounds, quick_rounds = 6, 2
     seconds, quick_seconds = 3.0, 1.0
     warm_up_s = 0.0
@@ -71,8 +71,8 @@ class Rate(Experiment):
         with stand.subject(running.subject, self._far.port) as fresh:
             before = fresh.account.memory()
             with stand.client(client_command(fresh, "idle", connections=wanted)) as program:
-                for _ in ("up", "go", "over"):
-                    program.read_line()
+                program.begun()
+                program.read_line()
                 figures = json.loads(program.read_line())
                 held = figures["connections"]
                 if held < wanted:

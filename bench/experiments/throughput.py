@@ -111,8 +111,7 @@ class Throughput(Experiment):
                         threads=stand.cores.loads,
                     )  # fmt: skip
                     with stand.client(command) as load:
-                        for _ in ("up", "go"):
-                            load.read_line()
+                        load.begun()
                         shown = self._look(option, stand, running)
                         load.read_line()
                         figures = json.loads(load.read_rest())

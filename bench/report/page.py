@@ -32,8 +32,8 @@ _INTRODUCTIONS = {
     "throughput": "Streams between two namespaces, through each forwarder in a third one; the end that gets them "
     "checks every byte. CPU is the forwarder's own processor time for 10⁹ bytes: the figure to compare. On few cores, "
     "client and server take the processor from the forwarder, and the throughput shows what they leave. The kernel "
-    "does much of the work of receiving in soft interrupts, and charges it to what ran on that core just then: so CPU holds "
-    "some work of others, and others hold some of the forwarder's.",
+    "does much of the work of receiving in soft interrupts, and charges it to what ran on that core just then: so CPU "
+    "holds some work of others, and others hold some of the forwarder's.",
     "latency": "Requests and answers of equal size, on one connection and on many, with every connection waiting for "
     "its answer before it asks again. Percentiles are of all round trips.",
     "rate": "Each connection is opened, carries 64 bytes each way and is closed. Idle connections have carried one "

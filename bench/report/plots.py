@@ -143,7 +143,8 @@ def _bars(
 
 def headed(column: Column) -> str:
     """What a panel shows, and which way is better."""
-    return f"{column.title}, {column.unit} ({column.better} is better)"
+    title = f"{column.title}, {column.unit}" if column.unit else column.title
+    return f"{title} ({column.better} is better)"
 
 
 def by_cost(result: Result, subjects: Sequence[SubjectInfo], case: str, key: str) -> list[SubjectInfo]:

@@ -120,6 +120,8 @@ def test_a_rate_that_drifts_is_seen_and_noise_is_not() -> None:
     assert "as fast as at the end" in drift_fault([30.0] * 20 + timed, 0.01, 0.2, 0.8)[0]
     assert drift_fault([1.0] * 10 + [8.0] + [1.0] * 9 + timed, 0.01, 0.2, 0.8) == []
     assert drift_fault(timed, 0.01, 0.0, 0.8) == []
+    assert drift_fault([3.0] * 20 + timed, 0.01, 0.2, 0.8, busy=True) == []
+    assert drift_fault([1.0] * 20 + timed, 0.01, 0.2, 0.8, busy=True)
 
 
 def test_work_without_processor_time_is_done_elsewhere() -> None:

@@ -33,8 +33,11 @@ The figure to compare is the forwarder's own processor time per unit of work.
 
 SUBJECTS = """
 subjects: direct, nftables (together `floor`); native-auto, native-splice, native-copy, python, python-asyncio
-(`oinetd`); haproxy, haproxy-splice, nginx, rinetd, socat, redir (`peer`); ref-threads, ref-polling, ref-tasks
-(`reference`); or `all`. With several --buffers, a mode that copies is there once for each: python, python@16K, …
+(`oinetd`); native-group16 (`group`); haproxy, haproxy-splice, nginx, the same with -trixie (see `bench peers`), rinetd,
+socat, redir (`peer`); ref-threads, ref-polling, ref-tasks (`reference`); or `all`. With several --buffers, a mode that
+copies is there once for each: python, python@16K, …
+
+exit status: 1 if a sample is invalid (it is not what it says: bytes lost, work elsewhere, …), failed, or was interrupted
 """
 
 COMPARE = """
@@ -284,6 +287,10 @@ def _parser() -> argparse.ArgumentParser:
     add_lab(add("lab", lab_help, lab_text, _lab, epilog=lab_examples))
     capture_help = "whether every byte went by: a packet ring beside tcpdump, or live"
     add_capture(add("capture", capture_help, capture_text, _capture, epilog=capture_examples))
+    add("peers", "fetch HAProxy and nginx of the next Debian release", """
+        Fills a folder with debootstrap (root, network, some minutes, 300 MB in /var/cache/oinetd-bench). From then on
+        the subjects haproxy-trixie, haproxy-splice-trixie and nginx-trixie stand beside the installed ones.
+        """, _peers)  # fmt: skip
     clean = add("clean", "remove what killed runs left behind", """
         Ends processes and removes namespaces, control groups and directories of runs whose owner is dead. What a
         running bench uses is left alone.
@@ -391,6 +398,16 @@ def _capture(arguments: argparse.Namespace, console: Console) -> int:
     from bench.capture.command import run
 
     return run(arguments, console)
+
+
+def _peers(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.subjects.trixie import FOLDER, make_folder, trixie_subjects
+
+    with console.status(f"debootstrap fills {FOLDER}"):
+        make_folder()
+    for subject in trixie_subjects():
+        console.print(f"{subject.name} {subject.version()}", highlight=False)
+    return 0
 
 
 def _clean(arguments: argparse.Namespace, console: Console) -> int:

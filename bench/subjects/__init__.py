@@ -10,6 +10,7 @@ from bench.subjects.oinetd import oinetd_subjects
 from bench.subjects.peers import Custom, Haproxy, Nginx, Redir, Rinetd, Socat
 from bench.subjects.references import references
 from bench.subjects.subject import Route, Setup, Subject
+from bench.subjects.trixie import trixie_subjects
 
 __all__ = ["Route", "Setup", "Subject", "all_subjects", "choose", "choose_from", "groups"]
 
@@ -26,6 +27,7 @@ def all_subjects(buffers: Sequence[int], threads: Sequence[int] = ()) -> list[Su
         Haproxy(splice=False),
         Haproxy(splice=True),
         Nginx(),
+        *trixie_subjects(),
         Rinetd(),
         Socat(),
         Redir(),

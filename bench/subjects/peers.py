@@ -80,6 +80,8 @@ class Nginx(Peer):
     name = base = program = "nginx"
     buffer_bytes = 65536
     listen_words = "backlog=4096"
+    module: str | None = None
+    """The line that loads the stream module; None: as this machine has it."""
     stream_words = "    proxy_timeout 1h;\n    tcp_nodelay on;\n    proxy_half_close on;\n"
 
     def unavailable(self, topology: Topology) -> str | None:
@@ -98,7 +100,7 @@ class Nginx(Peer):
         )
         path = setup.directory / "nginx.conf"
         path.write_text(
-            stream_module()
+            (stream_module() if self.module is None else self.module)
             + f"daemon off;\npid {setup.directory}/nginx.pid;\nerror_log stderr warn;\n"
             + ("user root;\n" if os.geteuid() == 0 else "")
             + f"worker_processes {setup.threads or 'auto'};\nworker_rlimit_nofile {descriptor_limit()};\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import socket
@@ -229,7 +230,10 @@ def test_what_is_no_socket_is_an_error(key: object) -> None:
             _bench.DatagramServer(key).serve(fd)
 
 
-def test_a_client_says_where_it_is_and_then_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_client_says_where_it_is_and_then_what_it_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n\n"))
     with far_end(tmp_path) as far:
         common = ["127.0.0.1", str(far.port), "--seconds", "0.05", "--warm-up", "0.01", "--clients", "2"]
         main(["round-trips", *common, "--window", "3"])

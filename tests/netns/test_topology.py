@@ -186,6 +186,11 @@ def test_programs_that_wrote_over_their_environment_are_found_by_group_and_names
             group.close()
 
 
+def clocks_were_late(result: Result, name: str) -> bool:
+    """Whether the machine was too busy for the bench to say what a load cost."""
+    return any("CPU unknown" in text for each in result.samples if each.subject == name for text in each.ambient)
+
+
 def started(run: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     def holds() -> bool:
         assert run.poll() is None, run.stdout and run.stdout.read()
@@ -218,7 +223,8 @@ def test_a_quick_run(tmp_path: Path) -> None:
         assert (subject.integrity, subject.half_close, subject.unavailable) == ("", "", "")
         assert len(result.values(subject.name, "P1", "gbit_s")) == 1
         assert [result.invalid(subject.name, case) for case in result.cases()] == [[], [], []]
-        assert len(result.values(subject.name, "P1", "cpu_s_per_gb")) == (0 if subject.family == "floor" else 1)
+        costs = result.values(subject.name, "P1", "cpu_s_per_gb")
+        assert len(costs) == (0 if subject.family == "floor" or clocks_were_late(result, subject.name) else 1)
     assert "ref-polling" in output
     assert of_runs(run.pid) == set()
 

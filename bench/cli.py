@@ -37,7 +37,7 @@ subjects: direct, nftables (together `floor`); native-auto, native-splice, nativ
 socat, redir (`peer`); ref-threads, ref-polling, ref-tasks (`reference`); or `all`. With several --buffers, a mode that
 copies is there once for each: python, python@16K, …
 
-exit status: 1 if a sample is invalid (it is not what it says: bytes lost, work elsewhere, …), failed, or was interrupted
+exit status: 1 if a sample is invalid (bytes lost, work elsewhere, …) or failed, or if the run was interrupted
 """
 
 COMPARE = """

@@ -12,12 +12,12 @@ One suite of tests (tests/engine) holds every engine and every relay mode to thi
 from __future__ import annotations
 
 import socket
-from typing import Protocol
+from typing import Final, Protocol
 
 from oinetd.core.record import RelayResult
 from oinetd.model import Settings
 
-__all__ = ["Engine", "Meter"]
+__all__ = ["CountedMeter", "Engine", "Meter"]
 
 
 class Meter:
@@ -48,6 +48,37 @@ class Meter:
         self.moved_at = 0.0
         self.result: RelayResult | None = None
         self.upstream: tuple[str, int] | None = None
+
+
+def _counted(name: str) -> property:
+    """A counter of a `CountedMeter`: what it grows by is added to the total as well."""
+    slot = Meter.__dict__[name]
+
+    def write(self: CountedMeter, count: int) -> None:
+        setattr(self.total, name, getattr(self.total, name) + count - slot.__get__(self))
+        slot.__set__(self, count)
+
+    return property(slot.__get__, write)
+
+
+class CountedMeter(Meter):
+    """A meter of a session, which keeps the `total` of a rule up to date: nobody has to look at each session for it."""
+
+    __slots__ = ("total",)
+
+    def __init__(self, total: Meter) -> None:
+        self.total = total
+        for name in COUNTERS:
+            Meter.__dict__[name].__set__(self, 0)
+        self.moved_at = 0.0
+        self.result = None
+        self.upstream = None
+
+
+COUNTERS: Final = ("bytes_up", "bytes_down", "datagrams_up", "datagrams_down", "datagrams_lost")
+
+for _name in COUNTERS:
+    setattr(CountedMeter, _name, _counted(_name))
 
 
 class Engine(Protocol):

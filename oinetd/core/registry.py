@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from oinetd.core.admission import Gate, LocalGate
-from oinetd.core.engine import Meter
+from oinetd.core.engine import CountedMeter, Meter
 from oinetd.core.histogram import HistogramCounts, SessionTimes
 from oinetd.core.preamble import InvalidPreambles
 from oinetd.core.record import Ending, SessionRecord, Totals
@@ -75,13 +75,14 @@ class RuleEntry:
     A rule is known by its `identity`: a reload that changes its destination or options goes on counting here.
     """
 
-    __slots__ = ("gate", "rule", "stats", "times")
+    __slots__ = ("gate", "moved", "rule", "stats", "times")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.stats = RuleStats()
         self.gate = LocalGate()
         self.times = SessionTimes()
+        self.moved = Meter()  # by all its sessions in the Python lane
 
 
 @dataclass(slots=True, eq=False)
@@ -96,12 +97,15 @@ class Live:
     record: SessionRecord
     rule: RuleEntry
     kill: Callable[[], object]
-    meter: Meter = field(default_factory=Meter)
+    meter: Meter = field(init=False)
     gates: tuple[Gate, ...] = ()
     source_prefix: SourcePrefix = SOURCE_PREFIX
     since: float = field(default_factory=time.monotonic)
     datagrams: bool = False
     revoke: Callable[[], object] | None = None
+
+    def __post_init__(self) -> None:
+        self.meter = CountedMeter(self.rule.moved)
 
     def snapshot(self) -> SessionRecord:
         """The record as it would read if the session ended now, but for the ending."""
@@ -233,7 +237,7 @@ class Registry:
         del self.live[live.record.id]
         live.rule.stats.live -= 1
         live.rule.times.count(live.record)
-        self._count(live.rule.stats, live.record)
+        self._count_end(live)
         if live.datagrams:
             self.forget(live)
             return
@@ -256,7 +260,7 @@ class Registry:
     def turned_away(self, live: Live) -> None:
         """A UDP client got no session, with `ending` set in the record; it had no place."""
         live.rule.stats.accepted += 1
-        self._count(live.rule.stats, live.record)
+        self._count_end(live)
 
     def native_closed(self, record: SessionRecord) -> None:
         """A session of the native lane has ended, or was refused; the gates are its own business."""
@@ -288,11 +292,9 @@ class Registry:
         """How long the sessions of this registry lasted, and their connects took, by the `identity` of rules."""
         return {identity: entry.times.now for identity, entry in self._rules.items()}
 
-    @classmethod
-    def _count(cls, stats: RuleStats, record: SessionRecord) -> None:
-        assert record.ending is not None
-        cls._count_moved(stats, record)
-        cls._count_ends(stats, record.ending, 1)
+    def _count_end(self, live: Live) -> None:
+        assert live.record.ending is not None
+        self._count_ends(live.rule.stats, live.record.ending, 1)
 
     @staticmethod
     def _count_moved(stats: RuleStats, moved: SessionRecord | Meter | Totals) -> None:
@@ -330,8 +332,8 @@ class Registry:
             rules[identity].accepted += totals.admitted
             rules[identity].live += totals.live
             self._count_moved(rules[identity], totals)
-        for live in self.live.values():
-            self._count_moved(rules[live.rule.rule.identity], live.meter)
+        for identity, entry in self._rules.items():
+            self._count_moved(rules[identity], entry.moved)
         every = rules.values()
         return Stats(
             live=sum(stats.live for stats in every),

@@ -13,6 +13,8 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 def inert(text: str) -> str:
     """`text` with everything that a terminal or a bidirectional text would act on as an escape."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 

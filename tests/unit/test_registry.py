@@ -186,7 +186,7 @@ def test_what_is_counted(registry: Registry) -> None:
     endings = [Ending.CLIENT_CLOSED, Ending.DENIED, Ending.LIMITED, Ending.NOT_ALLOWED, Ending.CONNECT_FAILED]
     for ending in endings:
         live = enter(registry, of)
-        live.record.bytes_up, live.record.bytes_down = 10, 1
+        live.meter.bytes_up, live.meter.bytes_down = 10, 1
         leave(registry, live, ending)
     live = enter(registry, of)
     live.meter.bytes_up, live.meter.bytes_down = 5, 7

@@ -90,8 +90,12 @@ class Driver:
             names = self.choice.sample(sorted(KINDS), self.choice.randint(1, 3))
             kills = not self.load.plant.name and self.choice.random() < KILL_SHARE
             killing = self._kill(round_s * self.choice.random()) if kills else None
+            sure, deaths = len(self.load.done), self.stage.kills
             await self._round(round_s, names, killing)
             if killing is None:
+                if deaths != self.stage.kills:
+                    # A client that has sent everything and read everything has ended; the server that died had not.
+                    del self.load.done[sure:]
                 await self._check()
             else:
                 await self._begin_anew()

@@ -269,12 +269,12 @@ class Forwarder(Inspection):
         """
         return self._stopped is not None and self._lanes.kill(session_id, known=known)
 
-    def watch(self, opened: Hook, closed: Hook) -> Callable[[], None]:
-        """Call `opened` and `closed` as `on_open` and `on_close`, from now on until the result is called.
+    def watch(self, opened: Hook, closed: Hook, server: ServerHook | None = None) -> Callable[[], None]:
+        """Call these as `on_open`, `on_close` and `on_server`, from now on until the result is called.
 
         As long as somebody watches, the native lane reports each session.
         """
-        stop = self._hooks.watch(opened, closed)
+        stop = self._hooks.watch(opened, closed, server)
         self._report_each_session()
 
         def unwatch() -> None:

@@ -72,7 +72,7 @@ class Inspection:
         from oinetd.observe.metrics import Measured
 
         times = self._lanes.histograms() if self._stopped is not None else {}
-        return Measured(self.stats(), self.rules(), times, self.destinations())
+        return Measured(self.stats(), self.rules(), times, self.destinations(), self.upstreams())
 
     def destinations(self) -> list[DestinationState]:
         """The names that destinations and source addresses have, each once, and what they resolve to."""

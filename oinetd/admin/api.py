@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import AsyncIterator, Hashable
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from oinetd.admin.instance import DRAINING, READY, Instance
 from oinetd.admin.message import Refusal, Request, Response, document
 from oinetd.admin.routes import Route, Routes
 from oinetd.admin.selection import FILTERS, PAGING, Selection
+from oinetd.admin.servers import STATES, change_state, change_weight, group_documents
 from oinetd.admin.sessions import kill_sessions, stream_sessions
 from oinetd.errors import ConfigError, OinetdError
 from oinetd.model import Protocol
@@ -58,6 +60,9 @@ class Api:
                 Route("GET", "/v1/sessions", self._sessions, query=read),
                 Route("POST", "/v1/sessions/kill", self._kill_selected, query=FILTERS),
                 Route("POST", "/v1/sessions/{id}/kill", self._kill),
+                Route("GET", "/v1/servers", self._servers, query=("group",)),
+                *(Route("POST", f"/v1/servers/{{group}}/{{server}}/{state}", self._set_server) for state in STATES),
+                Route("POST", "/v1/servers/{group}/{server}/weight", self._set_weight),
                 Route("GET", "/v1/events", self._events),
                 Route("GET", "/v1/explain", self._explain, query=("address", "port", "protocol", "client")),
                 Route("POST", "/v1/reload", self._reload),
@@ -123,6 +128,18 @@ class Api:
 
     async def _sessions(self, request: Request) -> Response:
         return Response(stream_sessions(self.instance.forwarder, Selection.of(request.query)))
+
+    async def _servers(self, request: Request) -> Response:
+        return document({"groups": group_documents(self.instance.forwarder, request.query.get("group", ""))})
+
+    async def _set_server(self, request: Request) -> Response:
+        done = change_state(self.instance.forwarder, request, request.path.rpartition("/")[2])
+        self._log(request, done)
+        return await self._servers(replace(request, query={"group": request.values["group"]}))
+
+    async def _set_weight(self, request: Request) -> Response:
+        self._log(request, change_weight(self.instance.forwarder, request))
+        return await self._servers(replace(request, query={"group": request.values["group"]}))
 
     async def _events(self, request: Request) -> Response:
         headers = (("cache-control", "no-store"),)

@@ -27,6 +27,9 @@ def health(instance: Instance) -> dict[str, Any]:
         for state in instance.forwarder.destinations():
             if not state.addresses:
                 problems.append(f"{state.host} is not resolved: {state.error or 'no answer from the name server'}")
+        for group in instance.forwarder.upstreams():
+            if not any(server.state.value == "up" for server in group.servers):
+                problems.append(f"group {group.name} has no usable server")
     ready = instance.state not in (STARTING, DRAINING) and not problems
     status = instance.state if instance.state in (STARTING, DRAINING) else "ready" if ready else "degraded"
     return {"status": status, "name": instance.name, "problems": problems}

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from oinetd.admin.documents import session_document
 from oinetd.admin.message import as_json
+from oinetd.admin.servers import server_document
 from oinetd.core.record import SessionRecord
 from oinetd.forwarder import Forwarder
+from oinetd.upstream.member import ServerStatus
 
 __all__ = ["EVENTS_MAX", "LISTENERS_MAX", "Events"]
 
@@ -58,7 +60,7 @@ class Events:
         self._queues.append(queue)
         try:
             if self._unwatch is None:
-                self._unwatch = self._forwarder.watch(self._opened, self._closed)
+                self._unwatch = self._forwarder.watch(self._opened, self._closed, self._server)
             yield b": events of oinetd\n\n"
             while True:
                 try:
@@ -95,6 +97,9 @@ class Events:
             name,
             lambda: {**session_document(record, record.route.rule.name), "ending": ending, "errno": record.errno},
         )
+
+    def _server(self, status: ServerStatus) -> None:
+        self._put("server", lambda: {"group": status.group, **server_document(status)})
 
     def _put(self, event: str, value: Callable[[], dict[str, Any]]) -> None:
         line: bytes | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from oinetd.observe.text import age, inert, rate, size, table
 
-__all__ = ["event_line", "explain_lines", "rule_lines", "session_lines", "status_lines"]
+__all__ = ["event_line", "explain_lines", "rule_lines", "server_lines", "session_lines", "status_lines"]
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
@@ -79,6 +80,25 @@ def rule_lines(found: dict[str, Any]) -> list[str]:
     return table(head, rows) + [
         inert(f"{rule['name']}: Python lane: {rule['why']}") for rule in found["rules"] if rule["lane"] == "python"
     ]
+
+
+def server_lines(found: dict[str, Any]) -> list[str]:
+    """`oinetd servers`."""
+    rows = [
+        (
+            f"{group['name']}/{server['name']}",
+            server["state"] + (" (backup)" if server["backup"] else ""),
+            age(max(0.0, time.time() - server["since"])) if server["since"] else "",
+            str(server["live"]),
+            str(server["weight"]),
+            str(server["selected"]),
+            str(server["failed"]),
+            server["why"],
+        )
+        for group in found["groups"]
+        for server in group["servers"]
+    ]
+    return table(("SERVER", "STATE", ">SINCE", ">LIVE", ">WEIGHT", ">CHOSEN", ">FAILED", "WHY"), rows)
 
 
 def session_lines(found: dict[str, Any]) -> list[str]:

@@ -31,7 +31,10 @@ class Route:
 
     def __post_init__(self) -> None:
         parts = re.split(r"\{(\w+)\}", self.pattern)
-        text = "".join(f"(?P<{part}>[^/]+)" if index % 2 else re.escape(part) for index, part in enumerate(parts))
+        text = "".join(
+            f"(?P<{part}>{'.+' if part == 'server' else '[^/]+'})" if index % 2 else re.escape(part)
+            for index, part in enumerate(parts)
+        )
         object.__setattr__(self, "regex", re.compile(text))
 
 

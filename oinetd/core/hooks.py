@@ -38,15 +38,15 @@ class Hooks:
         self._on_server = on_server
         self._opening: dict[int, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._watchers: list[tuple[Hook, Hook]] = []
+        self._watchers: list[tuple[Hook, Hook, ServerHook | None]] = []
 
     def __bool__(self) -> bool:
         """Whether somebody wants to hear of sessions."""
         return bool(self._on_open or self._on_close or self._watchers)
 
-    def watch(self, opened: Hook, closed: Hook) -> Callable[[], None]:
+    def watch(self, opened: Hook, closed: Hook, server: ServerHook | None = None) -> Callable[[], None]:
         """Call these functions, too, until the result is called."""
-        watcher = (opened, closed)
+        watcher = (opened, closed, server)
         self._watchers.append(watcher)
         return lambda: self._watchers.remove(watcher)
 
@@ -69,6 +69,9 @@ class Hooks:
 
     def server_changed(self, status: ServerStatus) -> None:
         """The state of a server has changed."""
+        for watcher in self._watchers:
+            if watcher[2] is not None:
+                self._call(watcher[2], status, None)
         if self._on_server is not None:
             self._call(self._on_server, status, None)
 

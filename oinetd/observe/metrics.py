@@ -22,6 +22,7 @@ from oinetd.observe.machine import descriptor_limit, descriptors_open, reactor_t
 from oinetd.observe.rules import RuleState
 from oinetd.observe.text import inert
 from oinetd.upstream.destination import DestinationState
+from oinetd.upstream.groups import UpstreamStatus
 
 __all__ = ["Collector", "Measured"]
 
@@ -39,6 +40,7 @@ class Measured:
     rules: list[RuleState]
     times: Mapping[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]
     names: list[DestinationState]
+    groups: tuple[UpstreamStatus, ...] = ()
 
 
 class Collector(CollectorBase):
@@ -64,6 +66,7 @@ class Collector(CollectorBase):
         )
         yield from _of_rules(found)
         yield from _of_times(found)
+        yield from _of_servers(found)
         yield from _of_process(found)
         yield from self._more()
 
@@ -148,6 +151,28 @@ def _of_times(found: Measured) -> Iterator[Metric]:
             family.add_metric([inert(state.name)], buckets, counts.sum_s)
     yield durations
     yield connects
+
+
+def _of_servers(found: Measured) -> Iterator[Metric]:
+    server = (("group", "server"),)
+    up = _gauge("server_up", "1 if the server is used for new sessions.", server)
+    live = _gauge("server_live_sessions", "Sessions of the server now.", server)
+    weight = _gauge("server_weight", "The weight in force.", server)
+    selected = _counter("server_selected", "How often the server was chosen.", server)
+    failed = _counter("server_failed", "How often it was chosen and could not be reached.", server)
+    checks = _counter("server_checks", "Health checks by their result.", (("group", "server", "result"),))
+    changes = _counter("server_changes", "Changes of its state.", server)
+    for each in (each for group in found.groups for each in group.servers):
+        names = (each.group, each.name)
+        up.of(names, each.state.value == "up")
+        live.of(names, each.live)
+        weight.of(names, each.weight)
+        selected.of(names, each.selected)
+        failed.of(names, each.failed)
+        checks.of((*names, "passed"), each.checks_passed)
+        checks.of((*names, "failed"), each.checks_failed)
+        changes.of(names, each.changes)
+    yield from (family.family for family in (up, live, weight, selected, failed, checks, changes))
 
 
 def _of_process(found: Measured) -> Iterator[Metric]:

@@ -23,7 +23,23 @@ CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
 
 NAMES_SHOWN: Final = 5
 
-COMMANDS: Final = ("events", "explain", "health", "kill", "reload", "rules", "sessions", "status", "top", "upgrade")
+COMMANDS: Final = (
+    "drain",
+    "events",
+    "explain",
+    "health",
+    "kill",
+    "maint",
+    "ready",
+    "reload",
+    "rules",
+    "servers",
+    "sessions",
+    "status",
+    "top",
+    "upgrade",
+    "weight",
+)
 """They ask a running oinetd."""
 
 RINETD_NAME: Final = "rinetd"
@@ -38,6 +54,7 @@ oinetd forward 8080 db.example.org:80     forwards in the foreground, without a 
 These ask a running oinetd (-n NAME or --admin PATH if there are several):
 oinetd status, rules, sessions, events     what there is, and what happens
 oinetd top                                 the same, live
+oinetd servers, drain, maint, ready, weight GROUP/SERVER   of groups
 oinetd health                              exit code 0 if it serves, 1 if not
 oinetd kill ID, reload, upgrade            what changes something
 oinetd explain ADDRESS PORT                which rule serves it, and why so

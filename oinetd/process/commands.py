@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from oinetd.admin.client import Answer, Client, NoInstance, SeveralInstances, find_instance
-from oinetd.admin.print import event_line, explain_lines, rule_lines, session_lines, status_lines
+from oinetd.admin.print import event_line, explain_lines, rule_lines, server_lines, session_lines, status_lines
 
 __all__ = ["COMMANDS", "run"]
 
@@ -101,6 +101,40 @@ def rules(client: Client, said: argparse.Namespace) -> int:
 def sessions(client: Client, said: argparse.Namespace) -> int:
     """List live sessions."""
     return _show(_sound(client.get("/v1/sessions", _query(said))), session_lines, said.json)
+
+
+def servers(client: Client, said: argparse.Namespace) -> int:
+    """Show the servers of all groups, or of one: state, since when and why, sessions, weight."""
+    query = {"group": said.group} if said.group else {}
+    return _show(_sound(client.get("/v1/servers", query)), server_lines, said.json)
+
+
+def _change_server(client: Client, said: argparse.Namespace, action: str, value: Any = None) -> int:
+    group, slash, server = said.server.partition("/")
+    if not (slash and group and server):
+        return _fail(action, "write GROUP/SERVER, as `oinetd servers` shows them", EX_USAGE)
+    answer = client.post(f"/v1/servers/{group}/{server}/{action}", value=value)
+    return _show(_sound(answer), server_lines, False)
+
+
+def drain(client: Client, said: argparse.Namespace) -> int:
+    """Give a server no new sessions; those that it has go on. It stays so over reloads, until `ready`."""
+    return _change_server(client, said, "drain")
+
+
+def maint(client: Client, said: argparse.Namespace) -> int:
+    """Take a server out of service: no sessions, no checks. It stays so over reloads, until `ready`."""
+    return _change_server(client, said, "maint")
+
+
+def ready(client: Client, said: argparse.Namespace) -> int:
+    """Let a server serve again, as its checks and the configuration say."""
+    return _change_server(client, said, "ready")
+
+
+def weight(client: Client, said: argparse.Namespace) -> int:
+    """Give a server another weight, over reloads, too; 0 drains it."""
+    return _change_server(client, said, "weight", {"weight": said.weight})
 
 
 def kill(client: Client, said: argparse.Namespace) -> int:
@@ -222,6 +256,20 @@ def _of_upgrade(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="start it, and say what would move")
 
 
+def _of_servers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
+    _json(parser)
+
+
+def _of_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("server", metavar="GROUP/SERVER", help="as `oinetd servers` shows them")
+
+
+def _of_weight(parser: argparse.ArgumentParser) -> None:
+    _of_server(parser)
+    parser.add_argument("weight", type=int, metavar="N", help="from 0 to 256")
+
+
 def _of_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("address", metavar="ADDRESS", help="the address that the client connects to")
     parser.add_argument("port", metavar="PORT", help="the port")
@@ -235,6 +283,11 @@ _ARGUMENTS: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
     "rules": _json,
     "sessions": _of_sessions,
     "kill": _of_kill,
+    "servers": _of_servers,
+    "drain": _of_server,
+    "maint": _of_server,
+    "ready": _of_server,
+    "weight": _of_weight,
     "events": _json,
     "explain": _of_explain,
     "upgrade": _of_upgrade,
@@ -249,6 +302,11 @@ COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], int]]] = {
     "rules": rules,
     "sessions": sessions,
     "kill": kill,
+    "servers": servers,
+    "drain": drain,
+    "maint": maint,
+    "ready": ready,
+    "weight": weight,
     "events": events,
     "reload": reload,
     "upgrade": upgrade,

@@ -62,6 +62,7 @@ async def test_the_table_of_routes_is_that_of_the_openapi_file(tmp_path: Path) -
         "/v1/health",
         "/v1/status",
         "/v1/rules",
+        "/v1/servers",
         "/v1/sessions",
         "/v1/openapi.json",
         "/v1/explain?address=127.0.0.1&port=1",
@@ -219,3 +220,31 @@ async def test_rates_are_there_while_somebody_looks(tmp_path: Path) -> None:
                 pass
         assert rate["seconds"] > 0
         assert rate["accepted"] >= 0
+
+
+async def test_servers_are_shown_drained_and_weighted(tmp_path: Path) -> None:
+    async with echo_server() as (host, port):
+        text = f"upstream web {host} {port}\nupstream web 127.0.0.2 {port} [weight=2]\n127.0.0.1 0 @web\n"
+        async with administered(tmp_path, text) as admin:
+            _, value = await admin.json("/v1/servers")
+            assert faults(value, schema_of("/v1/servers")) == []
+            (group,) = value["groups"]
+            assert (group["name"], [each["weight"] for each in group["servers"]]) == ("web", [1, 2])
+            server = f"/v1/servers/web/{host}:{port}"
+            status, value = await admin.json(f"{server}/drain", "POST")
+            assert (status, value["groups"][0]["servers"][0]["state"]) == (200, "drain")
+            assert value["groups"][0]["servers"][0]["why"] == "operator"
+            status, value = await admin.json(f"{server}/weight", "POST", body=b'{"weight": 7}')
+            assert status == 200
+            status, value = await admin.json(f"{server}/ready", "POST")
+            assert (value["groups"][0]["servers"][0]["state"], value["groups"][0]["servers"][0]["weight"]) == ("up", 7)
+            for path, body, code in (
+                ("/v1/servers/web/nowhere:1/drain", b"{}", 404),
+                ("/v1/servers/nogroup/x:1/drain", b"{}", 404),
+                (f"{server}/weight", b'{"weight": 1000}', 400),
+                (f"{server}/weight", b"3", 400),
+            ):
+                assert (await admin.json(path, "POST", body=body))[0] == code, path
+            assert (await admin.json("/v1/servers?group=other"))[0] == 404
+            _, _, body = await admin.ask("GET", "/metrics")
+            assert f'oinetd_server_weight{{group="web",server="{host}:{port}"}} 7.0'.encode() in body

@@ -13,7 +13,20 @@ from tests.admin.rig import administered
 FOLDER = Path(__file__).parents[2] / "deploy" / "grafana"
 DASHBOARD = json.loads((FOLDER / "oinetd-dashboard.json").read_text())
 ALERTS = (FOLDER / "oinetd-alerts.yml").read_text()
-LABELS = {"rule", "direction", "ending", "reactor", "le", "name", "lane", "result", "version", "python"}
+LABELS = {
+    "rule",
+    "direction",
+    "ending",
+    "reactor",
+    "le",
+    "name",
+    "lane",
+    "result",
+    "version",
+    "python",
+    "group",
+    "server",
+}
 
 
 async def test_every_metric_of_dashboard_and_alerts_is_there(tmp_path: Path) -> None:

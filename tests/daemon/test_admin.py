@@ -163,3 +163,26 @@ def test_forward_and_lines_need_no_file(tmp_path: Path, environ: dict[str, str])
     wrong = call(tmp_path, "-t", "-e", "127.0.0.1 0 127.0.0.1 9", "-e", "127.0.0.1 0 127.0.0.1 9 [relay=x]")
     assert (wrong.returncode, "-e:2:32: 'x' is not one of" in wrong.stderr) == (78, True), wrong.stderr
     assert call(tmp_path, "forward", "80").returncode == 64
+
+
+def test_servers_are_drained_and_made_ready_by_command(tmp_path: Path, environ: dict[str, str]) -> None:
+    upstream = EchoServer()
+    server = f"127.0.0.1:{upstream.port}"
+    daemon = start(tmp_path, f"upstream web {server.replace(':', ' ')}\n127.0.0.1 0 @web\n", environ)
+    try:
+        assert "up" in call(tmp_path, "servers", **environ).stdout.splitlines()[1].split()
+        drained = call(tmp_path, "drain", f"web/{server}", **environ)
+        assert (drained.returncode, "drain" in drained.stdout, "operator" in drained.stdout) == (0, True, True)
+        assert call(tmp_path, "reload", **environ).returncode == 0
+        assert "operator" in call(tmp_path, "servers", "web", **environ).stdout
+        health = call(tmp_path, "health", **environ)
+        assert (health.returncode, "group web has no usable server" in health.stdout) == (1, True)
+        assert call(tmp_path, "ready", f"web/{server}", **environ).returncode == 0
+        assert call(tmp_path, "weight", f"web/{server}", "9", **environ).returncode == 0
+        assert call(tmp_path, "health", **environ).returncode == 0
+        assert call(tmp_path, "drain", "web/nowhere:1", **environ).returncode == 1
+        assert call(tmp_path, "drain", "web", **environ).returncode == 64
+    finally:
+        daemon.stop()
+        daemon.close()
+        upstream.close()

@@ -153,6 +153,16 @@ function showSessions(found) {
   ]), "nobody is connected");
 }
 
+function showServers(groups) {
+  byId("servers-section").hidden = !groups.length;
+  const now = Date.now() / 1000;
+  fill(byId("servers"), groups.flatMap((group) => group.servers.map((each) => [
+    `${group.name}/${each.name}`, { text: each.state, kind: { up: "good", down: "bad", ejected: "bad" }[each.state] || "warn" },
+    each.since ? age(Math.max(0, now - each.since)) : "", String(each.live), String(each.weight),
+    { text: each.why, kind: "wide" },
+  ])), "no servers");
+}
+
 function trouble(text) {
   byId("trouble").hidden = !text;
   byId("trouble").textContent = inert(text).replaceAll("\\u000a", "\n");
@@ -163,9 +173,11 @@ async function turn() {
     const query = new URLSearchParams({ sort: byId("sort").value, limit: SESSIONS });
     if (byId("filter-rule").value) query.set("rule", byId("filter-rule").value);
     if (byId("filter-client").value) query.set("client", byId("filter-client").value);
-    const [health, status, rules] = await Promise.all(["v1/health", "v1/status", "v1/rules"].map(get));
+    const [health, status, rules, servers] =
+      await Promise.all(["v1/health", "v1/status", "v1/rules", "v1/servers"].map(get));
     showStatus(health, status);
     showRules(rules.rules);
+    showServers(servers.groups);
     try {
       showSessions(await get(`v1/sessions?${query}`));
     } catch (error) {

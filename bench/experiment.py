@@ -227,6 +227,7 @@ def _rounds(
         for number, subject in interleave(subjects, experiment.round_count):
             at = f"round {number + 1} of {experiment.round_count}: {subject.name}"
             plan.now(at)
+            before = len(result.samples)
             try:
                 with stand.subject(subject, *ports) as running:
                     infos[subject.name].configuration = running.configuration
@@ -234,6 +235,10 @@ def _rounds(
                         sample.subject, sample.round = subject.name, number
                         sample.invalid = list(dict.fromkeys([*sample.invalid, *infos[subject.name].faults()]))
                         result.samples.append(sample)
+                for text in running.changed:
+                    plan.say(f"{subject.name} changed a setting of the kernel: {text}")
+                    for sample in result.samples[before:]:
+                        sample.ambient.append(f"settings: {text}")
             except BenchError as error:
                 # It ran a moment ago, so this is news and not a missing package; the others go on.
                 plan.say(f"{subject.name}: {error}")

@@ -101,9 +101,9 @@ class PathQuality:
         return (
             "table ip bench_loss {\n"
             "  chain out { type filter hook output priority 0; "
-            f"numgen random mod 100000 < {share} drop }}\n"
+            f"numgen random mod 100000 < {share} drop; }}\n"
             "  chain in { type filter hook prerouting priority 0; "
-            f"iif != lo numgen random mod 100000 < {share} drop }}\n}}\n"
+            f"iif != lo numgen random mod 100000 < {share} drop; }}\n}}\n"
         )
 
 

@@ -10,7 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,7 +20,7 @@ from bench.cgroup import Group
 from bench.cores import Cores
 from bench.errors import BenchError
 from bench.identity import RunName
-from bench.isolation import Isolation
+from bench.isolation import Isolation, changed_settings, settings_of
 from bench.key import VARIABLE, new_key
 from bench.leftovers import find_leftovers, remove_leftovers
 from bench.path import PLAIN, PathQuality
@@ -41,6 +41,8 @@ class Running:
     pids: tuple[int, ...]
     configuration: str = ""
     """The commands it was started with, and the files that they read."""
+    changed: list[str] = field(default_factory=list)
+    """Settings of the kernel that are others after the subject than before it; filled in when it has ended."""
 
     @property
     def host(self) -> str:
@@ -234,6 +236,10 @@ class Stand:
                 isolation = Isolation(self.run, place, group, self._log("namespaces"))
                 stack.callback(isolation.close)
                 place = isolation.place
+            changed: list[str] = []
+            if isolation is not None:
+                before = settings_of(self.topology.forwarder)
+                stack.callback(lambda: changed.extend(changed_settings(before, settings_of(self.topology.forwarder))))
             subject.open(setup)
             stack.callback(subject.close, setup)
             programs: list[Program] = []
@@ -257,4 +263,4 @@ class Stand:
             pids = tuple(program.pid for program in programs)
             account = Account(group, lambda: pids, isolation)
             text = _configuration(directory, programs)
-            yield Running(subject, account, tuple(map(subject.target, routes)), pids, text)
+            yield Running(subject, account, tuple(map(subject.target, routes)), pids, text, changed)

@@ -139,7 +139,7 @@ class Fault(contextlib.AbstractContextManager["Fault"]):
     def _refuse(self) -> None:
         rules = (
             "table ip bench_refuse { chain in { type filter hook input priority 0; "
-            f"tcp dport {self.server.port} tcp flags & (syn | ack) == syn reject with tcp reset }} }}"
+            f"tcp dport {self.server.port} tcp flags & (syn | ack) == syn reject with tcp reset; }}; }}"
         )
         words = self.stand.topology.server.enter([need("nft"), "-f", "-"])
         subprocess.run(words, input=rules, text=True, check=True, capture_output=True)

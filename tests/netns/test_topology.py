@@ -19,6 +19,8 @@ from bench.cgroup import Group
 from bench.errors import BenchError
 from bench.identity import MARKER, RunName
 from bench.leftovers import find_leftovers, remove_leftovers
+from bench.loads import bulk_load
+from bench.path import PathQuality
 from bench.programs import Place, Program, wait_until
 from bench.results import Result
 from bench.stand import Stand
@@ -120,6 +122,37 @@ def test_a_subject_that_cannot_start_says_why() -> None:
         stand.subject(peer, 5001),
     ):
         pass
+    assert of_runs(os.getpid()) == set()
+
+
+def test_loss_and_bandwidth_of_the_path() -> None:
+    quality = PathQuality(loss_percent=2.0, mbit=50.0)
+    with Stand("netns", path=quality) as stand, stand.far_end() as far:
+        (direct,) = choose(["direct"], [65536], [])
+        with stand.subject(direct, far.port) as running:
+            load = bulk_load(stand, running, far, connections=1, up=True, seconds=0.3)
+            place = stand.topology.client.namespace
+            queues = inside(place, "tc", "qdisc", "show", "dev", "to-forwarder")
+    assert load.invalid == [] or all(text.startswith("drift") for text in load.invalid)
+    assert sum(load.figures["streams"]) > 0
+    assert "tbf" in queues or "netem" in queues
+
+
+def test_settings_that_a_subject_leaves_are_its_own_and_are_named() -> None:
+    relay = Path(__file__).parents[1] / "bench" / "cheats.py"
+    script = f"sysctl -qw net.ipv4.tcp_fin_timeout=17; exec {sys.executable} {relay} honest {{listen}} {{connect}}"
+    (peer,) = choose([], [65536], [f"setter=sh -c '{script}'"])
+    with Stand("netns") as stand:
+        with stand.subject(peer, 5001) as running:
+            place = stand.topology.forwarder
+            wait_until(
+                lambda: inside(place.namespace, "sysctl", "-n", "net.ipv4.tcp_fin_timeout").strip() == "17",
+                5.0,
+                "sysctl",
+            )
+        assert running.changed == ["net.ipv4.tcp_fin_timeout was 60 and is 17"]
+        with stand.subject(peer, 5001):
+            assert place != stand.topology.forwarder
     assert of_runs(os.getpid()) == set()
 
 

@@ -95,7 +95,7 @@ def rule_document(state: RuleState, second: Rate | None, minute: Rate | None) ->
     return {
         "name": state.name,
         "bind": str(rule.bind),
-        "connect": str(rule.connect),
+        "connect": rule.connect.host if rule.connect.host.startswith("@") else str(rule.connect),
         "origin": str(rule.origin),
         "in_force": state.in_force,
         "lane": state.lane,

@@ -229,6 +229,7 @@ async def test_servers_are_shown_drained_and_weighted(tmp_path: Path) -> None:
             _, value = await admin.json("/v1/servers")
             assert faults(value, schema_of("/v1/servers")) == []
             (group,) = value["groups"]
+            assert (await admin.json("/v1/rules"))[1]["rules"][0]["connect"] == "@web"
             assert (group["name"], [each["weight"] for each in group["servers"]]) == ("web", [1, 2])
             server = f"/v1/servers/web/{host}:{port}"
             status, value = await admin.json(f"{server}/drain", "POST")

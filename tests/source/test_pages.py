@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ PAGES = sorted(ROOT.glob("*.md")) + sorted(DOCS.rglob("*.md")) + [ROOT / "bench"
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NAMED_FILE = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|pyi|pxd|pyx|dot|conf|service|socket|logrotate|toml|md|txt))`")
+NAMED_FOLDER = re.compile(r"`((?:[\w-]+/)+[\w-]*)`")
+CODE_NAME = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\([^`]*\))?`")
+DESCRIBING = [page for page in PAGES if page.name != "CHANGELOG.md"]
+NOT_TRACKED = ("dist", "build", "share", "n")
+"""The first parts of names that are no files of the sources: what is built, what is installed, and `n/a`."""
+SOURCES = ("oinetd", "_fastpath", "bench", "tests", "conf", "deploy")
+SOURCE_SUFFIXES = (".py", ".pyi", ".pxd", ".pyx", ".toml", ".conf", ".yaml", ".sh")
 PLACES = ("", "oinetd", "_fastpath", "oinetd/config", "oinetd/lanes/python", "tests", "docs")
 """Folders in which a file that a page names may be: pages leave out what is clear from the sentence."""
 
@@ -37,10 +45,43 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name} has a link to {link}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "bench/README.md", "docs/architecture.md"])
-def test_files_that_a_page_names_exist(name: str) -> None:
-    for file in NAMED_FILE.findall(FENCED.sub("", (ROOT / name).read_text())):
-        assert any((ROOT / place / file).exists() for place in PLACES) or list(ROOT.glob(f"*/**/{file}")), file
+@pytest.mark.parametrize("page", DESCRIBING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = FENCED.sub("", page.read_text())
+    for name in NAMED_FILE.findall(text) + NAMED_FOLDER.findall(text):
+        if name.partition("/")[0] not in NOT_TRACKED:
+            assert any((ROOT / place / name).exists() for place in PLACES) or list(ROOT.glob(f"*/**/{name}")), name
+
+
+def words_of_the_sources() -> set[str]:
+    files = [path for folder in SOURCES for path in (ROOT / folder).rglob("*") if path.suffix in SOURCE_SUFFIXES]
+    return set(re.findall(r"\w+", "\n".join(path.read_text() for path in [*files, ROOT / "Makefile"])))
+
+
+def is_there(name: str, words: set[str]) -> bool:
+    """Whether a name of a page exists: `oinetd.model.Rule` as that object, others by their words in the sources."""
+    if not name.startswith("oinetd.") and set(name.split(".")) <= words:
+        return True
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def test_names_of_the_code_that_a_page_has_exist() -> None:
+    words = words_of_the_sources()
+    assert is_there("SessionRecord.ending", words)
+    assert is_there("oinetd.model.Rule", words)
+    assert not is_there("oinetd.model.Nothing", words)
+    count = 0
+    for page in DESCRIBING:
+        for name in CODE_NAME.findall(FENCED.sub("", page.read_text())):
+            is_code = re.search(r"[._]|^[A-Z][a-z]|[a-z][A-Z]", name) and not NAMED_FILE.fullmatch(f"`{name}`")
+            if is_code and not re.match(r"(?:net|fs|kernel)\.|.*\.h$", name):
+                count += 1
+                assert is_there(name, words), f"{page.name}: {name}"
+    assert count > 50
 
 
 def labels() -> list[str]:

@@ -125,8 +125,8 @@ _HOMES = {
     ),
     "oinetd.core.record": ("Ending", "RelayResult", "SessionRecord"),
 }
-"""Where each name comes from. It is imported when it is asked for: who wants the version, a checked configuration or an
-error class does not wait for the event loop."""
+"""The module of each name. It is imported when the name is first used: a program that needs only the version, a checked
+configuration or an error class does not wait for the import of the event loop."""
 
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

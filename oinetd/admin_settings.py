@@ -11,7 +11,7 @@ __all__ = ["DEFAULT_ADMIN", "AdminAddress", "AdminSettings", "AdminSocket"]
 class AdminSocket:
     """A unix socket of the admin interface; `path` is empty for the default one, `owner` is `user` or `user:group`.
 
-    Where it was written (`place`) plays no part in equality.
+    Its position in the configuration (`place`) has no part in equality.
     """
 
     path: str = ""

@@ -25,7 +25,7 @@ class Protocol(enum.Enum):
 
 
 class EngineChoice(enum.Enum):
-    """`auto` is the native engine where it can serve, else the Python lane."""
+    """`auto` is the native engine if it can serve the rule, else the Python lane."""
 
     AUTO = "auto"
     NATIVE = "native"
@@ -48,9 +48,9 @@ class OnDeny(enum.Enum):
 
 
 class AcceptProxy(enum.Enum):
-    """Whether clients begin with a header of the PROXY protocol: those that are trusted have to, or nobody does.
+    """Whether trusted clients must begin with a header of the PROXY protocol.
 
-    With `on` others are refused, with `optional` they are plain clients.
+    Other clients are refused with `on`, and are plain clients with `optional`.
     """
 
     OFF = "off"

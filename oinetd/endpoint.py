@@ -1,4 +1,4 @@
-"""Where something listens or connects, and where a configuration says so: the values below all others."""
+"""Endpoints, and positions in a configuration: the values below all others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["NOWHERE", "UNIX_PREFIX", "Endpoint", "Origin", "SharedEndpoint"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where in a configuration something was said; `line` counts from 1, 0 where it was not in a file."""
+    """A position in a configuration; `line` counts from 1, and is 0 outside of a file."""
 
     file: str = ""
     line: int = 0

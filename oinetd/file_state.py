@@ -1,4 +1,4 @@
-"""What a file looks like from outside, to tell later whether it has changed."""
+"""The state of a file by its metadata, to find out later whether it has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embeddable forwarder: start, reload, drain, stop; what is bound, who is connected, how much was moved.
+"""The embeddable forwarder: start, reload, drain, stop; addresses, sessions and counters.
 
 It runs in whatever event loop is running and touches nothing else of the program: no signal, no logger configuration,
 no loop policy, no process limit.
@@ -42,7 +42,7 @@ __all__ = ["BoundAddress", "Forwarder"]
 log = logging.getLogger("oinetd")
 
 DRAIN_LOOK_S = 0.02
-"""Time between two looks at who is left while draining."""
+"""Time between two looks at the sessions that are left while draining."""
 
 
 class Forwarder(Inspection):
@@ -53,9 +53,9 @@ class Forwarder(Inspection):
     where a TCP client goes: None (as the rule says), False (refused), an `Endpoint` or a text `host:port`.
 
     `on_open` and `on_close` are called with the record of each admitted session, and of each one that ended (the
-    refused too), `on_server` with the `ServerStatus` of each server whose state changed; where they are coroutines they
-    are awaited. What hooks raise is logged. `inherited` are listening sockets made by somebody else; a rule with the
-    address of one uses it. With `hold_back` nothing is served until `moves` says so.
+    refused too), `on_server` with the `ServerStatus` of each server whose state changed; coroutines are
+    awaited. What hooks raise is logged. `inherited` are listening sockets that a service manager has opened; a rule with
+    the address of one uses it. With `hold_back` nothing is served until `moves` says so.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class Forwarder(Inspection):
         """Open every listener and begin to accept; all of them or none.
 
         Raises `ConfigError` for a destination that cannot be resolved or a log that cannot be, `BindError` for an
-        address that cannot be listened on, `EngineUnavailable` where the configuration insists on an engine that is
-        not there.
+        address that cannot be listened on, `EngineUnavailable` if the configuration demands an engine that is not
+        available.
         """
         if self._stopped is not None:
             raise RuntimeError("a Forwarder starts once; make another one")
@@ -179,14 +179,15 @@ class Forwarder(Inspection):
             self._stopped.set()
 
     async def serve_forever(self) -> None:
-        """Wait until somebody calls `stop`."""
+        """Wait until `stop` is called."""
         await self._running().wait()
 
     async def drain(self, timeout_s: float) -> int:
-        """Accept no more, and wait for the sessions to end by themselves, at most `timeout_s` seconds.
+        """Stop accepting, and wait at most `timeout_s` seconds for the sessions to end by themselves.
 
-        Those left are aborted; the answer is how many. UDP sessions with an answer due have two seconds; clients
-        queued at a limit wait for a place. A start or reload under way gives up; afterwards there is only `stop`.
+        The sessions left are aborted; returns their number. UDP sessions that wait for an answer have two seconds.
+        Clients in a full accept queue are served when there is room. A running start or reload gives up. Afterwards
+        only `stop` is possible.
         """
         self._running()
         self._accepting = False
@@ -204,7 +205,7 @@ class Forwarder(Inspection):
         return cut
 
     async def _until_empty(self, timeout_s: float, look: Callable[[], object] = lambda: None) -> None:
-        """Wait until nobody is connected, at most `timeout_s` seconds. Some places are given back without a word."""
+        """Wait at most `timeout_s` seconds until there is no session. Some end without an event, so look repeatedly."""
         deadline = self._loop.time() + timeout_s
         while (self._registry.busy or self._lanes.busy) and (left_s := deadline - self._loop.time()) > 0:
             look()
@@ -218,8 +219,8 @@ class Forwarder(Inspection):
     async def reload(self, config: Config) -> None:
         """Put `config` in force. Live sessions go on; listeners that are in both keep their queue.
 
-        Raises what `start` raises, and then everything is as it was. Raises `RuntimeError` where the forwarder is not
-        running, or was told to drain or to stop.
+        Raises what `start` raises, and then everything is as before. Raises `RuntimeError` if the forwarder is not
+        running, or if `drain` or `stop` was called.
         """
         self._running()
         async with self._reloading:
@@ -263,16 +264,16 @@ class Forwarder(Inspection):
         return self._stopped is not None
 
     def kill(self, session_id: int, *, known: bool = False) -> bool:
-        """End one session; both its peers see a reset. False where there is no such session.
+        """End one session; both its peers get a reset. False if there is no such session.
 
-        One that is `known`, because `sessions` has just shown it, is not searched for.
+        A session that is `known`, because `sessions` has just returned it, is not searched for.
         """
         return self._stopped is not None and self._lanes.kill(session_id, known=known)
 
     def watch(self, opened: Hook, closed: Hook, server: ServerHook | None = None) -> Callable[[], None]:
         """Call these as `on_open`, `on_close` and `on_server`, from now on until the result is called.
 
-        As long as somebody watches, the native lane reports each session.
+        Until then the native lane reports each session.
         """
         stop = self._hooks.watch(opened, closed, server)
         self._report_each_session()

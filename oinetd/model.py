@@ -47,7 +47,7 @@ __all__ = [
 
 
 UDP_TIMEOUT_S = 72.0
-"""The life of a silent UDP session where `timeout=` is absent or 0: what rinetd takes."""
+"""The life of a silent UDP session if `timeout=` is absent or 0, as in rinetd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ SOURCE_PREFIX = SourcePrefix()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that the configuration says for all rules and one rule may say differently for itself."""
+    """The settings that the configuration has for all rules, and that options of one rule override."""
 
     engine: EngineChoice = EngineChoice.AUTO
     relay: RelayMode = RelayMode.AUTO
@@ -119,14 +119,14 @@ class Settings:
         check_numbers(self)
 
     def with_overrides(self, options: RuleOptions) -> Settings:
-        """These settings, with what `options` say put over them."""
+        """These settings with the overrides of `options`."""
         said = {item.name: value for item in fields(Settings) if (value := getattr(options, item.name)) is not None}
         return replace(self, **said) if said else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleOptions:
-    """What a rule says for itself in its `[...]`; None where the configuration's word holds.
+    """The options of a rule in its `[...]`; None if the directive of the configuration holds.
 
     `name` is how metrics and commands call the rule, `source` the local address of the outgoing socket (`src=`),
     `udp_timeout_s` the life of a silent UDP session (`timeout=`, no effect on TCP). `max_connections` bounds its live
@@ -233,20 +233,20 @@ class Rule:
 
     @property
     def destinations(self) -> tuple[Endpoint, ...]:
-        """Where its connections may go: the destination, or the servers of its group that are written as addresses."""
+        """Its possible destinations: the one of the rule, or the servers of its group that are written as addresses."""
         if self.upstream is None:
             return (self.connect,)
         return tuple(server.endpoint for server in self.upstream.servers if server.is_address)
 
     @property
     def identity(self) -> Endpoint | Rule:
-        """What makes it the same rule over a reload: where it listens, or all of it where the port is the kernel's."""
+        """Its identity over reloads: its listening endpoint, or the whole rule if the kernel chooses the port."""
         shared = self.bind.shared_by(self.options.sni, self.options.alpn)
         return shared if self.bind.port or self.bind.is_unix else self
 
     @property
     def name(self) -> str:
-        """How metrics and commands call it: its option `name`, or where it listens, as written."""
+        """Its name in metrics and commands: the option `name`, or its listening endpoint as written."""
         if self.options.name or self.bind.is_unix:
             return self.options.name or self.bind.host
         return f"{self.bind.host}:{self.bind.span}/{self.bind.protocol.value}"
@@ -263,7 +263,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Route:
-    """One listening port of a rule and where its connections go; `offset` is its place in the rule's range."""
+    """One listening port of a rule and the destination of its connections; `offset` is its place in the range."""
 
     rule: Rule
     bind: Endpoint
@@ -284,7 +284,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """The connection log: `file` is empty where there is none. Where it was written plays no part in equality."""
+    """The connection log: `file` is empty if there is none. `origin` has no part in equality."""
 
     file: str = ""
     format: LogFormat = LogFormat.RINETD

@@ -33,7 +33,7 @@ class _Wrong(Exception):
 
 
 class AdminDraft:
-    """The admin interface, as far as it was read. `off` forgets the lines before it."""
+    """The lines of the admin interface so far. `off` discards the lines before it."""
 
     def __init__(self) -> None:
         self._sockets: list[AdminSocket] | None = None  # None: nothing was said
@@ -59,12 +59,12 @@ class AdminDraft:
         return None
 
     def settings(self, token_file: str) -> AdminSettings:
-        """All of it."""
+        """The settings of all lines."""
         sockets = (AdminSocket(),) if self._sockets is None else tuple(self._sockets)
         return AdminSettings(sockets, tuple(each[3] for each in self._addresses), tuple(self._hosts), token_file)
 
     def problems(self, token_file: str) -> Iterator[tuple[int, Problem]]:
-        """What can only be judged when everything was read."""
+        """The problems that show only when all lines are read."""
         for index, line, word, address in self._addresses:
             if not (token_file or address.metrics_only or _is_loopback(address.address)):
                 message = f"admin on {word.text}: other machines can reach this address, and there is no token"
@@ -123,7 +123,7 @@ class AdminDraft:
 
 
 def admin_lines(settings: AdminSettings) -> Iterator[str]:
-    """The lines that say `settings`."""
+    """The lines that parse to `settings`."""
     if not settings.sockets:
         yield "admin off"
     for each in settings.sockets:

@@ -1,4 +1,4 @@
-"""Kinds of values of the admin interface: where it listens, and what it calls a rule."""
+"""Kinds of values of the admin interface: its addresses, and names of rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class AdminPlace:
-    """Where the admin interface listens. Its lines have several words and options: `oinetd.config.admin` reads them."""
+    """The address of the admin interface. Its lines have several words and options, see `oinetd.config.admin`."""
 
     def __init__(self, form: str) -> None:
         self.form = form

@@ -13,7 +13,7 @@ __all__ = ["GroupName", "HeaderText", "PassiveForm", "PathText", "StatusRanges",
 
 NAME_CHARS_MAX = 64
 TEXT_BYTES_MAX = 256
-"""What a check sends or expects fits into one packet, and into a line however it is written."""
+"""The limit of what a check sends or expects: it fits into one packet, and escaped into one line."""
 
 _NAME = re.compile(r"[-0-9A-Za-z_.]+")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -154,7 +154,7 @@ class StatusRanges:
 
 
 class PassiveForm:
-    """How often connects may fail in a row before a server is ejected, and for how long it is."""
+    """The number of failed connects in a row that ejects a server, and the time of the ejection."""
 
     form = "off|FAILURES/TIME"
 

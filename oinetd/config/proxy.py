@@ -1,4 +1,4 @@
-"""What the options of the PROXY protocol demand of each other, checked when all of a configuration is known."""
+"""Contradictions between options of the PROXY protocol, checked when the whole configuration is read."""
 
 from __future__ import annotations
 

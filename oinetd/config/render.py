@@ -69,7 +69,7 @@ def _upstream(upstream: Upstream) -> Iterator[str]:
 
 
 def _group_options(options: GroupOptions, *, beside_rule: bool = False) -> list[str]:
-    """All of them; in the brackets of a rule an option of both is the rule's."""
+    """All options; in the brackets of a rule, a name of both tables is an option of the rule."""
     return [
         f"{entry.name}={_value(entry, value)}"
         for entry in VOCABULARY

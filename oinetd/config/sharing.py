@@ -1,4 +1,4 @@
-"""Rules that share a listener: they differ in server names or protocols, and agree on what belongs to the listener."""
+"""Rules that share a listener: they differ in server names or protocols, and agree on the listener's options."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Shared:
 def sharing_problems(
     rules: Sequence[RuleLine], listeners: Sequence[Shared], settings: Settings
 ) -> Iterator[tuple[int, Problem]]:
-    """The index of each rule that wants its listener differently, and the problem, with the line of the first."""
+    """The index of each rule whose listener options differ from the first rule's, and the problem with its line."""
     for shared in listeners:
         first = rules[shared.first]
         wanted = settings.with_overrides(first.options)

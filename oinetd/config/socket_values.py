@@ -46,7 +46,7 @@ class Mark:
 
 
 class Name:
-    """One word that the kernel knows: an interface, or a congestion control."""
+    """A name that the kernel resolves: an interface, or a congestion control."""
 
     def __init__(self, form: str, example: str) -> None:
         self.form = form

@@ -71,7 +71,7 @@ def read_upstream(statement: Statement, problems: list[Problem]) -> UpstreamLine
 
 
 def _read_server(line: Line, words: list[Word], said: Mapping[str, Any], problems: list[Problem]) -> Endpoint | None:
-    """Where the server is: an address and a port, the name of SRV records, or a file."""
+    """The location of the server: an address and a port, the name of SRV records, or a file."""
     host = words[0]
     if host.text.startswith((FILE_PREFIX, UNIX_PREFIX)):
         if len(words) > 1:
@@ -140,7 +140,7 @@ def read_hosts(line: Line, word: Word, ports: Ports, problems: list[Problem]) ->
 # Options
 
 Tables = Mapping[str, Mapping[str, Entry]]
-"""Where an option may belong: a field of `Entry`, and the options that have it; the first that knows it gets it."""
+"""The fields of `Entry` that hold options, and their tables; an option goes to the first table that has it."""
 
 
 def read_options(

@@ -76,7 +76,7 @@ class Choice:
 
 
 class Flags:
-    """Words joined by `+`, each a value of an enumeration; `off` is none. Their order plays no part."""
+    """Words joined by `+`, each a value of an enumeration; `off` is none. The order has no meaning."""
 
     def __init__(self, words: type[enum.Enum]) -> None:
         self._members = {str(member.value): member for member in words}

@@ -1,4 +1,4 @@
-"""The accept queue of a listening socket: how many wait in it, and how to let no more into it."""
+"""The accept queue of a listening socket: its length, and how to stop new connections from entering it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _TCPI_UNACKED = 24
 
 
 def stop_queueing(sock: socket.socket) -> bool:
-    """Stop new connections to a listening socket; its accept queue and running handshakes stay. Whether that worked.
+    """Stop new connections to a listening socket; its accept queue and running handshakes stay. Returns the success.
 
     New connections go to another listener on the port, if there is one. Without this, a connection that arrives between
     a look at the empty queue and the close would be reset. The socket is bound to an interface index that does not
-    exist, which the kernel allows (Linux 5.0, without privilege 5.7); an older kernel keeps this gap. A unix socket
-    loses its file.
+    exist, which the kernel allows (Linux 5.0, without privilege 5.7); an older kernel keeps this gap. The file of a
+    unix socket is removed.
     """
     if sock.family == socket.AF_UNIX:
         return isinstance(sock, UnixListener) and sock.remove_file()

@@ -1,13 +1,13 @@
-"""Tells when files have changed: what was written, renamed into place, or reached by another symbolic link.
+"""Reports changed files: written, renamed into place, or reached by another symbolic link.
 
 inotify watches folders, not files: an editor replaces a file, and Kubernetes changes a mounted ConfigMap by replacing
-one link in a chain of links (`oinetd.conf -> ..data/oinetd.conf`, `..data -> ..2026_11_26_10_15`). So each folder is
-watched in which a part of the path is a link, and that of the file itself. An event only says: look. A change is what
-`look` finds different, once nothing has moved for `QUIET_S`: so half a file is not read, and an event about another
-file of the folder costs some calls of stat.
+one link in a chain of links (`oinetd.conf -> ..data/oinetd.conf`, `..data -> ..2026_11_26_10_15`). So the folder of
+the file is watched, and each folder in which a part of the path is a link. An event is only a hint: `look` decides
+whether a file has changed, after `QUIET_S` without an event. So a file that is half written is not read, and an event
+about another file of the folder costs a few calls of stat.
 
-Not every change has an event: other machines write to a network disk, a folder above is renamed, the kernel has no
-inotify left. So the files are looked at every `POLL_S` as well.
+Some changes cause no event: another machine writes to a network disk, a parent folder is renamed, the limit of inotify
+instances is reached. So the files are checked every `POLL_S` as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["FileWatch", "folders_of"]
 
 QUIET_S: Final = 0.2
 QUIET_MAX_S: Final = 2.0
-"""A folder in which something moves without an end does not put off the look for longer."""
+"""Endless events in a folder delay the check by no more than this."""
 POLL_S: Final = 5.0
 LINKS_MAX: Final = 40
 """The kernel's own limit for one path."""
@@ -48,7 +48,7 @@ logger = logging.getLogger("oinetd")
 
 
 class FileWatch:
-    """Calls `changed` on the event loop when one of the watched files is another than it was."""
+    """Calls `changed` on the event loop when one of the watched files has changed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], object]) -> None:
         self._loop = loop
@@ -62,7 +62,7 @@ class FileWatch:
         self._poll: asyncio.TimerHandle | None = None
 
     def watch(self, sources: Iterable[FileSource]) -> None:
-        """Watch these, and nothing else. A file that is no longer as its source says has changed."""
+        """Watch these files, and no others. A file that differs from the state in its source has changed."""
         self._seen = dict(sources)
         if self._fd < 0:
             self._open()
@@ -73,7 +73,7 @@ class FileWatch:
             self._wait_for_quiet()
 
     def close(self) -> None:
-        """Watch nothing."""
+        """Stop watching."""
         for timer in (self._quiet, self._poll):
             if timer is not None:
                 timer.cancel()
@@ -96,11 +96,11 @@ class FileWatch:
         self._folders = set()
 
     def _renew(self) -> None:
-        """Watch the folders that the paths lead through now."""
+        """Watch the folders on the present ways of the paths."""
         if self._fd < 0:
             return
         wanted = {folder for path in self._seen for folder in folders_of(path)}
-        if self._folders - wanted:  # closing it is the simplest way to end watches, and the kernel's fastest
+        if self._folders - wanted:  # closing the descriptor is the simplest and fastest way to end watches
             self._forget()
             self._open()
         for folder in sorted(wanted - self._folders):
@@ -117,7 +117,7 @@ class FileWatch:
     def _on_events(self) -> None:
         try:
             if os.read(self._fd, EVENTS_BYTES):
-                # A folder that was replaced has lost its watch; adding one that is there costs a call.
+                # A folder that was replaced has lost its watch. To add an existing watch again costs one call.
                 self._folders.clear()
                 self._wait_for_quiet()
         except BlockingIOError:
@@ -142,12 +142,12 @@ class FileWatch:
         self._renew()
         path = self._find()
         if path is not None:
-            # Told once: what changes after this is another change.
+            # Report it once: a later change is another one.
             self._seen = {each: look(each) for each in self._seen}
             self._changed()
 
     def _find(self) -> str | None:
-        """One of the paths that lead to something else than before."""
+        """The first path whose file has changed; None if there is none."""
         return next((path for path, state in self._seen.items() if look(path) != state), None)
 
 
@@ -173,7 +173,7 @@ def folders_of(path: str) -> set[str]:
             left = _parts(target) + left
             done = "/" if target.startswith("/") else done
         elif left and not os.path.isdir(whole):
-            break  # the rest may appear: `done` is the last folder there is
+            break  # the rest may be created later: `done` is the last existing folder
         elif left:
             done = whole
     return folders | {done}

@@ -1,6 +1,7 @@
-"""Socket options that rules ask for: of the listening socket, and of the sockets towards the server.
+"""Socket options of rules: for the listening socket, and for the sockets to the server.
 
-Each is tried on a socket of its own at the start, so that what the kernel refuses is an error before anything listens.
+The start tries each option on a new socket, so that an option that the kernel refuses is an error before anything
+listens.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class _Options:
 
 @dataclass(frozen=True, slots=True)
 class ListenOptions(_Options):
-    """Options of a listening socket; a socket with others is another one, also on the same address."""
+    """Options of a listening socket. Sockets of one address with different options are different sockets."""
 
     freebind: bool = False
     interface: str = ""
@@ -154,7 +155,7 @@ NO_CONNECT_OPTIONS: Final = ConnectOptions()
 
 
 def probe(options: ListenOptions | ConnectOptions, protocol: Protocol) -> None:
-    """Try them on sockets of both families, as far as the machine has them. Raises `RefusedOption`."""
+    """Try the options on sockets of both address families, if the machine has both. Raises `RefusedOption`."""
     stream = protocol is Protocol.TCP
     for family in (socket.AF_INET, socket.AF_INET6):
         number = IPPROTO_MPTCP if options.mptcp and stream else 0

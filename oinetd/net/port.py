@@ -1,4 +1,4 @@
-"""A listening socket that a configuration wants, and what makes two of them the same one."""
+"""A listening socket that a configuration needs, and its identity over reloads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["Port", "PortKey", "shared_ports"]
 
 @dataclass(frozen=True, slots=True)
 class PortKey:
-    """What makes two listening sockets the same one. `nth` tells those apart that let the kernel choose a port.
+    """The identity of a listening socket. `nth` distinguishes sockets whose port the kernel chooses.
 
-    One with other options is another socket: it takes over the port as one that overlaps.
+    A socket with different options is a different one: it replaces the other as an overlapping socket does.
     """
 
     address: Address
@@ -31,7 +31,7 @@ class PortKey:
         return not (self.address.port or self.address.is_unix)
 
     def overlaps(self, other: PortKey) -> bool:
-        """Whether the two cannot be bound side by side, for being equal or because one is a wildcard."""
+        """Whether the two cannot be bound at the same time: they are equal, or one is a wildcard."""
         if self.protocol is not other.protocol or self.address.port != other.address.port:
             return False
         if self.address.is_wildcard or other.address.is_wildcard:

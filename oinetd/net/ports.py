@@ -1,7 +1,7 @@
-"""The listening sockets of a configuration: which there have to be, and how to get there from those there are.
+"""The listening sockets of a configuration: which ones it needs, and how to open them beside those in use.
 
-Everything new is bound before anything old is touched. A socket that both the old and the new configuration want is
-kept, and its queue with it.
+Everything new is bound before anything old is touched. A socket that is in the old and the new configuration is kept
+with its accept queue.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class BoundAddress(NamedTuple):
 
 
 async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Port]:
-    """The sockets that `config` wants, after those there were `before`.
+    """The sockets that `config` needs; `before` are those of the configuration in force.
 
-    Raises `BindError` for a name that cannot be resolved, or has no answer in time; one that is listened on already
-    keeps its addresses where the name server is silent.
+    Raises `BindError` for a name that cannot be resolved, or not in time. A name that is listened on already keeps its
+    addresses if the name server does not answer.
     """
     patience_s = RELOAD_PATIENCE_S if before else GIVE_UP_S
     known: dict[str, dict[Address, None]] = {}
@@ -87,10 +87,10 @@ async def plan_ports(config: Config, before: Mapping[PortKey, Route]) -> list[Po
 
 
 class _FreePorts:
-    """Tells sockets apart whose port the kernel chooses.
+    """Numbers the sockets whose port the kernel chooses.
 
-    A rule keeps the port that it had. One that is new or changed takes that of one that has gone, and only then
-    another: so the port stays when a rule's destination is changed, and never goes to another rule that stays.
+    A rule keeps its port. A new or changed rule takes the port of a rule that was removed, if there is one. So the port
+    stays if the destination of a rule changes, and never goes from one rule to another that stays.
     """
 
     def __init__(self, before: Mapping[PortKey, Route]) -> None:
@@ -148,10 +148,10 @@ def open_ports(
     kept: Mapping[PortKey, socket.socket],
     inherited: Iterable[socket.socket] = (),
 ) -> dict[Port, socket.socket]:
-    """A listening socket for each port: from `kept` where it is there, else from `inherited`, else a new one.
+    """A listening socket for each port: the one in `kept` if there is one, else one of `inherited`, else a new one.
 
-    Those that are kept get their new keep-alive. Raises `BindError` with all that failed; then what was opened is
-    closed, and what was kept is as it was.
+    Kept sockets get their new keep-alive settings. Raises `BindError` with all failures; then new sockets are closed
+    again, and kept ones are as before.
     """
     ports = list(ports)
     given = {(sock.type, bound_address(sock)): sock for sock in inherited}
@@ -211,7 +211,7 @@ def open_ports(
 
 
 def _set_access(port: Port, listener: UnixListener) -> None:
-    """Give the file of a socket that a reload keeps the mode and owner that the rule says now."""
+    """Give the file of a kept socket the mode and owner of the new rule."""
     try:
         listener.set_access(FileAccess.of(port.route.rule.options))
     except (OSError, LookupError) as error:
@@ -223,7 +223,7 @@ _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def _taken_by(wanted: PortKey, inherited: Iterable[socket.socket]) -> BindError | None:
-    """The error that says which inherited socket has the address already; None where none has."""
+    """The error that names the inherited socket with this address; None if there is none."""
     for sock in inherited:
         if sock.family == socket.AF_UNIX:
             continue
@@ -242,7 +242,7 @@ def _taken_by(wanted: PortKey, inherited: Iterable[socket.socket]) -> BindError 
 
 
 def _warn_of_unserved(inherited: Iterable[tuple[int, Address]], ports: Iterable[Port]) -> None:
-    """Name each inherited socket that no port uses: its clients wait in vain."""
+    """Warn of each inherited socket that no port uses: its clients are never served."""
     used = {(_KIND[port.key.protocol], port.key.address) for port in ports}
     for kind, address in inherited:
         if (kind, address) not in used:
@@ -251,10 +251,10 @@ def _warn_of_unserved(inherited: Iterable[tuple[int, Address]], ports: Iterable[
 
 
 def _adopt(port: Port, handed_over: socket.socket) -> socket.socket:
-    """A descriptor of our own for the socket, set up like the others.
+    """A duplicate of the socket's descriptor, with the options of other listeners.
 
-    The one that was handed over stays open: whoever made it holds the address, so that it could not be bound again
-    for a rule that one reload takes away and another brings back.
+    The inherited descriptor stays open: the service manager holds the address, so it could not be bound again if one
+    reload removes the rule and another adds it.
     """
     address = port.key.address
     try:
@@ -291,7 +291,7 @@ def _bind(port: Port, retiring: Mapping[tuple[int, int], list[socket.socket]]) -
     except BindError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        # Perhaps the port is taken by ourselves: by listeners that this very change takes away.
+        # Perhaps our own listeners have the port, and this change removes them.
         ours = retiring.get((_KIND[port.key.protocol], port.key.address.port))
         if not ours:
             raise

@@ -1,10 +1,10 @@
-"""Unix sockets to listen on: the file of one belongs to the socket, and goes with it.
+"""Unix sockets to listen on. The file of a socket is removed when the socket is closed.
 
-A path that is in use is never taken from another program: a file that is no socket, or a link, is an error and stays;
-so is a socket where somebody listens. Only a socket that nobody listens on is replaced, which is what a crash leaves.
+A path that is in use is never taken from another program. A file that is not a socket, a link, and a socket with a
+listening process are errors, and stay. Only a socket without a listening process, as a crash leaves it, is replaced.
 
-The file appears with no permission at all, gets its owner and mode, and only then does the socket listen. Its folder is
-resolved as `safe_open` does: through no link that another user made.
+The file is created without any permission, then gets its owner and mode, and only then does the socket listen. Its
+folder is resolved as in `safe_open`: through no link that another user made.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["Credentials", "FileAccess", "UnixListener", "bind_unix", "group_of",
 logger = logging.getLogger("oinetd")
 
 MODE = 0o660
-"""Of the file where a rule does not say: for programs of the same user and group."""
+"""The mode of the file without `mode=`: for programs of the same user and group."""
 
 _UCRED = struct.Struct("3i")
 
 
 class Credentials(NamedTuple):
-    """Who is at the other end of a unix socket, as the kernel knows it since the connect."""
+    """The peer process of a unix socket, as the kernel recorded it at the connect."""
 
     pid: int
     uid: int
@@ -44,18 +44,18 @@ class Credentials(NamedTuple):
 
 
 class FileAccess(NamedTuple):
-    """Mode and owner of the file of a unix socket; None where the rule does not say, -1 where the owner stays."""
+    """Mode and owner of the file of a unix socket; None if the rule does not set them."""
 
     mode: int | None = None
     owner: str | None = None
 
     @classmethod
     def of(cls, options: RuleOptions) -> FileAccess:
-        """What a rule says."""
+        """Those of a rule."""
         return cls(options.unix_mode, options.unix_owner)
 
     def ids(self) -> tuple[int, int]:
-        """The user and the group as numbers. Raises `LookupError` with a sentence for the operator."""
+        """The user and the group as numbers, -1 to leave one as it is. Raises `LookupError`, worded for the log."""
         user, _, group = (self.owner or "").partition(":")
         return (user_of(user) if user else -1, group_of(group) if group else -1)
 
@@ -81,34 +81,34 @@ def group_of(name: str) -> int:
 
 
 def peer_of(sock: socket.socket) -> Credentials:
-    """Who is at the other end of a connected unix socket."""
+    """The peer process of a connected unix socket."""
     return Credentials(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
 def has_clients(sock: socket.socket) -> bool:
-    """Whether somebody waits in the accept queue of a listening socket."""
+    """Whether a connection waits in the accept queue of a listening socket."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
 
 
 class UnixListener(socket.socket):
-    """A unix socket to listen on. Closing it removes its file, if that is still the one that it made."""
+    """A unix socket to listen on. Closing it removes its file, if this is still the file that it created."""
 
-    path = ""  # of the file; empty in the abstract name space, and where the file is left to somebody else
+    path = ""  # of the file; empty in the abstract namespace, or if another process owns the file now
     inode = (0, 0)
 
     def own_file(self, path: str) -> None:
-        """Take the socket file that is at `path` now for this socket's own."""
+        """Treat the socket file that is at `path` now as the file of this socket."""
         found = os.lstat(path)
         self.path, self.inode = path, (found.st_dev, found.st_ino)
 
     def leave_file(self) -> None:
-        """The file is somebody else's from now on: another process has this socket, too, and listens."""
+        """Never remove the file: another process has this socket, too, and listens."""
         self.path = ""
 
     def set_access(self, access: FileAccess) -> None:
-        """Give the file its owner and mode. Raises `OSError`, also where it is another one."""
+        """Give the file its owner and mode. Raises `OSError`, also if the file was replaced."""
         if not self.path:
             return
         uid, gid = access.ids()
@@ -125,7 +125,7 @@ class UnixListener(socket.socket):
                 os.close(fd)
 
     def remove_file(self) -> bool:
-        """Remove the file, so that nobody else connects; what is in the queue stays. Whether there is no file now."""
+        """Remove the file, so that no new client connects; the accept queue stays. Returns whether it was removed."""
         path, self.path = self.path, ""
         if not path:
             return False
@@ -173,15 +173,15 @@ def bind_unix(address: Address, access: FileAccess) -> UnixListener:
 
 
 class _InTheWayError(OSError):
-    """Something is in the place of the socket that is not ours to remove; `strerror` says what, and the remedy."""
+    """The path of the socket is in use; `strerror` says by what, and the remedy."""
 
 
 def _remove_stale(place: Location) -> None:
-    """Remove a socket that nobody listens on. Raises `OSError` for anything else."""
+    """Remove a socket that no process listens on. Raises `OSError` for anything else."""
     assert place.found is not None
     if not stat.S_ISSOCK(place.found.st_mode):
         kind = kind_of(place.found.st_mode) or "a file"
-        what = f"there is {kind} in its place, which is left as it is; remove it or choose another path"
+        what = f"there is {kind} at this path, which is left as it is; remove it or choose another path"
         raise _InTheWayError(errno.EEXIST, what)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         code = probe.connect_ex(f"/proc/self/fd/{place.folder}/{place.name}")
@@ -190,7 +190,7 @@ def _remove_stale(place: Location) -> None:
     if code == errno.ECONNREFUSED:
         os.unlink(place.name, dir_fd=place.folder)
     elif code != errno.ENOENT:
-        raise _InTheWayError(code, f"cannot find out whether somebody listens there: {os.strerror(code)}")
+        raise _InTheWayError(code, f"cannot find out whether a program listens there: {os.strerror(code)}")
 
 
 def _error(address: Address, error: OSError | LookupError) -> BindError:

@@ -250,13 +250,13 @@ class JsonLines(_Words):
 
 
 def _credentials(record: SessionRecord) -> str:
-    """Who is at the other end of a unix socket."""
+    """The peer process of a unix socket."""
     peer = record.credentials
     return "" if peer is None else f',"peer_uid":{peer.uid},"peer_gid":{peer.gid},"peer_pid":{peer.pid}'
 
 
 def _peer(record: SessionRecord) -> str:
-    """Who connected, if the client is the one of a PROXY header, and what a TLS client wants."""
+    """The peer, if the client is from a PROXY header; the server name and the protocols that a TLS client asks for."""
     said = f',"peer":{quoted(record.peer)},"peer_port":{record.peer_port}' if record.peer else ""
     if record.server_name or record.alpn:
         said += f',"server_name":{quoted(record.server_name)},"alpn":{quoted(record.alpn)}'

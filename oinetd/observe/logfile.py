@@ -75,7 +75,7 @@ class LogFile:
         return failure
 
     def _stops(self, lines: Sequence[bytes], total: int) -> Iterator[int]:
-        """Where each write ends. A write of at most PIPE_BUF bytes to a pipe is atomic."""
+        """The end of each write. A write of at most PIPE_BUF bytes to a pipe is atomic."""
         if self._pipe:
             start = end = 0
             for line in lines:

@@ -1,4 +1,4 @@
-"""What the kernel says of this process: descriptors, the load of the reactor threads, accept queues."""
+"""Figures of the kernel about this process: descriptors, the load of the reactor threads, accept queues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BACKLOG_AT: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class ThreadTimes:
-    """Of a thread since its start: seconds on a core, and seconds ready without a core."""
+    """The times of a thread since its start: seconds on a core, and seconds of waiting for a core."""
 
     thread: int
     running_s: float
@@ -62,7 +62,7 @@ def descriptor_limit() -> int:
 
 
 def accept_queue(sock: socket.socket) -> tuple[int, int]:
-    """The connections in the accept queue of a listening TCP socket, and how many there may be."""
+    """The number of connections in the accept queue of a listening TCP socket, and its limit."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG_AT + _BACKLOG.size)
     except OSError:

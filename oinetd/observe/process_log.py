@@ -32,7 +32,7 @@ SYSLOG_BYTES_MAX: Final = 2048
 
 
 class ProcessLog:
-    """Where the messages of the loggers `oinetd` and `asyncio` go; one object for the life of the process."""
+    """The handler of the loggers `oinetd` and `asyncio`; one object for the life of the process."""
 
     def __init__(self, level: str, environ: Mapping[str, str], *, as_json: bool = False) -> None:
         self._as_json = as_json

@@ -1,7 +1,7 @@
 """Rates of the last second and the last minute, from samples of the counters.
 
-A sample is taken every `IDLE_S` seconds, and each second while somebody asks. So nobody pays for rates that nobody
-reads, and the first answer has a rate, too.
+A sample is taken every `IDLE_S` seconds, and every second for a time after a question. So rates that are not read cost
+almost nothing, and the first answer has a rate, too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Rate", "Rates"]
 ACTIVE_S: Final = 1.0
 IDLE_S: Final = 10.0
 ASKED_S: Final = 30.0
-"""How long after the last question a sample is taken each second."""
+"""How long after the last question a sample is taken every second."""
 
 MINUTE_S: Final = 60.0
 
@@ -26,7 +26,7 @@ Sample = Mapping[Hashable, tuple[float, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How much each counter grew in a second, over the last `seconds`."""
+    """The growth of each counter per second, over the last `seconds`."""
 
     seconds: float
     values: tuple[float, ...]
@@ -42,18 +42,18 @@ class Rates:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Sample from now on."""
+        """Begin to take samples."""
         self._loop = asyncio.get_running_loop()
         self._sample()
 
     def stop(self) -> None:
-        """Sample no more."""
+        """Take no more samples."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def ask(self) -> None:
-        """Somebody looks: be more exact for a while."""
+        """The rates are read: take a sample every second for a time."""
         now = self._loop.time()
         idle = now - self._asked > ASKED_S
         self._asked = now

@@ -1,4 +1,4 @@
-"""The state of each rule: how it is served, what it has moved, who waits."""
+"""The state of each rule: its lane, its counters, its accept queues."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from oinetd.observe.machine import accept_queue
 __all__ = ["RuleNames", "RuleState", "rule_states"]
 
 LISTENERS_MAX: Final = 64
-"""Of a rule: so many of its ports are listed, and asked for their accept queues."""
+"""The number of ports of one rule that are listed, and whose accept queues are read."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleState:
-    """A rule that is or was in force. `lane` and `why` are empty for one that a reload took away.
+    """A rule that is or was in force. `lane` and `why` are empty if a reload removed it.
 
-    `listening` are its first addresses, `ports` is how many there are; `queued` is how many clients are in their
-    accept queues.
+    `listening` are its first addresses, `ports` is the number of all, and `queued` the number of clients in the accept
+    queues of the first.
     """
 
     name: str
@@ -41,7 +41,7 @@ class RuleState:
 
 
 class RuleNames:
-    """A name of its own for each rule that was ever served: those with the same words (port 0) are numbered."""
+    """A unique name for each rule that was ever served; rules with equal words (port 0) are numbered."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self._names: dict[Endpoint | Rule, str] = {}

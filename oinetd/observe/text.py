@@ -1,4 +1,4 @@
-"""Text for people: numbers, times, tables; names from elsewhere have no effect on a terminal."""
+"""Text for a terminal: numbers, times, tables. Control characters in foreign names are escaped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def inert(text: str) -> str:
-    """`text` with everything that a terminal or a bidirectional text would act on as an escape."""
+    """`text` with control and formatting characters replaced by escapes."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -28,7 +28,7 @@ def size(count: float) -> str:
 
 
 def rate(count: float) -> str:
-    """A number in a second, with three digits."""
+    """A number per second, with three digits."""
     for bound, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= bound * 0.9995:
             number = count / bound

@@ -1,4 +1,4 @@
-"""The daemon's side of the admin interface: its state, its reloads, its sockets over a reload."""
+"""The admin interface of the daemon: its state, its sockets, and the reloads that it asks for."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Administration:
         self._server.shut()
 
     def start(self, forwarder: Forwarder) -> None:
-        """Answer from now on: the process is starting."""
+        """Begin to answer; the process is still starting."""
         owners = frozenset({0, self._uid})
         self._instance = Instance(
             self._name,
@@ -103,7 +103,7 @@ class Administration:
         self._instance.state = READY
 
     def draining(self) -> None:
-        """The process stops; a new one of this name may begin."""
+        """The process is stopping; a new one with this name may start."""
         assert self._instance is not None
         self._instance.state = DRAINING
 
@@ -119,8 +119,8 @@ class Administration:
         if self._instance is None:
             return
         forwarder = self._instance.forwarder
-        told = summary(forwarder.stats(), forwarder.sessions(), forwarder.destinations())
-        for line in (*status_lines(self._server.api.status()), *told):
+        details = summary(forwarder.stats(), forwarder.sessions(), forwarder.destinations())
+        for line in (*status_lines(self._server.api.status()), *details):
             logger.info("%s", line)
 
     # Reloads
@@ -132,13 +132,13 @@ class Administration:
         await waiting
 
     def reload_begins(self) -> list[asyncio.Future[None]]:
-        """A reload begins: it is the one that those who asked so far wait for."""
+        """A reload begins. Returns the callers that wait for it: all that have asked so far."""
         self._began = time.monotonic()
         waiting, self._waiting = self._waiting, []
         return waiting
 
     def reload_ends(self, waiting: list[asyncio.Future[None]], error: BaseException | None) -> None:
-        """It has ended."""
+        """The reload has ended, with an `error` if it failed."""
         for each in waiting:
             if each.done():
                 continue
@@ -160,7 +160,7 @@ class Administration:
 
     @contextlib.asynccontextmanager
     async def change(self, config: Config) -> AsyncIterator[None]:
-        """Open what `config` wants first; exchange it if the body succeeds, else leave everything as it was."""
+        """Open the sockets of `config`; use them if the body succeeds, else leave everything as it was."""
         prepared = self._server.prepare(config.admin)
         try:
             yield

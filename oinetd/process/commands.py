@@ -79,7 +79,7 @@ def _show(value: Any, lines: Callable[[Any], list[str]], as_json: bool) -> int:
 
 
 def health(client: Client, said: argparse.Namespace) -> int:
-    """Say whether it serves: exit code 0, or 1 if it starts, stops, or has a problem."""
+    """Check the health: exit code 0 if it serves, 1 if it starts, stops, or has a problem."""
     answer = client.get("/v1/health")
     found = answer.value
     if not isinstance(found, dict) or "status" not in found:
@@ -138,7 +138,7 @@ def weight(client: Client, said: argparse.Namespace) -> int:
 
 
 def kill(client: Client, said: argparse.Namespace) -> int:
-    """End one session, or all that the filters choose; both peers see a reset."""
+    """End one session, or all that match the filters; both peers get a reset."""
     query = _query(said)
     if said.id is None and not query:
         return _fail(
@@ -191,7 +191,7 @@ def upgrade(client: Client, said: argparse.Namespace) -> int:
 
 
 def events(client: Client, said: argparse.Namespace) -> int:
-    """Print what happens, from now on: sessions, servers, reloads."""
+    """Print events as they happen: sessions, servers, reloads."""
     for name, value in client.events():
         if name == "listening":
             continue
@@ -207,7 +207,7 @@ def top(client: Client, said: argparse.Namespace) -> int:
 
 
 def explain(client: Client, said: argparse.Namespace) -> int:
-    """Say which rule serves an address and port, in which lane and why, and what access says of a client."""
+    """Show the rule that serves an address and port, its lane with the reason, and whether it admits a client."""
     query = {"address": said.address, "port": said.port, "protocol": said.protocol}
     if said.client:
         query["client"] = said.client

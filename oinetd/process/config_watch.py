@@ -17,9 +17,9 @@ logger = logging.getLogger("oinetd")
 
 
 class ConfigWatch:
-    """Asks for a reload when a file of the configuration in force has changed, if it says `watch on`.
+    """Calls `reload` when a file of the configuration in force has changed, if it has `watch on`.
 
-    After a reload that failed, the files with mistakes are watched, too: correcting one of them asks again.
+    After a failed reload the files with mistakes are watched, too, so that a correction causes another reload.
     """
 
     def __init__(self, reload: Callable[[], object]) -> None:
@@ -46,7 +46,7 @@ class ConfigWatch:
         self._watch.watch(FileSource(path, look(path)) for path in paths)
 
     def close(self) -> None:
-        """Watch nothing."""
+        """Stop watching."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None

@@ -73,8 +73,8 @@ def _reset_signals(held: Collection[int]) -> None:
         with contextlib.suppress(OSError, ValueError):  # signals that the C library reserves
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     if os.getpid() == 1:
-        # In a container the orphans of other processes (health checks) become children of this one. Nobody waits for
-        # them, so the kernel is to forget them.
+        # In a container the orphans of other processes (health checks) become children of this one. Nothing
+        # waits for them, so the kernel is told to reap them.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # In one step, so that a pending signal is not lost.
     signal.pthread_sigmask(signal.SIG_SETMASK, held)

@@ -181,7 +181,7 @@ class Daemon:
 
     @staticmethod
     def _become(identity: Identity, config: Config) -> None:
-        """Drop root. The new user, who has to reopen the log, becomes its owner if it is still empty."""
+        """Drop root. The new user must be able to reopen the log, and becomes its owner if it is still empty."""
         log = config.log.file
         if ConnectionLog.is_file(config.log):
             with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""`oinetd demo`: a forwarder with a small service of its own behind it, for a first look."""
+"""`oinetd demo`: a forwarder with an embedded service as its destination, for a first look."""
 
 from __future__ import annotations
 

@@ -56,13 +56,13 @@ class Options:
     admin_path: str = ""
 
     def load(self) -> Config:
-        """The configuration of file and lines, without what the command line puts over it. Raises `ConfigError`."""
+        """The configuration of file and lines, without the overrides of the command line. Raises `ConfigError`."""
         from oinetd.config import load_config
 
         return load_config(self.conf_file, self.lines)
 
     def with_overrides(self, config: Config) -> Config:
-        """`config` with what the command line says put over it, and over what single rules say."""
+        """`config` with the overrides of the command line, which also replace the options of single rules."""
         if self.pid_file is not None:
             config = replace(config, pid_file=self.pid_file)
         elif self.default_pid_file and not config.pid_file:

@@ -137,8 +137,8 @@ class PidFile:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(fd, CONTENT_BYTES_MAX, 0).decode("ascii", "replace").strip()
-            who = f"pid {holder}" if holder else "starting"
-            raise PidFileHeld(f"pid file {self.path}: locked by another oinetd ({who})") from None
+            state = f"pid {holder}" if holder else "starting"
+            raise PidFileHeld(f"pid file {self.path}: locked by another oinetd ({state})") from None
 
     def write(self) -> None:
         """Write the process id to the file. Raises `PidFileFault` (a full disk)."""

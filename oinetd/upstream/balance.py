@@ -22,10 +22,10 @@ STRIDE: Final = 1 << 36
 
 
 class Weighed(Protocol):
-    """What the choice looks at: a server, as its group knows it.
+    """A server of a group, with what the choice depends on.
 
-    `live` are the sessions that have selected it, also those that are still connecting. `weight` is in thousandths and
-    above 0. `passed` is how far it has come in the round; see `least_passed`.
+    `live` is the number of its sessions, including those that are still connecting. `weight` is in thousandths and
+    above 0. `passed` is its position in the round; see `least_passed`.
     """
 
     @property
@@ -41,7 +41,7 @@ class Weighed(Protocol):
 def least_loaded(servers: Sequence[Weighed], start: int) -> int:
     """`leastconn`: the server with the lowest (live + 1) / weight; -1 if none is open.
 
-    Of equal ones the first from `start` on, the place behind the one that was chosen last: ties go round.
+    Of equal servers, the first from `start` on wins. `start` follows the last choice, so that ties rotate.
     """
     best, live, weight = -1, 0, 1
     size = len(servers)
@@ -54,11 +54,11 @@ def least_loaded(servers: Sequence[Weighed], start: int) -> int:
 
 
 def least_passed(servers: Sequence[Weighed]) -> int:
-    """`roundrobin`: the open server that has come least far, the first of equal ones; -1 if none is open.
+    """`roundrobin`: the open server with the lowest position, the first of equal ones; -1 if none is open.
 
-    One that is chosen moves on by `stride(weight)`, so that in each round every server has as many turns as its weight.
-    A server begins half a stride behind zero, and one that comes back where the least of the others is
-    (`Group.rejoin`); so its turns are spread over the round, and it never makes up for the time that it missed.
+    The chosen server advances by `stride(weight)`, so that in each round a server has as many turns as its weight. A
+    server begins half a stride below zero. One that returns begins at the lowest position of the others
+    (`Group.rejoin`). So turns are spread over the round, and a server never catches up on the time that it missed.
     """
     best, least = -1, 0
     for at, server in enumerate(servers):
@@ -68,12 +68,12 @@ def least_passed(servers: Sequence[Weighed]) -> int:
 
 
 def stride(weight: int) -> int:
-    """How far a server of this weight moves when it is chosen by `roundrobin`."""
+    """The distance by which a server of this weight advances when `roundrobin` chooses it."""
     return STRIDE // weight
 
 
 def two_draws(servers: Sequence[Weighed], draw: int, start: int) -> int:
-    """`random`: two different open servers by the 64 random bits of `draw`, of them the one that `least_loaded` takes.
+    """`random`: draws two different open servers with the 64 random bits of `draw`, and takes the less loaded one.
 
     -1 if none is open.
     """
@@ -90,7 +90,7 @@ def two_draws(servers: Sequence[Weighed], draw: int, start: int) -> int:
 
 
 def first(servers: Sequence[Weighed]) -> int:
-    """`first`: the first open one in the order written; -1 if none is."""
+    """`first`: the first open server in the order of the configuration; -1 if none is open."""
     return next((at for at, server in enumerate(servers) if server.open), -1)
 
 

@@ -1,9 +1,9 @@
-"""Whether a server is well: two small machines, each a table. No clock and no socket: the caller says what happened.
+"""Health of a server: two state machines, each a table. They have no clock and no socket; the caller reports events.
 
-- `CheckState` is HAProxy's: a counter from 0 to rise + fall - 1, up from `rise` on. A success when it is down counts up
-  and goes to the top at `rise`; a failure when it is up counts down and goes to the bottom below `rise`.
-- `PassiveState` judges by the connects of clients: failures in a row eject the server for a while, and after that time
-  the next one ejects it again, for twice the time. One success forgets all.
+- `CheckState` is HAProxy's: a counter from 0 to rise + fall - 1; the server is up from `rise` on. While it is down, a
+  success counts up, and at `rise` to the top. While it is up, a failure counts down, and below `rise` to 0.
+- `PassiveState` depends on the connects of clients: failures in a row eject the server for a time. After this time, one
+  failure ejects it again for twice the time. One success resets everything.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class CheckState(NamedTuple):
 
     @property
     def is_up(self) -> bool:
-        """Whether checks let it be used; one that is not checked yet is not up."""
+        """Whether the checks allow its use; a server that was not checked yet is not up."""
         return self.health >= self.rise
 
     @property
     def in_transition(self) -> bool:
-        """Whether the next check may come to change it: it is checked at `check-fast`."""
+        """Whether it is between up and down for good: it is checked at `check-fast`."""
         return self.health not in (0, self.top)
 
     def passed(self) -> CheckState:
@@ -87,7 +87,7 @@ class CheckState(NamedTuple):
 
 
 class Standing(enum.Enum):
-    """What the connects of clients say of a server."""
+    """The state of a server by the connects of clients."""
 
     TRUSTED = enum.auto()
     EJECTED = enum.auto()
@@ -96,13 +96,13 @@ class Standing(enum.Enum):
 
 
 class PassiveEvent(enum.Enum):
-    """What happened to a server."""
+    """An event of a server."""
 
     WORKED = enum.auto()
     FAILED = enum.auto()
-    """A connect failed, and failures before it in a row are fewer than the limit."""
+    """A connect failed; the failures in a row are below the limit."""
     FAILED_TOO_OFTEN = enum.auto()
-    """A connect failed, the last one that was allowed in a row."""
+    """A connect failed; the failures in a row reach the limit."""
     TIME_OVER = enum.auto()
     """The time of the ejection is over."""
 
@@ -122,7 +122,7 @@ PASSIVE_NEXT: Final[Mapping[tuple[Standing, PassiveEvent], Standing]] = {
     (_S.ON_TRIAL, _E.FAILED_TOO_OFTEN): _S.EJECTED,
     (_S.ON_TRIAL, _E.TIME_OVER): _S.ON_TRIAL,
 }
-"""The standing after an event. A server that is ejected again is so for twice the time."""
+"""The standing after an event. A server that is ejected again is ejected for twice the time."""
 
 
 class PassiveState(NamedTuple):
@@ -134,7 +134,7 @@ class PassiveState(NamedTuple):
     until: float = 0.0
 
     def worked(self) -> PassiveState:
-        """A connect succeeded, or a check did: all is forgotten."""
+        """A connect or a check succeeded: everything is reset."""
         return PassiveState()
 
     def failed(self, now: float, limit: int, first_s: float, *, may_eject: bool = True) -> PassiveState:

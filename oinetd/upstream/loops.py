@@ -97,7 +97,7 @@ def find_loops(legs: Sequence[Leg]) -> list[frozenset[Address]]:
 
 
 def _place_of(address: Address) -> int | str:
-    """What two addresses have in common where one may lead to the other: the port, or all of it."""
+    """The key by which listeners and destinations match: the port, or the whole address of a unix socket."""
     return str(address) if address.is_unix else address.port
 
 

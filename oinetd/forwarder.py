@@ -54,7 +54,7 @@ class Forwarder(Inspection):
 
     `on_open` and `on_close` are called with the record of each admitted session, and of each one that ended (the
     refused too), `on_server` with the `ServerStatus` of each server whose state changed; coroutines are
-    awaited. What hooks raise is logged. `inherited` are listening sockets that a service manager has opened; a rule with
+    awaited. What hooks raise is logged. `inherited` are listening sockets that a service manager opened; a rule with
     the address of one uses it. With `hold_back` nothing is served until `moves` says so.
     """
 

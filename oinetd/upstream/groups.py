@@ -16,6 +16,7 @@ from oinetd.bounds import WEIGHT_MAX
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import Config, Rule
 from oinetd.servers import Balance, Server, Upstream
+from oinetd.upstream.checks import Checks
 from oinetd.upstream.destinations import Destinations
 from oinetd.upstream.group import Group, Listener
 from oinetd.upstream.group_destination import GroupDestination
@@ -49,6 +50,8 @@ class Known:
         self.groups: dict[str, Group] = {}
         self.members: dict[tuple[str, str], Member] = {}
         self.by_tag: dict[int, Member] = {}
+        self.checks = Checks()
+        self.checked_for: Groups | None = None
         self._tags = itertools.count(1)
 
     def member(self, group: str, name: str) -> Member:
@@ -161,17 +164,21 @@ class Groups:
 
     def start(self, before: Groups | None) -> None:
         """Follow DNS and files from now on, in place of `before`."""
+        self._known.checked_for = self
         if before is not None:
             before.stop()
         self._running = True
+        self._follow()
         self._known.forget({member for group in self for member in group.members})
         for wanted in self._wanted.values():
             for source in wanted.sources:
                 source.start(lambda wanted=wanted: self._changed(wanted))  # type: ignore[misc]
 
     def stop(self) -> None:
-        """Follow nothing more."""
+        """Follow nothing more, and check nobody if no other configuration is in force."""
         self._running = False
+        if self._known.checked_for is self:
+            self._known.checks.close()
         for wanted in self._wanted.values():
             for source in wanted.sources:
                 source.stop()
@@ -193,7 +200,12 @@ class Groups:
         wanted.tables = await _tables(wanted)
         if self._running and wanted.found is found:
             self._configure(wanted)
+            self._follow()
             self.on_change(wanted.group)
+
+    def _follow(self) -> None:
+        """Have the servers of this moment checked."""
+        self._known.checks.follow({member: group for group in self for member in group.members if member.is_checked})
 
     # What there is to know, and to say
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from oinetd.errors import ConfigError, Problem
 from oinetd.model import Endpoint
 from oinetd.servers import GroupOptions, Resolve, Server
 from oinetd.upstream.destination import Destination
@@ -46,7 +47,9 @@ def source_of(
 ) -> Source:
     """The source for a line; `destination` has the addresses of its host, `source` is its own local address."""
     kind = server.resolve or options.resolve
-    assert destination is not None
+    if destination is None:
+        origin, what = server.origin, "files of servers" if server.is_file else "SRV records"
+        raise ConfigError(Problem(f"{what} are not supported by this version", origin.file, origin.line))
     if kind is Resolve.EACH and not server.endpoint.is_unix:
         return _EachAddress(server, destination, source)
     return _One(server, destination, source)

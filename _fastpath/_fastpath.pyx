@@ -33,6 +33,7 @@ from shared.gate cimport (
     gate_drop, gate_enter, gate_hold, gate_leave, gate_new, preamble_enter, preamble_is_full, preamble_leave,
     source_count, source_enter, source_leave,
 )
+from shared.ending cimport ENDING_BAD_PROXY_HEADER
 from shared.group cimport (
     BALANCE_FIRST, SERVERS_MAX, TABLE_SIZE, TRIES_MAX, Group as GroupState, Member as Member_t, Search, group_drop,
     group_is_full, group_members, group_pick, group_select,
@@ -675,7 +676,7 @@ cdef class Policy:
         uint32_t half_close_ms=0, uint32_t stall_ms=0, uint32_t lifetime_ms=0, keepalive=(0, 0, 0),
         uint32_t flip_bytes=0, uint32_t move_turns=0, uint32_t silence_ms=4000,
         source_prefix=(32, 64), Policy before=None, int64_t peer_uid=-1,
-        int protocol=0, options=(), proxy=(0, 0, 0),
+        int protocol=0, options=(), proxy=(0, 0, 0), accept=(0, 0, ()),
     ):
         cdef SocketOption *option
         cdef bytes value
@@ -719,6 +720,8 @@ cdef class Policy:
         self.policy.lifetime_ms = lifetime_ms
         self.policy.keep_idle_s, self.policy.keep_interval_s, self.policy.keep_count = keepalive
         self.policy.proxy_version, self.policy.proxy_tlv, self.policy.run_id = proxy
+        self.policy.accept_proxy, self.policy.proxy_ms, trusted = accept
+        _compile(&self.policy.trust, [list(trusted), [], [], []])
         self.policy.flip_bytes = min(flip_bytes, <uint32_t> SCRATCH_BYTES)
         self.policy.move_turns = move_turns
 
@@ -784,7 +787,7 @@ cdef class Policy:
 Record = namedtuple("Record", (
     "kind", "id", "tag", "token", "started", "client", "client_port", "upstream", "upstream_port", "connect_s",
     "duration_s", "bytes_up", "bytes_down", "ending", "errno", "moved_by", "datagrams_up", "datagrams_down",
-    "datagrams_lost", "idle_s", "tries", "credentials", "server",
+    "datagrams_lost", "idle_s", "tries", "credentials", "server", "peer",
 ), module="oinetd._fastpath")
 
 cdef object new_tuple = tuple.__new__
@@ -802,7 +805,9 @@ cdef object _credentials(const Address *client):
 
 cdef void tries_free(RecordState *record) noexcept:
     free(record.tries)
+    free(record.facts)
     record.tries = NULL
+    record.facts = NULL
 
 
 cdef tuple _tries(RecordState *record):
@@ -960,6 +965,15 @@ cdef class Hub:
             self.text_keys[place] = key
         return self.texts[place]
 
+    cdef tuple _peer(self, RecordState *record):
+        """Who connected, if the client is the one of a header, and the port; freed."""
+        if record.facts == NULL:
+            return None
+        peer = (self._known_text(&record.facts.peer), record.facts.peer.port)
+        free(record.facts)
+        record.facts = NULL
+        return peer
+
     cdef object _record(self, RecordState *record):
         """A record, and what it owns is taken from it."""
         return new_tuple(Record, (
@@ -967,7 +981,7 @@ cdef class Hub:
             record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
             record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
             record.datagrams_up, record.datagrams_down, record.datagrams_lost, record.idle_us * 1e-6,
-            _tries(record), _credentials(&record.client), record.server,
+            _tries(record), _credentials(&record.client), record.server, self._peer(record),
         ))
 
     cdef _reclaim(self):
@@ -1349,7 +1363,10 @@ cdef class Hub:
                     continue
                 idle = 0
                 taken += 1
-                if not totals_only or record.kind != RECORD_CLOSED or record.token:
+                if (
+                    not totals_only or record.kind != RECORD_CLOSED or record.token
+                    or record.ending == ENDING_BAD_PROXY_HEADER
+                ):
                     records.append(self._record(record))
                 else:
                     tries_free(record)

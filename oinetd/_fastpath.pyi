@@ -49,7 +49,10 @@ class Record(NamedTuple):
     too, and `upstream_port` the number of the address in the policy; so are those of `tries`."""
     server: int
     """The tag of the server that took the session; 0 if none did, or the destination is no group. In a record of the
-    kind for servers it is the one whose connects fail (`errno`, `id` of them in a row) or work again (errno 0)."""
+    kind for servers it is the one whose connects fail (`errno`, `id` of them in a row) or work again (errno 0). In
+    that of an invalid PROXY header it is the fault, 32 bits above the byte that shows it."""
+    peer: tuple[str, int] | None
+    """Who connected, if the client is the one of a PROXY header, and the port."""
 
 def kernel_features() -> dict[str, int]:
     """What this kernel and this process offer to the data plane.
@@ -287,6 +290,7 @@ class Policy:
         lifetime_ms: int = 0,
         keepalive: tuple[int, int, int] = (0, 0, 0),
         proxy: tuple[int, int, int] = (0, 0, 0),
+        accept: tuple[int, int, Sequence[tuple[int, bytes]]] = (0, 0, ()),
         flip_bytes: int = 0,
         move_turns: int = 0,
         silence_ms: int = 4000,

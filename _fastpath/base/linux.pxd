@@ -75,7 +75,7 @@ cdef extern from "<sys/socket.h>" nogil:
     enum:
         AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SHUT_WR, SOL_SOCKET
         SO_BROADCAST, SO_DOMAIN, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PEERCRED, SO_RCVBUF
-        MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL
+        MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, SO_RCVLOWAT
 
 cdef extern from "<sys/un.h>" nogil:
     struct sockaddr_un:

@@ -33,8 +33,9 @@ cdef inline uint32_t proxy_write_v1(char *line, const Address *source, const Add
         return <uint32_t> snprintf(line, LINE_ROOM_BYTES, b"PROXY UNKNOWN\r\n")
     inet_ntop(family, &source.ip[12 if four else 0], texts[0], ADDRESS_BYTES_MAX)
     inet_ntop(family, &destination.ip[12 if four else 0], texts[1], ADDRESS_BYTES_MAX)
-    return <uint32_t> snprintf(line, LINE_ROOM_BYTES, b"PROXY TCP%d %s %s %u %u\r\n", <int> (4 if four else 6), texts[0],
-                               texts[1], <unsigned int> source.port, <unsigned int> destination.port)
+    return <uint32_t> snprintf(
+        line, LINE_ROOM_BYTES, b"PROXY TCP%d %s %s %u %u\r\n", <int> (4 if four else 6), texts[0], texts[1],
+        <unsigned int> source.port, <unsigned int> destination.port)
 
 
 cdef inline uint32_t tlv_put(uint8_t *header, uint32_t at, int kind, const uint8_t *value, uint32_t size,

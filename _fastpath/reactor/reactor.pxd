@@ -34,6 +34,8 @@ from base.atomic cimport oi_add, oi_get, oi_give, oi_put, oi_swap
 from tcp.backoff cimport accept_calm
 from tcp.deadline cimport relay_due
 from shared.attempt cimport attempts_copy
+from shared.facts cimport facts_copy
+from tcp.preamble cimport preamble_due, preamble_event
 from tcp.connect cimport watch
 from shared.ending cimport ENDING_ABORTED, ENDING_REVOKED
 from state.report cimport record_begin, record_push
@@ -64,7 +66,8 @@ from state.queue cimport ready_add, ready_remove
 from tcp.reclaim cimport pipes_reclaim
 from shared.ring cimport RECORD_RELAYED, Record
 from state.connection_slab cimport (
-    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, KIND_ATTEMPT, KIND_BITS, KIND_INBOX,
+    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_PREAMBLE, CONN_RELAY, DOWN, KIND_ATTEMPT,
+    KIND_BITS, KIND_INBOX,
     KIND_LISTENER, KIND_UDP_LISTENER, UP, UPSTREAM, Conn, Dir, Side, conn_at, conn_take,
 )
 from state.slab cimport slab_slots
@@ -109,6 +112,8 @@ cdef inline void conn_event(Reactor *self, Conn *conn, int which, uint32_t event
             ready_add(self, &conn.dir[1 - which])
     elif conn.state == CONN_CONNECTING:
         dial_event(self, conn, which, events)
+    elif conn.state == CONN_PREAMBLE:
+        preamble_event(self, conn, events)
     elif conn.state == CONN_FLUSH:
         if events & (EPOLLERR | EPOLLHUP) and side.error == 0:
             finish_failed(self, conn)
@@ -120,6 +125,8 @@ cdef inline void conn_due(Reactor *self, Conn *conn) noexcept nogil:
         relay_due(self, conn)
     elif conn.state == CONN_CONNECTING:
         dial_due(self, conn)
+    elif conn.state == CONN_PREAMBLE:
+        preamble_due(self, conn)
     elif conn.state == CONN_FLUSH:
         flush_look(self, conn)
 
@@ -252,6 +259,7 @@ cdef inline void each_conn(Reactor *self, int kind, uint64_t id, Snapshot *snaps
                 snapshot.records[snapshot.count].idle_us = idle_us(self, conn)
                 if conn.connected_us:
                     snapshot.records[snapshot.count].tries = attempts_copy(conn.attempts)
+                snapshot.records[snapshot.count].facts = facts_copy(conn.facts)
             snapshot.count += 1
         elif kind == MESSAGE_ABORT_ALL or conn.id == id:
             abort(self, conn, ENDING_ABORTED, 0)
@@ -265,7 +273,7 @@ cdef inline void conns_judge(Reactor *self) noexcept nogil:
     cdef Gate *gate
     for i in range(slab_slots(&self.slab)):
         conn = conn_at(&self.slab, i)
-        if conn.state == CONN_FREE or conn.state == CONN_CLOSED or conn.handed_over:
+        if conn.state == CONN_FREE or conn.state == CONN_CLOSED or conn.state == CONN_PREAMBLE or conn.handed_over:
             continue
         gate = conn.policy.gate
         if gate.judge == NULL or access_decide(&(<Policy *> gate.judge).access, &conn.client) == 0:

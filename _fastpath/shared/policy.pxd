@@ -23,6 +23,10 @@ cdef enum:
 
     MEMBER_WAITS = 0xFFFF       # in place of the number of a member: the session waits for room in a server
 
+    ACCEPT_OFF = 0              # of `accept_proxy`
+    ACCEPT_ON = 1
+    ACCEPT_OPTIONAL = 2
+
     PROXY_CHECKSUM = 1          # bits of `proxy_tlv`
     PROXY_UNIQUE_ID = 2
     PROXY_AUTHORITY = 4
@@ -69,6 +73,9 @@ cdef struct Policy:
     uint32_t flip_bytes         # for tests: read at most this many bytes and change between copy and splice each time
     uint32_t move_turns         # for tests: a connection changes its reactor after this many turns
     uint8_t relay
+    uint8_t accept_proxy        # whether clients begin with a header
+    uint32_t proxy_ms           # for all of it
+    Access trust                # in its first list: the peers that may send one
     uint8_t proxy_version       # of the header that the server gets first; 0 is none
     uint8_t proxy_tlv           # what a header of version 2 says besides addresses
     uint64_t run_id             # the first half of unique IDs
@@ -81,6 +88,7 @@ cdef inline void policy_hold(Policy *self) noexcept nogil:
 cdef inline void policy_drop(Policy *self) noexcept nogil:
     if oi_raise_by(&self.references, <uint64_t> -1) == 1:
         access_free(&self.access)
+        access_free(&self.trust)
         if self.gate != NULL:
             gate_drop(self.gate)
         if self.targets != NULL:

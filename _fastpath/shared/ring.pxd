@@ -9,6 +9,7 @@ from libc.stdlib cimport calloc, free
 
 from base.address cimport Address
 from shared.attempt cimport Attempts
+from shared.facts cimport Facts
 from base.atomic cimport oi_get, oi_give, oi_see, oi_show, oi_swap, oi_take
 from base.linux cimport c_write
 
@@ -43,9 +44,10 @@ cdef struct Record:
     uint64_t datagrams_up
     uint64_t datagrams_down
     uint64_t datagrams_lost
-    uint64_t server             # tag of the server of a group; 0 is none
+    uint64_t server             # tag of the server of a group; 0 is none. Of an invalid PROXY header: fault, then place
     Address client
     Address upstream
+    Facts *facts                # owned by the reader of the record; NULL if no header was accepted
     Attempts *tries             # owned by the reader of the record; NULL if no address failed
     int32_t error
     uint8_t kind

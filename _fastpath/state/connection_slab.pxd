@@ -7,6 +7,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from base.address cimport Address
 from shared.attempt cimport Attempts
+from shared.facts cimport Facts
 from shared.inbox cimport Message
 from shared.policy cimport Policy, policy_targets
 from shared.target cimport Targets
@@ -23,6 +24,7 @@ cdef enum:
     CONN_RELAY = 2
     CONN_FLUSH = 3              # one side failed; the other is reset when its send queue is empty
     CONN_CLOSED = 4             # over, and waiting for room in the ring
+    CONN_PREAMBLE = 5           # accepted, and a PROXY header is awaited
 
     HOLDS_NOTHING = 0
     HOLDS_BLOCK = 1
@@ -85,6 +87,7 @@ cdef struct Conn:
     uint8_t counted             # per-source tables that hold the client, bits: 1 process, 2 rule
     uint8_t opened_due          # the opened record is to be written
     uint8_t unreported          # in the list of those that wait for room in the ring
+    uint8_t refused             # it was not admitted, and is counted as that
     uint8_t kept_alive          # keep-alive is set on the upstream leg
     uint8_t address             # number of the address that is tried on the upstream side, or that took the connection
     uint8_t ending
@@ -93,9 +96,11 @@ cdef struct Conn:
     uint8_t first_failed        # 1 + the side that failed first; 0 is none
     uint16_t member             # the server of the policy's group, see `policy_member`; 0 is none
     int flush_left              # bytes in the send queue at the last look
+    uint32_t low_water          # in the preamble: bytes from which the kernel tells of them
     uint32_t limit_ms           # connecting: how long after the accept the present server has; 0 is no limit
     uint64_t flush_ms           # when that queue last shrank
     uint64_t dial_ms            # when the connect of the upstream side began
+    Facts *facts                # NULL where no header was accepted
     Attempts *attempts          # NULL where no address has failed and none was tried beside another
     Policy *policy
     uint32_t tried              # addresses that are not to be tried any more, a bit for each

@@ -9,13 +9,15 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from base.socket cimport close_with_reset
-from base.atomic cimport oi_get, oi_put, oi_raise_by, oi_see
+from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_see
 from shared.attempt cimport Attempt, attempts_add, attempts_items, attempts_new
 from shared.admission cimport sources_leave
 from shared.ending cimport (
-    ENDING_CLIENT_CLOSED, ENDING_CLIENT_RESET, ENDING_UPSTREAM_CLOSED, ENDING_UPSTREAM_RESET,
+    ENDING_BAD_PROXY_HEADER, ENDING_CLIENT_CLOSED, ENDING_CLIENT_RESET, ENDING_DENIED, ENDING_LIMITED,
+    ENDING_NOT_ALLOWED, ENDING_NOT_TRUSTED, ENDING_PEEK_TIMEOUT, ENDING_UPSTREAM_CLOSED, ENDING_UPSTREAM_RESET,
 )
-from shared.gate cimport budget_give, gate_leave
+from shared.facts cimport facts_copy
+from shared.gate cimport budget_give, gate_leave, preamble_leave
 from shared.histogram cimport histogram_add, oi_connect_bounds, oi_duration_bounds
 from base.linux cimport ECONNRESET, SHUT_WR, SIOCOUTQ, c_assert, c_close, c_ioctl, c_shutdown
 from shared.group cimport group_retried
@@ -26,7 +28,8 @@ from state.queue cimport ready_add, ready_remove
 from tcp.flow cimport side_fail
 from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, RECORD_RELAYED, Record
 from state.connection_slab cimport (
-    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, DOWN, UP, UPSTREAM, Conn, Dir, conn_give, conn_targets,
+    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_PREAMBLE, DOWN, UP, UPSTREAM, Conn, Dir,
+    conn_give, conn_targets,
 )
 from state.reactor cimport Hub, Reactor
 from state.report cimport record_push, record_slot
@@ -66,6 +69,7 @@ cdef inline bint report_try(Reactor *reactor, Conn *conn) noexcept nogil:
             return False
         record_fill(record, conn, reactor.now_us)
         record.kind = RECORD_OPENED
+        record.facts = facts_copy(conn.facts)
         record_push(reactor)
         conn.opened_due = 0
         conn.told = oi_get(&reactor.ring.head)
@@ -76,7 +80,12 @@ cdef inline bint report_try(Reactor *reactor, Conn *conn) noexcept nogil:
         record_fill(record, conn, reactor.now_us)
         record.kind = RECORD_RELAYED if conn.handed_over else RECORD_CLOSED
         record.tries = conn.attempts    # the reader of the record frees them
+        record.facts = conn.facts
+        if conn.ending == ENDING_BAD_PROXY_HEADER:
+            record.server = record.token
+            record.token = 0
         conn.attempts = NULL
+        conn.facts = NULL
         record_push(reactor)
         policy_drop(conn.policy)
         conn_give(&reactor.slab, conn)
@@ -123,14 +132,36 @@ cdef inline bint search_end(Conn *conn) noexcept nogil:
     return conn.member != 0 and server_leave(policy_member(conn.policy, conn.member).server)
 
 
+cdef inline void preamble_over(Reactor *reactor) noexcept nogil:
+    """The preamble of a client is awaited no more; a client that waited for that is served by this reactor."""
+    if preamble_leave(reactor.hub.gate):
+        reactor.accept_again = True
+        listeners_wake(reactor)
+
+
+cdef inline void preamble_end(Reactor *reactor, Conn *conn, int ending) noexcept nogil:
+    """A connection ends in the preamble: it was refused, or counts as one that was let in."""
+    preamble_over(reactor)
+    if (
+        ending in (ENDING_NOT_ALLOWED, ENDING_DENIED, ENDING_LIMITED)
+        or ENDING_NOT_TRUSTED <= ending <= ENDING_PEEK_TIMEOUT
+    ):
+        conn.refused = 1
+        oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
+        return
+    oi_add(&conn.policy.gate.admitted, 1)
+    conn.opened_due = oi_get(&reactor.hub.totals_only) == 0
+
+
 cdef inline void permits_leave(Reactor *reactor, Conn *conn) noexcept nogil:
     """Leave both gates; a client that waited for that is served by this reactor."""
     cdef bint wanted = False
     if conn.handed_over:
         return
     sources_leave(reactor.hub.gate, conn.policy, &conn.client, conn.counted)
-    oi_raise_by(&conn.policy.gate.ended, 1)
-    histogram_add(&conn.policy.gate.durations, oi_duration_bounds, conn.ended_us - conn.started_us)
+    if not conn.refused:
+        oi_raise_by(&conn.policy.gate.ended, 1)
+        histogram_add(&conn.policy.gate.durations, oi_duration_bounds, conn.ended_us - conn.started_us)
     if conn.connected_us:
         histogram_add(&conn.policy.gate.connects, oi_connect_bounds, conn.connected_us - conn.started_us)
     if conn.policy.group != NULL:
@@ -204,6 +235,8 @@ cdef inline void finish(Reactor *reactor, Conn *conn, int ending, int error, bin
     wheel_disarm(&reactor.wheel, conn)
     if conn.attempts != NULL or conn.state == CONN_CONNECTING:
         attempts_end(reactor, conn)
+    if conn.state == CONN_PREAMBLE:
+        preamble_end(reactor, conn, ending)
     for i in range(2):
         if conn.side[i].fd >= 0:
             if reset:

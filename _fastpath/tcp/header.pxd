@@ -12,9 +12,10 @@ from base.linux cimport (
     ECONNRESET, ENOBUFS, EPIPE, MSG_MORE, MSG_NOSIGNAL, c_getsockname, c_send, errno, sockaddr, sockaddr_storage,
     socklen_t,
 )
-from preamble.proxy cimport HEADER_BYTES_MAX, TLV_UNIQUE_ID
+from preamble.proxy cimport HEADER_BYTES_MAX, TLV_CRC32C, TLV_NOOP, TLV_UNIQUE_ID, big_16, tlv_find
 from preamble.proxy_write cimport proxy_begin_v2, proxy_end_v2, proxy_write_v1, snprintf, tlv_put
-from shared.policy cimport PROXY_CHECKSUM, PROXY_UNIQUE_ID, Policy
+from shared.facts cimport Facts, facts_tlvs
+from shared.policy cimport PROXY_CHECKSUM, PROXY_PASS, PROXY_UNIQUE_ID, Policy
 from state.connection_slab cimport CLIENT, UPSTREAM, Conn
 
 cdef enum:
@@ -27,10 +28,38 @@ cdef inline void ends_of(const Conn *conn, Address *client, Address *reached) no
     cdef socklen_t size = sizeof(place)
     client[0] = conn.client
     reached.family = 0
-    if address_is_unix(&conn.client):
+    if conn.facts != NULL:
+        reached[0] = conn.facts.reached
+        if conn.facts.unknown:
+            client.family = 0
+    elif address_is_unix(&conn.client):
         client.family = 0
     elif c_getsockname(conn.side[CLIENT].fd, <sockaddr *> &place, &size) == 0:
         address_read(reached, &place)
+
+
+cdef inline bint passes_unique_id(const Conn *conn) noexcept nogil:
+    """Whether the header that was accepted has a unique ID that is passed on."""
+    return (
+        conn.policy.proxy_tlv & PROXY_PASS and conn.facts != NULL
+        and tlv_find(facts_tlvs(conn.facts), conn.facts.tlv_bytes, TLV_UNIQUE_ID) != NULL
+    )
+
+
+cdef inline uint32_t tlvs_pass(uint8_t *header, uint32_t at, const Facts *facts, bint checksum) noexcept nogil:
+    """Add the TLVs of the header that was accepted, but for its checksum and what only fills it up."""
+    cdef const uint8_t *tlv = facts_tlvs(facts)
+    cdef const uint8_t *end = tlv + facts.tlv_bytes
+    cdef uint32_t size, then
+    while tlv < end:        # bounded: each is at least three bytes
+        size = big_16(tlv + 1)
+        if tlv[0] != TLV_CRC32C and tlv[0] != TLV_NOOP:
+            then = tlv_put(header, at, tlv[0], tlv + 3, size, checksum)
+            if then == at:
+                break
+            at = then
+        tlv += 3 + size
+    return at
 
 
 cdef inline uint32_t header_write(const Conn *conn, uint8_t *header) noexcept nogil:
@@ -44,10 +73,12 @@ cdef inline uint32_t header_write(const Conn *conn, uint8_t *header) noexcept no
     if policy.proxy_version == 1:
         return proxy_write_v1(<char *> header, &client, &reached)
     at = proxy_begin_v2(header, &client, &reached, False)
-    if at and policy.proxy_tlv & PROXY_UNIQUE_ID:
+    if at and policy.proxy_tlv & PROXY_UNIQUE_ID and not passes_unique_id(conn):
         snprintf(unique, sizeof(unique), b"%016llx%016llx", <unsigned long long> policy.run_id,
                  <unsigned long long> conn.id)
         at = tlv_put(header, at, TLV_UNIQUE_ID, <const uint8_t *> unique, UNIQUE_ID_BYTES, checksum)
+    if at and policy.proxy_tlv & PROXY_PASS and conn.facts != NULL:
+        at = tlvs_pass(header, at, conn.facts, checksum)
     return proxy_end_v2(header, at, checksum)
 
 

@@ -14,14 +14,14 @@ from shared.admission cimport sources_enter, sources_leave
 from base.clock cimport unix_time
 from base.socket cimport close_with_reset
 from base.address cimport Address, address_identify, address_is_unix, address_read
-from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_swap
+from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
 from tcp.backoff cimport accept_pause, accept_recovered, is_shortage
 from tcp.connect cimport watch
 from tcp.search cimport dial_go
 from shared.ending cimport ENDING_ACCEPT_FAILED, ENDING_LIMITED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED
 from state.report cimport record_begin, record_push, record_slot, report_refused, ring_has_reserve
 from tcp.ending cimport finish, listeners_wake, report
-from shared.gate cimport Gate, gate_enter_or_wait, gate_leave
+from shared.gate cimport Gate, gate_enter_or_wait, gate_leave, preamble_enter, preamble_is_full, preamble_leave
 from shared.group cimport group_is_full
 from shared.inbox cimport MESSAGE_ACCEPTED, MESSAGE_RETRY, Message, inbox_post
 from base.linux cimport (
@@ -29,10 +29,11 @@ from base.linux cimport (
     pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_storage, socklen_t,
 )
 from shared.policy cimport Policy, policy_drop, policy_hold
+from tcp.preamble cimport peer_judge, preamble_begin
 from tcp.reclaim cimport descriptors_make_room
 from shared.ring cimport RECORD_CLOSED, RECORD_FULL, Record
 from state.load cimport LOAD_HIGH, reactor_for_new
-from state.connection_slab cimport CLIENT, Conn, conn_take
+from state.connection_slab cimport CLIENT, CONN_PREAMBLE, Conn, conn_take
 from state.reactor cimport Hub, Listener, Reactor
 from shared.target cimport targets_begin
 
@@ -71,6 +72,8 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
     if conn == NULL:
         if record_slot(reactor) == NULL:
             return False
+        if message.token:
+            preamble_leave(reactor.hub.gate)
         refuse(reactor, message, ENDING_ACCEPT_FAILED, ENOMEM)
         policy_drop(message.policy)
         accept_pause(reactor, ENOMEM)
@@ -78,11 +81,19 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
     conn.counted = <unsigned char> message.counted
     conn.started_us = message.started_us
     conn.side[CLIENT].local = address_is_unix(&conn.client)
-    oi_add(&conn.policy.gate.admitted, 1)
     conn.ending = ENDING_RESOLVE_FAILED     # should the policy have no address at all
     conn.limit_ms = conn.policy.connect_ms
     conn.turn = <uint32_t> targets_begin(conn.policy.targets)
     oi_put(&reactor.live, oi_get(&reactor.live) + 1)
+    if message.token:
+        conn.token = 0
+        conn.state = CONN_PREAMBLE
+        if watch(reactor, conn, CLIENT) != 0:
+            finish(reactor, conn, ENDING_SOCKET_FAILED, errno, True)
+        else:
+            preamble_begin(reactor, conn)
+        return True
+    oi_add(&conn.policy.gate.admitted, 1)
     if oi_get(&reactor.hub.totals_only) == 0:
         conn.opened_due = 1
         report(reactor, conn)
@@ -97,9 +108,14 @@ cdef inline void admit(Reactor *reactor, Message *message) noexcept nogil:
     """Decide on an accepted client, which is inside both gates already."""
     cdef Policy *policy = message.policy
     cdef Hub *hub = reactor.hub
-    cdef int refusal = access_decide(&policy.access, &message.client)
+    cdef int refusal = 0
     cdef Reactor *server
     cdef bint begun
+    cdef bint headed = False
+    if policy.accept_proxy:
+        refusal = peer_judge(policy, &message.client, &headed)
+    if refusal == 0 and not headed:
+        refusal = access_decide(&policy.access, &message.client)
     if refusal == 0:
         message.counted = sources_enter(hub.gate, policy, &message.client)
         if message.counted < 0:
@@ -108,6 +124,9 @@ cdef inline void admit(Reactor *reactor, Message *message) noexcept nogil:
     if refusal:
         refuse(reactor, message, refusal, 0)
         return
+    if headed:
+        message.token = 1       # its preamble is awaited
+        preamble_enter(hub.gate)
     policy_hold(policy)
     server = reactor if oi_get(&reactor.load) < LOAD_HIGH else reactor_for_new(hub)
     if server != reactor and inbox_post(&server.inbox, message):
@@ -140,6 +159,10 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
         return False
     if policy.group != NULL and policy.group.bounded and group_is_full(policy.group):
         return False
+    if policy.accept_proxy and preamble_is_full(hub.gate):
+        oi_show(&hub.gate.preamble_waiting, 1)
+        if preamble_is_full(hub.gate):
+            return False
     if not gate_enter_or_wait(policy.gate):
         found_full(reactor, policy, policy.gate)
         return False

@@ -112,6 +112,7 @@ cdef inline Conn *conn_take_out(Reactor *reactor, Conn *conn) noexcept nogil:
     conn.slot.generation += 1   # events of this batch are for nobody
     conn.policy = NULL
     conn.attempts = NULL
+    conn.facts = NULL
     conn_give(&reactor.slab, conn)
     oi_put(&reactor.live, oi_get(&reactor.live) - 1)
     return passport
@@ -361,4 +362,5 @@ cdef inline void passport_free(Gate *process, Conn *passport) noexcept nogil:
     policy_drop(passport.policy)
     blocks_free(passport)
     free(passport.attempts)
+    free(passport.facts)
     free(passport)

@@ -22,7 +22,8 @@ class Preamble:
     """What is read of the clients of a listener before they are admitted.
 
     `everybody` are the access rules for all rules; of these `denied` are the deny rules, which judge the peer, too;
-    `trusted` says who may send a PROXY header. `timeout_s` is for that header, `peek_timeout_s` for a TLS hello.
+    `trusted` says who may send a PROXY header, and `trusts` are its rules. `timeout_s` is for that header,
+    `peek_timeout_s` for a TLS hello.
     """
 
     accept: AcceptProxy
@@ -31,6 +32,7 @@ class Preamble:
     everybody: AccessControl
     denied: AccessControl
     trusted: AccessControl | None
+    trusts: tuple[AccessRule, ...]
 
     def judge(self, peer: str, is_unix: bool) -> tuple[Ending | None, bool]:
         """Why this peer is refused before a byte is read, or None; and whether it has to send a header.
@@ -60,6 +62,7 @@ def preamble_of(config: Config, routes: Sequence[Route], settings: Settings) -> 
         AccessControl(config.access),
         AccessControl(denies),
         AccessControl(trusts) if trusts else None,
+        trusts,
     )
 
 

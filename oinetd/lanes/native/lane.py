@@ -35,9 +35,9 @@ from oinetd.lanes.native.plane import (
     compile_policy,
     new_gate,
 )
-from oinetd.lanes.native.records import InForce, fill_record, new_record
+from oinetd.lanes.native.records import InForce, fill_record, new_record, tell_invalid
 from oinetd.lanes.native.reports import listen_for_reports
-from oinetd.model import AcceptProxy, Config, Endpoint, EngineChoice, Protocol, Rule, Settings
+from oinetd.model import Config, Endpoint, EngineChoice, Protocol, Rule, Settings
 from oinetd.net.forking import Held
 from oinetd.net.sockets import Address, is_numeric
 from oinetd.upstream.loops import Bound, Loops
@@ -125,11 +125,9 @@ class NativeLane:
         else:
             try:
                 self.start(config)
-                named = rule.options.sni or rule.options.alpn
-                if config.settings_of(rule).accept_proxy is AcceptProxy.OFF and not named:
+                if not (rule.options.sni or rule.options.alpn):
                     return "the program has an admit hook" if self._hooked else None
-                reason = "the Python lane reads what clients send first"
-                error = f"{reason}; [engine=auto] on this rule takes it"
+                reason, error = "sni needs the Python lane", "sni needs the Python lane: write engine=auto"
             except EngineUnavailable as unavailable:
                 reason = str(unavailable)
                 error = f"{reason}; `engine auto` would fall back to the Python lane"
@@ -267,6 +265,7 @@ class NativeLane:
             access=(service.global_access, rule.access),
             source_prefix=service.source_prefix,
             peer_uid=service.peer_uid,
+            trusts=service.preamble.trusts if service.preamble is not None else (),
             options=service.connect_options,
             group=group,
             before=before,
@@ -307,6 +306,7 @@ class NativeLane:
         self._ended += not record.ending.refused
         if native.token and in_force.listener.tag:
             in_force.listener.emptied()
+        tell_invalid(record, native, self._registry.invalid_preambles)
         self._registry.native_closed(record)
         self._watcher.closed(record)
 

@@ -26,6 +26,7 @@ from oinetd.lanes.native.cores import polling_us, reactors_for
 from oinetd.lanes.native.packing import Packer
 from oinetd.model import (
     SOURCE_PREFIX,
+    AcceptProxy,
     AccessRule,
     KeepAlive,
     ProxyTlv,
@@ -81,6 +82,7 @@ PACE_TOTALS_S = 0.05
 
 ENDINGS = tuple(Ending)
 """By the numbers of `_fastpath/shared/ending.pxd`."""
+_ACCEPT_PROXY = {AcceptProxy.OFF: 0, AcceptProxy.ON: 1, AcceptProxy.OPTIONAL: 2}
 _PROXY_VERSIONS = {SendProxy.OFF: 0, SendProxy.V1: 1, SendProxy.V2: 2}
 _PROXY_TLVS = {ProxyTlv.CRC32C: 1, ProxyTlv.UNIQUE_ID: 2, ProxyTlv.AUTHORITY: 4, ProxyTlv.PASS: 8}
 """The bits of `_fastpath/shared/policy.pxd`."""
@@ -248,6 +250,7 @@ def compile_policy(
     access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]] = ((), ()),
     source_prefix: SourcePrefix = SOURCE_PREFIX,
     peer_uid: int | None = None,
+    trusts: tuple[AccessRule, ...] = (),
     options: ConnectOptions = NO_CONNECT_OPTIONS,
 ) -> _fastpath.Policy:
     """Settings in the form of the data plane; `access` are the global rules and the rule's own.
@@ -285,6 +288,11 @@ def compile_policy(
             _PROXY_VERSIONS[settings.send_proxy],
             sum(bit for word, bit in _PROXY_TLVS.items() if word in settings.proxy_tlv),
             RUN_ID,
+        ),
+        accept=(
+            _ACCEPT_PROXY[settings.accept_proxy],
+            milliseconds(settings.proxy_timeout_s),
+            [(int(rule.kind), rule.data) for rule in compile_access(trusts)],
         ),
         flip_bytes=flip_bytes,
         move_turns=move_turns,

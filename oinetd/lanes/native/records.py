@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from oinetd.core.record import SessionRecord, Try
+from oinetd.core.preamble import InvalidPreambles
+from oinetd.core.record import Ending, SessionRecord, Try
 from oinetd.core.service import Service
 from oinetd.net.address import UNIX_CLIENT
 from oinetd.net.unix_sockets import Credentials
+from oinetd.preamble.progress import Fault, Invalid
 from oinetd.upstream.member import Member
 
 if TYPE_CHECKING:
     from oinetd import _fastpath
     from oinetd.lanes.native.listener import ReactorListener
 
-__all__ = ["InForce", "fill_record", "new_record", "upstream_of"]
+__all__ = ["InForce", "fill_record", "new_record", "tell_invalid", "upstream_of"]
 
 _MOVED_BY = ("", "copy", "splice", "auto")
 
@@ -39,7 +41,23 @@ def new_record(native: _fastpath.Record, service: Service) -> SessionRecord:
         record.credentials = Credentials(*native.credentials)
     if service.group is not None:
         record.group = service.group.name
+    if native.peer is not None:
+        _introduce(record, native)
     return record
+
+
+def _introduce(record: SessionRecord, native: _fastpath.Record) -> None:
+    """The client is the one in the header that the peer sent."""
+    assert native.peer is not None
+    record.client, record.client_port = native.client, native.client_port
+    record.peer, record.peer_port = native.peer
+
+
+def tell_invalid(record: SessionRecord, native: _fastpath.Record, preambles: InvalidPreambles) -> None:
+    """Say what was wrong with a PROXY header, if that was the end."""
+    if record.ending is Ending.BAD_PROXY_HEADER:
+        found = Invalid(Fault(native.server >> 32), native.server & 0xFFFFFFFF)
+        preambles.tell(record.route, record.client, f"an invalid PROXY header ({found})")
 
 
 def upstream_of(native: _fastpath.Record, policy: _fastpath.Policy) -> tuple[str, int]:
@@ -59,6 +77,8 @@ def fill_record(record: SessionRecord, native: _fastpath.Record, in_force: InFor
         record.upstream, record.upstream_port = upstream_of(native, policy)
         record.engine = "native"
         record.relay = _MOVED_BY[native.moved_by] or in_force.service.settings.relay.value
+    if native.peer is not None and not record.peer:
+        _introduce(record, native)
     record.connect_s, record.duration_s = native.connect_s, native.duration_s
     record.bytes_up, record.bytes_down = native.bytes_up, native.bytes_down
     record.datagrams_up, record.datagrams_down = native.datagrams_up, native.datagrams_down
@@ -68,7 +88,7 @@ def fill_record(record: SessionRecord, native: _fastpath.Record, in_force: InFor
             Try(*_address(policy, host, port, server), code, servers[server].name if server else "")
             for host, port, code, server in native.tries
         )
-    if native.server:
+    if native.server and native.upstream:  # of an invalid header it is the fault
         record.server = servers[native.server].name
         if native.upstream:
             record.tries = (*record.tries, Try(record.upstream, record.upstream_port, 0, record.server))

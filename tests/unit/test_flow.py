@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from typing import Any
 
 from hypothesis import given
@@ -18,6 +19,8 @@ FINAL = {FlowState.ENDED, FlowState.LOST}
 
 class Socket:
     """Answers reads and writes from a script: a number of bytes, None for EAGAIN, an errno below 0."""
+
+    family = socket.AF_INET
 
     def __init__(self, script: list[int | None]) -> None:
         self.script = script

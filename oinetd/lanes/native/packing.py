@@ -71,9 +71,9 @@ def decide(loads: Sequence[float], serving: int, most: int, idle: float, calm_wi
     if serving > 1 and sum(loads) <= (serving - 1) * LOAD_MERGED:
         if calm_windows < CALM_WINDOWS:
             return Plan(serving)
-        serving -= 1
-        to = max(range(serving), key=lambda at: loads[at])
-        return Plan(serving, (Move(serving, to, WHOLE),))
+        last = serving - 1
+        if fits := [at for at in range(last) if loads[at] + loads[last] <= LOAD_MERGED]:
+            return Plan(last, (Move(last, max(fits, key=lambda at: loads[at]), WHOLE),))
     if loads[busiest] >= LOAD_HIGH and loads[least] >= LOAD_HIGH - UNEVEN_LEAST:
         if serving < most and idle >= IDLE_CORE:
             return Plan(serving + 1, (Move(busiest, serving, WHOLE // 2),))

@@ -29,7 +29,7 @@ from state.command cimport (
 from state.datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
 from state.datagram_send cimport Sent, batch_send
 from shared.gate cimport (
-    Budget as BudgetState, Gate as GateState, budget_drop, budget_give, budget_is_short, budget_new, budget_take,
+    Budget as BudgetState, Gate as GateState, Rates, budget_drop, budget_give, budget_is_short, budget_new, budget_take,
     gate_drop, gate_enter, gate_hold, gate_leave, gate_new, preamble_enter, preamble_is_full, preamble_leave,
     source_count, source_enter, source_leave,
 )
@@ -244,6 +244,19 @@ cdef class Gate:
     def set_limits(self, uint64_t max_connections, uint64_t max_per_source):
         oi_put(&self.gate.live_max, max_connections)
         oi_put(&self.gate.source_max, max_per_source)
+        self._room()
+
+    def set_rates(
+        self, uint64_t bytes=0, uint64_t source_bytes=0, connects=(0, 0), source_connects=(0, 0),
+    ):
+        cdef Rates *rates = &self.gate.rates
+        oi_put(&rates.bytes, bytes)
+        oi_put(&rates.source_bytes, source_bytes)
+        # In this order: nobody meets an interval with the depth of another.
+        oi_put(&rates.connect_depth_ns, connects[0] * connects[1])
+        oi_put(&rates.connect_ns, connects[0])
+        oi_put(&rates.source_connect_depth_ns, source_connects[0] * source_connects[1])
+        oi_put(&rates.source_connect_ns, source_connects[0])
         self._room()
 
     cdef _room(self):
@@ -676,7 +689,7 @@ cdef class Policy:
         uint32_t half_close_ms=0, uint32_t stall_ms=0, uint32_t lifetime_ms=0, keepalive=(0, 0, 0),
         uint32_t flip_bytes=0, uint32_t move_turns=0, uint32_t silence_ms=4000,
         source_prefix=(32, 64), Policy before=None, int64_t peer_uid=-1,
-        int protocol=0, options=(), proxy=(0, 0, 0), accept=(0, 0, ()),
+        int protocol=0, options=(), proxy=(0, 0, 0), accept=(0, 0, ()), uint64_t bandwidth=0,
     ):
         cdef SocketOption *option
         cdef bytes value
@@ -693,6 +706,7 @@ cdef class Policy:
             addresses, looping, may_self_connect, may_broadcast, NULL if before is None else before.policy.targets)
         self.policy.peer_uid = peer_uid
         self.policy.protocol = protocol
+        self.policy.bandwidth = bandwidth
         if len(options) > SOCKET_OPTIONS_MAX:
             raise ValueError(f"more than {SOCKET_OPTIONS_MAX} socket options")
         for family, stream, level, name, value in options:

@@ -83,6 +83,15 @@ class Gate:
         """Each place takes `cost` descriptors from `budget`."""
     def set_limits(self, max_connections: int, max_per_source: int) -> None:
         """Change the bounds. Who is inside stays. Sessions that began while `max_per_source` was 0 are not counted."""
+    def set_rates(
+        self,
+        bytes: int = 0,
+        source_bytes: int = 0,
+        connects: tuple[int, int] = (0, 0),
+        source_connects: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Bound bytes a second, of all together and of one source, and connections: nanoseconds between two of them,
+        and how many may come at once."""
     def enter(self) -> bool:
         """Take a place; False where all are taken."""
     def leave(self) -> None:
@@ -298,6 +307,7 @@ class Policy:
         peer_uid: int = -1,
         protocol: int = 0,
         options: Sequence[tuple[int, bool, int, int, bytes]] = (),
+        bandwidth: int = 0,
         before: Policy | None = None,
     ) -> Policy: ...
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple
 
 from oinetd.admin_settings import DEFAULT_ADMIN, AdminSettings
 from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_type, check_types
@@ -16,6 +15,7 @@ from oinetd.choices import AcceptProxy, EngineChoice, LogFormat, OnDeny, Protoco
 from oinetd.endpoint import NOWHERE, UNIX_PREFIX, Endpoint, Origin
 from oinetd.errors import ConfigError, Problem
 from oinetd.file_state import FileSource
+from oinetd.quantities import KEEP_ALIVE, NO_RATE, SOURCE_PREFIX, KeepAlive, Rate, SourcePrefix
 from oinetd.servers import Server, Upstream, all_named
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Origin",
     "Protocol",
     "ProxyTlv",
+    "Rate",
     "RelayMode",
     "Route",
     "Rule",
@@ -61,40 +62,13 @@ class AccessRule:
         return f"{self.verb.value} {self.pattern}"
 
 
-@dataclass(frozen=True, slots=True)
-class KeepAlive:
-    """TCP keep-alive: first probe after `idle_s` of silence, then every `interval_s`, `count` times; off at `idle_s` 0.
-
-    60:10:6 finds a dead peer within two minutes, where the kernel's own default takes more than two hours.
-    """
-
-    idle_s: int = 60
-    interval_s: int = 10
-    count: int = 6
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-
-    def __bool__(self) -> bool:
-        return self.idle_s > 0
-
-
-class SourcePrefix(NamedTuple):
-    """How many bits of a client's address make it one source for limits: a whole IPv4 address, a network of IPv6.
-
-    Whoever has an IPv6 network has 2^64 addresses in it and would otherwise be as many sources.
-    """
-
-    ipv4: int = 32
-    ipv6: int = 64
-
-
-SOURCE_PREFIX = SourcePrefix()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings that the configuration has for all rules, and that options of one rule override."""
+    """The settings that the configuration has for all rules, and that options of one rule override.
+
+    Rates are of new connections. Bandwidths are bytes a second, each direction by itself: of one connection, of those
+    of one source, of those of a rule; 0 is no bound.
+    """
 
     engine: EngineChoice = EngineChoice.AUTO
     relay: RelayMode = RelayMode.AUTO
@@ -107,13 +81,18 @@ class Settings:
     write_stall_timeout_s: float = 3600.0
     max_lifetime_s: float = 0.0
     dns_refresh_s: float = 60.0
-    keepalive: KeepAlive = KeepAlive()
+    keepalive: KeepAlive = KEEP_ALIVE
     on_deny: OnDeny = OnDeny.KEEP
     accept_proxy: AcceptProxy = AcceptProxy.OFF
     proxy_timeout_s: float = 5.0
     peek_timeout_s: float = 10.0
     send_proxy: SendProxy = SendProxy.OFF
     proxy_tlv: tuple[ProxyTlv, ...] = ()
+    rate: Rate = NO_RATE
+    rate_per_source: Rate = NO_RATE
+    bandwidth_bytes: int = 0
+    bandwidth_per_source_bytes: int = 0
+    bandwidth_per_rule_bytes: int = 0
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -175,6 +154,11 @@ class RuleOptions:
     peek_timeout_s: float | None = None
     send_proxy: SendProxy | None = None
     proxy_tlv: tuple[ProxyTlv, ...] | None = None
+    rate: Rate | None = None
+    rate_per_source: Rate | None = None
+    bandwidth_bytes: int | None = None
+    bandwidth_per_source_bytes: int | None = None
+    bandwidth_per_rule_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -210,6 +210,7 @@ class Reload:
 
     def _service(self, plan: _Plan, route: Route, choice: Choice, guard: LoopGuard) -> Service:
         rule, config, registry = route.rule, plan.config, self._limits.registry
+        registry.of(rule).buckets.configure(config.settings_of(rule))
         return Service(
             route=route,
             settings=config.settings_of(rule),

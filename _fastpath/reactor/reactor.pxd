@@ -5,7 +5,8 @@ The facts it stands on:
 - Every descriptor is registered once, for IN, OUT, RDHUP and PRI, edge-triggered, and never modified. An event says
   "try", nothing more; whether there is something is what the call then says. `rd` and `wr` remember that an event
   came and no EAGAIN since, so no edge is ever needed twice.
-- A direction that may move is on a ready list, or waits for an edge of one of its two descriptors. A turn that ends
+- A direction that may move is on a ready list, or waits for an edge of one of its two descriptors, or for a time
+  because a bucket has nothing for it. A turn that ends
   because its budget is used up puts it back on the list: no edge will come for what is there already.
 - EAGAIN on a write registers the interest of the kernel in telling of room again (SOCK_NOSPACE); a short write does
   not promise it. So every short write is tried once more.
@@ -42,7 +43,7 @@ from state.report cimport record_begin, record_push
 from tcp.ending cimport (
     FLUSH_MS, abort, finish, finish_failed, flush_look, listeners_wake, record_fill, report_rest, settle,
 )
-from tcp.flow cimport AGAIN, TURNED, flow_pump, side_fail
+from tcp.flow cimport AGAIN, THROTTLED, TURNED, flow_pump, side_fail
 from shared.gate cimport Gate
 from shared.inbox cimport (
     INBOX_MAX, MESSAGE_ABORT_ALL, MESSAGE_ACCEPTED, MESSAGE_KILL, MESSAGE_PAIR, MESSAGE_RETRY, MESSAGE_SNAPSHOT,
@@ -75,6 +76,7 @@ from state.reactor cimport Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
 from udp.end cimport give_room, report_closed_rest
 from udp.message cimport udp_message_read
 from udp.turn cimport udp_each, udp_event, udp_leave, udp_next_ms, udp_turn, udp_waits
+from state.throttled cimport throttled_add, throttled_next_ms, throttled_turn
 from state.wheel cimport wheel_arm, wheel_disarm, wheel_next
 
 cdef enum:
@@ -172,6 +174,8 @@ cdef inline void pump(Reactor *self, Dir *flow) noexcept nogil:
     if answer == AGAIN:
         flow.bulk = 1
         ready_add(self, flow)
+    elif answer == THROTTLED:
+        throttled_add(self, flow)
     elif answer == TURNED:
         settle(self, conn)
         return
@@ -370,6 +374,14 @@ cdef inline int sleep_ms(Reactor *self) noexcept nogil:
         until_ms = self.calm_ms
     if self.pool.trim_ms and (until_ms == 0 or self.pool.trim_ms < until_ms):
         until_ms = self.pool.trim_ms
+    if self.throttled_count:
+        due_ms = throttled_next_ms(self)
+        if until_ms == 0 or due_ms < until_ms:
+            until_ms = due_ms
+    if self.connect_us:
+        due_ms = (self.connect_us + 999) // 1000
+        if until_ms == 0 or due_ms < until_ms:
+            until_ms = due_ms
     tick = wheel_next(&self.wheel)
     if tick:
         due_ms = tick * TICK_MS
@@ -430,10 +442,15 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
             messages_read(self)
         if not self.stopping:
             udp_turn(self)
+        if self.throttled_count:
+            throttled_turn(self)
         pump_ready(self)
         wheel_turn(self)
         if self.accept_retry_ms and self.now_ms >= self.accept_retry_ms:
             self.accept_retry_ms = 0
+            self.accept_again = True
+        if self.connect_us and self.now_us >= self.connect_us:
+            self.connect_us = 0
             self.accept_again = True
         if self.calm_ms and self.now_ms >= self.calm_ms:
             accept_calm(self)

@@ -12,6 +12,7 @@ from libc.stdlib cimport calloc, free
 
 from base.atomic cimport oi_add, oi_get, oi_raise_by, oi_replace, oi_see, oi_show, oi_swap
 from shared.histogram cimport Histogram
+from shared.meter cimport Meter, Meters
 from shared.source cimport (
     Prefix, Sources, source_count_in, source_count_out, source_counted, sources_free, sources_init,
 )
@@ -22,6 +23,14 @@ cdef struct Budget:             # descriptors that sessions and pipes may have
     uint64_t used               # atomic
     uint64_t pipes              # atomic: how many of them are those of pipes
     uint64_t waiting            # atomic: a reactor stopped accepting for want of them
+
+cdef struct Rates:              # of a rule; atomics, 0 is none
+    uint64_t bytes              # a second, of all its connections together, each direction by itself
+    uint64_t source_bytes       # of those of one source
+    uint64_t connect_ns         # between two connections
+    uint64_t connect_depth_ns   # the time of those that may come at once
+    uint64_t source_connect_ns  # the same for those of one source
+    uint64_t source_connect_depth_ns
 
 cdef struct Gate:
     uint64_t references         # atomic: the owner's and one for each policy
@@ -43,10 +52,15 @@ cdef struct Gate:
     bint judge_ends             # whether those that it refuses end
     uint64_t judged             # atomic: how many it refuses
     Sources sources
+    Rates rates
+    Meters meters               # of sources, where one of their rates is set
     uint8_t apart[64]           # what follows is written at each turn of a session: not in the line of what is above
     uint64_t bytes[2]           # atomics: what sessions of the native lane moved up and down, ever
     uint64_t datagrams[2]
     uint64_t datagrams_lost
+    uint64_t throttled_bytes[2]     # buckets, as in `bucket.pxd`
+    uint64_t connect_bucket     # as in `bucket.pxd`, of connections
+    uint64_t sharing            # atomic: connections that share the buckets
     uint64_t ended              # atomic: of those that were admitted, how many have ended
     Histogram durations         # of the sessions that ended
     Histogram connects          # of those of them that were connected over TCP
@@ -121,6 +135,8 @@ cdef inline Gate *gate_new(uint64_t live_max, uint64_t source_max, Budget *budge
             self.budget = budget
             self.cost = cost
         sources_init(&self.sources)
+        sources_init(&self.meters.table)
+        self.meters.table.node_bytes = sizeof(Meter)
     return self
 
 
@@ -132,6 +148,7 @@ cdef inline void gate_drop(Gate *self) noexcept nogil:
     if oi_raise_by(&self.references, <uint64_t> -1) == 1:
         budget_drop(self.budget)
         sources_free(&self.sources)
+        sources_free(&self.meters.table)
         free(self)
 
 

@@ -59,6 +59,7 @@ cdef struct Policy:
     int protocol                # of a stream socket towards the server; 0 is TCP
     int64_t peer_uid            # of a unix destination: the user that has to listen there; -1 is any
     SocketAddress sources[2]    # ... the first of the destination's family, IPv4 and IPv6; size 0 is none
+    uint64_t bandwidth          # bytes a second of a connection, each direction by itself; 0 is no bound
     uint32_t buffer_bytes
     uint32_t pipe_bytes
     uint32_t connect_ms         # timeouts: 0 is off

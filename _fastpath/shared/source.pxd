@@ -67,6 +67,7 @@ cdef struct Sources:            # zeroed but for the lock and the seed is empty
     uint32_t segments_size      # places in that list
     uint64_t buckets            # in use
     uint64_t used               # sources
+    size_t node_bytes           # of one entry; 0 is a `Source` alone
 
 
 cdef inline void source_key(SourceKey *self, const uint8_t *ip, Prefix prefix) noexcept nogil:
@@ -200,7 +201,7 @@ cdef inline Source **source_find(const Sources *self, const SourceKey *key, uint
 
 cdef inline bint source_add(Sources *self, const SourceKey *key, uint64_t hash, Source **link) noexcept nogil:
     """A source with its first connection; False where there is no memory."""
-    cdef Source *source = <Source *> malloc(sizeof(Source))
+    cdef Source *source = <Source *> malloc(self.node_bytes if self.node_bytes else sizeof(Source))
     if source == NULL:
         return False
     source.key = key[0]

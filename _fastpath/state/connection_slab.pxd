@@ -11,6 +11,7 @@ from shared.facts cimport Facts
 from shared.inbox cimport Message
 from shared.policy cimport Policy, policy_targets
 from shared.target cimport Targets
+from shared.throttle cimport Throttle, throttle_is_wanted, throttle_new
 from state.slab cimport Slab, Slot, slab_at, slab_give, slab_init, slab_take
 
 cdef enum:
@@ -29,6 +30,10 @@ cdef enum:
     HOLDS_NOTHING = 0
     HOLDS_BLOCK = 1
     HOLDS_PIPE = 2
+
+    QUEUED_QUICK = 1
+    QUEUED_BULK = 2
+    QUEUED_THROTTLED = 3
 
     MODE_COPY = 0
     MODE_SPLICE = 1
@@ -68,7 +73,7 @@ cdef struct Dir:                # one direction; its source is the side of the s
     uint8_t mode
     uint8_t eof                 # the source said FIN, or failed: nothing more will be read
     uint8_t fin_sent            # the FIN was passed on
-    uint8_t queued
+    uint8_t queued              # 0, or QUEUED_...
     uint8_t bulk                # the last read was a large one
     uint8_t full_run            # full reads in a row
     uint8_t small_run           # small moves in a row
@@ -102,6 +107,7 @@ cdef struct Conn:
     uint64_t dial_ms            # when the connect of the upstream side began
     Facts *facts                # NULL where no header was accepted
     Attempts *attempts          # NULL where no address has failed and none was tried beside another
+    Throttle *throttle          # NULL where nothing bounds its bytes
     Policy *policy
     uint32_t tried              # addresses that are not to be tried any more, a bit for each
     uint32_t turn               # of this search, in the order of addresses
@@ -133,6 +139,11 @@ cdef inline Conn *conn_take(Slab *self, const Message *message) noexcept nogil:
     cdef Conn *conn = <Conn *> slab_take(self)
     if conn == NULL:
         return NULL
+    if throttle_is_wanted(message.policy):
+        conn.throttle = throttle_new(message.policy, &message.client)
+        if conn.throttle == NULL:
+            slab_give(self, &conn.slot)
+            return NULL
     conn.side[CLIENT].fd = message.fd
     conn.side[UPSTREAM].fd = -1
     conn.dir[UP].conn = conn

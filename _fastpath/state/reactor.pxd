@@ -19,6 +19,9 @@ cdef enum:
     WHEEL_TICKS = 1024          # a power of two
     WHEEL_WORDS = 16            # of 64 bits: one for each bucket
     TICK_MS = 100
+    THROTTLE_SLOTS = 256        # a power of two
+    THROTTLE_WORDS = 4          # of 64 bits: one for each slot
+    THROTTLE_TICK_US = 4000
     BLOCK_CLASSES = 5           # 4, 16, 64, 256 KiB, 1 MiB
 
 cdef struct Pipe:
@@ -127,6 +130,11 @@ cdef struct Reactor:
     Datagrams *udp              # NULL as long as there was no UDP listener
     Queue quick                 # directions whose last read was small
     Queue bulk
+    Queue throttled[THROTTLE_SLOTS]     # directions that wait for their time
+    uint64_t throttled_filled[THROTTLE_WORDS]   # a bit for each slot that is not empty, or was not when last seen
+    uint64_t throttled_tick     # the last one that was served
+    uint64_t throttled_count
+    uint64_t connect_us         # when a listener above its rate is asked again; 0 is never
     bint accept_again           # a listener may have more
     bint room_made              # descriptors were given back for which a listener of any reactor waited
     bint stopping

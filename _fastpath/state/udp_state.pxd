@@ -9,6 +9,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from state.datagram cimport Batch
 from shared.gate cimport Gate
 from shared.policy cimport Policy
+from shared.throttle cimport Throttle
 from state.return_address cimport ReturnAddress
 from state.slab cimport Slab, Slot, SlotList
 from state.udp_told cimport Told
@@ -51,6 +52,7 @@ cdef struct Session:
     UdpListener *listener
     SessionQueue *queue
     Policy *policy
+    Throttle *throttle          # NULL where nothing bounds its bytes
     uint64_t id
     double started_s            # Unix time
     uint64_t started_us         # monotonic

@@ -9,7 +9,7 @@ from base.linux cimport (
     ECONNRESET, IPPROTO_TCP, SOL_SOCKET, SO_KEEPALIVE, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, c_setsockopt,
 )
 from shared.policy cimport Policy
-from state.connection_slab cimport DOWN, UP, UPSTREAM, Conn, Dir
+from state.connection_slab cimport DOWN, QUEUED_THROTTLED, UP, UPSTREAM, Conn, Dir
 from state.reactor cimport Reactor
 from state.wheel cimport wheel_arm
 
@@ -64,6 +64,8 @@ cdef inline void relay_due(Reactor *reactor, Conn *conn) noexcept nogil:
     cdef int way
     if conn.dir[DOWN].progress_ms > last_ms:
         last_ms = conn.dir[DOWN].progress_ms
+    if conn.dir[UP].queued == QUEUED_THROTTLED or conn.dir[DOWN].queued == QUEUED_THROTTLED:
+        last_ms = now_ms        # it has something to move, and waits for its bandwidth
     if not conn.kept_alive:
         keep_alive(conn)
     for way in range(2):

@@ -23,6 +23,7 @@ from base.linux cimport ECONNRESET, SHUT_WR, SIOCOUTQ, c_assert, c_close, c_ioct
 from shared.group cimport group_retried
 from shared.policy cimport MEMBER_WAITS, policy_drop, policy_member, policy_server_tag
 from shared.server cimport server_leave
+from shared.throttle cimport throttle_end
 from state.pool cimport holder_drop
 from state.queue cimport ready_add, ready_remove
 from tcp.flow cimport side_fail
@@ -249,6 +250,9 @@ cdef inline void finish(Reactor *reactor, Conn *conn, int ending, int error, bin
     conn.ending = ending
     conn.error = error
     conn.ended_us = reactor.now_us
+    if conn.throttle != NULL:
+        throttle_end(conn.throttle, conn.policy)
+        conn.throttle = NULL
     permits_leave(reactor, conn)
     oi_put(&reactor.live, oi_get(&reactor.live) - 1)
     oi_put(&reactor.stats.closed, oi_get(&reactor.stats.closed) + 1)

@@ -11,7 +11,8 @@ The invariants this stands on, checked as asserts:
      urgent byte splice says 0 while bytes are waiting.
 
 The answer of a turn is one of WAITS (for an edge), AGAIN (its budget is used up: no new edge will come), TURNED (FIN
-or error: `ending.settle` decides).
+or error: `ending.settle` decides), THROTTLED (a bucket has nothing for it: it waits for a time; nothing is pending,
+and it holds no buffer).
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -23,6 +24,7 @@ from base.linux cimport (
     SPLICE_F_NONBLOCK, TCP_MAXSEG, c_assert, c_getsockopt, c_read, c_recv, c_send, c_splice, errno, socklen_t,
 )
 from shared.policy cimport RELAY_AUTO, Policy
+from shared.throttle cimport throttle_credit, throttle_used
 from state.pool cimport block_bytes, block_give, block_take, holder_release, pipe_destroy, pipe_take
 from state.connection_slab cimport (
     HOLDS_BLOCK, HOLDS_NOTHING, HOLDS_PIPE, MODE_COPY, MODE_SPLICE, MOVED_BY_COPY, MOVED_BY_SPLICE, Conn, Dir, Side,
@@ -33,6 +35,7 @@ cdef enum:
     WAITS = 0
     AGAIN = 1
     TURNED = 2
+    THROTTLED = 3
 
     PUMP_BYTES = 196608         # a turn: then others get theirs; the read that crosses it makes it about 256 KiB
     PUMP_READS = 32             # a turn, too: small segments cost as much as large ones
@@ -188,14 +191,16 @@ cdef inline uint32_t flow_read_bytes(Dir *self, const Side *target, uint32_t roo
 
 
 cdef inline int64_t flow_copy(
-    Reactor *reactor, Dir *self, Side *source, Side *target, const Policy *policy
+    Reactor *reactor, Dir *self, Side *source, Side *target, const Policy *policy, uint32_t most
 ) noexcept nogil:
-    """Read into the scratch buffer and write at once; only what is left over gets a buffer of its own.
+    """Read at most `most` bytes into the scratch buffer and write at once; what is left over gets a buffer of its own.
 
     The number read, 0 for the end of file, or -errno of the source; an error of the target is latched there.
     """
     cdef uint32_t size = policy.flip_bytes if policy.flip_bytes else policy.buffer_bytes
     cdef int64_t got, taken
+    if size > most:
+        size = most
     if (self.full_run or self.mss) and not policy.flip_bytes:
         size = flow_read_bytes(self, target, size)
     got = c_recv(source.fd, reactor.scratch, size, 0)
@@ -226,11 +231,12 @@ cdef inline int64_t flow_copy(
 
 
 cdef inline int64_t flow_splice(
-    Reactor *reactor, Dir *self, Side *source, Side *target, const Policy *policy
+    Reactor *reactor, Dir *self, Side *source, Side *target, const Policy *policy, uint32_t most
 ) noexcept nogil:
-    """Read into the pipe; the pump writes it out. The answers are those of `flow_copy`."""
+    """Read at most `most` bytes into the pipe; the pump writes it out. The answers are those of `flow_copy`."""
     cdef Pipe *pipe = <Pipe *> self.holder
-    cdef uint32_t size = policy.flip_bytes if policy.flip_bytes else flow_read_bytes(self, target, pipe.bytes)
+    cdef uint32_t room = pipe.bytes if pipe.bytes < most else most
+    cdef uint32_t size = min(policy.flip_bytes, most) if policy.flip_bytes else flow_read_bytes(self, target, room)
     cdef int64_t got = c_splice(source.fd, NULL, pipe.write_fd, NULL, size, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
     if got > 0:
         self.moved_by |= MOVED_BY_SPLICE
@@ -248,7 +254,7 @@ cdef inline int64_t flow_splice(
     self.full_run = 0
     self.burst_bytes = 0
     holder_release(reactor, self)
-    return flow_copy(reactor, self, source, target, policy)
+    return flow_copy(reactor, self, source, target, policy, most)
 
 
 cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
@@ -259,6 +265,7 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
     cdef int64_t moved
     cdef uint64_t spent = 0
     cdef int reads = 0
+    cdef uint32_t most = <uint32_t> -1
     while True:     # bounded by the budget: each round moves bytes, waits or leaves
         flow_check(self)
         if target.error:
@@ -290,14 +297,21 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
             return WAITS
         if spent >= PUMP_BYTES or reads >= PUMP_READS:
             return AGAIN
+        if conn.throttle != NULL:
+            most = throttle_credit(conn.throttle, conn.policy, way, reactor.now_us)
+            if most == 0:
+                holder_release(reactor, self)
+                return THROTTLED
         reads += 1
         flow_choose(reactor, self, conn.policy)
         if self.mode == MODE_SPLICE:
-            moved = flow_splice(reactor, self, source, target, conn.policy)
+            moved = flow_splice(reactor, self, source, target, conn.policy, most)
         else:
-            moved = flow_copy(reactor, self, source, target, conn.policy)
+            moved = flow_copy(reactor, self, source, target, conn.policy, most)
         if moved > 0:
             spent += <uint64_t> moved
+            if conn.throttle != NULL:
+                throttle_used(conn.throttle, way, <uint64_t> moved)
         elif moved == 0:
             self.eof = 1
             source.rd = 0

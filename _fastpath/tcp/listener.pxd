@@ -10,8 +10,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from shared.access cimport access_decide
+from shared.bucket cimport bucket_give, bucket_take
 from shared.admission cimport sources_enter, sources_leave
-from base.clock cimport unix_time
+from base.clock cimport monotonic_us, unix_time
 from base.socket cimport close_with_reset
 from base.address cimport Address, address_identify, address_is_unix, address_read
 from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
@@ -148,6 +149,32 @@ cdef inline void found_full(Reactor *reactor, const Policy *policy, Gate *gate) 
     record_push(reactor)
 
 
+cdef inline bint connect_is_due(Reactor *reactor, Gate *gate) noexcept nogil:
+    """Whether the rate of the rule allows one more connection now; if not, it is asked for again when it does.
+
+    It is taken then, and given back if there is nobody.
+    """
+    cdef uint64_t connect_ns = oi_get(&gate.rates.connect_ns)
+    cdef uint64_t now_us, when_us
+    if connect_ns == 0:
+        return True
+    now_us = monotonic_us()
+    when_us = bucket_take(&gate.connect_bucket, connect_ns, oi_get(&gate.rates.connect_depth_ns), now_us * 1000) // 1000
+    if when_us == 0:
+        return True
+    when_us += 1
+    if reactor.connect_us == 0 or when_us < reactor.connect_us:
+        reactor.connect_us = when_us
+    return False
+
+
+cdef inline void connect_give(Gate *gate) noexcept nogil:
+    """Nobody was there to accept."""
+    cdef uint64_t connect_ns = oi_get(&gate.rates.connect_ns)
+    if connect_ns:
+        bucket_give(&gate.connect_bucket, connect_ns)
+
+
 cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy) noexcept nogil:
     """Accept one connection; false where there is no point in trying again now."""
     cdef sockaddr_storage peer
@@ -163,12 +190,16 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
         oi_show(&hub.gate.preamble_waiting, 1)
         if preamble_is_full(hub.gate):
             return False
+    if not connect_is_due(reactor, policy.gate):
+        return False
     if not gate_enter_or_wait(policy.gate):
+        connect_give(policy.gate)
         found_full(reactor, policy, policy.gate)
         return False
     if not gate_enter_or_wait(hub.gate):
         if not descriptors_make_room(reactor, hub.gate.cost) or not gate_enter_or_wait(hub.gate):
             gate_leave(policy.gate)
+            connect_give(policy.gate)
             found_full(reactor, policy, hub.gate)
             return False
     memset(&message, 0, sizeof(message))
@@ -176,6 +207,7 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
     if message.fd < 0:
         error = errno
         leave_gates(reactor, policy, NULL, 0)
+        connect_give(policy.gate)
         if error == EAGAIN or error == EINVAL:      # EINVAL: it no longer listens
             oi_put(&listener.ready[reactor.index], 0)
             return False

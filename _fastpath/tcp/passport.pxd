@@ -25,6 +25,7 @@ from shared.gate cimport Gate, gate_force, gate_leave, source_enter
 from shared.group cimport Group, group_members
 from shared.policy cimport Policy, policy_drop, policy_hold
 from shared.target cimport Targets
+from shared.throttle cimport throttle_end, throttle_is_wanted, throttle_new
 from shared.inbox cimport MESSAGE_MOVED, Message, inbox_has_words_to_all, inbox_post
 from state.connection_slab cimport (
     CLIENT, CONN_CLOSED, CONN_FREE, CONN_RELAY, DOWN, HOLDS_BLOCK, HOLDS_PIPE, UP, UPSTREAM, Conn, Dir, conn_at,
@@ -304,6 +305,12 @@ cdef inline Conn *passport_new(
         conn.dir[way].pend = sizes[way]
     conn.state = CONN_RELAY
     conn.client = client[0]
+    if throttle_is_wanted(policy):
+        conn.throttle = throttle_new(policy, client)
+        if conn.throttle == NULL:
+            blocks_free(conn)
+            free(conn)
+            return NULL
     policy_hold(policy)
     conn.policy = policy
     gate_force(process)
@@ -357,6 +364,8 @@ cdef inline void passport_free(Gate *process, Conn *passport) noexcept nogil:
     oi_raise_by(&passport.policy.gate.ended, 1)
     if passport.policy.group != NULL:
         search_end(passport)
+    if passport.throttle != NULL:
+        throttle_end(passport.throttle, passport.policy)
     gate_leave(passport.policy.gate)
     gate_leave(process)
     policy_drop(passport.policy)

@@ -15,6 +15,7 @@ from shared.inbox cimport MESSAGE_UDP_ROOM, Message, inbox_post
 from base.linux cimport c_assert, c_close
 from shared.policy cimport Policy, policy_drop, policy_member, policy_server_tag, policy_targets
 from shared.server cimport server_leave
+from shared.throttle cimport throttle_end
 from tcp.reclaim cimport descriptors_make_room
 from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, Record
 from state.reactor cimport Hub, Reactor
@@ -115,6 +116,9 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
     session.listener.sessions -= 1
     session.last = session.listener.lingering and session.listener.sessions == 0
     session.listener = NULL
+    if session.throttle != NULL:
+        throttle_end(session.throttle, policy)
+        session.throttle = NULL
     if session.counted:
         address_read(&client, &session.key.place)
         sources_leave(reactor.hub.gate, policy, &client, session.counted)

@@ -10,7 +10,7 @@ from libc.string cimport memset
 
 from shared.access cimport access_decide
 from shared.admission cimport sources_enter, sources_leave
-from base.clock cimport unix_time
+from base.clock cimport monotonic_us, unix_time
 from base.address cimport Address, address_read
 from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by
 from state.datagram cimport MESSAGES_MAX, Group, batch_receive
@@ -21,11 +21,13 @@ from shared.ending cimport (
 )
 from state.report cimport report_refused, ring_has_reserve
 from shared.histogram cimport histogram_add, oi_duration_bounds
-from shared.gate cimport gate_count_datagrams, gate_leave
+from shared.bucket cimport bucket_take
+from shared.gate cimport Gate, gate_count_datagrams, gate_leave
 from base.linux cimport ECONNREFUSED, ENOPROTOOPT, ETIMEDOUT, c_assert
 from tcp.loop cimport loop_say
 from shared.own cimport is_own
 from shared.policy cimport Policy, policy_hold, policy_targets
+from shared.throttle cimport throttle_end, throttle_is_wanted, throttle_new, throttle_takes
 from shared.ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, ring_room
 from state.reactor cimport Reactor
 from shared.target cimport target_answered
@@ -87,6 +89,11 @@ cdef inline Session *session_open(
     if session == NULL:
         return NULL
     session.policy = policy
+    if throttle_is_wanted(policy):
+        session.throttle = throttle_new(policy, client)
+        if session.throttle == NULL:
+            session_give(udp, session)
+            return NULL
     if trail != NULL:
         session.trail = trail[0]
     session.counted = <unsigned char> counted
@@ -98,6 +105,8 @@ cdef inline Session *session_open(
     session.last_ms = reactor.now_ms
     if not udp_dial(reactor, session, client):
         turn_away(reactor, listener, client, session.ending, session.error)
+        if session.throttle != NULL:
+            throttle_end(session.throttle, policy)
         session_give(udp, session)
         return NULL
     session.queue = queue_hold(udp, policy)
@@ -119,6 +128,13 @@ cdef inline Session *session_open(
     return session
 
 
+cdef inline bint session_is_due(Gate *gate) noexcept nogil:
+    """Whether the rate of the rule allows one more session; what comes before its time is lost."""
+    cdef uint64_t connect_ns = oi_get(&gate.rates.connect_ns)
+    return connect_ns == 0 or bucket_take(
+        &gate.connect_bucket, connect_ns, oi_get(&gate.rates.connect_depth_ns), monotonic_us() * 1000) == 0
+
+
 cdef inline Session *session_begin(
     Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Trail *trail
 ) noexcept nogil:
@@ -135,6 +151,8 @@ cdef inline Session *session_begin(
     refusal = access_decide(&policy.access, &client)
     if refusal:
         turn_away(reactor, listener, &client, refusal, 0)
+        return NULL
+    if not session_is_due(policy.gate):
         return NULL
     if is_own(&reactor.hub.own, &reactor.hub.lock, &client):
         loop_say(reactor, policy, &client, True)
@@ -196,11 +214,25 @@ cdef inline Session *session_move(
     return session_begin(reactor, listener, group, hash, &trail)
 
 
+cdef inline int within_bandwidth(Reactor *reactor, Session *session, int way, int first, int count) noexcept nogil:
+    """How many datagrams of a part of the batch may pass, the first ones; the others are lost."""
+    cdef uint64_t now_ns
+    cdef int passing = 0
+    if session.throttle == NULL:
+        return count
+    now_ns = monotonic_us() * 1000
+    while passing < count and throttle_takes(session.throttle, session.policy, way,
+                                             reactor.udp.batch.datagrams[first + passing].size, now_ns):
+        passing += 1
+    return passing
+
+
 cdef inline void forward(Reactor *reactor, Session *session, int first, int count) noexcept nogil:
     """Datagrams of the client, in the batch, go to the upstream."""
     cdef Sent sent
+    cdef int passing = within_bandwidth(reactor, session, 0, first, count)
     memset(&sent, 0, sizeof(sent))
-    batch_send(reactor.udp.batch, session.fd, first, count, NULL, False, &sent)
+    batch_send(reactor.udp.batch, session.fd, first, passing, NULL, False, &sent)
     session.bytes_up += sent.bytes
     session.datagrams_up += <uint64_t> sent.count
     session.datagrams_lost += <uint64_t> (count - sent.count)
@@ -222,7 +254,8 @@ cdef inline int answer(Reactor *reactor, Session *session) noexcept nogil:
         return got
     c_assert(reactor.udp.batch.group_count == 1)
     memset(&sent, 0, sizeof(sent))
-    batch_send(reactor.udp.batch, session.listener.fd, group.first, group.count, &session.key, False, &sent)
+    batch_send(reactor.udp.batch, session.listener.fd, group.first,
+               within_bandwidth(reactor, session, 1, group.first, group.count), &session.key, False, &sent)
     if session.datagrams_down == 0:
         note_worked(reactor, session.policy, session.member, session.address)
         if session.member:

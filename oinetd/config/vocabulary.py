@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from oinetd.bounds import BACKLOG_MAX, BUSY_POLL_US_MAX, CHECKS_MAX, CONNECTIONS_MAX, THREADS_MAX, WEIGHT_MAX
 from oinetd.config.admin_values import AdminPlace, RuleName
 from oinetd.config.check_values import GroupName, HeaderText, PassiveForm, PathText, StatusRanges, Text, Token
+from oinetd.config.limit_values import Bandwidth, RateForm
 from oinetd.config.socket_values import FileMode, Mark, Name, UserName
 from oinetd.config.tls_values import ProtocolNames, ServerNames
 from oinetd.config.values import (
@@ -144,6 +145,11 @@ VOCABULARY = (
     _both("peek-timeout", Time(), "peek_timeout_s"),
     _both("send-proxy", _SEND_PROXY, "send_proxy"),
     _both("proxy-tlv", Flags(ProxyTlv), "proxy_tlv"),
+    _both("rate", RateForm(), "rate"),
+    _both("rate-per-source", RateForm(), "rate_per_source"),
+    _both("bandwidth", Bandwidth(), "bandwidth_bytes"),
+    _both("bandwidth-per-source", Bandwidth(), "bandwidth_per_source_bytes"),
+    _both("bandwidth-per-rule", Bandwidth(), "bandwidth_per_rule_bytes"),
     Entry("name", RuleName(), option="name"),
     Entry("src", SourceAddress(), option="source", group="source", server="source"),
     Entry("mode", FileMode(), option="unix_mode"),

@@ -15,6 +15,7 @@ import socket
 from typing import Final, Protocol
 
 from oinetd.core.record import RelayResult
+from oinetd.core.throttle import Throttle
 from oinetd.model import Settings
 
 __all__ = ["CountedMeter", "Engine", "Meter"]
@@ -25,7 +26,7 @@ class Meter:
 
     The engine writes them, all others read them. `moved_at` is when something last moved, in seconds of the monotonic
     clock, 0 before that. `result` is set when the relay has ended, also when it was cancelled. `upstream` is set when
-    the relay goes on with another address.
+    the relay goes on with another address. `throttle` bounds what is moved, if there is a bound.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class Meter:
         "datagrams_up",
         "moved_at",
         "result",
+        "throttle",
         "upstream",
     )
 
@@ -47,6 +49,7 @@ class Meter:
         self.datagrams_lost = 0
         self.moved_at = 0.0
         self.result: RelayResult | None = None
+        self.throttle: Throttle | None = None
         self.upstream: tuple[str, int] | None = None
 
 

@@ -10,63 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from oinetd.core.admission import Gate, LocalGate
+from oinetd.core.admission import Gate, LocalGate, source_of
 from oinetd.core.engine import CountedMeter, Meter
 from oinetd.core.histogram import HistogramCounts, SessionTimes
 from oinetd.core.preamble import InvalidPreambles
 from oinetd.core.record import Ending, SessionRecord, Totals
+from oinetd.core.stats import RuleStats, Stats
+from oinetd.core.throttle import RuleBuckets
 from oinetd.model import SOURCE_PREFIX, Endpoint, Rule, SourcePrefix
 
 __all__ = ["Live", "Registry", "RuleEntry", "RuleStats", "Stats"]
-
-
-@dataclass(slots=True)
-class RuleStats:
-    """The counters of one rule since it was first served; `bytes_*` are those of ended and live sessions together.
-
-    `accepted` counts every connection taken from the queue, `refused` those that access, limits or `admit` turned
-    away, `failed` those whose upstream leg could not be made. `endings` counts the ends by kind. Datagrams are those of
-    the sides that are UDP; lost are those of refused clients, too, and forged are those of the lost whose source
-    address cannot be true. `full` says that a limit is reached and the next client waits for a place, `times_full` how
-    often that began.
-    """
-
-    live: int = 0
-    accepted: int = 0
-    refused: int = 0
-    failed: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    endings: Counter[Ending] = field(default_factory=Counter)
-    datagrams_up: int = 0
-    datagrams_down: int = 0
-    datagrams_lost: int = 0
-    datagrams_forged: int = 0
-    full: bool = False
-    times_full: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """A snapshot: the totals, and the counters of each rule, also of those that a reload took away.
-
-    `room` is how many connections there is room for, 0 without a bound.
-    """
-
-    live: int
-    accepted: int
-    refused: int
-    failed: int
-    bytes_up: int
-    bytes_down: int
-    rules: dict[Rule, RuleStats]
-    datagrams_up: int = 0
-    datagrams_down: int = 0
-    datagrams_lost: int = 0
-    datagrams_forged: int = 0
-    full: bool = False
-    times_full: int = 0
-    room: int = 0
 
 
 class RuleEntry:
@@ -75,7 +28,7 @@ class RuleEntry:
     A rule is known by its `identity`: a reload that changes its destination or options goes on counting here.
     """
 
-    __slots__ = ("gate", "moved", "rule", "stats", "times")
+    __slots__ = ("buckets", "gate", "moved", "rule", "stats", "times")
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -83,6 +36,7 @@ class RuleEntry:
         self.gate = LocalGate()
         self.times = SessionTimes()
         self.moved = Meter()  # by all its sessions in the Python lane
+        self.buckets = RuleBuckets()
 
 
 @dataclass(slots=True, eq=False)
@@ -206,6 +160,9 @@ class Registry:
     def admit_source(self, live: Live) -> bool:
         """Count the session for its source address; False where that has all it may have, here or of its rule."""
         client, prefix = live.record.source, self._source_prefix
+        buckets, source = live.rule.buckets, source_of(client, prefix)
+        if not buckets.source_is_due(source):
+            return False
         # Only those that are bounded now: what was not counted on the way in must not be on the way out.
         gates: list[Gate] = [self.gate] if self._max_per_source else []
         if live.rule.rule.options.max_connections_per_source:
@@ -216,6 +173,7 @@ class Registry:
                     each.leave_source(client, prefix)
                 return False
         live.gates, live.source_prefix = tuple(gates), prefix
+        live.meter.throttle = buckets.throttle(source)
         return True
 
     def when_room(self, call: Callable[[], object]) -> None:
@@ -253,6 +211,9 @@ class Registry:
 
     def dismiss_source(self, live: Live) -> None:
         """Take `admit_source` back."""
+        if live.meter.throttle is not None:
+            live.meter.throttle.end()
+            live.meter.throttle = None
         for gate in live.gates:
             gate.leave_source(live.record.source, live.source_prefix)
         live.gates = ()

@@ -57,4 +57,4 @@ def test_types_are_of_what_is_there(tmp_path: Path) -> None:
     errors = [line for line in done.stdout.splitlines() if "error:" in line]
     assert len(errors) == 1, done.stdout
     assert "nonsense" in errors[0]
-    assert "-> oinetd.core.registry.Stats" in done.stdout
+    assert "-> oinetd.core.stats.Stats" in done.stdout

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = (
     "bounds choices errors file_state safe_open admin_settings _fastpath",
+    "quantities",
     "endpoint",
     "servers",
     "model preamble",

@@ -35,6 +35,7 @@ from oinetd.model import (
     OnDeny,
     Protocol,
     ProxyTlv,
+    Rate,
     RelayMode,
     Rule,
     RuleOptions,
@@ -84,6 +85,9 @@ patterns = (
 )
 access = st.lists(st.builds(AccessRule, st.sampled_from(Verb), patterns), max_size=4).map(tuple)
 
+rates = st.just(Rate()) | st.builds(
+    Rate, st.integers(1, 1_000_000), st.sampled_from([1, 60, 3600]), st.integers(0, 1_000_000)
+)
 shared = {
     "engine": st.sampled_from(EngineChoice),
     "relay": st.sampled_from(RelayMode),
@@ -103,6 +107,11 @@ shared = {
     "peek_timeout_s": times,
     "send_proxy": st.sampled_from([SendProxy.OFF, SendProxy.V2]),
     "proxy_tlv": st.sets(st.sampled_from(ProxyTlv)).map(lambda said: tuple(tlv for tlv in ProxyTlv if tlv in said)),
+    "rate": rates,
+    "rate_per_source": rates,
+    "bandwidth_bytes": st.just(0) | sizes,
+    "bandwidth_per_source_bytes": st.just(0) | sizes,
+    "bandwidth_per_rule_bytes": st.just(0) | sizes,
 }
 users = st.from_regex(r"[a-z0-9_][-a-z0-9_.]{0,31}", fullmatch=True)
 unix_sockets = st.from_regex(r"unix:(/|@)[a-z]{1,20}/[-a-z0-9@=,:._]{2,60}[a-z]", fullmatch=True)

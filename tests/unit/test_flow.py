@@ -55,6 +55,7 @@ class Relay:
 
     buffer_bytes = 16
     finished = False
+    throttle = None
 
     def __init__(self) -> None:
         self.buffers = BufferPool()

@@ -35,6 +35,7 @@ from oinetd.lanes.native.plane import (
     compile_policy,
     new_gate,
 )
+from oinetd.lanes.native.rates import set_bounds
 from oinetd.lanes.native.records import InForce, fill_record, new_record, tell_invalid
 from oinetd.lanes.native.reports import listen_for_reports
 from oinetd.model import Config, Endpoint, EngineChoice, Protocol, Rule, Settings
@@ -241,8 +242,7 @@ class NativeLane:
         tag, service = next(self._tags), listener.service
         rule, settings, guard, options = service.route.rule, service.settings, service.guard, service.route.rule.options
         gate = self._gates.setdefault(rule.identity, new_gate())
-        gate.set_limits(options.max_connections or 0, options.max_connections_per_source or 0)
-        gate.calm()
+        set_bounds(gate, options, settings)
         before = self._in_force[listener.tag].policy if listener.tag else None
         group = None
         addresses: tuple[Address, ...] = ()

@@ -300,6 +300,7 @@ def compile_policy(
         source_prefix=source_prefix,
         peer_uid=-1 if peer_uid is None else peer_uid,
         protocol=options.protocol,
+        bandwidth=settings.bandwidth_bytes,
         options=[each[1:] for each in options.raw()],
     )
 

@@ -4,6 +4,7 @@ The life of a flow is this table; what is not in it cannot happen, and the tests
 
 - OPEN: nothing pends. Bytes are read only here, so EAGAIN from the source can only mean that it is empty.
 - HELD: the sink took less than was read. The rest waits in `pending`, the source is not read: that is back-pressure.
+- THROTTLED: nothing pends, and a bucket has nothing for it. The source is not read until its time has come.
 - ENDED: the source has sent its FIN, or failed, and all that came before is with the sink. Final.
 - LOST: the sink failed; what comes from the source has nowhere to go. Final.
 """
@@ -17,6 +18,7 @@ import socket
 from typing import Protocol
 
 from oinetd.core.engine import Meter
+from oinetd.core.throttle import Throttle
 from oinetd.lanes.python.buffers import BufferPool
 from oinetd.net.poller import ALARM, READABLE, WRITABLE, Poller
 
@@ -26,6 +28,7 @@ __all__ = ["FLOW_NEXT", "Flow", "FlowEvent", "FlowOwner", "FlowState", "Side"]
 class FlowState(enum.Enum):
     OPEN = "open"
     HELD = "held"
+    THROTTLED = "throttled"
     ENDED = "ended"
     LOST = "lost"
 
@@ -35,6 +38,10 @@ class FlowEvent(enum.Enum):
     """The sink took less than it was offered."""
     TAKEN = "taken"
     """The sink took all that was pending."""
+    NO_CREDIT = "no-credit"
+    """A bucket has nothing for it."""
+    CREDIT = "credit"
+    """Its time has come."""
     SOURCE_DONE = "source-done"
     """The source answered a read with its FIN or an error."""
     SINK_FAILED = "sink-failed"
@@ -45,6 +52,9 @@ FLOW_NEXT = {
     (FlowState.OPEN, FlowEvent.SHORT): FlowState.HELD,
     (FlowState.OPEN, FlowEvent.SOURCE_DONE): FlowState.ENDED,
     (FlowState.OPEN, FlowEvent.SINK_FAILED): FlowState.LOST,
+    (FlowState.OPEN, FlowEvent.NO_CREDIT): FlowState.THROTTLED,
+    (FlowState.THROTTLED, FlowEvent.CREDIT): FlowState.OPEN,
+    (FlowState.THROTTLED, FlowEvent.SINK_FAILED): FlowState.LOST,
     (FlowState.HELD, FlowEvent.TAKEN): FlowState.OPEN,
     (FlowState.HELD, FlowEvent.SINK_FAILED): FlowState.LOST,
 }
@@ -99,9 +109,14 @@ class FlowOwner(Protocol):
     buffer_bytes: int
     meter: Meter
     finished: bool
+    throttle: Throttle | None
 
     def on_held(self, flow: Flow) -> None:
         """A sink took less than it was offered."""
+        ...
+
+    def on_throttled(self, flow: Flow, until: float) -> None:
+        """A flow waits for a time of the monotonic clock; it is to be told of that by `resume`."""
         ...
 
     def on_source_done(self, flow: Flow) -> None:
@@ -164,13 +179,22 @@ class Flow:
         if self.state is not FlowState.OPEN or not source.readable:
             return
         relay = self.relay
+        throttle = relay.throttle
         size = relay.buffer_bytes
-        buffer = relay.buffers.take(size)
+        buffer = room = relay.buffers.take(size)
         left = PUMP_BYTES
         try:
             while True:
+                if throttle is not None:
+                    way = not self.upward
+                    size = min(len(buffer), throttle.credit(way))
+                    if not size:
+                        self.step(FlowEvent.NO_CREDIT)
+                        relay.on_throttled(self, throttle.until(way))
+                        return
+                    room = buffer[:size]
                 try:
-                    count = self.recv_into(buffer)
+                    count = self.recv_into(room)
                 except BlockingIOError:
                     source.readable, source.alarmed = False, source.inconclusive
                     if not source.errno:
@@ -184,6 +208,8 @@ class Flow:
                     self.step(FlowEvent.SOURCE_DONE)
                     relay.on_source_done(self)
                     return
+                if throttle is not None:
+                    throttle.used(way, count)
                 if not self._offer(buffer[:count]):
                     if self.pending is not None:
                         self.holder = buffer
@@ -199,6 +225,12 @@ class Flow:
         finally:
             if self.holder is None:
                 relay.buffers.give(buffer)
+
+    def resume(self) -> None:
+        """The time that it waited for has come."""
+        if self.state is FlowState.THROTTLED and not self.relay.finished:
+            self.step(FlowEvent.CREDIT)
+            self.pump()
 
     def drop(self) -> None:
         """The sink is dead: forget what was meant for it."""

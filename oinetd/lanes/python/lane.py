@@ -58,6 +58,9 @@ class PythonLane:
         if rule.connect.protocol is Protocol.UDP:
             datagrams = DatagramEngine(self.datagrams, rule.options, config.settings_of(rule))
             return datagrams, datagrams
+        settings = config.settings_of(rule)
+        if settings.bandwidth_per_rule_bytes or settings.bandwidth_per_source_bytes:
+            engine = None  # it knows pairs of sockets, and not what several of them share
         return engine or self._engine, self._dialer
 
     def serve(self, sock: socket.socket, service: Service, *, start: bool = True) -> Listener:

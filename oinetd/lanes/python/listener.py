@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 
 from oinetd.core.lane import Lane, Listener
 from oinetd.core.service import Service
@@ -104,7 +105,12 @@ class StreamListener(Listener):
                 self._pause()
                 group.when_room(self.start)
                 return
+            if due := rule.buckets.connect_at():
+                self._pause()
+                self._look_later(due - time.monotonic())
+                return
             if not registry.take_place(rule):
+                rule.buckets.connect_given_back()
                 self._pause()
                 registry.when_room(self.start)
                 if registry.gate.is_full:  # pipes may give way, of which no session's end tells
@@ -113,10 +119,10 @@ class StreamListener(Listener):
             if not self._accept_one():
                 return
 
-    def _look_later(self) -> None:
+    def _look_later(self, pause_s: float = PAUSE_S) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(PAUSE_S, self.start)
+        self._timer = self._loop.call_later(pause_s, self.start)
 
     def _accept_one(self) -> bool:
         """Take one connection, into a place that was taken; whether there may be another."""
@@ -125,6 +131,7 @@ class StreamListener(Listener):
             client, peer = self.sock.accept()
         except OSError as error:
             service.registry.give_back(service.rule)
+            service.rule.buckets.connect_given_back()
             if error.errno in _CLIENT_GONE:
                 # accept(2): errors of the client's network are told here and concern only the one that has gone.
                 return True

@@ -20,8 +20,10 @@ import socket
 
 from oinetd.core.engine import Meter
 from oinetd.core.record import Ending, RelayResult
+from oinetd.core.throttle import RuleBuckets, Throttle
 from oinetd.lanes.python.buffers import BufferPool
 from oinetd.lanes.python.flow import Flow, FlowState, Side
+from oinetd.lanes.python.pacer import Pacer
 from oinetd.lanes.python.running import RunningRelay, RunningRelays
 from oinetd.model import Settings
 from oinetd.net.poller import Poller, has_failed
@@ -44,6 +46,7 @@ class PortableEngine:
         self.loop = loop
         self.poller = poller
         self.buffers = BufferPool()
+        self.pacer = Pacer(loop)
         self._running = RunningRelays()
 
     async def relay(
@@ -55,12 +58,16 @@ class PortableEngine:
     async def close(self) -> None:
         """Abort every relay that still runs."""
         self._running.abort_all()
+        self.pacer.close()
 
 
 class Relay(RunningRelay):
     """One connection: two sides and two flows."""
 
-    __slots__ = ("_down", "_ender", "_finish_by", "_up", "buffer_bytes", "buffers", "client", "poller", "upstream")
+    __slots__ = (
+        "_down", "_ender", "_finish_by", "_up", "buffer_bytes", "buffers", "client", "pacer", "poller", "throttle",
+        "upstream",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -73,6 +80,8 @@ class Relay(RunningRelay):
         super().__init__(engine.loop, settings, meter)
         self.poller = engine.poller
         self.buffers = engine.buffers
+        self.pacer = engine.pacer
+        self.throttle = meter.throttle or _of_its_own(settings)
         self.buffer_bytes = settings.buffer_bytes
         self.client = Side(client)
         self.upstream = Side(upstream)
@@ -123,6 +132,10 @@ class Relay(RunningRelay):
         """A sink took less than it was offered."""
         if self._settings.write_stall_timeout_s:
             self._arm()
+
+    def on_throttled(self, flow: Flow, until: float) -> None:
+        """A bucket has nothing for a flow."""
+        self.pacer.call_at(until, flow.resume)
 
     def on_source_done(self, flow: Flow) -> None:
         """A source sent its FIN or failed, and all its bytes are with the sink."""
@@ -198,6 +211,8 @@ class Relay(RunningRelay):
     def _due(self) -> list[tuple[float, Ending]]:
         settings = self._settings
         moved = max(self._up.last_moved, self._down.last_moved)
+        if FlowState.THROTTLED in (self._up.state, self._down.state):
+            moved = self.loop.time()  # it has something to move, and waits for its bandwidth
         found = self._deadlines(moved)
         if settings.half_close_timeout_s and (self._up.over or self._down.over):
             found.append((moved + settings.half_close_timeout_s, Ending.HALF_CLOSE_TIMEOUT))
@@ -208,6 +223,13 @@ class Relay(RunningRelay):
                 if flow.state is FlowState.HELD
             ]
         return found
+
+
+def _of_its_own(settings: Settings) -> Throttle | None:
+    """The bound of a connection that shares none with others."""
+    buckets = RuleBuckets()
+    buckets.bandwidth = settings.bandwidth_bytes
+    return buckets.throttle(None)
 
 
 def _waits(sock: socket.socket) -> bool:

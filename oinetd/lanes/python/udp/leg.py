@@ -202,6 +202,9 @@ class StreamLeg(DatagramSession):
     def _answer(self, piece: bytes) -> None:
         """One datagram for the client."""
         meter, sender = self.live.meter, self.home.batch.explain(self.key)
+        if meter.throttle is not None and not meter.throttle.passes(1, len(piece)):
+            meter.datagrams_lost += 1
+            return
         try:
             self.home.sock.sendmsg([piece], sender.control, 0, sender.address)
         except OSError:

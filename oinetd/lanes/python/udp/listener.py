@@ -152,6 +152,8 @@ class DatagramListener(Listener):
             return None
         if service.guard is not None and service.guard.is_own(sender.address):
             return None
+        if service.rule.buckets.connect_at():  # what comes before its time is lost
+            return None
         if not service.registry.admit_source(session.live):
             self._turn_away(session, Ending.LIMITED)
             return None

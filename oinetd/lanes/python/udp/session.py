@@ -228,10 +228,26 @@ class DatagramSession:
         """Datagrams of the client."""
         if not self.asked:
             self.asked = self.home.plane.loop.time()
+        group = self.within_bandwidth(0, group)
+        if not group.length:
+            return
         if self.sock is None:
             self.hold(self.home.batch.take(group))
         else:
             self.forward(group)
+
+    def within_bandwidth(self, way: int, group: Group) -> Group:
+        """The datagrams of a group that may pass, the first ones; the others are lost."""
+        throttle = self.live.meter.throttle
+        if throttle is None:
+            return group
+        passing = 0
+        for datagram in self.home.batch.take(group):
+            if not throttle.passes(way, len(datagram)):
+                break
+            passing += 1
+        self.live.meter.datagrams_lost += group.length - passing
+        return group._replace(length=passing)
 
     def hold(self, datagrams: Iterable[bytes]) -> None:
         """Keep datagrams until there is an upstream to take them; what is too much is lost."""
@@ -259,6 +275,9 @@ class DatagramSession:
     def send_down(self, group: Group) -> None:
         """Datagrams in the batch go to the client."""
         meter = self.live.meter
+        group = self.within_bandwidth(1, group)
+        if not group.length:
+            return
         sent = self.home.batch.send(self.home.sock, group, self.key)
         meter.bytes_down += sent.size
         meter.datagrams_down += sent.datagrams

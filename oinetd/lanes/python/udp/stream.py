@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import socket
 from weakref import WeakKeyDictionary
 
@@ -138,7 +139,11 @@ class _Relay(RunningRelay):
 
     def _send_up(self) -> None:
         """Send the piece; where there is no room for it, again in a moment."""
-        code = 0
+        code, throttle = 0, self.meter.throttle
+        if throttle is not None and not throttle.passes(0, len(self._up)):
+            self._up = b""
+            self.meter.datagrams_lost += 1
+            return
         if self._way is not None and not self._down:
             other = self._way.ask(self.loop.time(), self._quiet_s)
             if other is not None and not self._replace(self._way, other):
@@ -189,8 +194,12 @@ class _Relay(RunningRelay):
         except OSError as error:
             groups, code = (), error.errno or errno.EIO
         for group in groups:
-            self.meter.datagrams_down += group.length
-            self._down += b"".join(self._batch.take(group))
+            datagrams = self._batch.take(group)
+            if (throttle := self.meter.throttle) is not None:
+                datagrams = list(itertools.takewhile(lambda each: throttle.passes(1, len(each)), datagrams))
+                self.meter.datagrams_lost += group.length - len(datagrams)
+            self.meter.datagrams_down += len(datagrams)
+            self._down += b"".join(datagrams)
         code = code or self._batch.late_errno
         if groups:
             self._moved = self._taken = self.meter.moved_at = self.loop.time()

@@ -74,6 +74,7 @@ class CountedMeter(Meter):
         for name in COUNTERS:
             Meter.__dict__[name].__set__(self, 0)
         self.moved_at = 0.0
+        self.throttle = None
         self.result = None
         self.upstream = None
 

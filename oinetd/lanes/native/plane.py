@@ -274,8 +274,7 @@ def compile_policy(
         sources=sources,
         looping=looping,
         access=patterns,
-        # Not every kernel has splice for MPTCP, and a refusal would count for all connections.
-        relay=_RELAY_MODES[RelayMode.COPY if options.mptcp else settings.relay],
+        relay=_relay_mode(settings, options),
         buffer_bytes=settings.buffer_bytes,
         pipe_bytes=settings.pipe_bytes,
         connect_ms=milliseconds(settings.connect_timeout_s),
@@ -308,6 +307,11 @@ def compile_policy(
 def may_self_connect(addresses: tuple[SocketAddress, ...], local_ports: range) -> bool:
     """Whether the kernel may give the outgoing end the very port that it connects to."""
     return any(not isinstance(address, str) and address[1] in local_ports for address in addresses)
+
+
+def _relay_mode(settings: Settings, options: ConnectOptions) -> int:
+    # Not every kernel has splice for MPTCP, and a refusal would count for all connections.
+    return _RELAY_MODES[RelayMode.COPY if options.mptcp else settings.relay]
 
 
 def _local_ports() -> range:

@@ -90,6 +90,5 @@ def fill_record(record: SessionRecord, native: _fastpath.Record, in_force: InFor
         )
     if native.server and native.upstream:  # of an invalid header it is the fault
         record.server = servers[native.server].name
-        if native.upstream:
-            record.tries = (*record.tries, Try(record.upstream, record.upstream_port, 0, record.server))
+        record.tries = (*record.tries, Try(record.upstream, record.upstream_port, 0, record.server))
     return record

@@ -47,7 +47,7 @@ cdef extern from *:
     uint64_t maglev_hash "oi_maglev_hash"(const uint8_t *data) nogil
 
 cdef enum:
-    BALANCE_LEASTCONN = 0       # in the order of `oinetd.model.Balance`
+    BALANCE_LEASTCONN = 0       # in the order of `oinetd.servers.Balance`
     BALANCE_ROUNDROBIN = 1
     BALANCE_RANDOM = 2
     BALANCE_SOURCE = 3

@@ -23,7 +23,7 @@ from base.linux cimport (
     EAGAIN, ECONNRESET, EINTR, EINVAL, EIO, ENOMEM, ENOSYS, EPERM, EPIPE, IPPROTO_TCP, MSG_NOSIGNAL, SPLICE_F_MOVE,
     SPLICE_F_NONBLOCK, TCP_MAXSEG, c_assert, c_getsockopt, c_read, c_recv, c_send, c_splice, errno, socklen_t,
 )
-from shared.policy cimport RELAY_AUTO, Policy
+from shared.policy cimport RELAY_AUTO, RELAY_SPLICE, Policy
 from shared.throttle cimport throttle_credit, throttle_used
 from state.pool cimport block_bytes, block_give, block_take, holder_release, pipe_destroy, pipe_take
 from state.connection_slab cimport (
@@ -128,7 +128,7 @@ cdef inline void flow_choose(Reactor *reactor, Dir *self, const Policy *policy) 
     elif policy.flip_bytes:
         self.mode = MODE_COPY if self.mode == MODE_SPLICE else MODE_SPLICE
     elif policy.relay != RELAY_AUTO:
-        self.mode = MODE_SPLICE if policy.relay == 2 else MODE_COPY
+        self.mode = MODE_SPLICE if policy.relay == RELAY_SPLICE else MODE_COPY
     elif self.mode == MODE_COPY:
         if self.full_run >= FULL_RUN:
             self.mode = MODE_SPLICE

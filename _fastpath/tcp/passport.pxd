@@ -28,7 +28,7 @@ from shared.target cimport Targets
 from shared.throttle cimport throttle_end, throttle_is_wanted, throttle_new
 from shared.inbox cimport MESSAGE_MOVED, Message, inbox_has_words_to_all, inbox_post
 from state.connection_slab cimport (
-    CLIENT, CONN_CLOSED, CONN_FREE, CONN_RELAY, DOWN, HOLDS_BLOCK, HOLDS_PIPE, UP, UPSTREAM, Conn, Dir, conn_at,
+    CLIENT, CONN_CLOSED, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, HOLDS_BLOCK, HOLDS_PIPE, UP, UPSTREAM, Conn, Dir, conn_at,
     conn_give,
 )
 from state.slab cimport Slot, slab_slots, slab_take
@@ -259,7 +259,8 @@ cdef inline void depart(Reactor *reactor, Departure *departure) noexcept nogil:
                 ready = flow_unpipe(reactor, flow) == 0
         passport = conn_take_out(reactor, conn) if ready else NULL
         if passport == NULL:
-            departure.left += 1
+            # A pair of Python's never leaves, and one that is being flushed ends by itself.
+            departure.left += not conn.handed_over and conn.state != CONN_FLUSH
             continue
         departure.items[departure.count] = passport
         departure.count += 1

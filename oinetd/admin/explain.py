@@ -58,7 +58,7 @@ def explain(
 def _ports(state: RuleState) -> set[int] | range:
     if state.rule.bind.port:
         return state.rule.bind.ports
-    return {int(place.rpartition(":")[2]) for place in state.listening}
+    return {int(place.rpartition(":")[2]) for place in state.listening if not place.startswith("unix:")}
 
 
 def _listens(state: RuleState, address: str, port: int) -> str:

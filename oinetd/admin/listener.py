@@ -68,13 +68,17 @@ class AdminListener:
         """Whether an answer is on its way to a client."""
         return any(client.busy for client in self._served.values())
 
-    async def close(self) -> None:
-        """Accept no more, and end all connections."""
+    def stop_accepting(self) -> None:
+        """Accept no more; answers that are under way go on."""
         self._closed = True
         if self.sock.fileno() >= 0 and hasattr(self, "_loop"):
             self._loop.remove_reader(self.sock.fileno())
         if self._paused is not None:
             self._paused.cancel()
+
+    async def close(self) -> None:
+        """Accept no more, and end all connections."""
+        self.stop_accepting()
         self.sock.close()
         own = asyncio.current_task()
         for task, client in tuple(self._served.items()):

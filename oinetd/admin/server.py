@@ -85,6 +85,8 @@ class AdminServer:
         """The files of the sockets belong to another process now."""
         for each in self._open:
             each.path = ""
+            if each.listener is not None:
+                each.listener.stop_accepting()
 
     @property
     def busy(self) -> bool:
@@ -136,12 +138,13 @@ class AdminServer:
 
     def _default(self, asked: AdminSocket, uid: int, gid: int, users: frozenset[int]) -> _Open | None:
         """The default socket. If there is no place for it, oinetd forwards without it: nobody has asked for it."""
+        for path in self._given:  # of the process that is replaced, which may have begun as another user
+            if os.path.basename(path) == self.name + SUFFIX:
+                return _Open(asked, self._given.pop(path), path, users=users)
         folders = default_folders(self._environ, os.geteuid())
         why = "no admin socket: XDG_RUNTIME_DIR is not set; choose a path (admin unix:PATH), or admin off"
         if folders:
             path = os.path.join(folders[0], self.name + SUFFIX)
-            if (given := self._given.pop(path, None)) is not None:
-                return _Open(asked, given, path, users=users)
             try:
                 return _Open(asked, bind_socket(path, asked.mode, uid, gid, make_folder=True), path, users=users)
             except InUse:

@@ -152,7 +152,7 @@ class SessionRecord:
 
     `started` is Unix time in seconds, durations are seconds of a monotonic clock. `upstream` is the address that
     took the connection, empty before that. `engine` is `python`, `native`, or empty where nothing was relayed, and
-    `relay` the mode that moved the bytes (`copy`, `splice`, `auto`).
+    `relay` what moved the bytes: `copy`, `splice`, or `auto` if both did.
 
     `tries` are the addresses that were tried over TCP and did not take the connection, in the order in which they were;
     empty where the first one did. Live sessions have them once they are connected.

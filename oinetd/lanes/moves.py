@@ -7,9 +7,10 @@ are in them.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from oinetd.net.ports import PortKey
 from oinetd.net.unix_sockets import UnixListener
 
 __all__ = ["Moves"]
+
+log = logging.getLogger("oinetd")
 
 _COUNTERS = (
     "accepted", "refused", "failed", "bytes_up", "bytes_down", "datagrams_up", "datagrams_down", "datagrams_lost",
@@ -49,7 +52,10 @@ class Moves:
     def resume(self) -> None:
         """Accept again."""
         for listener in self.listeners.values():
-            listener.start()
+            try:
+                listener.start()
+            except OSError as error:
+                log.error("%s: not served after a failed upgrade: %s", listener.service.route, error.strerror)
 
     def leave(self) -> None:
         """The listeners belong to the other process now, with the files of unix sockets."""
@@ -94,18 +100,21 @@ class Moves:
         """How many sessions there are."""
         return self.registry.count
 
-    def adopt(self, state: Mapping[str, Any], fds: tuple[int, int], pending: tuple[bytes, bytes]) -> bool:
-        """Go on with a session of another process, which owns its descriptors from here; False if no rule wants it.
+    def adopt(
+        self, state: Mapping[str, Any], fds: tuple[int, int], pending: tuple[bytes, bytes]
+    ) -> Callable[[], None] | None:
+        """Take over a session of another process and its descriptors; None if no rule wants it.
 
-        Raises `ValueError`, `TypeError` or `KeyError` if `state` is not the document of a session.
+        It goes on when the result is called: not before that process knows, or both might go on with it. Raises
+        `ValueError`, `TypeError` or `KeyError` if `state` is not the document of a session.
         """
         if not self.lanes.native.running:
-            return False
+            return None
         bind = state["bind"]
         for listener in self._of(Protocol.TCP):
             if str(listener.service.route.bind) == bind:
                 return self.lanes.native.departures.adopt(listener, state, fds, pending)
-        return False
+        return None
 
     # Counters
 

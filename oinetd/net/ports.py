@@ -263,6 +263,9 @@ def _adopt(port: Port, handed_over: socket.socket) -> socket.socket:
         raise bind_error(address, error) from error
     try:
         sock.setblocking(False)
+        if isinstance(sock, UnixListener) and isinstance(handed_over, UnixListener) and handed_over.path:
+            sock.own_file(handed_over.path)
+            handed_over.leave_file()
         port.key.options.apply(sock)
         if port.key.protocol is Protocol.TCP:
             tune_listener(sock, address, port.keepalive)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from socket import socket
 from typing import Any, Final
 
 from oinetd.errors import ConfigError, OinetdError
 from oinetd.forwarder import Forwarder
 from oinetd.model import Config
-from oinetd.observe.connection_log import ConnectionLog
 from oinetd.observe.process_log import ProcessLog
 from oinetd.process.administration import Administration
 from oinetd.process.background import Handover
@@ -24,10 +22,11 @@ from oinetd.process.context import HELD_SIGNALS, raise_descriptor_limit
 from oinetd.process.invocation import EX_OK, Options, exit_code
 from oinetd.process.paths import with_absolute_paths
 from oinetd.process.pidfile import PidFile, exchanged
-from oinetd.process.privileges import Identity
-from oinetd.process.replacement import Replacement, adopt_files, report_document
+from oinetd.process.privileges import drop_root
+from oinetd.process.replacement import Replacement, adopt_files, report_document, restore_servers
 from oinetd.process.service_manager import ServiceManager
-from oinetd.safe_open import give_empty_file
+from oinetd.process.waiting import unless
+from oinetd.upgrade.give import UpgradeFailed
 from oinetd.upgrade.take import GaveUp, Taker
 
 __all__ = ["Daemon"]
@@ -78,6 +77,7 @@ class Daemon:
         self._administration = Administration(options, os.environ, self._on_reload, self._upgrade)
         self._taker = taker
         self._replacement = Replacement(options, base, sys.argv[1:], manager, self._administration)
+        self._upgrading: asyncio.Future[Mapping[str, Any]] | None = None
         self._replaced = False
 
     def prepare(self, sockets: tuple[socket, ...]) -> int | None:
@@ -96,10 +96,11 @@ class Daemon:
         except _Stopped:
             return EX_OK
         except (OinetdError, OSError) as error:
+            code = self._failed(error)
             if self._pid_file is not None:
                 self._pid_file.release()
             self._administration.shut()
-            return self._failed(error)
+            return code
         return None
 
     def _open(self, config: Config, sockets: tuple[socket, ...]) -> None:
@@ -117,7 +118,7 @@ class Daemon:
         self._forwarder = Forwarder(config, inherited=sockets, hold_back=self._taker is not None)
         self._forwarder.open_log()
         if self._options.identity is not None and self._taker is None:
-            self._become(self._options.identity, config)
+            drop_root(self._options.identity, config.log)
 
     async def run(self) -> int:
         """Start, serve, drain and stop; returns the exit code."""
@@ -127,13 +128,15 @@ class Daemon:
         try:
             if self._taker is None:
                 self._administration.start(self._forwarder)
-            if await self._unless(self._stop, self._start()):
+            if await unless(self._stop, self._start()):
                 await self._serve()
         except GaveUp:
-            self._leave()
+            pass  # `_leave` below
         except (OinetdError, OSError) as error:
             code = self._failed(error)
         finally:
+            if self._taker is not None and not self._taker.finished:
+                self._leave()
             await self._forwarder.stop()
             await self._administration.close()
             if self._pid_file is not None:
@@ -164,7 +167,10 @@ class Daemon:
         await self._forwarder.start()
         if self._taker is not None:
             last = await self._taker.take(self._forwarder.moves)
+            restore_servers(self._forwarder, last)
             self._reload_wanted = bool(last.get("reload"))
+            if last.get("stop"):
+                self._stop.set()
             if not self._options.foreground:
                 self._process_log.to_syslog()
             self._administration.start(self._forwarder)
@@ -178,15 +184,6 @@ class Daemon:
 
     def _absolute(self, config: Config) -> Config:
         return with_absolute_paths(config, self._options, self._base)
-
-    @staticmethod
-    def _become(identity: Identity, config: Config) -> None:
-        """Drop root. The new user must be able to reopen the log, and becomes its owner if it is still empty."""
-        log = config.log.file
-        if ConnectionLog.is_file(config.log):
-            with contextlib.suppress(FileNotFoundError):
-                give_empty_file(log, identity.uid, identity.gid)
-        identity.assume()
 
     # Serve
 
@@ -203,6 +200,9 @@ class Daemon:
         await self._stop.wait()
         self._serving = False
         self._watch.close()
+        if self._upgrading is not None and not self._upgrading.done():
+            self._upgrading.cancel()
+            await asyncio.wait({self._upgrading})
         if self._replaced:
             self._leave()
             await self._administration.flush()
@@ -216,20 +216,8 @@ class Daemon:
         logger.info("%s: %s", "replaced" if self._replaced else "stopping", word)
         if not self._replaced:
             self._manager.stopping(f"Stopping: {word}")
-        if not await self._unless(self._stop_now, forwarder.drain(timeout_s)):
+        if not await unless(self._stop_now, forwarder.drain(timeout_s)):
             logger.info("second stop signal: closing all sessions now")
-
-    @staticmethod
-    async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
-        """Await `work`, but cancel it if `event` is set first; whether it was done. Raises what `work` raises."""
-        doing, waiting = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
-        await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        done = doing.done()
-        doing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await doing
-        return done
 
     def _tick(self) -> None:
         if self._manager.watchdog_s:
@@ -256,6 +244,8 @@ class Daemon:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (*HELD_SIGNALS, *STOP_SIGNALS))
 
     def _on_stop(self) -> None:
+        if self._replacement.keep_stop():
+            return
         (self._stop_now if self._stop.is_set() else self._stop).set()
 
     def _on_reload(self) -> None:
@@ -280,31 +270,39 @@ class Daemon:
 
     async def _upgrade(self, program: str, dry_run: bool) -> Mapping[str, Any]:
         """Let a new process take everything over; this one ends then. Raises `UpgradeFailed`."""
+        if self._upgrading is not None:
+            raise UpgradeFailed("another upgrade is under way")
+        self._upgrading = asyncio.ensure_future(self._replace(program, dry_run))
+        return await asyncio.shield(self._upgrading)  # it goes on if nobody waits for the answer any more
+
+    async def _replace(self, program: str, dry_run: bool) -> Mapping[str, Any]:
         assert self._forwarder is not None
         self._serving = False  # a reload waits, and is done by the new process or after a failure
         try:
+            if self._reloading is not None:
+                await asyncio.wait({self._reloading})
             report = await self._replacement.run(
-                self._forwarder,
-                self._pid_file,
-                program=program,
-                dry_run=dry_run,
-                last=lambda: {"reload": self._reload_wanted, "stop": self._stop.is_set()},
+                self._forwarder, self._pid_file, program=program, dry_run=dry_run, reload=lambda: self._reload_wanted
             )
-        except OinetdError as error:
+        except BaseException as error:
             logger.error("upgrade failed, this process goes on: %s", error)
+            self._goes_on()
             raise
-        finally:
-            self._serving = not self._stop.is_set()
-            self._reload_if_wanted()
-        if not dry_run:
-            logger.info(
-                "upgrade: process %d serves; %d sessions moved, %d stay here", report.pid, report.moved, report.staying
-            )
-            self._serving = False
+        if dry_run:
+            self._goes_on()
+        else:
             self._manager.replaced_by(report.pid, self._status())
             self._replaced = True
             self._stop.set()
         return report_document(report)
+
+    def _goes_on(self) -> None:
+        """The upgrade is over, and this process serves."""
+        self._upgrading = None
+        if self._replacement.take_stop():
+            self._stop.set()
+        self._serving = not self._stop.is_set()
+        self._reload_if_wanted()
 
     # Reload
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import grp
 import importlib
@@ -11,7 +12,11 @@ import pwd
 from dataclasses import dataclass
 from typing import Final, Self
 
-__all__ = ["Identity"]
+from oinetd.model import LogSettings
+from oinetd.observe.connection_log import ConnectionLog
+from oinetd.safe_open import give_empty_file
+
+__all__ = ["Identity", "drop_root"]
 
 PR_SET_KEEPCAPS: Final = 8
 PR_CAPBSET_READ: Final = 23
@@ -130,3 +135,11 @@ def _keep_only(libc: ctypes.CDLL, capabilities: int) -> None:
         raise OSError(number, f"cannot drop the capabilities of root: {os.strerror(number)}")
     if kept != capabilities:
         logger.info("CAP_NET_BIND_SERVICE not available: ports below 1024 cannot be bound, at start or on reload")
+
+
+def drop_root(identity: Identity, log: LogSettings) -> None:
+    """Become `identity`. The new user, who has to reopen the log, becomes its owner if it is still empty."""
+    if ConnectionLog.is_file(log):
+        with contextlib.suppress(FileNotFoundError):
+            give_empty_file(log.file, identity.uid, identity.gid)
+    identity.assume()

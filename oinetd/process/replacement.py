@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +18,9 @@ from oinetd.process.service_manager import ServiceManager
 from oinetd.upgrade.give import Giver, Report, UpgradeFailed, child_environment, is_trusted
 from oinetd.upgrade.take import Taker
 
-__all__ = ["Replacement", "adopt_files", "new_command", "report_document"]
+__all__ = ["Replacement", "adopt_files", "new_command", "report_document", "restore_servers"]
+
+logger = logging.getLogger("oinetd")
 
 PATIENCE_S: Final = 60.0
 """How long the new process may say nothing."""
@@ -53,16 +57,19 @@ class Replacement:
         self._manager = manager
         self._administration = administration
         self._giver: Giver | None = None
+        self._stop_kept = False
 
-    @property
-    def running(self) -> bool:
-        """Whether an upgrade is under way."""
-        return self._giver is not None
+    def keep_stop(self) -> bool:
+        """A stop signal has come; True if the new process is ready and gets it, once."""
+        if self._giver is None or not self._giver.ready or self._stop_kept:
+            return False
+        self._stop_kept = True
+        return True
 
-    @property
-    def ready(self) -> bool:
-        """Whether the new process is ready: then a stop signal is for it."""
-        return self._giver is not None and self._giver.ready
+    def take_stop(self) -> bool:
+        """Whether a stop signal was kept for a new process that did not take over."""
+        kept, self._stop_kept = self._stop_kept, False
+        return kept
 
     async def run(
         self,
@@ -71,14 +78,12 @@ class Replacement:
         *,
         program: str = "",
         dry_run: bool = False,
-        last: Callable[[], Mapping[str, Any]] = dict,
+        reload: Callable[[], bool] = lambda: False,
     ) -> Report:
-        """Hand everything to a new process, at the end also what `last` says then.
+        """Hand everything to a new process, at the end also whether a `reload` is wanted, and a stop.
 
         Raises `UpgradeFailed`, and then everything is as it was.
         """
-        if self._giver is not None:
-            raise UpgradeFailed("another upgrade is under way")
         if program and (reason := is_trusted(program, os.geteuid())):
             raise UpgradeFailed(f"{program}: {reason}; the program and its directories must belong to root", 77)
         files = {ADMIN + name: sock.fileno() for name, sock in self._administration.shared().items()}
@@ -95,10 +100,24 @@ class Replacement:
             PATIENCE_S,
             connect_s + CONNECT_MARGIN_S,
         )
+        told: list[bool] = []
+
+        def last() -> Mapping[str, Any]:
+            told.append(self._stop_kept)
+            return {"reload": reload(), "stop": self._stop_kept, "servers": forwarder.operated()}
+
         try:
-            return await self._giver.run(dry_run=dry_run, last=last)
+            report = await self._giver.run(dry_run=dry_run, last=last)
         finally:
             self._giver = None
+        if self._stop_kept and told == [False]:  # it came between the last frame and its answer
+            os.kill(report.pid, signal.SIGTERM)
+        if dry_run:
+            return report
+        logger.info(
+            "upgrade: process %d serves; %d sessions moved, %d stay here", report.pid, report.moved, report.staying
+        )
+        return report
 
 
 def adopt_files(taker: Taker, pid_file: PidFile | None, administration: Administration) -> bool:
@@ -118,6 +137,15 @@ def adopt_files(taker: Taker, pid_file: PidFile | None, administration: Administ
         elif not name.startswith(ADMIN):
             os.close(fd)
     return adopted
+
+
+def restore_servers(forwarder: Forwarder, last: Mapping[str, Any]) -> None:
+    """Put in force what an operator had said of servers in the old process."""
+    for group, server, state, weight in last.get("servers", ()):
+        try:
+            forwarder.set_server(group, server, state=state, weight=weight)
+        except (LookupError, ValueError) as error:
+            logger.warning("upgrade: a server keeps nothing of its state: %s", error)
 
 
 def report_document(report: Report) -> Mapping[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final, Self
 
 from oinetd.lanes.moves import Moves
@@ -30,7 +31,8 @@ class GaveUp(Exception):
 class Taker:
     """The end of the channel that the new process has.
 
-    `sockets` are the listeners, `files` descriptors by name, `facts` what the old process said besides.
+    `sockets` are the listeners, `files` descriptors by name, `facts` what the old process said besides. `finished` says
+    that everything is this process's.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -38,6 +40,7 @@ class Taker:
         self.sockets: list[socket.socket] = []
         self.files: dict[str, int] = {}
         self.facts: Mapping[str, Any] = {}
+        self.finished = False
 
     @classmethod
     def of(cls, environ: MutableMapping[str, str]) -> Self | None:
@@ -95,10 +98,16 @@ class Taker:
                     begun = True
                     moves.start_streams()
                 elif frame.kind == "sessions":
-                    await self._send(Frame("taken", {"ids": _adopt(moves, frame)}))
+                    begins = _adopt(moves, frame)
+                    try:
+                        await self._send(Frame("taken", {"ids": list(begins)}))
+                    finally:  # also if the old process is dead
+                        for begin in begins.values():
+                            begin()
                 elif frame.kind == "finish":
                     moves.restore(frame.document["counters"])
                     moves.start_datagrams()
+                    self.finished = True
                     await self._send(Frame("done", {}))
                     return frame.document
                 elif frame.kind == "stop":
@@ -110,6 +119,7 @@ class Taker:
             if not begun:
                 moves.start_streams()
             moves.start_datagrams()
+            self.finished = True
             return {}
         finally:
             self._channel.close()
@@ -122,26 +132,32 @@ def _listener(fd: int) -> socket.socket:
     """The socket, of the class that its family has here. Raises `BadFrame` if nobody could listen on it."""
     sock = socket.socket(fileno=fd)
     if sock.family == socket.AF_UNIX:
-        sock = UnixListener(fileno=sock.detach())
+        unix = UnixListener(fileno=sock.detach())
+        path = unix.getsockname()
+        if isinstance(path, str) and path.startswith("/"):
+            with contextlib.suppress(OSError):
+                unix.own_file(path)
+        sock = unix
     if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         sock.close()
         raise BadFrame("a listener does not listen")
     return sock
 
 
-def _adopt(moves: Moves, frame: Frame) -> list[int]:
-    """Go on with the sessions of a frame; the ids of those that are in service."""
-    taken = []
+def _adopt(moves: Moves, frame: Frame) -> dict[int, Callable[[], None]]:
+    """Take over the sessions of a frame: their ids, each with what lets it go on."""
+    taken: dict[int, Callable[[], None]] = {}
     descriptors, at = list(frame.descriptors), 0
-    for number, state in enumerate(frame.document.get("sessions", ())):
-        fds = descriptors[2 * number : 2 * number + 2]
+    for nth, state in enumerate(frame.document.get("sessions", ())):
+        fds = descriptors[2 * nth : 2 * nth + 2]
         try:
             up, down = (int(size) for size in state["pending"])
             data = frame.data[at : at + up + down]
             at += up + down
             whole = len(fds) == 2 and len(data) == up + down and all(map(_is_connected, fds))
-            if whole and moves.adopt(state, (fds[0], fds[1]), (data[:up], data[up:])):
-                taken.append(int(state["id"]))
+            number = int(state["id"])
+            if whole and (begin := moves.adopt(state, (fds[0], fds[1]), (data[:up], data[up:]))) is not None:
+                taken[number] = begin
                 continue
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             logger.warning("upgrade: a session is not understood and stays with the old process: %s", repr(error))

@@ -1,4 +1,4 @@
-"""Which server of a group is next: pure functions, the same for both lanes.
+"""Which server of a group is next, in the Python lane: pure functions. `_fastpath/shared/group.pxd` is their twin.
 
 Each chooses among the servers that are `open` to the search: usable, with room, and not tried by it. All numbers are
 whole, so that the reactors (`_fastpath/`) compute the same. A test compares the two.

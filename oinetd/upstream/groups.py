@@ -216,6 +216,16 @@ class Groups:
             for group in self
         )
 
+    def operated(self) -> list[tuple[str, str, str | None, int | None]]:
+        """What an operator has said: group, server, state and weight, as `operate` takes them."""
+        words = {state: word for word, state in OPERATED.items()}
+        return [
+            (name, member.name, words[member.operator] if member.operator else None, member.operator_weight)
+            for name, wanted in self._wanted.items()
+            for member in wanted.group.members
+            if member.operator or member.operator_weight is not None
+        ]
+
     def operate(self, group: str, server: str, state: str | None, weight: int | None) -> None:
         """An operator's word about a server; `state` is one of `OPERATED`.
 

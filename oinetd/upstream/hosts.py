@@ -22,9 +22,10 @@ def names_of(config: Config) -> dict[str, tuple[Origin, str]]:
 def _hosts(config: Config) -> Iterator[tuple[str | None, Origin, str]]:
     for rule in config.rules:
         yield rule.bind.address, rule.origin, "address to listen on"
-        yield rule.options.source, rule.origin, "source address"
         if rule.upstream is None:
             yield rule.connect.address, rule.origin, "destination"
+        yield rule.options.source, rule.origin, "source address"
+        if rule.upstream is None:
             continue
         yield rule.upstream.options.source, rule.upstream.origin, "source address"
         for server in rule.upstream.servers:

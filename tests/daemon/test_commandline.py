@@ -216,7 +216,7 @@ def test_the_name_of_rinetd(
         Path(each).touch()
     called: list[Options] = []
     monkeypatch.setattr(cli, "CONF_FILES", files)
-    monkeypatch.setattr("oinetd.process.daemon.run", lambda options: called.append(options) or 0)
+    monkeypatch.setattr("oinetd.process.run.run", lambda options: called.append(options) or 0)
     monkeypatch.setattr(sys, "argv", [name, *words])
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert cli.main() == 0

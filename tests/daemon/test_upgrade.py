@@ -18,7 +18,7 @@ import pytest
 from oinetd.lanes.native.plane import available
 from oinetd.process.invocation import Options
 from oinetd.process.replacement import new_command
-from tests.daemon.process import Client, Oinetd, call, subreaper, text_of, until
+from tests.daemon.process import Client, EchoServer, Oinetd, call, subreaper, text_of, until
 from tests.peers import free_port
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())
@@ -316,3 +316,51 @@ def test_the_command_of_the_new_process_has_absolute_paths() -> None:
     assert new_command(Options(conf_file=""), ["forward", "80", "x:80"], "/", "/opt/oinetd") == [
         "/opt/oinetd", "forward", "80", "x:80",
     ]  # fmt: skip
+
+
+def test_what_an_operator_said_of_servers_is_kept(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str], echo: EchoServer
+) -> None:
+    port, dead = free_port(), free_port()
+    start(f"upstream web {echo.host} {echo.port}\nupstream web {echo.host} {dead}\n127.0.0.1 {port} @web\n")
+    assert ask(tmp_path, environ, "drain", f"web/{echo.host}:{dead}").returncode == 0
+    assert ask(tmp_path, environ, "weight", f"web/{echo.host}:{echo.port}", "7").returncode == 0
+    with Client(("127.0.0.1", port)) as client:
+        assert client.echo(b"x") == b"x"
+        done = upgrade(tmp_path, environ)
+        assert (done.returncode, "1 sessions moved" in done.stdout) == (0, True), done
+        assert client.echo(b"y") == b"y"
+        servers = json.loads(ask(tmp_path, environ, "servers", "--json").stdout)
+        found = {each["name"]: each for each in servers["groups"][0]["servers"]}
+    assert found[f"{echo.host}:{dead}"]["state"] == "drain"
+    assert (found[f"{echo.host}:{echo.port}"]["weight"], found[f"{echo.host}:{echo.port}"]["live"]) == (7, 1)
+
+
+def test_the_file_of_a_unix_socket_goes_with_the_last_process(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    path = tmp_path / "sock"
+    start(f"unix:{path} UPSTREAM\n")
+    assert upgrade(tmp_path, environ, "--dry-run").returncode == 0
+    assert upgrade(tmp_path, environ).returncode == 0
+    assert path.exists()
+    os.kill(pid_of(tmp_path, environ), signal.SIGTERM)
+    until(lambda: not path.exists(), "the end of the socket's file")
+    until(lambda: not list((tmp_path / "run").iterdir()), "the end of the admin socket's file")
+
+
+def test_a_stop_meanwhile_is_for_the_new_process(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """Whenever it comes, in the end nobody serves and nothing is left."""
+    port = free_port()
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n")
+    asking = threading.Thread(target=upgrade, args=(tmp_path, environ))
+    asking.start()
+    daemon.wait_said(r"admin: upgrade")
+    daemon.signal(signal.SIGTERM)
+    asking.join()
+    assert daemon.wait() == 0
+    until(lambda: not list((tmp_path / "run").iterdir()), "the end of the admin socket's file")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))

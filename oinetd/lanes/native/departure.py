@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from oinetd.core.lane import Departing, Listener
@@ -64,16 +64,18 @@ class Departures:
 
     def adopt(
         self, listener: Listener, state: Mapping[str, Any], fds: tuple[int, int], pending: tuple[bytes, bytes]
-    ) -> bool:
-        """Go on with a session of another process by the service of `listener`; False if it is in another lane."""
+    ) -> Callable[[], None] | None:
+        """Take a session of another process over by the service of `listener`; None if that is in another lane.
+
+        The session goes on when the result is called.
+        """
         if not isinstance(listener, ReactorListener) or not listener.tag:
-            return False
+            return None
         record = _adopted_record(state, listener.service)
         _, policy = self._lane.in_force(listener.tag)
         passport = self._lane.hub.adopt(policy, state, *fds, *pending)
         self._lane.enter(record)
-        self._lane.hub.put_in(passport)
-        return True
+        return lambda: self._lane.hub.put_in(passport)
 
 
 def _adopted_record(state: Mapping[str, Any], service: Service) -> SessionRecord:

@@ -38,6 +38,8 @@ CALM_WINDOWS: Final = 10
 """Windows in a row in which fewer reactors would do, before one is given up."""
 SETTLE_WINDOWS: Final = 2
 """Windows after a move before the next: the loads have to show it first."""
+SHORTEST_S: Final = 0.001
+"""A shorter time between two measurements says nothing."""
 WHOLE: Final = 1000
 """All the work of a reactor, in thousandths."""
 
@@ -126,6 +128,7 @@ class Packer:
     _measured_s: float = 0.0
     _calm_windows: int = 0
     _settle_windows: int = 0
+    _closed: bool = False
 
     def limit(self, most: int) -> None:
         """Let at most this many serve; what lives in others moves. Raises `OSError` if one more cannot be had."""
@@ -135,12 +138,13 @@ class Packer:
 
     def wake(self) -> None:
         """A reactor is over its threshold: look at the next window."""
-        if self._timer is None:
+        if self._timer is None and not self._closed:
             self._measure()
             self._timer = self.loop.call_later(WINDOW_S, self._look)
 
     def close(self) -> None:
         """Stop looking."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -148,7 +152,7 @@ class Packer:
     def _measure(self) -> tuple[list[float], float]:
         """Load of each reactor and idle cores since the last call."""
         now_s, cpu_s, cores = self.loop.time(), self.hub.cpu_seconds(), core_times()
-        passed_s = now_s - self._measured_s
+        passed_s = max(now_s - self._measured_s, SHORTEST_S)
         loads = [(now - before) / passed_s for before, now in zip(self._cpu_s, cpu_s, strict=False)]
         loads += [0.0] * (len(cpu_s) - len(loads))
         idle = idle_cores(self._cores, cores)

@@ -220,6 +220,12 @@ class Hub(_Reactors):
             self.on_empty()
 
     def _hand_out(self, record: _fastpath.Record) -> None:
+        try:
+            self._take(record)
+        except Exception:  # the records behind it are as important
+            log.exception("a record of the reactors: internal error")
+
+    def _take(self, record: _fastpath.Record) -> None:
         kind = record.kind
         if kind == TROUBLE:
             self.on_trouble(

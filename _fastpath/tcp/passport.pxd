@@ -28,8 +28,8 @@ from shared.target cimport Targets
 from shared.throttle cimport throttle_end, throttle_is_wanted, throttle_new
 from shared.inbox cimport MESSAGE_MOVED, Message, inbox_has_words_to_all, inbox_post
 from state.connection_slab cimport (
-    CLIENT, CONN_CLOSED, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, HOLDS_BLOCK, HOLDS_PIPE, UP, UPSTREAM, Conn, Dir, conn_at,
-    conn_give,
+    CLIENT, CONN_CLOSED, CONN_FLUSH, CONN_FREE, CONN_RELAY, DOWN, HOLDS_BLOCK, HOLDS_PIPE, UP, UPSTREAM, Conn, Dir,
+    conn_at, conn_give,
 )
 from state.slab cimport Slot, slab_slots, slab_take
 from state.pool cimport block_bytes, holder_release, pipe_enters, pipe_leaves

@@ -226,9 +226,10 @@ def install(files: Path) -> None:
     packages.mkdir(parents=True)
     left_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "oinetd", packages / "oinetd", ignore=left_out)
-    found = importlib.util.find_spec("uvloop")
-    if found is not None and found.origin is not None:
-        shutil.copytree(Path(found.origin).parent, packages / "uvloop", ignore=left_out)
+    for name in ("uvloop", "h11", "prometheus_client"):
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None:
+            shutil.copytree(Path(found.origin).parent, packages / name, ignore=left_out)
     subprocess.run(
         ["make", "--silent", "install-files", f"DESTDIR={files}", "PREFIX=/usr", "INSTALLED_PYTHON=/usr/bin/python3"],
         cwd=ROOT,

@@ -361,6 +361,19 @@ def test_a_stop_meanwhile_is_for_the_new_process(
     daemon.signal(signal.SIGTERM)
     asking.join()
     assert daemon.wait() == 0
-    until(lambda: not list((tmp_path / "run").iterdir()), "the end of the admin socket's file")
+    until(lambda: not group_lives(daemon.pid), "the end of every process")
+    assert not list((tmp_path / "run").iterdir())
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process of the group lives, or was not waited for."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

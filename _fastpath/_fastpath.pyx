@@ -1189,7 +1189,7 @@ cdef class Hub:
 
     @property
     def thread_ids(self):
-        return [self.hub.reactors[i].thread_id for i in range(self.hub.reactor_count)]
+        return [oi_get(&self.hub.reactors[i].thread_id) for i in range(self.hub.reactor_count)]
 
     def add_listener(self, int fd, Policy policy not None):
         cdef int index

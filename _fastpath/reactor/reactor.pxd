@@ -430,7 +430,7 @@ cdef inline void reactor_loop(Reactor *self) noexcept nogil:
     """Until Python says stop; then what lives is aborted and every record written."""
     cdef int count, i
     clock_look(self)
-    self.thread_id = gettid()
+    oi_put(&self.thread_id, <uint64_t> gettid())
     self.window_us = self.now_us
     self.wheel.tick = self.now_ms // TICK_MS
     while not self.stopping or has_work(self):

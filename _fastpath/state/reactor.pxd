@@ -119,7 +119,7 @@ cdef struct Reactor:
     int index
     int epoll_fd
     pthread_t thread
-    int thread_id               # the kernel's number; 0 until it runs
+    uint64_t thread_id          # atomic: the number that the kernel has for it; 0 until it runs
     bint started
     uint64_t exited             # atomic
     uint64_t now_us             # monotonic, once for each batch of events

@@ -141,10 +141,12 @@ async def test_a_chain_that_leads_out_is_served(engine: str, caplog: pytest.LogC
     assert not warnings_of(caplog, "ELOOP")
 
 
-async def test_another_process_on_the_same_port_is_served(engine: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_another_process_on_the_same_port_is_served(
+    engine: str, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     async with (
-        server(echo) as upstream,
-        running(f"{engine}127.0.0.2 {upstream[1]} 127.0.0.1 {upstream[1]}\n") as (forwarder, _),
+        server(echo, place=("127.0.0.1", port)),
+        running(f"{engine}127.0.0.2 {port} 127.0.0.1 {port}\n") as (forwarder, _),
     ):
         assert await echoes(bound(forwarder))
     assert not warnings_of(caplog, "ELOOP")

@@ -47,10 +47,13 @@ def start(reaper: None, oinetd: Callable[..., Oinetd], environ: dict[str, str]) 
 
     yield run
     for daemon in started:
-        for pid in successors(daemon):
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        later = successors(daemon)
+        for pid in later:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        if later:  # the first one has ended, or does so without those
+            until(lambda daemon=daemon: daemon.process.poll() is not None, "the end of the first process")
+            until(lambda daemon=daemon: not group_lives(daemon.pid), "the end of those that took over")
 
 
 def successors(daemon: Oinetd) -> list[int]:

@@ -115,26 +115,25 @@ cdef inline int access_decide(const Access *self, const Address *peer) noexcept 
     return 0
 
 
-cdef inline bint access_denies_all(const Access *self, const Address *peer) noexcept nogil:
-    """Whether a deny rule for all rules matches."""
+cdef inline bint list_has(const PatternList *self, const Address *peer) noexcept nogil:
+    """Whether a pattern of the list matches, for one list alone."""
     cdef char text[ADDRESS_TEXT_BYTES]
     cdef char other[ADDRESS_TEXT_BYTES]
-    if self.lists[1].count == 0:
+    if self.count == 0:
         return False
     address_text(peer, text, False)
     other_form(peer, other)
-    return list_match(&self.lists[1], peer, text, other)
+    return list_match(self, peer, text, other)
+
+
+cdef inline bint access_denies_all(const Access *self, const Address *peer) noexcept nogil:
+    """Whether a deny rule for all rules matches."""
+    return list_has(&self.lists[1], peer)
 
 
 cdef inline bint access_trusts(const Access *self, const Address *peer) noexcept nogil:
     """Whether a rule of the first list matches, in which are the peers that may send a PROXY header."""
-    cdef char text[ADDRESS_TEXT_BYTES]
-    cdef char other[ADDRESS_TEXT_BYTES]
-    if self.lists[0].count == 0:
-        return False
-    address_text(peer, text, False)
-    other_form(peer, other)
-    return list_match(&self.lists[0], peer, text, other)
+    return list_has(&self.lists[0], peer)
 
 
 cdef inline void access_free(Access *self) noexcept nogil:

@@ -881,6 +881,10 @@ cdef class Passport:
         ])
 
     @property
+    def id(self):
+        return self._must_be_held().id
+
+    @property
     def tag(self):
         return self._must_be_held().policy.tag
 

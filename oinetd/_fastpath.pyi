@@ -343,6 +343,9 @@ class Passport:
     def pending(self) -> tuple[bytes, bytes]:
         """Bytes that were read and not yet written, up and down."""
     @property
+    def id(self) -> int:
+        """The number of the session."""
+    @property
     def tag(self) -> int:
         """That of its policy."""
     def state(self) -> dict[str, Any]:

@@ -37,19 +37,24 @@ cdef inline bint source_is_due(const Policy *policy, const Address *client) noex
     return due
 
 
-cdef inline int sources_enter(Gate *process, const Policy *policy, const Address *client) noexcept nogil:
-    """Count a client where its source is bounded: the tables that hold it, or -1 where it has all it may have."""
+cdef inline int sources_enter(
+    Gate *process, const Policy *policy, const Address *client, bint forced
+) noexcept nogil:
+    """Count a client where its source is bounded: the tables that hold it, or -1 where it has all it may have.
+
+    `forced` counts it above the bound, too: another process let it in.
+    """
     cdef int counted = 0
     cdef uint64_t bound = oi_get(&process.source_max)
     if oi_get(&policy.gate.rates.source_connect_ns) and not source_is_due(policy, client):
         return -1
     if bound:
-        if not source_enter(process, client.ip, policy.source_prefix, bound):
+        if not source_enter(process, client.ip, policy.source_prefix, <uint64_t> -1 if forced else bound):
             return -1
         counted |= COUNTED_PROCESS
     bound = oi_get(&policy.gate.source_max)
     if bound:
-        if not source_enter(policy.gate, client.ip, policy.source_prefix, bound):
+        if not source_enter(policy.gate, client.ip, policy.source_prefix, <uint64_t> -1 if forced else bound):
             sources_leave(process, policy, client, counted)
             return -1
         counted |= COUNTED_RULE

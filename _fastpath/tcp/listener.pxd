@@ -118,7 +118,7 @@ cdef inline void admit(Reactor *reactor, Message *message) noexcept nogil:
     if refusal == 0 and not headed:
         refusal = access_decide(&policy.access, &message.client)
     if refusal == 0:
-        message.counted = sources_enter(hub.gate, policy, &message.client)
+        message.counted = sources_enter(hub.gate, policy, &message.client, False)
         if message.counted < 0:
             message.counted = 0
             refusal = ENDING_LIMITED

@@ -20,8 +20,8 @@ from base.linux cimport (
     EPOLL_CTL_DEL, c_assert, c_close, c_epoll_ctl, errno, pthread_cond_broadcast, pthread_cond_t, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_trylock, pthread_mutex_unlock,
 )
-from shared.admission cimport COUNTED_PROCESS, COUNTED_RULE, sources_leave
-from shared.gate cimport Gate, gate_force, gate_leave, source_enter
+from shared.admission cimport sources_enter, sources_leave
+from shared.gate cimport Gate, gate_force, gate_leave
 from shared.group cimport Group, group_members
 from shared.policy cimport Policy, policy_drop, policy_hold
 from shared.target cimport Targets
@@ -316,12 +316,7 @@ cdef inline Conn *passport_new(
     conn.policy = policy
     gate_force(process)
     gate_force(policy.gate)
-    if oi_get(&process.source_max):
-        source_enter(process, client.ip, policy.source_prefix, <uint64_t> -1)
-        conn.counted |= COUNTED_PROCESS
-    if oi_get(&policy.gate.source_max):
-        source_enter(policy.gate, client.ip, policy.source_prefix, <uint64_t> -1)
-        conn.counted |= COUNTED_RULE
+    conn.counted = <uint8_t> max(sources_enter(process, policy, client, True), 0)
     oi_add(&policy.gate.admitted, 1)
     return conn
 

@@ -76,7 +76,7 @@ cdef inline void preamble_admit(Reactor *reactor, Conn *conn) noexcept nogil:
     cdef int counted
     wheel_disarm(&reactor.wheel, conn)
     if refusal == 0:
-        counted = sources_enter(reactor.hub.gate, policy, &conn.client)
+        counted = sources_enter(reactor.hub.gate, policy, &conn.client, False)
         if counted < 0:
             refusal = ENDING_LIMITED
         else:

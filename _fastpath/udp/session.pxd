@@ -157,7 +157,7 @@ cdef inline Session *session_begin(
     if is_own(&reactor.hub.own, &reactor.hub.lock, &client):
         loop_say(reactor, policy, &client, True)
         return NULL
-    counted = sources_enter(reactor.hub.gate, policy, &client)
+    counted = sources_enter(reactor.hub.gate, policy, &client, False)
     if counted < 0:
         turn_away(reactor, listener, &client, ENDING_LIMITED, 0)
         return NULL

@@ -40,7 +40,7 @@ class Departure:
         return {**self._passport.state(), "bind": str(self._service.route.bind)}
 
     def release(self) -> None:
-        session_id = self._passport.state()["id"]
+        session_id = self._passport.id
         self._passport.release()
         self._lane.departures.moved[self._service.route.rule.identity] += 1
         self._lane.leave(session_id)

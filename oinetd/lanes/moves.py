@@ -137,11 +137,11 @@ class Moves:
         """Count on from the totals of another process. Raises as `adopt` does."""
         self.registry.gate.skip_ids(int(counters["next_id"]))
         known = {str(rule.bind): rule for rule in self.registry.rules()}
+        words = {ending.value: ending for ending in Ending}
         for bind, counts, endings in counters["rules"]:
             if (rule := known.get(bind)) is None:
                 continue
             stats = self.registry.of(rule).stats
             for name in _COUNTERS:
                 setattr(stats, name, getattr(stats, name) + int(counts.get(name, 0)))
-            words = {ending.value: ending for ending in Ending}
             stats.endings += Counter({words[word]: int(count) for word, count in endings.items() if word in words})

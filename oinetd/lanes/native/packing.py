@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -121,7 +121,6 @@ class Packer:
     hub: _fastpath.Hub
     loop: asyncio.AbstractEventLoop
     most: int
-    on_change: Callable[[int], object] = lambda _serving: None
     _timer: asyncio.TimerHandle | None = None
     _cpu_s: list[float] = field(default_factory=list)
     _cores: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -181,7 +180,6 @@ class Packer:
             except OSError:  # no descriptor for it, or no memory: the others go on
                 return
             self._calm_windows = 0
-            self.on_change(plan.serving)
         for move in plan.moves:
             self.hub.shed(move.source, move.to, move.share)
             self._settle_windows = SETTLE_WINDOWS

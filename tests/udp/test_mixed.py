@@ -233,9 +233,13 @@ async def test_nobody_listens_is_a_reset(engine: str) -> None:
         assert (served.closed[0].ending, served.closed[0].errno) == (Ending.UPSTREAM_RESET, errno.ECONNREFUSED)
 
 
-async def test_idle_timeout_holds_for_the_connection(engine: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "ending"),
+    [("idle-timeout=0.1", Ending.IDLE_TIMEOUT), ("max-lifetime=0.3", Ending.MAX_LIFETIME)],
+)
+async def test_a_timeout_holds_for_the_connection(engine: str, option: str, ending: Ending) -> None:
     with rig.echo() as upstream:
-        rule = f"127.0.0.1 0 127.0.0.1 {upstream.address[1]}/udp [idle-timeout=0.1]\n"
+        rule = f"127.0.0.1 0 127.0.0.1 {upstream.address[1]}/udp [{option}]\n"
         async with serving(engine + rule) as served:
             client = await dial(served.address)
             await client.send(b"x")
@@ -243,20 +247,7 @@ async def test_idle_timeout_holds_for_the_connection(engine: str) -> None:
             assert await client.read_to_reset() == b""
             client.close()
             await until(lambda: served.closed)
-            assert served.closed[0].ending is Ending.IDLE_TIMEOUT
-
-
-async def test_max_lifetime_holds_for_the_connection(engine: str) -> None:
-    with rig.echo() as upstream:
-        rule = f"127.0.0.1 0 127.0.0.1 {upstream.address[1]}/udp [max-lifetime=0.3]\n"
-        async with serving(engine + rule) as served:
-            client = await dial(served.address)
-            await client.send(b"x")
-            assert await client.read(1) == b"x"
-            assert await client.read_to_reset() == b""
-            client.close()
-            await until(lambda: served.closed)
-            assert served.closed[0].ending is Ending.MAX_LIFETIME
+            assert served.closed[0].ending is ending
 
 
 async def test_a_client_that_does_not_read(engine: str) -> None:

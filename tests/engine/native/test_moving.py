@@ -50,6 +50,24 @@ def exchange(client: socket.socket, upstream: socket.socket, text: bytes) -> Non
     assert read_exactly(client, len(text)) == text[::-1]
 
 
+def fill(pairs: list[tuple[socket.socket, socket.socket]]) -> list[list[int]]:
+    """Send in both directions until nothing more is taken; how many bytes each end sent."""
+    sent: list[list[int]] = [[0, 0] for _ in pairs]
+    for number, pair in enumerate(pairs):
+        for way, end in enumerate(pair):
+            end.setblocking(False)
+            refused = 0
+            while refused < 50:
+                try:
+                    sent[number][way] += end.send((b"%08d" % number * 4096)[sent[number][way] % 8 :])
+                    refused = 0
+                except BlockingIOError:
+                    refused += 1
+                    threading.Event().wait(0.002)
+            end.settimeout(20)
+    return sent
+
+
 def test_all_of_it_goes_and_comes_back(make_plane: Callable[..., Plane], server: socket.socket) -> None:
     plane = make_plane(threads=2)
     plane.hub.set_threads(1)
@@ -100,24 +118,12 @@ def test_what_is_pending_moves_along(make_plane: Callable[..., Plane], server: s
     plane = make_plane(threads=2, relay=relay)
     plane.hub.set_threads(1)
     pairs = opened(plane, server, 4)
-    sent: list[list[int]] = [[0, 0] for _ in pairs]
-    for number, pair in enumerate(pairs):
-        for way, end in enumerate(pair):
-            end.setblocking(False)
-            refused = 0
-            while refused < 50:
-                try:
-                    sent[number][way] += end.send((b"%08d" % number * 4096)[sent[number][way] % 8 :])
-                    refused = 0
-                except BlockingIOError:
-                    refused += 1
-                    threading.Event().wait(0.002)
+    sent = fill(pairs)
     for source, to in ((0, 1), (1, 0), (0, 1)):
         plane.hub.shed(source, to, WHOLE)
         plane.until(lambda to=to: lives(plane)[to] == 4)
     for number, pair in enumerate(pairs):
         for way, end in enumerate(pair):
-            end.settimeout(20)
             got = read_exactly(end, sent[number][1 - way])
             whole = b"%08d" % number * (len(got) // 8 + 1)
             assert got == whole[: len(got)]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.engine.native.plane import Plane, read_exactly, read_to_reset, reset
-from tests.engine.native.test_moving import exchange, opened
+from tests.engine.native.test_moving import exchange, fill, opened
 
 _fastpath = pytest.importorskip("oinetd._fastpath")
 
@@ -43,24 +42,6 @@ def carry(passport: Any, to: Plane, policy: Any) -> Any:
     """What the other process gets: copies of the descriptors, bytes, and a text."""
     fds = [os.dup(fd) for fd in passport.descriptors]
     return to.hub.adopt(policy, json.loads(json.dumps(passport.state())), *fds, *passport.pending)
-
-
-def fill(pairs: list[tuple[socket.socket, socket.socket]]) -> list[list[int]]:
-    """Send in both directions until nothing more is taken; how many bytes each end sent."""
-    sent: list[list[int]] = [[0, 0] for _ in pairs]
-    for number, pair in enumerate(pairs):
-        for way, end in enumerate(pair):
-            end.setblocking(False)
-            refused = 0
-            while refused < 30:
-                try:
-                    sent[number][way] += end.send((b"%08d" % number * 4096)[sent[number][way] % 8 :])
-                    refused = 0
-                except BlockingIOError:
-                    refused += 1
-                    threading.Event().wait(0.002)
-            end.settimeout(20)
-    return sent
 
 
 def test_they_go_on_in_another_process(make_plane: Callable[..., Plane], server: socket.socket) -> None:

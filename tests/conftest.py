@@ -62,6 +62,12 @@ class Belongings:
         return more
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # 150 ms for each look at what pytest and its thousands of tests hold, 5 ms without: half the time of the suite.
+    gc.collect()
+    gc.freeze()
+
+
 _before: dict[str, Belongings] = {}
 
 

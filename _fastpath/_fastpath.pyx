@@ -87,7 +87,7 @@ from state.udp_state cimport Session
 
 
 def _number(path):
-    """The number in a file of /proc; -1 where there is none."""
+    """The number in a file of /proc; -1 if there is none."""
     try:
         with open(path) as file:
             return int(file.read())
@@ -406,7 +406,7 @@ cdef int _compile(Access *access, list lists) except -1:
 cdef Targets *_targets(
     addresses, looping, bint may_self_connect, bint may_broadcast, Targets *before
 ) except NULL:
-    """The addresses of a destination; those of `before` where they are the same, else with what it knows of them."""
+    """The addresses of a destination; those of `before` if they are the same, else with what it knows of them."""
     cdef Targets *targets
     if len(addresses) > ADDRESSES_MAX:
         raise ValueError(f"a destination has at most {ADDRESSES_MAX} addresses")
@@ -756,7 +756,7 @@ cdef class Policy:
         return oi_get(&self.policy.references) > 1
 
     def pick_address(self, uint64_t tried, uint64_t turn, uint64_t now_ms):
-        """The number of the address to try next, of those without a bit in `tried`; -1 where there is none."""
+        """The number of the address to try next, of those without a bit in `tried`; -1 if there is none."""
         return targets_pick(self.policy.targets, tried, turn, now_ms)
 
     def address(self, int at, uint64_t server=0):
@@ -1423,7 +1423,7 @@ cdef class Hub:
         for i in range(self.hub.reactor_count):
             snapshot.capacity += <int> oi_get(&self.hub.reactors[i].live)
             snapshot.capacity += <int> oi_get(&self.hub.reactors[i].udp_sessions)
-        while True:     # again with more room where many connections came in between
+        while True:     # again with more room if many connections came in between
             snapshot.records = <RecordState *> calloc(snapshot.capacity, sizeof(RecordState))
             if snapshot.records == NULL:
                 raise MemoryError

@@ -41,7 +41,7 @@ cdef struct Reader:             # takes a message apart; once it was too short, 
 
 
 cdef inline const uint8_t *take(Reader *self, uint32_t size) noexcept nogil:
-    """The next `size` bytes; those of an empty reader where there are fewer."""
+    """The next `size` bytes; those of an empty reader if there are fewer."""
     cdef const uint8_t *found = self.data
     if size > self.left:
         self.broken = True

@@ -1,14 +1,14 @@
-"""Polling for a moment before sleep, where messages come so fast that waking up would cost more than waiting.
+"""Polling for a moment before sleep, if messages come so fast that waking up would cost more than waiting.
 
 A sleeping thread is woken through the scheduler and, on an idle core, out of a halt: several microseconds each time,
 far more in a virtual machine. A reactor polls while the recent gaps between events were shorter than `spin_us`, gives
 its core to threads that wait for it between two looks, and pays for what it polled in vain from a credit, so that this
 never takes more than a share of a core. Polling that found something is not charged: it stood in for a sleep and a
 wake-up. One that finds nothing loses the habit at once. (64-byte round trips on one connection over veth, two cores of
-a virtual machine, medians: 67 us without, 38 us with, where client and server run on other cores, at 30 and 39 us of
-processor time each; charging all polling left 71 us. Where the scheduler keeps all three on one core: 28 and 38 us.)
+a virtual machine, medians: 67 us without, 38 us with, if client and server run on other cores, at 30 and 39 us of
+processor time each; charging all polling left 71 us. If the scheduler keeps all three on one core: 28 and 38 us.)
 
-Where a wake finds several events, more gather while a reactor sleeps, and are served in one go: then it does not poll.
+If a wake finds several events, more gather while a reactor sleeps, and are served in one go: then it does not poll.
 
 Bulk is not made to gather before it wakes a reactor: a wake-up finds about a megabyte as it is, so SO_RCVLOWAT with a
 deadline of 50 to 200 us changes nothing (0.12 s a gigabyte on one stream with and without).

@@ -13,7 +13,7 @@ The facts it stands on:
 - The kernel tells an error once. recv returns queued bytes before the error, then the error, then 0, which looks
   like a FIN. Hence the first errno is latched, SO_ERROR is not read while bytes may be waiting, and a 0 after a
   latched error is no FIN.
-- After a FIN recv says 0 for ever, also where a reset came behind it; so a 0 where ERR was seen is a failure, and
+- After a FIN recv says 0 for ever, also if a reset came behind it; so a 0 if ERR was seen is a failure, and
   ERR after the 0 is answered by SO_ERROR.
 - splice into a pipe needs a slot for each fragment, however small: a pipe is full after 16 or 64 of them. splice out
   of the socket stops at an urgent byte with EAGAIN, or with 0 when a FIN follows; recv gets past it.
@@ -197,7 +197,7 @@ cdef inline void pump_ready(Reactor *self) noexcept nogil:
 
 
 cdef inline bint pair_refuse(Reactor *self, const Message *message) noexcept nogil:
-    """End a pair for which there is no memory; false where the ring has no room for its record."""
+    """End a pair for which there is no memory; false if the ring has no room for its record."""
     cdef Record *record = record_begin(self, RECORD_RELAYED, message.policy)
     if record == NULL:
         return False
@@ -214,7 +214,7 @@ cdef inline bint pair_refuse(Reactor *self, const Message *message) noexcept nog
 
 
 cdef inline bint pair_begin(Reactor *self, const Message *message) noexcept nogil:
-    """Relay between two connected sockets that Python handed over; false where the message has to wait."""
+    """Relay between two connected sockets that Python handed over; false if the message has to wait."""
     cdef Conn *conn = conn_take(&self.slab, message)
     cdef bint watched
     if conn == NULL:
@@ -235,7 +235,7 @@ cdef inline bint pair_begin(Reactor *self, const Message *message) noexcept nogi
 
 
 cdef inline bint moved_in(Reactor *self, const Message *message) noexcept nogil:
-    """Go on with a connection of another reactor; false where there is no memory, and then the message waits."""
+    """Go on with a connection of another reactor; false if there is no memory, and then the message waits."""
     return conn_put_in(self, <Conn *> message.answer)
 
 
@@ -303,7 +303,7 @@ cdef inline void sessions_leave(Reactor *self, const Message *message) noexcept 
 
 
 cdef inline bint message_read(Reactor *self, const Message *message) noexcept nogil:
-    """Do what it says; false where there is neither memory for that nor room in the ring to say so."""
+    """Do what it says; false if there is neither memory for that nor room in the ring to say so."""
     cdef Snapshot *snapshot = <Snapshot *> message.answer
     if message.kind == MESSAGE_ACCEPTED:
         return conn_begin(self, message)

@@ -50,7 +50,7 @@ cdef inline void reactor_free(Reactor *self) noexcept nogil:
 
 
 cdef inline Reactor *reactor_new(Hub *hub, int index) noexcept nogil:
-    """A reactor that has not been started; NULL, with errno, where something could not be had."""
+    """A reactor that has not been started; NULL, with errno, if something could not be had."""
     cdef Reactor *self = <Reactor *> calloc(1, sizeof(Reactor))
     cdef epoll_event event
     cdef void *scratch

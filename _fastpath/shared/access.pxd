@@ -15,7 +15,7 @@ from base.linux cimport AF_INET6, IF_NAMESIZE, if_indextoname
 from shared.ending cimport ENDING_DENIED, ENDING_NOT_ALLOWED
 
 cdef struct Pattern:
-    char *text              # the shell pattern, or NULL where this is a network
+    char *text              # the shell pattern, or NULL if this is a network
     uint8_t network[16]     # IPv4 networks in mapped form
     int bits                # of the mapped form: 0-128
     bint four               # an IPv4 network matches an IPv4 client, an IPv6 network what the socket shows
@@ -82,7 +82,7 @@ cdef inline bint list_match(
 
 
 cdef inline void other_form(const Address *peer, char *other) noexcept nogil:
-    """The second form of an address, empty where it has none."""
+    """The second form of an address, empty if it has none."""
     cdef size_t size
     other[0] = 0
     if peer.family != AF_INET6:
@@ -99,7 +99,7 @@ cdef inline void other_form(const Address *peer, char *other) noexcept nogil:
 
 
 cdef inline int access_decide(const Access *self, const Address *peer) noexcept nogil:
-    """The ending of a client that is refused; 0 where it is let in."""
+    """The ending of a client that is refused; 0 if it is let in."""
     cdef char text[ADDRESS_TEXT_BYTES]
     cdef char other[ADDRESS_TEXT_BYTES]
     cdef int i

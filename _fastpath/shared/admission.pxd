@@ -1,4 +1,4 @@
-"""How many connections a source may have: counted for the process and for each rule, where there is a bound."""
+"""How many connections a source may have: counted for the process and for each rule, if there is a bound."""
 
 from libc.stdint cimport uint64_t
 
@@ -40,7 +40,7 @@ cdef inline bint source_is_due(const Policy *policy, const Address *client) noex
 cdef inline int sources_enter(
     Gate *process, const Policy *policy, const Address *client, bint forced
 ) noexcept nogil:
-    """Count a client where its source is bounded: the tables that hold it, or -1 where it has all it may have.
+    """Count a client if its source is bounded: the tables that hold it, or -1 if it has all it may have.
 
     `forced` counts it above the bound, too: another process let it in.
     """

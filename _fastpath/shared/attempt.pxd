@@ -18,7 +18,7 @@ cdef struct Attempt:
     uint64_t server             # tag of the server; 0 without a group
     Address place
     int fd                      # of a connect under way beside that of the upstream side; else -1
-    int32_t error               # how it failed; EINPROGRESS as long as it has not, 0 where it took the connection
+    int32_t error               # how it failed; EINPROGRESS as long as it has not, 0 if it took the connection
     uint8_t address             # its number among those of the server, or of the destination
 
 cdef struct Attempts:           # in the order in which they began; they follow the struct
@@ -73,7 +73,7 @@ cdef inline Attempts *attempts_copy(const Attempts *self) noexcept nogil:
 
 
 cdef inline Attempt *attempts_find(const Attempts *self, int address) noexcept nogil:
-    """The attempt at an address of the present server; NULL where there was none."""
+    """The attempt at an address of the present server; NULL if there was none."""
     cdef Attempt *item = attempts_items(self)
     cdef int i
     for i in range(self.first, self.count):
@@ -85,7 +85,7 @@ cdef inline Attempt *attempts_find(const Attempts *self, int address) noexcept n
 cdef inline Attempt *attempts_add(
     Attempts *self, const Targets *targets, uint64_t server, int address, uint64_t began_ms
 ) noexcept nogil:
-    """The attempt at an address, a new one where there was none; an address is tried once."""
+    """The attempt at an address, a new one if there was none; an address is tried once."""
     cdef Attempt *item = attempts_find(self, address)
     if item == NULL:
         item = &attempts_items(self)[self.count]

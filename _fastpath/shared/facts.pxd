@@ -8,7 +8,7 @@ from base.address cimport Address
 
 cdef struct Facts:              # the TLVs of the header that are passed on follow
     Address peer                # the other end of the socket: `client` is the one in the header
-    Address reached             # where the client connected to; without a family where it is not known
+    Address reached             # where the client connected to; without a family if it is not known
     bint unknown                # the header has no internet addresses: the client is the peer
     uint32_t tlv_bytes
 

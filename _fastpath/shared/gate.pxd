@@ -53,7 +53,7 @@ cdef struct Gate:
     uint64_t judged             # atomic: how many it refuses
     Sources sources
     Rates rates
-    Meters meters               # of sources, where one of their rates is set
+    Meters meters               # of sources, if one of their rates is set
     uint8_t apart[64]           # what follows is written at each turn of a session: not in the line of what is above
     uint64_t bytes[2]           # atomics: what sessions of the native lane moved up and down, ever
     uint64_t datagrams[2]
@@ -77,7 +77,7 @@ cdef inline void gate_count_datagrams(Gate *self, int way, int taken, int lost, 
 # The budget
 
 cdef inline Budget *budget_new() noexcept nogil:
-    """A budget without a bound and with one reference; NULL where there is no memory."""
+    """A budget without a bound and with one reference; NULL if there is no memory."""
     cdef Budget *self = <Budget *> calloc(1, sizeof(Budget))
     if self != NULL:
         self.references = 1
@@ -90,7 +90,7 @@ cdef inline void budget_drop(Budget *self) noexcept nogil:
 
 
 cdef inline bint budget_take(Budget *self, uint64_t cost, uint64_t spared) noexcept nogil:
-    """Take descriptors, if `spared` of them are left then; False where they are not."""
+    """Take descriptors, if `spared` of them are left then; False if they are not."""
     cdef uint64_t used, total
     if self == NULL:
         return True
@@ -123,7 +123,7 @@ cdef inline bint budget_is_short(Budget *self, uint64_t cost) noexcept nogil:
 # The gate
 
 cdef inline Gate *gate_new(uint64_t live_max, uint64_t source_max, Budget *budget, uint64_t cost) noexcept nogil:
-    """A gate with one reference; NULL where there is no memory."""
+    """A gate with one reference; NULL if there is no memory."""
     cdef Gate *self = <Gate *> calloc(1, sizeof(Gate))
     if self != NULL:
         self.references = 1
@@ -153,7 +153,7 @@ cdef inline void gate_drop(Gate *self) noexcept nogil:
 
 
 cdef inline bint gate_enter(Gate *self) noexcept nogil:
-    """Take a place; false where all are taken."""
+    """Take a place; false if all are taken."""
     cdef uint64_t live, live_max
     if not budget_take(self.budget, self.cost, 0):
         return False
@@ -220,7 +220,7 @@ cdef inline bint preamble_leave(Gate *self) noexcept nogil:
 
 
 cdef inline bint source_enter(Gate *self, const uint8_t *ip, Prefix prefix, uint64_t bound) noexcept nogil:
-    """Count one more connection of the address's source; false where it has `bound` of them."""
+    """Count one more connection of the address's source; false if it has `bound` of them."""
     return source_count_in(&self.sources, ip, prefix, bound)
 
 

@@ -79,7 +79,7 @@ cdef inline bint is_to_all(int kind) noexcept nogil:
 
 
 cdef inline bint inbox_post(Inbox *self, const Message *message) noexcept nogil:
-    """Put a message in; false where there is no room."""
+    """Put a message in; false if there is no room."""
     cdef uint64_t one = 1
     cdef bint posted = False
     pthread_mutex_lock(&self.lock)
@@ -104,7 +104,7 @@ cdef inline bint inbox_has_words_to_all(Inbox *self) noexcept nogil:
 
 
 cdef inline bint inbox_take(Inbox *self, Message *message) noexcept nogil:
-    """Take the oldest message out; false where there is none."""
+    """Take the oldest message out; false if there is none."""
     cdef bint taken = False
     pthread_mutex_lock(&self.lock)
     if self.count:

@@ -25,7 +25,7 @@ cdef enum:
 cdef struct OwnListener:
     uint8_t ip[16]              # what it is bound to, IPv4 in mapped form
     uint16_t port
-    uint8_t every               # bits; 0 where it is bound to one address
+    uint8_t every               # bits; 0 if it is bound to one address
 
 cdef struct Own:                # the UDP listeners of this process; changed by the control plane
     uint64_t ports[PORT_WORDS]  # atomics: bits of their ports, so that nearly every sender is known not to be one

@@ -82,7 +82,7 @@ cdef inline uint64_t ring_room(Ring *self) noexcept nogil:
 
 
 cdef inline Record *ring_slot(Ring *self) noexcept nogil:
-    """Where the writer puts its next record; NULL where the ring is full. `ring_push` makes it seen."""
+    """Where the writer puts its next record; NULL if the ring is full. `ring_push` makes it seen."""
     if ring_room(self) == 0:
         return NULL
     return &self.items[oi_get(&self.head) & (RING_RECORDS - 1)]
@@ -97,7 +97,7 @@ cdef inline void ring_push(Ring *self, Bell *bell) noexcept nogil:
 
 
 cdef inline Record *ring_peek(Ring *self) noexcept nogil:
-    """The reader's next record; NULL where there is none."""
+    """The reader's next record; NULL if there is none."""
     cdef uint64_t tail = oi_get(&self.tail)
     if oi_see(&self.head) == tail:
         return NULL

@@ -137,7 +137,7 @@ cdef inline Source **bucket_of(const Sources *self, uint64_t hash) noexcept nogi
 
 
 cdef inline bint bucket_add(Sources *self) noexcept nogil:
-    """One more bucket, empty; False where there is no memory."""
+    """One more bucket, empty; False if there is no memory."""
     cdef Source ***more
     cdef uint64_t segment = self.buckets // SEGMENT
     if self.buckets % SEGMENT == 0:
@@ -200,7 +200,7 @@ cdef inline Source **source_find(const Sources *self, const SourceKey *key, uint
 
 
 cdef inline bint source_add(Sources *self, const SourceKey *key, uint64_t hash, Source **link) noexcept nogil:
-    """A source with its first connection; False where there is no memory."""
+    """A source with its first connection; False if there is no memory."""
     cdef Source *source = <Source *> malloc(self.node_bytes if self.node_bytes else sizeof(Source))
     if source == NULL:
         return False
@@ -216,7 +216,7 @@ cdef inline bint source_add(Sources *self, const SourceKey *key, uint64_t hash, 
 
 
 cdef inline bint source_count_in(Sources *self, const uint8_t *ip, Prefix prefix, uint64_t bound) noexcept nogil:
-    """Count one more connection of a source; False where it has `bound` of them, or there is no memory."""
+    """Count one more connection of a source; False if it has `bound` of them, or there is no memory."""
     cdef SourceKey key
     cdef Source **link
     cdef uint64_t hash

@@ -28,7 +28,7 @@ cdef struct Target:
     uint8_t rank                # among the addresses of its family, in the resolver's order
     uint8_t relatives           # how many its family has
     uint8_t second              # not of the family of the first address
-    uint64_t failed_ms          # atomic: when it last failed; 0 where it did not since it worked
+    uint64_t failed_ms          # atomic: when it last failed; 0 if it did not since it worked
     uint64_t hold_ms            # atomic: how long it is tried last after that
     uint64_t told               # atomic: the control plane knows that it fails
     uint64_t answered_ms        # atomic: when datagrams last came from it
@@ -103,7 +103,7 @@ cdef inline void targets_remember(Targets *self, Targets *before) noexcept nogil
 
 
 cdef inline int targets_find(const Targets *self, const SocketAddress *place) noexcept nogil:
-    """The number of an address; -1 where it is none of these."""
+    """The number of an address; -1 if it is none of these."""
     cdef int i
     for i in range(self.count):
         if memcmp(&self.items[i].place, place, sizeof(SocketAddress)) == 0:
@@ -123,12 +123,12 @@ cdef inline uint64_t targets_begin(Targets *self) noexcept nogil:
 
 
 cdef inline uint64_t target_place(const Target *self, uint64_t turn) noexcept nogil:
-    """Its place in the order of a turn, where every address works."""
+    """Its place in the order of a turn, if every address works."""
     return 2 * ((self.rank + self.relatives - turn % self.relatives) % self.relatives) + self.second
 
 
 cdef inline int targets_pick(Targets *self, uint64_t tried, uint64_t turn, uint64_t now_ms) noexcept nogil:
-    """The address to try next, of those whose bit in `tried` is not set; -1 where there is none."""
+    """The address to try next, of those whose bit in `tried` is not set; -1 if there is none."""
     cdef int best = -1
     cdef uint64_t best_failed = 0
     cdef uint64_t best_place = 0

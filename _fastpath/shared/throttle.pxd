@@ -28,7 +28,7 @@ cdef struct Throttle:
     uint64_t until_us[2]        # when a direction that waits may go on
     uint32_t credit[2]          # bytes that were taken from all its buckets and not moved yet
     uint32_t slot[2]            # of a direction that waits: its place in the reactor's line
-    Meter *meter                # of its source; NULL where that is not bounded
+    Meter *meter                # of its source; NULL if that is not bounded
 
 
 cdef inline bint throttle_is_wanted(const Policy *policy) noexcept nogil:

@@ -105,9 +105,9 @@ cdef struct Conn:
     uint32_t limit_ms           # connecting: how long after the accept the present server has; 0 is no limit
     uint64_t flush_ms           # when that queue last shrank
     uint64_t dial_ms            # when the connect of the upstream side began
-    Facts *facts                # NULL where no header was accepted
-    Attempts *attempts          # NULL where no address has failed and none was tried beside another
-    Throttle *throttle          # NULL where nothing bounds its bytes
+    Facts *facts                # NULL if no header was accepted
+    Attempts *attempts          # NULL if no address has failed and none was tried beside another
+    Throttle *throttle          # NULL if nothing bounds its bytes
     Policy *policy
     uint32_t tried              # addresses that are not to be tried any more, a bit for each
     uint32_t turn               # of this search, in the order of addresses
@@ -164,7 +164,7 @@ cdef inline void conn_give(Slab *self, Conn *conn) noexcept nogil:
 
 
 cdef inline Conn *conn_at(const Slab *self, uint32_t index) noexcept nogil:
-    """The connection of a number, which may be over; NULL where there never was one."""
+    """The connection of a number, which may be over; NULL if there never was one."""
     return <Conn *> slab_at(self, index)
 
 

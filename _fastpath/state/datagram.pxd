@@ -92,7 +92,7 @@ cdef struct Datagram:
 
 cdef struct Group:
     ReturnAddress sender
-    uint64_t hash               # of the sender; 0 where it was not asked for
+    uint64_t hash               # of the sender; 0 if it was not asked for
     int first, count            # among the datagrams
     int head, tail              # its messages, linked by `next_message`
 
@@ -125,7 +125,7 @@ cdef inline void _prepare(Batch *self, msghdr *message, int i) noexcept nogil:
 
 
 cdef inline Batch *batch_new() noexcept nogil:
-    """An empty batch; NULL where there is no memory. Pages that no datagram ever reached take none."""
+    """An empty batch; NULL if there is no memory. Pages that no datagram ever reached take none."""
     cdef Batch *self = <Batch *> calloc(1, sizeof(Batch))
     if self == NULL:
         return NULL
@@ -153,7 +153,7 @@ cdef inline void batch_free(Batch *self) noexcept nogil:
 
 
 cdef inline bint take_trains(int fd) noexcept nogil:
-    """Let the kernel hand over several datagrams of one sender in one message; False where it cannot."""
+    """Let the kernel hand over several datagrams of one sender in one message; False if it cannot."""
     cdef int on = 1
     return c_setsockopt(fd, SOL_UDP, UDP_GRO, &on, sizeof(on)) == 0
 
@@ -216,7 +216,7 @@ cdef inline void _local_six(ReturnAddress *sender, const in6_pktinfo *info) noex
 
 
 cdef inline uint32_t _read_control(msghdr *message, ReturnAddress *sender, bint six, bint *over_four) noexcept nogil:
-    """Note in `sender` where the message was sent to; answer the size of its segments, 0 where it is one datagram.
+    """Note in `sender` where the message was sent to; answer the size of its segments, 0 if it is one datagram.
 
     `six` says that the socket is an IPv6 one, `over_four` whether the kernel says that the message came over IPv4.
     """
@@ -236,7 +236,7 @@ cdef inline uint32_t _read_control(msghdr *message, ReturnAddress *sender, bint 
 
 
 cdef inline int _group_of(Batch *self, int last, const ReturnAddress *sender, uint64_t hash) noexcept nogil:
-    """The group of a sender, most often that of the message before; `group_count` where it has none yet."""
+    """The group of a sender, most often that of the message before; `group_count` if it has none yet."""
     cdef int at
     if last < self.group_count and self.groups[last].hash == hash:
         if return_address_same(&self.groups[last].sender, sender):

@@ -1,4 +1,4 @@
-"""Sending datagrams that lie in a batch: one sendmmsg for all of them, and trains where neighbours have one size.
+"""Sending datagrams that lie in a batch: one sendmmsg for all of them, and trains if neighbours have one size.
 
 A train (UDP_SEGMENT) is one message that the kernel cuts into datagrams: it takes the way down to the device once for
 all of them.

@@ -39,7 +39,7 @@ cdef inline uint32_t class_bytes(int size_class) noexcept nogil:
 
 
 cdef inline Block *block_take(Pool *pool, uint32_t size) noexcept nogil:
-    """A block of at least `size` bytes; NULL where there is no memory."""
+    """A block of at least `size` bytes; NULL if there is no memory."""
     cdef int size_class = 0
     cdef Block *block
     while size_class < BLOCK_CLASSES and class_bytes(size_class) < size:
@@ -136,7 +136,7 @@ cdef inline void pipe_size(Pipe *pipe, int asked_bytes) noexcept nogil:
 
 
 cdef inline Pipe *pipe_new(Reactor *reactor, int size_bytes) noexcept nogil:
-    """A pipe of `size_bytes`, or of what the kernel gives; NULL where that is too little or nothing."""
+    """A pipe of `size_bytes`, or of what the kernel gives; NULL if that is too little or nothing."""
     cdef int ends[2]
     cdef Pool *pool = &reactor.pool
     cdef Pipe *pipe = <Pipe *> calloc(1, sizeof(Pipe))
@@ -161,7 +161,7 @@ cdef inline Pipe *pipe_new(Reactor *reactor, int size_bytes) noexcept nogil:
 
 
 cdef inline Pipe *pipe_take(Reactor *reactor, int size_bytes, Dir *owner) noexcept nogil:
-    """An empty pipe; NULL where there is none to be had, and then none is asked for during a second."""
+    """An empty pipe; NULL if there is none to be had, and then none is asked for during a second."""
     cdef Pool *pool = &reactor.pool
     cdef Pipe *pipe = pool.idle
     if pipe != NULL:

@@ -28,7 +28,7 @@ cdef struct Pipe:
     int read_fd
     int write_fd
     int asked_bytes
-    uint32_t bytes              # what it holds: less than asked, where the kernel did not give that much, or more
+    uint32_t bytes              # what it holds: less than asked, if the kernel did not give that much, or more
     Dir *owner                  # NULL for an idle one
     Pipe *next                  # of those that are idle, or in use
     Pipe *prev                  # of those in use

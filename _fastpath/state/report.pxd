@@ -12,7 +12,7 @@ from state.reactor cimport Reactor
 
 
 cdef inline Record *record_slot(Reactor *reactor) noexcept nogil:
-    """Where the next record goes; NULL where the ring is full, and then Python says when it no longer is."""
+    """Where the next record goes; NULL if the ring is full, and then Python says when it no longer is."""
     cdef Record *record = ring_slot(&reactor.ring)
     if record == NULL:
         oi_show(&reactor.hub.ring_full, 1)

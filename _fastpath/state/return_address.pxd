@@ -21,7 +21,7 @@ cdef enum:
 cdef struct ReturnAddress:      # no padding that is not zero: its bytes are the key of a session
     sockaddr_in6 place          # of either family: the sender
     uint32_t place_size
-    uint32_t local_size         # of what is valid in `local`; 0 where the socket is bound to one address
+    uint32_t local_size         # of what is valid in `local`; 0 if the socket is bound to one address
     uint8_t local[20]           # in_pktinfo or in6_pktinfo: the address of ours that was written to
 
 

@@ -68,7 +68,7 @@ cdef inline bint slab_grow(Slab *self) noexcept nogil:
 
 
 cdef inline Slot *slab_take(Slab *self) noexcept nogil:
-    """A zeroed slot; NULL where there is no memory."""
+    """A zeroed slot; NULL if there is no memory."""
     cdef Slot *slot
     if self.free == NULL and not slab_grow(self):
         return NULL
@@ -90,7 +90,7 @@ cdef inline uint32_t slab_slots(const Slab *self) noexcept nogil:
 
 
 cdef inline Slot *slab_at(const Slab *self, uint32_t index) noexcept nogil:
-    """The slot of a number; NULL where there never was one."""
+    """The slot of a number; NULL if there never was one."""
     if index >= self.chunk_count * CHUNK_SLOTS:
         return NULL
     return <Slot *> (self.chunks[index // CHUNK_SLOTS] + <size_t> (index % CHUNK_SLOTS) * self.slot_bytes)

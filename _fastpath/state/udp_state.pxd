@@ -28,7 +28,7 @@ cdef enum:
 
 cdef struct Trail:              # of a client whose questions no address has answered yet
     uint16_t left               # the addresses that it left in this round, a bit for each; of a group, their number
-    uint8_t home                # the first of these; ADDRESSES_MAX where that is none any more
+    uint8_t home                # the first of these; ADDRESSES_MAX if that is none any more
     uint8_t rounds              # how often it was at every address
     uint64_t since_ms           # when it asked the first of these; of a group, the last
     uint64_t server             # tag of the server that it left last; 0 is none
@@ -52,7 +52,7 @@ cdef struct Session:
     UdpListener *listener
     SessionQueue *queue
     Policy *policy
-    Throttle *throttle          # NULL where nothing bounds its bytes
+    Throttle *throttle          # NULL if nothing bounds its bytes
     uint64_t id
     double started_s            # Unix time
     uint64_t started_us         # monotonic
@@ -103,7 +103,7 @@ cdef struct UdpListener:
     SessionQueue *queue         # of that policy
     uint64_t sessions
     uint64_t salt               # so that one client's sessions of two listeners differ in their hash
-    Told *told                  # refused addresses; NULL where there were none
+    Told *told                  # refused addresses; NULL if there were none
     UdpListener *next           # in the list of those that may have more, or of free ones
 
 cdef struct Datagrams:

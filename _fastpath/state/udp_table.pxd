@@ -23,7 +23,7 @@ cdef enum:
 # Slots
 
 cdef inline Session *session_take(Datagrams *self) noexcept nogil:
-    """A session without a socket; NULL where there is no memory."""
+    """A session without a socket; NULL if there is no memory."""
     cdef Session *session = <Session *> slab_take(&self.slab)
     if session != NULL:
         session.fd = -1
@@ -36,7 +36,7 @@ cdef inline void session_give(Datagrams *self, Session *session) noexcept nogil:
 
 
 cdef inline Session *session_at(const Datagrams *self, uint32_t index) noexcept nogil:
-    """The session of a number, which may be over; NULL where there never was one."""
+    """The session of a number, which may be over; NULL if there never was one."""
     return <Session *> slab_at(&self.slab, index)
 
 
@@ -79,7 +79,7 @@ cdef inline void buckets_double(Datagrams *self) noexcept nogil:
 
 
 cdef inline bint table_room(Datagrams *self) noexcept nogil:
-    """Make sure that one more can be put in; False where there is no memory at all."""
+    """Make sure that one more can be put in; False if there is no memory at all."""
     if self.count >= self.bucket_count:
         buckets_double(self)
     return self.bucket_count != 0
@@ -159,7 +159,7 @@ cdef inline uint32_t queue_bucket(const Gate *gate) noexcept nogil:
 
 
 cdef inline RuleSessions *rule_find(Datagrams *self, const Gate *gate) noexcept nogil:
-    """The sessions of a rule; NULL where there is no queue of it."""
+    """The sessions of a rule; NULL if there is no queue of it."""
     cdef SessionQueue *queue = self.queues[queue_bucket(gate)]
     while queue != NULL and queue.gate != gate:
         queue = queue.chain
@@ -167,7 +167,7 @@ cdef inline RuleSessions *rule_find(Datagrams *self, const Gate *gate) noexcept 
 
 
 cdef inline SessionQueue *queue_new(Datagrams *self, const Policy *policy) noexcept nogil:
-    """A queue without users, in no bucket yet; NULL where there is no memory."""
+    """A queue without users, in no bucket yet; NULL if there is no memory."""
     cdef SessionQueue *queue = <SessionQueue *> calloc(1, sizeof(SessionQueue))
     if queue == NULL:
         return NULL
@@ -185,7 +185,7 @@ cdef inline SessionQueue *queue_new(Datagrams *self, const Policy *policy) noexc
 
 
 cdef inline SessionQueue *queue_hold(Datagrams *self, const Policy *policy) noexcept nogil:
-    """The queue for a policy's sessions, with one user more; NULL where there is no memory."""
+    """The queue for a policy's sessions, with one user more; NULL if there is no memory."""
     cdef uint32_t bucket = queue_bucket(policy.gate)
     cdef SessionQueue *queue = self.queues[bucket]
     while queue != NULL and (queue.gate != policy.gate or queue.timeout_ms != policy.idle_ms):

@@ -40,7 +40,7 @@ cdef inline void told_drop(Told *self, uint32_t place) noexcept nogil:
 
 
 cdef inline bint told_add(Told *self, const Address *client) noexcept nogil:
-    """Note an address; False where it is known."""
+    """Note an address; False if it is known."""
     cdef ToldAddress wanted
     cdef uint32_t bucket, place
     cdef uint16_t at

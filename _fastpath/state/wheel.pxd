@@ -55,7 +55,7 @@ cdef inline void wheel_arm(Wheel *self, Conn *conn, uint64_t now_ms, uint64_t de
 
 
 cdef inline uint64_t wheel_next(const Wheel *self) noexcept nogil:
-    """The tick of the first bucket that is not empty; 0 where all are."""
+    """The tick of the first bucket that is not empty; 0 if all are."""
     cdef uint32_t start = <uint32_t> ((self.tick + 1) & (WHEEL_TICKS - 1))
     cdef uint32_t step
     cdef uint32_t place

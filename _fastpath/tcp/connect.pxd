@@ -107,7 +107,7 @@ cdef inline bint self_connected(int fd, const SocketAddress *target) noexcept no
 
 
 cdef inline void acknowledge(const Conn *conn) noexcept nogil:
-    """Say the last word of the upstream's handshake, where no bytes of the client are here to carry it.
+    """Say the last word of the upstream's handshake, if no bytes of the client are here to carry it.
 
     It was held back when the connect began: a packet less for each connection whose client speaks first.
     """

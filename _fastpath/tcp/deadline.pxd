@@ -15,7 +15,7 @@ from state.wheel cimport wheel_arm
 
 cdef enum:
     KEEP_ALIVE_MS = 1000        # most connections are over by then, and are spared four system calls
-    NEVER_MS = 86400000         # looked at daily where nothing is due
+    NEVER_MS = 86400000         # looked at daily if nothing is due
 
 
 cdef inline void keep_alive(Conn *conn) noexcept nogil:

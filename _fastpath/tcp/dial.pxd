@@ -2,7 +2,7 @@
 
 A second address is tried when the first has failed or has said nothing for STAGGER_MS; then both are under way, and so
 on. The first that takes the connection is used, the others are closed without a trace. The connect of the upstream side
-costs nothing beyond the connection; each one beside it takes a descriptor of the budget, and is not begun where none is
+costs nothing beyond the connection; each one beside it takes a descriptor of the budget, and is not begun if none is
 left. What comes of connects is in `outcome`,
 and which server of a group is next in `search`.
 
@@ -41,7 +41,7 @@ cdef extern from *:
 cdef enum:
     STAGGER_MS = 250            # how long an address may be silent before the next one is tried beside it: RFC 8305
     SHORT_WAIT_MS = 100         # between two tries to get a descriptor, or into the accept queue of a unix socket
-    SHORT_MAX_MS = 10000        # the longest wait for one where there is no connect-timeout
+    SHORT_MAX_MS = 10000        # the longest wait for one if there is no connect-timeout
 
     TRY_FAILED = -1             # no errno of a shortage
     DIAL_OVER = 0               # the connection has ended
@@ -144,7 +144,7 @@ cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
 
 
 cdef inline bint dial_watch(Reactor *reactor, Conn *conn, int at, int fd, bint beside) noexcept nogil:
-    """Have events of a connect under way; False where there is no room to watch it, and then it has failed."""
+    """Have events of a connect under way; False if there is no room to watch it, and then it has failed."""
     cdef Attempt *attempt = NULL
     cdef uint64_t data = event_data(KIND_UPSTREAM, conn.slot.index, conn.slot.generation)
     cdef int error

@@ -62,7 +62,7 @@ cdef inline void record_fill(Record *record, const Conn *conn, uint64_t now_us) 
 
 
 cdef inline bint report_try(Reactor *reactor, Conn *conn) noexcept nogil:
-    """Write the records that are due; false where the ring is full. Afterwards an ended connection is no more."""
+    """Write the records that are due; false if the ring is full. Afterwards an ended connection is no more."""
     cdef Record *record
     if conn.opened_due:
         record = record_slot(reactor)
@@ -187,7 +187,7 @@ cdef inline Attempt *attempt_add(Conn *conn, int at, uint64_t began_ms) noexcept
 
 
 cdef inline Attempt *attempt_note(Conn *conn, int at) noexcept nogil:
-    """The note of the attempt at address number `at`, a new one where there was none; NULL where there is no memory."""
+    """The note of the attempt at address number `at`, a new one if there was none; NULL if there is no memory."""
     if conn.attempts == NULL:
         conn.attempts = attempts_new(conn_targets(conn).count)
         if conn.attempts == NULL:

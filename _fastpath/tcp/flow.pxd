@@ -6,7 +6,7 @@ The invariants this stands on, checked as asserts:
      socket (or an urgent byte in the way of splice), never a full pipe.
   3. `rd` and `wr` are cleared by EAGAIN on that descriptor, or `rd` by a short recv if no RDHUP, HUP, ERR or PRI was
      seen. A short read tells nothing when a FIN or a reset came in the same event, nothing with splice, and nothing of
-     a unix socket, where descriptors that the peer passes end a read early.
+     a unix socket, if descriptors that the peer passes end a read early.
   4. End of file is a recv that returned 0. A splice that returned 0 is asked again by recv: with a FIN behind an
      urgent byte splice says 0 while bytes are waiting.
 
@@ -66,7 +66,7 @@ cdef inline void flow_check(const Dir *self) noexcept nogil:
 
 
 cdef inline void flow_keep(Reactor *reactor, Dir *self, const uint8_t *bytes, uint32_t size) noexcept nogil:
-    """Keep what the destination did not take in a block; `pend` is `size` then, or 0 where there is no memory."""
+    """Keep what the destination did not take in a block; `pend` is `size` then, or 0 if there is no memory."""
     cdef Block *block = block_take(&reactor.pool, size)
     if block == NULL:
         return
@@ -166,14 +166,14 @@ cdef inline void flow_count(Reactor *reactor, Dir *self, uint32_t size, bint ful
 
 
 cdef inline uint32_t flow_read_bytes(Dir *self, const Side *target, uint32_t room) noexcept nogil:
-    """How much of `room` to read at once: whole bursts of segments, whole segments where there is no room for one.
+    """How much of `room` to read at once: whole bursts of segments, whole segments if there is no room for one.
 
     TCP sends a write as bursts of as many segments as 64 KiB hold, and what is left over at once as a burst of its
     own, which costs nearly as much as a full one (5 and 6 us). 256 KiB are four bursts of 65,160 bytes and one of
     1,504, 64 KiB are one and one of 376. Ending reads at a burst: 16,200 packets a gigabyte and not 19,100 by splice,
     15,500 and not 30,000 by copy; 0.107 s of processor time a gigabyte and not 0.116 by splice, 0.26 and not 0.28 by
     copy (one stream; eight: 0.108 and 0.109, 0.27 and 0.34; Linux 6.18, veth). SPLICE_F_MORE is no help: it holds back
-    less than one segment. Where the last burst of what has come is short, it goes out short.
+    less than one segment. If the last burst of what has come is short, it goes out short.
 
     The segment is asked for once, when a direction shows that it fills what it is given.
     """

@@ -23,7 +23,7 @@ cdef enum:
 
 
 cdef inline void ends_of(const Conn *conn, Address *client, Address *reached) noexcept nogil:
-    """The client, and the address that it connected to; without a family where they are not known."""
+    """The client, and the address that it connected to; without a family if they are not known."""
     cdef sockaddr_storage place
     cdef socklen_t size = sizeof(place)
     client[0] = conn.client

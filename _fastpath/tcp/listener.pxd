@@ -67,7 +67,7 @@ cdef inline void refuse(Reactor *reactor, const Message *message, int ending, in
 cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept nogil:
     """Make a connection of an accepted client. The policy's reference comes with the message.
 
-    False where there is neither memory for it nor room in the ring to say so: then nothing is done.
+    False if there is neither memory for it nor room in the ring to say so: then nothing is done.
     """
     cdef Conn *conn = conn_take(&reactor.slab, message)
     if conn == NULL:
@@ -176,7 +176,7 @@ cdef inline void connect_give(Gate *gate) noexcept nogil:
 
 
 cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy) noexcept nogil:
-    """Accept one connection; false where there is no point in trying again now."""
+    """Accept one connection; false if there is no point in trying again now."""
     cdef sockaddr_storage peer
     cdef socklen_t size = sizeof(peer)
     cdef Message message

@@ -82,7 +82,7 @@ cdef inline void dial_time_out(Reactor *reactor, Conn *conn) noexcept nogil:
 
 
 cdef inline bint side_replace(Reactor *reactor, Conn *conn, Attempt *winner) noexcept nogil:
-    """Let the connect beside be the upstream side; False where there is no room to watch it.
+    """Let the connect beside be the upstream side; False if there is no room to watch it.
 
     Events of the side that is closed may be in this batch. With a new generation they are not taken for the winner's;
     those of the client come again, as every registration that is modified looks at what is there.

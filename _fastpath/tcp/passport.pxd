@@ -120,7 +120,7 @@ cdef inline Conn *conn_take_out(Reactor *reactor, Conn *conn) noexcept nogil:
 
 
 cdef inline bint conn_put_in(Reactor *reactor, Conn *passport) noexcept nogil:
-    """Go on with a connection that was taken out, and free the passport; false where there is no memory for it."""
+    """Go on with a connection that was taken out, and free the passport; false if there is no memory for it."""
     cdef Conn *conn = <Conn *> slab_take(&reactor.slab)
     cdef Slot slot
     cdef uint64_t due_ms
@@ -173,7 +173,7 @@ cdef inline void moving_end(Reactor *reactor) noexcept nogil:
 
 
 cdef inline bint conn_move(Reactor *reactor, Conn *conn, Reactor *to) noexcept nogil:
-    """Move a connection, between `moving_begin` and `moving_end`; false where it stays, for want of memory or room."""
+    """Move a connection, between `moving_begin` and `moving_end`; false if it stays, for want of memory or room."""
     cdef Conn *passport = conn_take_out(reactor, conn)
     cdef Message message
     cdef bint kept
@@ -199,7 +199,7 @@ cdef inline int work_class(uint32_t work) noexcept nogil:
 
 
 cdef inline int shed(Reactor *reactor, Reactor *to, uint64_t share) noexcept nogil:
-    """Move connections that do `share` thousandths of the work here, busiest first; -1 where that has to wait.
+    """Move connections that do `share` thousandths of the work here, busiest first; -1 if that has to wait.
 
     One that does more than what is to go stays: the other reactor would be the one with too much.
     """

@@ -33,7 +33,7 @@ cdef enum:
 
 
 cdef inline int udp_socket(Reactor *reactor, int family) noexcept nogil:
-    """A socket, or -errno. Where no descriptor is left, the session that was silent for longest gives its own."""
+    """A socket, or -errno. If no descriptor is left, the session that was silent for longest gives its own."""
     cdef int bytes = QUEUE_BYTES
     cdef int fd = c_socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0 and (errno == EMFILE or errno == ENFILE) and displace(reactor, NULL):
@@ -54,7 +54,7 @@ cdef inline int udp_watch(Reactor *reactor, Session *session, int fd) noexcept n
 
 
 cdef inline int udp_connect(const Targets *targets, int fd, const SocketAddress *target) noexcept nogil:
-    """As connect(2). A broadcast address has to be asked for, and is only where the configuration names it: an answer
+    """As connect(2). A broadcast address has to be asked for, and is only if the configuration names it: an answer
     of the name system must not make clients write to a whole network."""
     cdef int on = 1
     cdef int failed = c_connect(fd, <const sockaddr *> &target.place, target.size)

@@ -54,7 +54,7 @@ cdef inline void session_record(Record *record, const Session *session, uint64_t
 
 
 cdef inline void report_opened(Reactor *reactor, Session *session) noexcept nogil:
-    """Sessions begin only where the ring has room."""
+    """Sessions begin only if the ring has room."""
     cdef Record *record = record_slot(reactor)
     c_assert(record != NULL)
     session_record(record, session, reactor.now_us)
@@ -65,7 +65,7 @@ cdef inline void report_opened(Reactor *reactor, Session *session) noexcept nogi
 
 
 cdef inline bint report_closed(Reactor *reactor, Session *session) noexcept nogil:
-    """False where the ring is full. Afterwards the session is no more."""
+    """False if the ring is full. Afterwards the session is no more."""
     cdef Record *record = record_slot(reactor)
     if record == NULL:
         return False
@@ -139,7 +139,7 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
 # For the sake of others
 
 cdef inline bint displace(Reactor *reactor, const Gate *newcomer) noexcept nogil:
-    """End a session here for one of the rule of `newcomer`, or NULL; False where there is none. See `udp_shares`."""
+    """End a session here for one of the rule of `newcomer`, or NULL; False if there is none. See `udp_shares`."""
     cdef Session *session
     if reactor.udp == NULL:
         return False
@@ -180,7 +180,7 @@ cdef inline void give_room(Reactor *reactor) noexcept nogil:
 
 
 cdef inline bint rule_make_room(Reactor *reactor, Gate *gate) noexcept nogil:
-    """A place among the sessions of a rule, ending others of it here where need be."""
+    """A place among the sessions of a rule, ending others of it here if need be."""
     cdef Session *oldest
     cdef int _turn
     for _turn in range(DISPLACED_MAX):
@@ -194,7 +194,7 @@ cdef inline bint rule_make_room(Reactor *reactor, Gate *gate) noexcept nogil:
 
 
 cdef inline bint make_room(Reactor *reactor, Policy *policy) noexcept nogil:
-    """A place for one more session, of the process and of its rule, ending others here where need be."""
+    """A place for one more session, of the process and of its rule, ending others here if need be."""
     cdef Gate *udp_gate = reactor.hub.udp_gate
     cdef int _turn
     if not rule_make_room(reactor, policy.gate):

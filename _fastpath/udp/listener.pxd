@@ -51,7 +51,7 @@ cdef inline void datagrams_free(Datagrams *self) noexcept nogil:
 
 
 cdef inline Datagrams *datagrams_new() noexcept nogil:
-    """NULL where there is no memory. Pages that nothing ever reached take none."""
+    """NULL if there is no memory. Pages that nothing ever reached take none."""
     cdef Datagrams *self = <Datagrams *> calloc(1, sizeof(Datagrams))
     if self == NULL:
         return NULL
@@ -141,7 +141,7 @@ cdef inline int listener_turn(Reactor *reactor, UdpListener *listener) noexcept 
 # Orders of the control plane
 
 cdef inline UdpListener *listener_place(Datagrams *self) noexcept nogil:
-    """A listener without a socket; NULL where there is no memory, or too many."""
+    """A listener without a socket; NULL if there is no memory, or too many."""
     cdef UdpListener *listener = self.free_listeners
     cdef UdpListener **more
     if listener != NULL:

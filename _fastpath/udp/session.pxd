@@ -82,7 +82,7 @@ cdef inline Session *session_open(
     Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Address *client, int counted,
     const Trail *trail,
 ) noexcept nogil:
-    """Make a session in a place that was taken; NULL where it cannot have its upstream, which is told."""
+    """Make a session in a place that was taken; NULL if it cannot have its upstream, which is told."""
     cdef Datagrams *udp = reactor.udp
     cdef Policy *policy = listener.policy
     cdef Session *session = session_take(udp) if table_room(udp) else NULL
@@ -138,7 +138,7 @@ cdef inline bint session_is_due(Gate *gate) noexcept nogil:
 cdef inline Session *session_begin(
     Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Trail *trail
 ) noexcept nogil:
-    """A session for a new sender, or for one with a trail; NULL where it may have none."""
+    """A session for a new sender, or for one with a trail; NULL if it may have none."""
     cdef Policy *policy = listener.policy
     cdef Session *session
     cdef Address client
@@ -177,7 +177,7 @@ cdef inline Session *session_change(
     Reactor *reactor, UdpListener *listener, Session *session, const Group *group, uint64_t hash, bint silent
 ) noexcept nogil:
     """The server of a session is `silent`, or it is no more to be used: the client gets a session with another one.
-    Its session; NULL where it may have none."""
+    Its session; NULL if it may have none."""
     cdef Trail trail
     if listener.lingering or ring_room(&reactor.ring) <= RING_RESERVE:
         return session      # one ends and one begins, or neither
@@ -192,7 +192,7 @@ cdef inline Session *session_move(
     Reactor *reactor, UdpListener *listener, Session *session, const Group *group, uint64_t hash
 ) noexcept nogil:
     """The client writes again to a session whose address has left it without an answer: after too long a time it
-    gets a session with another address, if there is one. Its session; NULL where it may have none."""
+    gets a session with another address, if there is one. Its session; NULL if it may have none."""
     cdef Policy *policy = listener.policy
     cdef bint same = same_places(session.policy, policy)
     cdef Trail trail

@@ -35,7 +35,7 @@ cdef inline bint same_places(const Policy *one, const Policy *other) noexcept no
 
 
 cdef inline bint waits_too_long(const Session *session, bint same, uint64_t now_ms) noexcept nogil:
-    """Whether the question of its client has waited for as long as an address gets. Where an answer came before, that
+    """Whether the question of its client has waited for as long as an address gets. If an answer came before, that
     is no less than the rule's timeout: it says how much silence is normal."""
     cdef uint64_t patience_ms = session.policy.silence_ms
     if session.answered:
@@ -76,7 +76,7 @@ cdef inline void trail_make(Trail *trail, const Session *session, const Policy *
 cdef inline int trail_return(
     Trail *trail, Targets *targets, uint64_t turn, uint64_t now_ms, uint64_t *tried
 ) noexcept nogil:
-    """Every other address was tried: the first one again, or -1 where the client comes from nowhere."""
+    """Every other address was tried: the first one again, or -1 if the client comes from nowhere."""
     cdef int at = trail.home
     if trail.left == 0:
         return -1

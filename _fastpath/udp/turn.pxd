@@ -113,7 +113,7 @@ cdef inline bint udp_waits(const Reactor *self) noexcept nogil:
 
 
 cdef inline uint64_t udp_next_ms(const Reactor *self, uint64_t until_ms) noexcept nogil:
-    """When UDP has something to do, or `until_ms` where that is earlier; 0 is never."""
+    """When UDP has something to do, or `until_ms` if that is earlier; 0 is never."""
     if self.udp == NULL or self.stopping:
         return until_ms
     if self.udp.due_ms and (until_ms == 0 or self.udp.due_ms < until_ms):

@@ -11,7 +11,7 @@ import pytest
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-PRINTS = ["hello world\n\n1 connection\n"]
+PRINTS = ["listening: 127.0.0.1 PORT\n0 connections\n"]
 
 
 def test_there_is_one() -> None:

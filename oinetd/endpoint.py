@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oinetd.choices import Protocol
+from oinetd.enums import Protocol
 
 __all__ = ["NOWHERE", "UNIX_PREFIX", "Endpoint", "Origin", "SharedEndpoint"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 
 from oinetd.admin_settings import DEFAULT_ADMIN, AdminSettings
 from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_type, check_types
-from oinetd.choices import AcceptProxy, EngineChoice, LogFormat, OnDeny, Protocol, ProxyTlv, RelayMode, SendProxy, Verb
 from oinetd.endpoint import NOWHERE, UNIX_PREFIX, Endpoint, Origin
+from oinetd.enums import AcceptProxy, EngineChoice, LogFormat, OnDeny, Protocol, ProxyTlv, RelayMode, SendProxy, Verb
 from oinetd.errors import ConfigError, Problem
 from oinetd.file_state import FileSource
 from oinetd.quantities import KEEP_ALIVE, NO_RATE, SOURCE_PREFIX, KeepAlive, Rate, SourcePrefix

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from oinetd.bounds import SERVERS_MAX, check_numbers, check_types
-from oinetd.choices import Protocol
 from oinetd.endpoint import NOWHERE, Endpoint, Origin
+from oinetd.enums import Protocol
 
 __all__ = [
     "AllDown",

@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 
 from oinetd.admin.message import Refusal
 from oinetd.config.mistake import Mistake
-from oinetd.config.values import Time
+from oinetd.config.values.common import Time
 from oinetd.core.access import AccessControl
 from oinetd.core.pattern import PatternError
 from oinetd.core.record import SessionRecord

@@ -19,7 +19,7 @@ from oinetd.config.rule import RuleLine, read_rule
 from oinetd.config.sharing import Shared, sharing_problems
 from oinetd.config.syntax import Statement
 from oinetd.config.upstream import GroupDraft, UpstreamLine, read_upstream
-from oinetd.config.values import FileName
+from oinetd.config.values.common import FileName
 from oinetd.config.vocabulary import DIRECTIVES, Duty, Entry
 from oinetd.errors import ConfigError, Problem
 from oinetd.file_state import FileSource

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from oinetd.config.address import Ports, host_and_port, parse_host, parse_ports
 from oinetd.config.mistake import Mistake, did_you_mean, nearest, shown
+from oinetd.config.options import read_options
 from oinetd.config.syntax import Line, Statement, Word
 from oinetd.config.unix_socket import is_unix, unfit_options, with_unix_ports
-from oinetd.config.upstream import ServerLine, read_hosts, read_options
+from oinetd.config.upstream import ServerLine, read_hosts
 from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, Entry
 from oinetd.errors import Problem
 from oinetd.model import NO_OPTIONS, Endpoint, Protocol, RuleOptions

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from oinetd.config.mistake import Mistake, printable, shown
 from oinetd.config.privacy import HIDDEN_HINT, without_words_of
-from oinetd.config.values import FileName
+from oinetd.config.values.common import FileName
 from oinetd.config.vocabulary import DIRECTIVES, Duty
 from oinetd.errors import Problem
 

@@ -8,14 +8,15 @@ from typing import Any
 
 from oinetd.bounds import SERVERS_MAX
 from oinetd.config.address import Ports, host_and_port, parse_host, parse_ports
-from oinetd.config.mistake import Mistake, did_you_mean, shown
-from oinetd.config.syntax import Line, Option, Statement, Word
-from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, SERVER_OPTIONS, Entry
+from oinetd.config.mistake import Mistake, shown
+from oinetd.config.options import read_options
+from oinetd.config.syntax import Line, Statement, Word
+from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, SERVER_OPTIONS
 from oinetd.errors import Problem
 from oinetd.model import UNIX_PREFIX, Endpoint, Origin
 from oinetd.servers import FILE_PREFIX, GroupOptions, Resolve, Server, Upstream
 
-__all__ = ["UPSTREAM_USAGE", "GroupDraft", "ServerLine", "UpstreamLine", "read_hosts", "read_options", "read_upstream"]
+__all__ = ["UPSTREAM_USAGE", "GroupDraft", "ServerLine", "UpstreamLine", "read_hosts", "read_upstream"]
 
 UPSTREAM_USAGE = "upstream NAME address port [options], or upstream NAME [options of the group]"
 
@@ -135,71 +136,6 @@ def read_hosts(line: Line, word: Word, ports: Ports, problems: list[Problem]) ->
         endpoint = Endpoint(part, ports.first, ports.protocol, ports.last)
         servers.append(ServerLine(line, place, Server(endpoint, origin=Origin(line.file, line.number))))
     return servers
-
-
-# Options
-
-Tables = Mapping[str, Mapping[str, Entry]]
-"""The fields of `Entry` that hold options, and their tables; an option goes to the first table that has it."""
-
-
-def read_options(
-    line: Line, options: tuple[Option, ...], tables: Tables, problems: list[Problem], owner: str
-) -> dict[str, dict[str, Any]]:
-    """The values of the options, by their table; if an option occurs twice, the last one counts."""
-    said: dict[str, dict[str, Any]] = {kind: {} for kind in tables}
-    for option in options:
-        name = option.name
-        kind = next((kind for kind, table in tables.items() if name.text in table), None)
-        if kind is None:
-            problems.append(_unknown_option(line, name, tables, owner))
-            continue
-        entry = tables[kind][name.text]
-        assert entry.value is not None  # every option has a value
-        value = option.value
-        if value is None and (bare := getattr(entry.value, "bare", "")):
-            said[kind][getattr(entry, kind)] = entry.value.parse(bare)
-        elif value is None or not value.text:
-            place = name if value is None else value
-            problems.append(line.problem(f"{name.text} needs a value", place.column, place.width, entry.option_usage))
-        else:
-            try:
-                said[kind][getattr(entry, kind)] = entry.value.parse(value.text)
-            except Mistake as mistake:
-                problems.append(line.mistaken(value, mistake))
-    return said
-
-
-def _unknown_option(line: Line, name: Word, tables: Tables, owner: str) -> Problem:
-    known = {each: entry for table in tables.values() for each, entry in table.items()}
-    if not name.text:
-        return line.problem("the name of the option is missing", name.column, name.width, "an option is NAME=VALUE")
-    for table, where in ((GROUP_OPTIONS, "a group"), (SERVER_OPTIONS, "a server"), (OPTIONS, "a rule")):
-        if name.text in table and where != owner:
-            hint = {
-                "a group": f"write upstream NAME [{table[name.text].option_usage}]",
-                "a server": f"write upstream NAME address port [{table[name.text].option_usage}]",
-                "a rule": "write it in the brackets of the rule",
-            }[where]
-            message = f"'{name.text}' is an option of {where}, not of {owner}"
-            return line.problem(message, name.column, name.width, hint)
-    first, *rest = name.text.split(None, 1)
-    near = first if first in known else nearest_option(first, known)
-    if rest and near:
-        message = f"'=' is missing between {shown(first)} and its value"
-        return line.problem(message, name.column, name.width, f"write {near}={rest[0]}")
-    if name.text in DIRECTIVES:
-        message = f"'{name.text}' is a directive, not an option of {owner}"
-        return line.problem(message, name.column, name.width, "write it on a line of its own")
-    hint = did_you_mean(name.text, known, "options") or f"the options are {', '.join(known)}"
-    return line.problem(f"unknown option {shown(name.text)}", name.column, name.width, hint)
-
-
-def nearest_option(word: str, known: Mapping[str, Entry]) -> str:
-    """The option that `word` is a misspelling of; empty if it is none."""
-    from oinetd.config.mistake import nearest
-
-    return nearest(word, known, 0.7)
 
 
 # Groups

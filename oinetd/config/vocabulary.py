@@ -9,12 +9,9 @@ import enum
 from dataclasses import dataclass
 
 from oinetd.bounds import BACKLOG_MAX, BUSY_POLL_US_MAX, CHECKS_MAX, CONNECTIONS_MAX, THREADS_MAX, WEIGHT_MAX
-from oinetd.config.admin_values import AdminPlace, RuleName
-from oinetd.config.check_values import GroupName, HeaderText, PassiveForm, PathText, StatusRanges, Text, Token
-from oinetd.config.limit_values import Bandwidth, RateForm
-from oinetd.config.socket_values import FileMode, Mark, Name, UserName
-from oinetd.config.tls_values import ProtocolNames, ServerNames
-from oinetd.config.values import (
+from oinetd.config.values.admin import AdminPlace, RuleName
+from oinetd.config.values.check import GroupName, HeaderText, PassiveForm, PathText, StatusRanges, Text, Token
+from oinetd.config.values.common import (
     AccessPattern,
     Choice,
     Count,
@@ -28,6 +25,9 @@ from oinetd.config.values import (
     Time,
     Value,
 )
+from oinetd.config.values.limit import Bandwidth, RateForm
+from oinetd.config.values.socket import FileMode, Mark, Name, UserName
+from oinetd.config.values.tls import ProtocolNames, ServerNames
 from oinetd.model import (
     UDP_TIMEOUT_S,
     AcceptProxy,

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FLOORS = (
-    "bounds choices errors file_state safe_open admin_settings _fastpath",
+    "bounds enums errors file_state safe_open admin_settings _fastpath",
     "quantities",
     "endpoint",
     "servers",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from oinetd.config.mistake import Mistake, shown
-from oinetd.config.values import Size
+from oinetd.config.values.common import Size
 from oinetd.model import Rate
 
 __all__ = ["RATE_MAX", "Bandwidth", "RateForm"]

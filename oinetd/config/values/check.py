@@ -6,7 +6,7 @@ import re
 
 from oinetd.bounds import CHECKS_MAX
 from oinetd.config.mistake import Mistake, shown
-from oinetd.config.values import Count, Time
+from oinetd.config.values.common import Count, Time
 from oinetd.servers import Passive, StatusRange
 
 __all__ = ["GroupName", "HeaderText", "PassiveForm", "PathText", "StatusRanges", "Text", "Token"]

@@ -1,4 +1,4 @@
-"""What the machine did while something was measured: stored beside every sample, said where it spoils a figure."""
+"""What the machine did while something was measured: stored beside every sample, said if it spoils a figure."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def ambient_facts(begin: Moment, end: Moment, accounted_s: float | None) -> dict
 
 
 def ambient_texts(facts: dict[str, float | None], client_busy: float, server_busy: Sequence[float]) -> list[str]:
-    """What a reader has to know of the machine; empty where nothing spoils the figure.
+    """What a reader has to know of the machine; empty if nothing spoils the figure.
 
     `client_busy` is the share of time for which the busiest thread of the client was at work.
     """

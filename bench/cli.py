@@ -136,7 +136,7 @@ def _common() -> argparse.ArgumentParser:
     group.add_argument("--no-check", action="store_false", dest="check", help="leave out integrity and half-close")
     group = parser.add_argument_group("where")
     group.add_argument("--topology", choices=("auto", "netns", "loopback"), default="auto",
-                       help="namespaces (root), or loopback; default: namespaces where possible")  # fmt: skip
+                       help="namespaces (root), or loopback; default: namespaces if possible")  # fmt: skip
     group.add_argument("--rtt", type=_amount, default=0.0, metavar="MS", help="added to each round trip, by netem")
     group.add_argument("--loss", type=_amount, default=0.0, metavar="%%", help="of the packets, at random")
     group.add_argument("--bandwidth", type=_amount, default=0.0, metavar="MBIT", help="of each leg, in each direction")
@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         "latency", "round trips: rate, percentiles, CPU µs each",
         """
         Requests and answers of 32 B to 64 KiB on 1 and on 64 connections, with the bench's own client; percentiles are
-        of all round trips. Where netperf is installed, --netperf adds its TCP_RR and TCP_CRR.
+        of all round trips. If netperf is installed, --netperf adds its TCP_RR and TCP_CRR.
         """,
         _measure, **measured,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which cores client, forwarder and server run on: cores of their own where there are enough, else all of them."""
+"""Which cores client, forwarder and server run on: cores of their own if there are enough, else all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_CORES = 6
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """The cores of each place, by the words of `taskset`; empty where nothing is pinned."""
+    """The cores of each place, by the words of `taskset`; empty if nothing is pinned."""
 
     client: str = ""
     forwarder: str = ""

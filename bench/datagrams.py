@@ -51,7 +51,7 @@ def for_native(sock: socket.socket) -> None:
 
 
 def probe(sock: socket.socket, size: int) -> None:
-    """Exchange one datagram, and again where it is lost. Raises `OSError` if none comes back as it should."""
+    """Exchange one datagram, and again if it is lost. Raises `OSError` if none comes back as it should."""
     for_native(sock)
     wrong = 0
     for _ in range(TRIES):
@@ -124,7 +124,7 @@ def offer(options: argparse.Namespace) -> None:
 
 
 def verify(host: str, port: int) -> str:
-    """Empty where datagrams come back as they were sent, else what is wrong."""
+    """Empty if datagrams come back as they were sent, else what is wrong."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect((host, port))

@@ -82,7 +82,7 @@ def serve(host: str, port: int) -> None:
 
 
 def both_ways(host: str, port: int) -> str:
-    """Empty where all is well, else what is wrong."""
+    """Empty if all is well, else what is wrong."""
     up, down = payload(_UP_SEED), payload(_DOWN_SEED)
     with socket.create_connection((host, port), timeout=PATIENCE_S) as sock:
         sock.sendall(_HEADER.pack(_BOTH_WAYS, len(up)))
@@ -125,7 +125,7 @@ def judge(up: bytes, down: bytes, got: bytes, digest: bytes) -> str:
 
 
 def verify(host: str, port: int) -> dict[str, str]:
-    """What is wrong with either conversation; empty words where nothing is."""
+    """What is wrong with either conversation; empty words if nothing is."""
     verdicts = {}
     for name, check in (("integrity", both_ways), ("half_close", half_close)):
         try:

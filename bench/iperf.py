@@ -43,7 +43,7 @@ def client_command(host: str, port: int, seconds: int, streams: int, reverse: bo
 
 
 def parse_transfer(text: str) -> Transfer:
-    """The result of `iperf3 --json`. Raises `BenchError` with iperf3's own words where it failed."""
+    """The result of `iperf3 --json`. Raises `BenchError` with iperf3's own words if it failed."""
     try:
         figures = json.loads(text)
     except ValueError:

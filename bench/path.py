@@ -1,6 +1,6 @@
 """Delay, loss and bandwidth between client, forwarder and server: what a wire would have.
 
-netem does it where the kernel has it. Without it, loss is dropped by nftables at random and bandwidth is limited by a
+netem does it if the kernel has it. Without it, loss is dropped by nftables at random and bandwidth is limited by a
 token bucket; delay is not to be had then, and is refused.
 """
 

@@ -93,7 +93,7 @@ class Gate:
         """Bound bytes a second, of all together and of one source, and connections: nanoseconds between two of them,
         and how many may come at once."""
     def enter(self) -> bool:
-        """Take a place; False where all are taken."""
+        """Take a place; False if all are taken."""
     def leave(self) -> None:
         """Give a place back; reactors that waited for one accept again."""
     @property
@@ -107,7 +107,7 @@ class Gate:
         """It was read, or the client has gone."""
 
     def take_spare(self) -> bool:
-        """Take one descriptor more than a session has; False where the next session would miss it."""
+        """Take one descriptor more than a session has; False if the next session would miss it."""
     def give_spare(self) -> None:
         """Give such a descriptor back; reactors that waited for one accept again."""
     def enter_source(self, host: str, prefix: tuple[int, int]) -> bool:
@@ -269,11 +269,11 @@ class Policy:
     `oinetd.core.pattern` makes them.
     `relay` is 0 auto, 1 copy, 2 splice. More than 16 addresses are a `ValueError`. What `before` knows of its addresses
     is kept for those that are the same.
-    Connections come from the first of `sources` that is of the destination's family, where there are any, and from
+    Connections come from the first of `sources` that is of the destination's family, if there are any, and from
     a port of the kernel's choice. `may_self_connect` says that this may be a destination's port: each connect is then
     looked at, and one that came back to its own socket counts as refused. `may_broadcast` lets UDP sessions write to a
     destination that is a broadcast address. `looping` says of each address whether it leads back to a listener of ours
-    where it is one of this machine: then it is not connected to, and that is ELOOP. With a `group` its servers are
+    if it is one of this machine: then it is not connected to, and that is ELOOP. With a `group` its servers are
     selected, and `addresses` is empty.
     """
 
@@ -318,7 +318,7 @@ class Policy:
     def begin_search(self) -> int:
         """The number of a search's turn."""
     def pick_address(self, tried: int, turn: int, now_ms: int) -> int:
-        """The number of the address to try next, of those without a bit in `tried`; -1 where there is none."""
+        """The number of the address to try next, of those without a bit in `tried`; -1 if there is none."""
     def note_failed(self, at: int, now_ms: int) -> None:
         """Address number `at` did not take a connection."""
     def note_worked(self, at: int) -> None:
@@ -484,14 +484,14 @@ class Hub:
     def judge(self, cases: Sequence[tuple[Gate, Policy, bool]]) -> list[int]:
         """For each gate of a rule: how many of its live connections the access lists of the policy refuse.
 
-        Where the third of a case is true, these end with a reset.
+        If the third of a case is true, these end with a reset.
         """
     def stats(self) -> dict[str, Any]:
         """Counters of all reactors together; `live` is a list with the connections of each.
 
         `udp_sessions` and `udp_listeners` are such lists, too; `udp_session_bytes` is what a UDP session takes.
         `connection_bytes` is what an idle connection takes of the process's memory, `splice_errno` why splice is no
-        longer used, 0 where it is.
+        longer used, 0 if it is.
         """
     def stop(self) -> list[Record]:
         """Abort everything, end the threads, and return the records that are left. A second call returns none."""
@@ -516,7 +516,7 @@ class DatagramBatch:
     def forged(self) -> int:
         """How many datagrams the last `receive` dropped because their source address cannot be true."""
     def take_trains(self, fd: int) -> bool:
-        """Let the kernel hand over several datagrams of one sender in one go; False where it cannot."""
+        """Let the kernel hand over several datagrams of one sender in one go; False if it cannot."""
     def receive(self, fd: int, at_most: int, named: bool) -> list[tuple[bytes, int, int]]:
         """Take what there is: for each sender its name, and the first and the number of its datagrams.
 

@@ -14,7 +14,7 @@ __all__ = ["KEEP_ALIVE", "NO_RATE", "SOURCE_PREFIX", "KeepAlive", "Rate", "Sourc
 class KeepAlive:
     """TCP keep-alive: first probe after `idle_s` of silence, then every `interval_s`, `count` times; off at `idle_s` 0.
 
-    60:10:6 finds a dead peer within two minutes, where the kernel's own default takes more than two hours.
+    60:10:6 finds a dead peer within two minutes, while the kernel's own default takes more than two hours.
     """
 
     idle_s: int = 60

@@ -38,7 +38,7 @@ _INTRODUCTIONS = {
     "its answer before it asks again. Percentiles are of all round trips.",
     "rate": "Each connection is opened, carries 64 bytes each way and is closed. Idle connections have carried one "
     "byte and are then silent.",
-    "failover": "Four servers behind each forwarder, with the same checks and timeouts where it has them. One is "
+    "failover": "Four servers behind each forwarder, with the same checks and timeouts if it has them. One is "
     "killed, frozen (it accepts, and says nothing), refused by a firewall, or slowed to a tenth, while 64 short "
     "connections at a time, or requests on 64 connections that stay, go through. Connections that stand on a killed "
     "server are lost with it whatever the forwarder does.",
@@ -143,7 +143,7 @@ def _section(result: Result) -> _Section:
 
 
 def _ratio(result: Result, name: str, case: str, column: Column) -> str:
-    """How a figure stands to that of the best peer in its column; empty where there is none."""
+    """How a figure stands to that of the best peer in its column; empty if there is none."""
     figure = result.figure(name, case, column.key)
     peers = [
         other.median

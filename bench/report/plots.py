@@ -70,7 +70,7 @@ def colour_of(subject: SubjectInfo) -> str:
 
 
 def plots_of(result: Result) -> list[Plot]:
-    """The plots of one experiment; none where there is nothing to draw."""
+    """The plots of one experiment; none if there is nothing to draw."""
     makers: dict[str, Callable[[Result], list[Plot]]] = {
         "throughput": _throughput,
         "latency": _latency,

@@ -67,7 +67,7 @@ def default_folders(environ: Mapping[str, str], uid: int) -> list[str]:
 
 
 def owner_ids(owner: str) -> tuple[int, int]:
-    """The uid and gid of `user` or `user:group`; -1 where nothing is said. Raises `PlaceUnavailable`."""
+    """The uid and gid of `user` or `user:group`; -1 if nothing is said. Raises `PlaceUnavailable`."""
     try:
         return FileAccess(owner=owner).ids()
     except LookupError as error:

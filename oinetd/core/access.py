@@ -1,6 +1,6 @@
 """Whether a client may use a rule: the `allow` and `deny` lines, applied to its address.
 
-The order is rinetd's. Where global allows exist and none of them matches, the client is not allowed; where a
+The order is rinetd's. If global allows exist and none of them matches, the client is not allowed; if a
 global deny matches, it is denied; then the same with the rule's own allows and denies. The order in which
 allow and deny lines stand in the file plays no part.
 

@@ -78,7 +78,7 @@ class Gate(Protocol):
         ...
 
     def take_spare(self) -> bool:
-        """Take one descriptor more than a session has; False where the next session would miss it."""
+        """Take one descriptor more than a session has; False if the next session would miss it."""
         ...
 
     def give_spare(self) -> None:

@@ -133,7 +133,7 @@ async def _finish(
         log.exception("a hook failed for %s", _subject(record))
     finally:
         if inspect.iscoroutine(result):
-            result.close()  # where it was not begun
+            result.close()  # if it was not begun
 
 
 def _raise(error: BaseException) -> None:

@@ -146,7 +146,7 @@ def _network_hint(text: str, address: str) -> str:
 
 
 def _packed(address: str) -> bytes | None:
-    """The 4 or 16 bytes of a numeric address, None where the text is none."""
+    """The 4 or 16 bytes of a numeric address, None if the text is none."""
     try:
         return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
     except (OSError, ValueError):

@@ -151,13 +151,13 @@ class SessionRecord:
     """One client's connection, from accept to end. Live sessions have `ending` None.
 
     `started` is Unix time in seconds, durations are seconds of a monotonic clock. `upstream` is the address that
-    took the connection, empty before that. `engine` is `python`, `native`, or empty where nothing was relayed, and
+    took the connection, empty before that. `engine` is `python`, `native`, or empty if nothing was relayed, and
     `relay` what moved the bytes: `copy`, `splice`, or `auto` if both did.
 
     `tries` are the addresses that were tried over TCP and did not take the connection, in the order in which they were;
-    empty where the first one did. Live sessions have them once they are connected.
+    empty if the first one did. Live sessions have them once they are connected.
 
-    The datagrams are those of sides that are UDP: up is from the client, down to it; where both are, what the kernel
+    The datagrams are those of sides that are UDP: up is from the client, down to it; if both are, what the kernel
     took for the other side. Lost are those that oinetd had and could not deliver.
 
     `credentials` are those of a client of a unix socket, whose `client` is `unix:`.
@@ -166,9 +166,9 @@ class SessionRecord:
 
     `server_name` and `alpn` are what a TLS client wants, if its hello was read: the protocols are joined by commas.
 
-    `group` is the name of the rule's group, and `server` that of the server that was found; empty where there is none.
+    `group` is the name of the rule's group, and `server` that of the server that was found; empty if there is none.
 
-    `idle_s` is of live sessions: how long ago something moved; its age where nothing did. It is 0 in other records.
+    `idle_s` is of live sessions: how long ago something moved; its age if nothing did. It is 0 in other records.
     """
 
     id: int

@@ -142,7 +142,7 @@ class Registry:
         return [entry.rule for entry in self._rules.values()]
 
     def take_place(self, rule: RuleEntry) -> bool:
-        """A place for one more connection of `rule`, to be taken before it is accepted; False where there is none."""
+        """A place for one more connection of `rule`, to be taken before it is accepted; False if there is none."""
         if not rule.gate.enter():
             self.on_full(rule.rule, rule.gate)
             return False
@@ -158,7 +158,7 @@ class Registry:
         self.gate.leave()
 
     def admit_source(self, live: Live) -> bool:
-        """Count the session for its source address; False where that has all it may have, here or of its rule."""
+        """Count the session for its source address; False if that has all it may have, here or of its rule."""
         client, prefix = live.record.source, self._source_prefix
         buckets, source = live.rule.buckets, source_of(client, prefix)
         if not buckets.source_is_due(source):

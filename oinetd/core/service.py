@@ -71,12 +71,12 @@ class Service:
 
     @property
     def resolved(self) -> bool:
-        """Whether the destination has an address, and so has the source where one is asked for."""
+        """Whether the destination has an address, and so has the source if one is asked for."""
         return self.destination.resolved and (self.source_host is None or self.source_host.resolved)
 
     @property
     def source(self) -> tuple[Address, ...]:
-        """The local addresses that outgoing connections may have at the moment; none where the kernel chooses."""
+        """The local addresses that outgoing connections may have at the moment; none if the kernel chooses."""
         return self.source_host.at(0) if self.source_host is not None else ()
 
     @property

@@ -48,7 +48,7 @@ class Port:
     keepalive: KeepAlive
     backlog: int
     optional: bool = False
-    """One of several addresses of a name: where the machine does not have it, the others do."""
+    """One of several addresses of a name: if the machine does not have it, the others do."""
     others: tuple[Route, ...] = ()
     """Of rules that share the socket by server names, in their order."""
 

@@ -264,7 +264,7 @@ def _peer(record: SessionRecord) -> str:
 
 
 def _tries(record: SessionRecord) -> str:
-    """The addresses that did not take the connection, where there are any."""
+    """The addresses that did not take the connection, if there are any."""
     if record.route.rule.upstream is not None:
         return _server(record)
     if not record.tries:

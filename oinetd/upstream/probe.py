@@ -7,7 +7,7 @@ import re
 import socket
 from typing import Final
 
-from oinetd.choices import Protocol
+from oinetd.enums import Protocol
 from oinetd.net.sockets import Address
 from oinetd.servers import Check, GroupOptions
 from oinetd.upstream.group import reason

@@ -2,7 +2,7 @@
 
 64-byte round trips on 64 connections, client and server on the same two cores: 13.8 us of processor time each with two
 reactors, 11.3 us with one, which finds more events at each wake. So one reactor serves as long as its load allows.
-Another one joins only if the machine has an idle core for it: where all cores are busy, more reactors only cost.
+Another one joins only if the machine has an idle core for it: if all cores are busy, more reactors only cost.
 Connections then move to it, busiest first, and back when two reactors could be one.
 
 `decide` is the rule, a pure function of what was measured. `Packer` measures and does what it says. It has no timer as
@@ -97,7 +97,7 @@ def idle_cores(before: dict[int, tuple[int, int]], now: dict[int, tuple[int, int
 
 
 def core_times(path: Path = Path("/proc/stat")) -> dict[int, tuple[int, int]]:
-    """For each core that the process may use: ticks idle, and all ticks; empty where the kernel does not say."""
+    """For each core that the process may use: ticks idle, and all ticks; empty if the kernel does not say."""
     allowed = os.sched_getaffinity(0)
     times = {}
     try:

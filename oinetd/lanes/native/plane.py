@@ -90,7 +90,7 @@ _RELAY_MODES = {RelayMode.AUTO: 0, RelayMode.COPY: 1, RelayMode.SPLICE: 2}
 
 
 def available() -> str:
-    """Why the native engine cannot serve here; empty where it can."""
+    """Why the native engine cannot serve here; empty if it can."""
     return _missing
 
 
@@ -106,7 +106,7 @@ def new_gate(budget: Budget | None = None, cost: int = 0) -> _fastpath.Gate:
 
 
 class Hub(_Reactors):
-    """The reactor threads of one event loop. Raises `EngineUnavailable` where they cannot run.
+    """The reactor threads of one event loop. Raises `EngineUnavailable` if they cannot run.
 
     `threads` 0 is one for each core that the process may use. `busy_poll_us` is the longest a reactor polls before
     it sleeps: -1 decides by the cores there are, 0 never polls. `flip_bytes` is for tests: each read takes at most
@@ -321,7 +321,7 @@ def _relay_mode(settings: Settings, options: ConnectOptions) -> int:
 
 
 def _local_ports() -> range:
-    """The ports that the kernel chooses from for outgoing connections; all, where it does not say."""
+    """The ports that the kernel chooses from for outgoing connections; all, if it does not say."""
     try:
         with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
             first, last = map(int, file.read().split())

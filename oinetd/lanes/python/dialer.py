@@ -2,7 +2,7 @@
 
 A second address is tried when the first has failed or has said nothing for `STAGGER_S`; then both are under way, and so
 on. The first that takes the connection is used, the others are closed without a trace. `connect-timeout` is for the
-whole of it. Each connect beside another takes a descriptor of the budget, and is not begun where none is left.
+whole of it. Each connect beside another takes a descriptor of the budget, and is not begun if none is left.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class _Search:
         return [Try(addresses[at].host, addresses[at].port, code) for at, code in self._codes.items() if code]
 
     def _try_next(self) -> None:
-        """Begin with addresses until one is under way; the end where none is left."""
+        """Begin with addresses until one is under way; the end if none is left."""
         self._next = math.inf
         if self._untried and not self._spares.take(len(self._attempts)):
             self._next = self._loop.time() + PATIENCE_S
@@ -288,7 +288,7 @@ class _Search:
         if now >= self._watch:
             self._watch = math.inf
             self._watch_client()
-        # Where nothing is under way it waits for a descriptor, and this is the last try.
+        # If nothing is under way it waits for a descriptor, and this is the last try.
         if now >= self._next or (now >= self._deadline and not self._attempts):
             self._try_next()
         if now >= self._deadline and not self._done.done():

@@ -257,7 +257,7 @@ class Flow:
         return True
 
     def _offer(self, data: memoryview) -> bool:
-        """Write `data`; where the sink takes less, keep the rest. Whether all of it was taken."""
+        """Write `data`; if the sink takes less, keep the rest. Whether all of it was taken."""
         try:
             # Without the flag a dead peer would kill programs that left SIGPIPE at its default.
             count = self.send(data, socket.MSG_NOSIGNAL)

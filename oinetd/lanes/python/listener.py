@@ -1,7 +1,7 @@
 """One listening socket of the Python lane: a place first, then accept, in batches.
 
 While the process or the rule is at its limit nothing is accepted: clients wait in the kernel's queue and lose nothing.
-Where the machine has no descriptor or memory left, accepting pauses and tries again; what is open goes on.
+If the machine has no descriptor or memory left, accepting pauses and tries again; what is open goes on.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class Relay(RunningRelay):
     # How it ends
 
     def _settle(self) -> None:
-        """Finish where both flows are over; otherwise see to the half-close timer."""
+        """Finish if both flows are over; otherwise see to the half-close timer."""
         if self.finished:
             return
         if not (self._up.over and self._down.over):

@@ -17,7 +17,7 @@ HANDSHAKE_S = 0.5
 """How long a listener waits for the last part of handshakes that began with it: a round trip of nearly every client,
 and short enough for somebody who wants the address for another program."""
 QUEUE_S = 10.0
-"""How long those in the queue of a listener that has gone may wait for a place where a limit is reached."""
+"""How long those in the queue of a listener that has gone may wait for a place if a limit is reached."""
 QUEUE_LOOK_S = 0.05
 
 
@@ -34,7 +34,7 @@ class Retired:
     def take(self, listener: StreamListener, *, ours: bool, handshakes: bool) -> None:
         """Serve the queue of a listener that has not been started, and close its socket.
 
-        Where a limit is reached clients wait for a place, at most `QUEUE_S`. `ours` is False for a descriptor of a
+        If a limit is reached clients wait for a place, at most `QUEUE_S`. `ours` is False for a descriptor of a
         socket that somebody else holds too, and that stays as it is. `handshakes` says to wait for those that are under
         way, for `HANDSHAKE_S`: to their clients the connection is there already.
         """

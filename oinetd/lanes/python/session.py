@@ -143,7 +143,7 @@ class Session:
             if self._live.meter.result is not None:
                 ending, code = self._live.meter.result.ending, self._live.meter.result.errno
         finally:
-            close_with_reset(self._client)  # does nothing where it is closed already
+            close_with_reset(self._client)  # does nothing if it is closed already
             if (asked := self._request) is not None:
                 record.tries = tuple(asked.tries)
                 if asked.member is not None and asked.group is not None:
@@ -156,7 +156,7 @@ class Session:
         return (Ending.CLIENT_RESET, errno.ECONNRESET) if self._gone else (Ending.ABORTED, 0)
 
     async def _admit(self) -> Ending | None:
-        """Why the client may not pass; None where it may."""
+        """Why the client may not pass; None if it may."""
         if self._preamble is not None:
             self._preamble.leave()
             self._peer, self._service = self._preamble.peer, self._preamble.service

@@ -131,7 +131,7 @@ class StreamLeg(DatagramSession):
         self.home.plane.poller.watch(sock.fileno(), self.on_upstream)
 
     def goes_on(self, service: Service, now: float) -> bool:
-        """Only where the destination's host does not even acknowledge: a connection that takes what comes is used."""
+        """Only if the destination's host does not even acknowledge: a connection that takes what comes is used."""
         if self.sock is None or unacknowledged_s(self.sock) < self.patience_s(True):
             return False
         if not super().goes_on(service, now):

@@ -44,7 +44,7 @@ class DatagramListener(Listener):
         self._lingering = False
 
     def start(self) -> None:
-        """Serve from now on. Raises `OSError` where the machine has no room to watch the socket."""
+        """Serve from now on. Raises `OSError` if the machine has no room to watch the socket."""
         if not self._watching:
             self.plane.poller.watch(self.sock.fileno(), self._on_readable, LEVEL_READ)
             self._watching = True
@@ -134,14 +134,14 @@ class DatagramListener(Listener):
                 self.service.rule.stats.datagrams_lost += group.length
 
     def _go_on(self, session: DatagramSession, group: Group) -> DatagramSession | None:
-        """The session of a client whose earlier question was not answered: a new one where it has waited too long."""
+        """The session of a client whose earlier question was not answered: a new one if it has waited too long."""
         if self._lingering or not session.goes_on(self.service, self.plane.loop.time()):
             return session
         session.end(Ending.UPSTREAM_SILENT)
         return self._begin(group, session.trail)
 
     def _begin(self, group: Group, trail: Trail = NOWHERE) -> DatagramSession | None:
-        """A session for a new sender, or for one with a trail; None where it may have none."""
+        """A session for a new sender, or for one with a trail; None if it may have none."""
         if self._lingering:
             return None
         service, sender = self.service, self.batch.explain(group.key)

@@ -51,7 +51,7 @@ def connect(request: DialRequest, table: SessionTable, left: tuple[Address, ...]
 
     `oinetd.upstream.address_order` says which address is tried first; one that refused datagrams counts as failed, and
     those that the client has just `left` come after the others.
-    Where no descriptor is left, the session that has been silent for longest gives its own.
+    If no descriptor is left, the session that has been silent for longest gives its own.
     """
     destination, guard = request.destination, request.guard
     last = UNRESOLVED

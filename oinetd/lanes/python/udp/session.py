@@ -34,7 +34,7 @@ HELD_SESSION_BYTES_MAX = 128 * 1024
 NOWHERE = Trail()
 
 Places = tuple[tuple[Address, ...], tuple[Address, ...]]
-"""The addresses that a session may write to, and those that it may write from; where there is none, any."""
+"""The addresses that a session may write to, and those that it may write from; if there is none, any."""
 
 
 class Home(Protocol):
@@ -117,7 +117,7 @@ class DatagramSession:
         raise NotImplementedError
 
     def watch(self, sock: socket.socket) -> None:
-        """Have `on_upstream` called. Raises `OSError` where the machine has no room for it."""
+        """Have `on_upstream` called. Raises `OSError` if the machine has no room for it."""
         raise NotImplementedError
 
     # Beginning

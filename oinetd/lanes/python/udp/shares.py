@@ -61,7 +61,7 @@ class _Ranking(Generic[S]):
             self._filled |= 1 << new
 
     def top(self, preferred: _Rule[S] | None) -> _Rule[S] | None:
-        """A rule of the highest rank, `preferred` where it is one; the others take turns. None where there is none."""
+        """A rule of the highest rank, `preferred` if it is one; the others take turns. None if there is none."""
         if not self._filled:
             return None
         rank = self._ranks[self._filled.bit_length() - 1]
@@ -100,7 +100,7 @@ class Shares(Generic[S]):
         self._rules[session.rule].lines[session.answered].move_to_end(session)
 
     def victim(self, newcomer: Hashable | None) -> S | None:
-        """Who makes room for a session of the rule `newcomer`; None where there is no session."""
+        """Who makes room for a session of the rule `newcomer`; None if there is no session."""
         own = self._rules.get(newcomer)
         for answered, ranking in enumerate(self._rankings):
             rule = ranking.top(own)

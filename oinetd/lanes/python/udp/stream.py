@@ -31,7 +31,7 @@ DATAGRAMS_AT_ONCE = 4
 """Datagrams read for a connection in one go: at most 256 KiB wait for a slow client."""
 
 RETRY_S = 0.001
-"""Pause where the way out is full; the kernel has no event for it that would not come with every datagram."""
+"""Pause if the way out is full; the kernel has no event for it that would not come with every datagram."""
 
 _FULL = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
@@ -138,7 +138,7 @@ class _Relay(RunningRelay):
         self._poller.again(self._read)
 
     def _send_up(self) -> None:
-        """Send the piece; where there is no room for it, again in a moment."""
+        """Send the piece; if there is no room for it, again in a moment."""
         code, throttle = 0, self.meter.throttle
         if throttle is not None and not throttle.passes(0, len(self._up)):
             self._up = b""

@@ -32,7 +32,7 @@ GRAIN_S = 0.05
 class Timed(Protocol):
     """A session, as the table knows it, with times of the loop.
 
-    `last` is when it was heard of, `asked` when the client first wrote since the last answer, 0 where it did not, and
+    `last` is when it was heard of, `asked` when the client first wrote since the last answer, 0 if it did not, and
     `answered` whether an answer ever came.
     """
 
@@ -73,9 +73,9 @@ class SessionTable:
         return self._count
 
     def make_room(self, rule: RuleEntry) -> bool:
-        """Take a place for one more session of `rule`, ending others where need be.
+        """Take a place for one more session of `rule`, ending others if need be.
 
-        False where the reactors have all places; then none is taken.
+        False if the reactors have all places; then none is taken.
         """
         while not self.gate.enter():  # each turn ends one
             if not self.displace(rule):
@@ -85,7 +85,7 @@ class SessionTable:
         return True
 
     def displace(self, newcomer: RuleEntry | None = None) -> bool:
-        """End a session for one of the rule `newcomer`; False where there is none. `shares` says which."""
+        """End a session for one of the rule `newcomer`; False if there is none. `shares` says which."""
         session = self._shares.victim(newcomer)
         if session is None:
             return False

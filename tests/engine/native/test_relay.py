@@ -62,7 +62,7 @@ def test_one_byte_segments(plane: Plane) -> None:
 @pytest.mark.parametrize("chunk", [1, 536, 1460, 65536])
 def test_slow_reader_with_small_buffers(plane: Plane, chunk: int) -> None:
     client, upstream, token = plane.wire(upstream={"receive_bytes": 4096})
-    data = noise(40 * chunk + 300_000)
+    data = noise(amount(plane, 40, 4) * chunk + 300_000)
 
     def send() -> None:
         for start in range(0, len(data), 1460):
@@ -80,9 +80,9 @@ def test_slow_reader_with_small_buffers(plane: Plane, chunk: int) -> None:
 
 
 def test_bulk_both_ways_at_once(plane: Plane) -> None:
-    size = amount(plane, 50_000_000, 2_000_000)
+    size = amount(plane, 20_000_000, 500_000)
     client, upstream, token = plane.wire()
-    block = noise(1_000_000)
+    block = noise(500_000)
     sums: dict[str, Any] = {}
 
     def send(sock: socket.socket) -> None:
@@ -114,7 +114,7 @@ def test_bulk_both_ways_at_once(plane: Plane) -> None:
 
 def test_fin_behind_data_while_the_destination_is_blocked(plane: Plane) -> None:
     client, upstream, token = plane.wire(upstream={"receive_bytes": 4096})
-    data = noise(6_000_000)
+    data = noise(amount(plane, 6_000_000, 1_000_000))
     sent = threading.Event()
 
     def send() -> None:
@@ -134,7 +134,7 @@ def test_fin_behind_data_while_the_destination_is_blocked(plane: Plane) -> None:
 
 
 def test_half_close_then_a_large_answer(plane: Plane) -> None:
-    answer = noise(5_000_000)
+    answer = noise(amount(plane, 5_000_000, 500_000))
     for turned in (False, True):
         client, upstream, token = plane.wire()
         asking, answering = (upstream, client) if turned else (client, upstream)
@@ -213,7 +213,8 @@ def test_reset_after_a_fin(plane: Plane) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 100_000])
 def test_reset_right_behind_a_fin(plane: Plane, size: int) -> None:
-    for _ in range(20 if size < 100_000 else amount(plane, 20, 3)):
+    size = min(size, amount(plane, size, 10_000))
+    for _ in range(5):
         client, upstream, token = plane.wire()
         client.sendall(noise(size))
         plane.until(lambda size=size: plane.hub.snapshot()[0][11] == size)
@@ -225,20 +226,21 @@ def test_reset_right_behind_a_fin(plane: Plane, size: int) -> None:
 
 
 def test_reset_while_bytes_are_pending(plane: Plane) -> None:
-    descriptors = []
-    for _ in range(5):
-        client, upstream, token = plane.wire(upstream={"receive_bytes": 4096}, client={"send_bytes": 65536})
-        client.settimeout(0.2)
+    before = len(os.listdir("/proc/self/fd"))
+    wires = [plane.wire(upstream={"receive_bytes": 4096}, client={"send_bytes": 65536}) for _ in range(5)]
+    for client, _, _ in wires:
+        client.settimeout(0.05)
         with pytest.raises(TimeoutError):
             client.sendall(bytes(50_000_000))
         reset(client)
-        # The reader takes nothing, so after a second without progress it is told.
+    # The readers take nothing, so after a second without progress they are told.
+    for _, upstream, token in wires:
         assert ending(plane, token) is Ending.CLIENT_RESET
         with pytest.raises(ConnectionResetError):
             read_all(upstream)
         upstream.close()
-        descriptors.append(len(os.listdir("/proc/self/fd")))
-    assert descriptors[-1] <= descriptors[0] + 2
+    # A pipe may be kept for the next connection.
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
 def test_destination_reset_while_bytes_are_pending(plane: Plane) -> None:
@@ -292,7 +294,7 @@ def test_ping_pong_beside_bulk(plane: Plane) -> None:
     threads = [in_background(flood, client) for client, _, _ in bulk]
     threads += [in_background(sink, upstream) for _, upstream, _ in bulk]
     client, upstream, _ = plane.wire()
-    for i in range(amount(plane, 200, 40)):
+    for i in range(amount(plane, 60, 40)):
         message = i.to_bytes(64, "big")
         client.send(message)
         assert read_exactly(upstream, 64) == message
@@ -362,7 +364,7 @@ def test_half_close_timeout(plane: Plane) -> None:
 def test_destinations_that_never_read(plane: Plane) -> None:
     wires = [
         plane.wire(upstream={"receive_bytes": 4096}, client={"send_bytes": 8192}, stall_ms=500)
-        for _ in range(amount(plane, 100, 10))
+        for _ in range(amount(plane, 30, 5))
     ]
     flooding = {token: client for client, _, token in wires}
     for client in flooding.values():

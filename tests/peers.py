@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -185,7 +186,13 @@ async def server(
 
     async def accept() -> None:
         while True:
-            sock, _ = await loop.sock_accept(listener)
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                await asyncio.sleep(0.002)  # a test that takes all descriptors takes those of its server, too
+                continue
             task = loop.create_task(serve(Peer(sock)))
             tasks.add(task)
             task.add_done_callback(ended)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import struct
 import threading
@@ -28,7 +29,7 @@ RETRY_S: Final = 0.25
 """Between two tries while there is no system log."""
 
 CLOSE_WAIT_S: Final = 2.0
-"""How long `close` waits for queued messages."""
+"""How long `close` waits for queued messages; it does not if this machine never had a system log (a container)."""
 
 
 class SystemLog:
@@ -43,6 +44,7 @@ class SystemLog:
         self._held: deque[bytes] = deque()
         self._dropped = 0  # since the last queued message
         self._thread: threading.Thread | None = None
+        self._reached = False  # whether it ever took a message
         self._deadline: float | None = None  # set by `close`
 
     def send(self, message: bytes) -> None:
@@ -50,7 +52,8 @@ class SystemLog:
         with self._changed:
             if self._deadline is not None:
                 return
-            if not self._held and not self._dropped and _sent(self._socket, message, self._address):
+            if not self._held and not self._dropped and not _send(self._socket, message, self._address):
+                self._reached = True
                 return
             if len(self._held) >= HELD_MESSAGES_MAX:
                 self._dropped += 1
@@ -67,7 +70,8 @@ class SystemLog:
     def close(self) -> None:
         """Send what is queued, within two seconds; a last message counts what could not be sent."""
         with self._changed:
-            self._deadline = time.monotonic() + CLOSE_WAIT_S
+            may_come = self._reached or os.path.exists(self._address)
+            self._deadline = time.monotonic() + (CLOSE_WAIT_S if may_come else 0.0)
             thread, self._thread = self._thread, None
             self._changed.notify()
         if thread is not None:
@@ -77,7 +81,7 @@ class SystemLog:
             self._held.clear()
             self._report_dropped()
             for message in self._held:
-                _sent(self._socket, message, self._address)
+                _send(self._socket, message, self._address)
         self._socket.close()
 
     def _report_dropped(self) -> None:
@@ -92,9 +96,13 @@ class SystemLog:
             # Not `settimeout`, which polls first: this socket is always writable, so it would spin.
             patient.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, int(SEND_WAIT_S * 1e6)))
             while (message := self._next()) is not None:
-                if _sent(patient, message, self._address):
-                    with self._changed:
+                failure = _send(patient, message, self._address)
+                with self._changed:
+                    if not failure:
+                        self._reached = True
                         self._held.popleft()
+                    elif failure not in (errno.EAGAIN, errno.EINTR):  # with EAGAIN the call itself has waited
+                        self._changed.wait_for(self._is_over, RETRY_S)
 
     def _next(self) -> bytes | None:
         """The next message, which stays in the queue; None at the end."""
@@ -105,17 +113,16 @@ class SystemLog:
                     if self._deadline is not None:
                         return None
                     self._changed.wait()
-            if self._deadline is not None and time.monotonic() >= self._deadline:
-                return None
-            return self._held[0]
+            return None if self._is_over() else self._held[0]
+
+    def _is_over(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
 
-def _sent(sock: socket.socket, message: bytes, address: str) -> bool:
-    """Whether the message is done with. It is sent by address, so that a restarted system log gets it, too."""
+def _send(sock: socket.socket, message: bytes, address: str) -> int:
+    """0 if the message is done with, else the errno. It is sent by address: a restarted system log gets it, too."""
     try:
         sock.sendto(message, address)
     except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EINTR) and sock.getblocking():
-            time.sleep(RETRY_S)  # Only the thread's socket blocks. With EAGAIN the call itself has waited.
-        return error.errno == errno.EMSGSIZE
-    return True
+        return 0 if error.errno == errno.EMSGSIZE else error.errno or errno.EIO
+    return 0

@@ -111,6 +111,13 @@ def test_a_system_log_that_does_not_read(tmp_path: Path, monkeypatch: pytest.Mon
         sink.close()
 
 
+def test_nothing_waits_for_a_system_log_that_never_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemlog, "CLOSE_WAIT_S", 1000.0)
+    log = systemlog.SystemLog(str(tmp_path / "none"), b"gap: ")
+    log.send(b"nobody reads this")
+    log.close()
+
+
 def test_a_system_log_that_is_slow_gets_everything_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = tmp_path / "log"
     monkeypatch.setattr(process_log, "SYSLOG_ADDRESS", str(address))

@@ -69,11 +69,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 _before: dict[str, Belongings] = {}
+_begun: set[Path] = set()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     gc.collect()
+    if item.path not in _begun:
+        _begun.add(item.path)
+        gc.freeze()  # what other files have left alive stays, and need not be looked at for each test of this one
     _before[item.nodeid] = Belongings.now()
     return (yield)
 

@@ -8,7 +8,7 @@ import time
 
 __all__ = ["TIMEOUT_S", "Effort"]
 
-SHORT_S = 2.0
+SHORT_S = 1.0
 """A run without SOAK_SECONDS, in the ordinary tests."""
 
 SECONDS = float(os.environ.get("SOAK_SECONDS") or SHORT_S)

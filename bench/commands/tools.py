@@ -1,0 +1,181 @@
+"""The commands around the measurements: all in one, comparisons, reports, the lab and the capture, tidying up."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.capture.options import DESCRIPTION as CAPTURE
+from bench.capture.options import EPILOG as CAPTURE_EXAMPLES
+from bench.capture.options import add_arguments as add_capture
+from bench.commands.arguments import Commands, add_topology, measured_options, positive
+from bench.commands.measurements import experiment, options
+from bench.lab.options import DESCRIPTION as LAB
+from bench.lab.options import EPILOG as LAB_EXAMPLES
+from bench.lab.options import add_arguments as add_lab
+from bench.results import RESULTS_DIR
+from bench.tools import need_libraries
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["add_tools"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+COMPARE = """
+examples:
+  sudo python -m bench compare HEAD~1 .
+  sudo python -m bench compare haproxy native-auto --rounds 20
+  sudo python -m bench compare native-auto 'mine=./mine {listen} {connect}'
+"""
+
+
+def add_tools(commands: Commands) -> None:
+    _add_runs(commands)
+    _add_reports(commands)
+    add_lab(commands.add("lab", "where the time goes: wrk through oinetd to nginx, in four layers", LAB, _lab,
+                         epilog=LAB_EXAMPLES))  # fmt: skip
+    add_capture(commands.add("capture", "whether every byte went by: a packet ring beside tcpdump, or live", CAPTURE,
+                             _capture, epilog=CAPTURE_EXAMPLES))  # fmt: skip
+    commands.add("peers", "fetch HAProxy and nginx of the next Debian release", """
+        Fills a folder with debootstrap (root, network, some minutes, 300 MB in /var/cache/oinetd-bench). From then on
+        the subjects haproxy-trixie, haproxy-splice-trixie and nginx-trixie stand beside the installed ones.
+        """, _peers)  # fmt: skip
+    clean = commands.add("clean", "remove what killed runs left behind", """
+        Ends processes and removes namespaces, control groups and directories of runs whose owner is dead. What a
+        running bench uses is left alone.
+        """, _clean)  # fmt: skip
+    clean.add_argument("--dry-run", action="store_true", help="list, and remove nothing")
+    calibrate = commands.add("calibrate", "the bench's own client beside a plain C client", """
+        Round trips and short connections against the bench's echo server, with no forwarder between: the bench's own
+        client must reach at least 0.9 of a plain C client, which is compiled for the purpose.
+        """, _calibrate)  # fmt: skip
+    calibrate.add_argument("--seconds", type=positive, default=1.0, metavar="S", help="of each load")
+
+
+def _add_runs(commands: Commands) -> None:
+    quick = commands.add(
+        "quick", "a short run of everything, and a page: five minutes",
+        """
+        A short run of each experiment with a few subjects, and one HTML page of the results. It shows orders of
+        magnitude: for figures, run the experiments by themselves.
+        """,
+        _quick,
+    )  # fmt: skip
+    quick.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="where the results are kept")
+    quick.add_argument("--page", type=Path, default=Path("bench-report.html"), metavar="FILE", help="the page")
+    add_topology(quick)
+    compared = commands.add(
+        "compare", "two commits, configurations or subjects, in turn; better, worse or cannot tell",
+        """
+        Measures A and B in turn, round by round, and judges the ratio within each round: bulk up and down, round trips,
+        short connections. Each of them is a commit of this repository (which is built), `.` for this tree, a file with
+        settings of oinetd, a subject, or NAME=COMMAND. The exit status is 1 if B is worse in something.
+        """,
+        _compare, parents=[measured_options()], epilog=COMPARE,
+    )  # fmt: skip
+    compared.add_argument("first", metavar="A", help="what is compared with")
+    compared.add_argument("second", metavar="B", help="what is judged")
+
+
+def _add_reports(commands: Commands) -> None:
+    report = commands.add(
+        "report", "one HTML page from stored results, or the figures in README.md and docs/performance.md",
+        """
+        Writes one self-contained HTML page from the newest result of each experiment. With `--pages` it rewrites the
+        parts of README.md and docs/performance.md between the markers `<!-- bench:begin -->` and `<!-- bench:end -->`
+        instead, and the plots in docs/bench.
+        """,
+        _report,
+    )  # fmt: skip
+    report.add_argument("results", nargs="*", type=Path, help="files or directories; default: bench/results")
+    report.add_argument("--out", type=Path, default=Path("bench-report.html"), metavar="FILE", help="the page")
+    report.add_argument("--pages", type=Path, nargs="?", const=REPOSITORY, metavar="DIR",
+                        help="rewrite the figures in DIR instead; default: this repository")  # fmt: skip
+    report.add_argument(
+        "--check", action="store_true", help="with --pages: write nothing, fail if a page is out of date"
+    )
+
+
+def _quick(arguments: argparse.Namespace, console: Console) -> int:
+    need_libraries("psutil", "rich", "matplotlib", "jinja2")
+    from bench.experiment import Options
+    from bench.leftovers import find_leftovers, remove_leftovers
+    from bench.quick import run_quickly
+
+    remove_leftovers(find_leftovers())
+    chosen = Options(quick=True, topology=arguments.topology, out=arguments.out)
+    return run_quickly(chosen, experiment, arguments.page, console)
+
+
+def _compare(arguments: argparse.Namespace, console: Console) -> int:
+    need_libraries("psutil", "rich")
+    from bench.compare import compare
+    from bench.leftovers import find_leftovers, remove_leftovers
+
+    remove_leftovers(find_leftovers())
+    return compare(arguments.first, arguments.second, options(arguments), console)
+
+
+def _report(arguments: argparse.Namespace, console: Console) -> int:
+    need_libraries("matplotlib", "jinja2")
+    from bench.report import write_page, write_pages
+    from bench.results import load_results, newest
+
+    results = newest(load_results(arguments.results or [RESULTS_DIR]))
+    if arguments.pages is None:
+        write_page(results, arguments.out)
+        console.print(f"written: {arguments.out}", highlight=False)
+        return 0
+    changed = write_pages(results, arguments.pages, check=arguments.check)
+    state = "out of date" if arguments.check else "rewritten"
+    for path in changed:
+        console.print(f"{path.relative_to(arguments.pages)}: {state}", highlight=False)
+    if not changed:
+        console.print("the pages are up to date")
+    elif arguments.check:
+        console.print("remedy: python -m bench report --pages")
+    return int(arguments.check and bool(changed))
+
+
+def _lab(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.lab.command import run
+
+    return run(arguments, console)
+
+
+def _capture(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.capture.command import run
+
+    return run(arguments, console)
+
+
+def _peers(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.subjects.trixie import FOLDER, make_folder, trixie_subjects
+
+    with console.status(f"debootstrap fills {FOLDER}"):
+        make_folder()
+    for subject in trixie_subjects():
+        console.print(f"{subject.name} {subject.version()}", highlight=False)
+    return 0
+
+
+def _clean(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.leftovers import find_leftovers, remove_leftovers
+
+    found = find_leftovers()
+    for line in found.lines():
+        console.print(f"{'found' if arguments.dry_run else 'removing'}: {line}", highlight=False)
+    if not found:
+        console.print("nothing was left behind")
+    elif not arguments.dry_run:
+        remove_leftovers(found)
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.calibration import calibrate
+
+    return calibrate(arguments.seconds, console)

@@ -10,13 +10,11 @@ from typing import Any
 from bench.ambient import ambient_texts
 from bench.meter import Spent, run_client
 from bench.results import Sample
-from bench.stand import FarEnd, Running, Stand
+from bench.stand import Counts, FarEnd, Running, Stand
 from bench.validity import bulk_faults, drift_fault, exchange_faults, idle_work_fault, short_faults, stream_fault
 
-__all__ = ["WARM_UP_S", "Load", "bulk_load", "exchange_load", "short_load"]
+__all__ = ["Load", "bulk_load", "exchange_load", "settled", "short_load"]
 
-WARM_UP_S = 0.4
-"""Of every load, on the connections and by the threads that are then timed."""
 _SETTLE_S = 1.0
 """How long bytes that are still on their way may take until the count of the server is final."""
 _GIGA = 1e9
@@ -48,20 +46,10 @@ class Load:
 
 
 def _run(stand: Stand, running: Running, far: FarEnd, what: str, judge: Judge, seconds: float, **options: Any) -> Load:
-    options = {"seconds": seconds, "warm_up": WARM_UP_S, "threads": stand.cores.loads, **options}
+    options = {"seconds": seconds, "warm_up": stand.warm_up_s, "threads": stand.cores.loads, **options}
     before = far.counts()
     figures, spent = run_client(stand, running, what, **options)
-    after = far.counts()
-    invalid = judge(figures, after.since(before))
-    deadline = time.monotonic() + _SETTLE_S
-    while invalid and time.monotonic() < deadline:  # until the last bytes have arrived, or nothing more comes
-        time.sleep(0.05)
-        settled = far.counts()
-        same = settled.numbers == after.numbers
-        after = settled
-        invalid = judge(figures, after.since(before))
-        if same:
-            break
+    invalid, after = settled(far, before, lambda counted: judge(figures, counted))
     invalid += spent.elsewhere
     ambient = ambient_texts(spent.machine, figures["busy"], after.busy_since(before))
     if abs(spent.seconds - figures["elapsed_s"]) > _LATE_SHARE * figures["elapsed_s"] + _LATE_S:
@@ -73,11 +61,27 @@ def _run(stand: Stand, running: Running, far: FarEnd, what: str, judge: Judge, s
     return Load(figures, spent, invalid, ambient)
 
 
+def settled(far: FarEnd, before: Counts, judge: Callable[[dict[str, int]], list[str]]) -> tuple[list[str], Counts]:
+    """What is wrong by the counts of the server when the last bytes have arrived, or nothing more comes."""
+    counts = far.counts()
+    invalid = judge(counts.since(before))
+    deadline = time.monotonic() + _SETTLE_S
+    while invalid and time.monotonic() < deadline:
+        time.sleep(0.05)
+        later = far.counts()
+        invalid = judge(later.since(before))
+        if later.numbers == counts.numbers:
+            return invalid, later
+        counts = later
+    return invalid, counts
+
+
 def exchange_load(
     stand: Stand, running: Running, far: FarEnd, *, connections: int, up: int, down: int, seconds: float,
-    rate: float = 0.0, warm_up: float = WARM_UP_S,
+    rate: float = 0.0, warm_up: float | None = None,
 ) -> Load:  # fmt: skip
     """Requests and answers on connections that stay; at a `rate` a second, or as fast as they are answered."""
+    warm_up = stand.warm_up_s if warm_up is None else warm_up
     load = _run(
         stand, running, far, "exchange", exchange_faults, seconds,
         connections=connections, up=up, down=down, rate=rate, warm_up=warm_up,
@@ -91,7 +95,7 @@ def exchange_load(
 def short_load(stand: Stand, running: Running, far: FarEnd, *, connections: int, seconds: float) -> Load:
     """Connections that are opened, ask once and are closed; `connections` at a time."""
     load = _run(stand, running, far, "short", short_faults, seconds, connections=connections)
-    load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], WARM_UP_S, seconds, busy=load.busy)
+    load.invalid += _drift(stand, load, seconds)
     return load
 
 
@@ -112,5 +116,10 @@ def bulk_load(
     load.invalid += idle_work_fault(load.spent.cpu_s, moved / _GIGA)
     if not blocks:
         load.invalid += stream_fault(load.figures["streams"])
-        load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], WARM_UP_S, seconds, busy=load.busy)
+        load.invalid += _drift(stand, load, seconds)
     return load
+
+
+def _drift(stand: Stand, load: Load, seconds: float) -> list[str]:
+    figures = load.figures
+    return drift_fault(figures["slices"], figures["slice_s"], stand.warm_up_s, seconds, busy=load.busy)

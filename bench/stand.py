@@ -28,7 +28,10 @@ from bench.programs import Program, python_command
 from bench.subjects import Route, Setup, Subject
 from bench.topology import LISTEN_PORTS, Topology, topology_named
 
-__all__ = ["Counts", "FarEnd", "Running", "Stand"]
+__all__ = ["WARM_UP_S", "Counts", "FarEnd", "Running", "Stand"]
+
+WARM_UP_S = 0.4
+"""Of every load, on the connections and by the threads that are then timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ class Counts:
 
 class Stand:
     """Everything that one run creates; the end of the `with` block removes it, also after an exception."""
+
+    warm_up_s = WARM_UP_S
 
     def __init__(self, topology: str, threads: int = 0, path: PathQuality = PLAIN) -> None:
         """`topology` is `auto`, `netns` or `loopback`; `threads` is for the subjects, 0 their own choice."""

@@ -54,6 +54,16 @@ class Belongings:
                 children.update((task / "children").read_text().split())
         return cls(descriptors, frozenset(str(t) for t in threading.enumerate()), frozenset(children))
 
+    def with_more(self, more: Belongings) -> Belongings:
+        return Belongings(
+            self.descriptors + more.descriptors, self.threads | more.threads, self.children | more.children
+        )
+
+    def without(self, less: Belongings) -> Belongings:
+        return Belongings(
+            self.descriptors - less.descriptors, self.threads - less.threads, self.children - less.children
+        )
+
     def missing_from(self, before: Belongings) -> list[str]:
         """What is here now and was not there before."""
         more = [f"descriptor {name} x{count}" for name, count in (self.descriptors - before.descriptors).items()]
@@ -69,16 +79,37 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 _before: dict[str, Belongings] = {}
+_running = ""
+_shared: dict[int, Belongings] = {}
+"""What a fixture holds that several tests share, from its setup to its end: it is not for a test to give back."""
 _begun: set[Path] = set()
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+    if fixturedef.scope == "function":
+        return (yield)
+    before = Belongings.now()
+    result = yield
+    _shared[id(fixturedef)] = Belongings.now().without(before)
+    _before[_running] = _before[_running].with_more(_shared[id(fixturedef)])
+    return result
+
+
+def pytest_fixture_post_finalizer(fixturedef: pytest.FixtureDef[object]) -> None:
+    if held := _shared.pop(id(fixturedef), None):
+        _before[_running] = _before[_running].without(held)
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    global _running
     gc.collect()
     if item.path not in _begun:
         _begun.add(item.path)
         gc.freeze()  # what other files have left alive stays, and need not be looked at for each test of this one
     _before[item.nodeid] = Belongings.now()
+    _running = item.nodeid
     return (yield)
 
 

@@ -12,9 +12,9 @@ from bench.errors import BenchError
 from bench.experiment import Case, Experiment
 from bench.extension import native
 from bench.histogram import percentiles_us
-from bench.loads import WARM_UP_S, Load, exchange_load
+from bench.loads import Load, exchange_load
 from bench.results import Result, Sample
-from bench.stand import Running, Stand
+from bench.stand import WARM_UP_S, Running, Stand
 from bench.subjects import Subject
 from bench.subjects.subject import size_text
 from bench.tables import print_profiles

@@ -11,11 +11,11 @@ from bench.errors import BenchError
 from bench.experiment import Case, Experiment
 from bench.experiments.latency import load_figures
 from bench.extension import native
-from bench.loads import WARM_UP_S, short_load
+from bench.loads import short_load
 from bench.meter import client_command
 from bench.programs import descriptor_limit
 from bench.results import Sample
-from bench.stand import Running, Stand
+from bench.stand import WARM_UP_S, Running, Stand
 
 __all__ = ["Rate"]
 

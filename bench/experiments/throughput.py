@@ -17,13 +17,13 @@ from bench.experiment import Case, Experiment
 from bench.extension import native
 from bench.flamegraph import flamegraph
 from bench.iperf import Transfer, client_command, parse_transfer, server_command
-from bench.loads import WARM_UP_S, Load, bulk_load
+from bench.loads import Load, bulk_load
 from bench.meter import Spent, metered
 from bench.meter import client_command as own_command
 from bench.profiling import count_events, count_syscalls, sample_stacks
 from bench.results import Result, Sample
 from bench.stacks import softirq_share
-from bench.stand import Running, Stand
+from bench.stand import WARM_UP_S, Running, Stand
 from bench.subjects import Subject
 from bench.tables import print_profiles
 from bench.tools import available, need
@@ -107,7 +107,7 @@ class Throughput(Experiment):
             if self.options.extra.get(option):
                 with stand.subject(subject, *ports) as running:
                     command = own_command(
-                        running, "upload", connections=8, seconds=_APART_S + 1, warm_up=WARM_UP_S,
+                        running, "upload", connections=8, seconds=_APART_S + 1, warm_up=stand.warm_up_s,
                         threads=stand.cores.loads,
                     )  # fmt: skip
                     with stand.client(command) as load:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from bench.histogram import lower_bound
 from bench.report import plots
 from bench.report.plots import Plot, colour_of
 from bench.results import Result, SubjectInfo
+from bench.statistics import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "udp_plots"]
 
@@ -28,28 +34,35 @@ def headline(results: Mapping[str, Result]) -> Plot | None:
     result = results.get("throughput")
     if result is None:
         return None
-    case = _HEADLINE_CASE if _HEADLINE_CASE in result.cases() else result.cases()[0]
+    case = _HEADLINE_CASE if _HEADLINE_CASE in result.cases() else next(iter(result.cases()), "")
+    shown = [
+        (subject, rate, cost)
+        for subject in result.measured()
+        if (rate := result.figure(subject.name, case, "gbit_s")) is not None
+        and (cost := result.figure(subject.name, case, "cpu_s_per_gb")) is not None
+    ]
+    if not shown:
+        return None
+    return Plot("headline", "What a gigabyte costs, and how fast it goes", partial(_costs_and_rates, shown, case))
+
+
+def _costs_and_rates(shown: Sequence[tuple[SubjectInfo, Summary, Summary]], case: str) -> Figure:
     figure, (axes,) = plots._figure(10, 4.6)
-    shown = []
-    for subject in result.measured():
-        rate, cost = (result.figure(subject.name, case, key) for key in ("gbit_s", "cpu_s_per_gb"))
-        if rate is None or cost is None:
-            continue
+    for subject, rate, cost in shown:
         colour = colour_of(subject)
         axes.plot([rate.low, rate.high], [cost.median] * 2, color=colour, alpha=0.45, linewidth=1.5)
         axes.plot([rate.median] * 2, [cost.low, cost.high], color=colour, alpha=0.45, linewidth=1.5)
         axes.plot([rate.median], [cost.median], "o", color=colour, markersize=9)
-        shown.append((rate.median, cost.median, subject.name + subject.mark))
-    if not shown:
-        return None
-    for x, y, name in _apart(shown):
+    for x, y, name in _apart(
+        [(rate.median, cost.median, subject.name + subject.mark) for subject, rate, cost in shown]
+    ):
         axes.annotate(name, (x, y), xytext=(8, 6), textcoords="offset points", color=_INK, fontsize=_SIZE)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.15)
     axes.set_xlabel("Gbit/s, eight streams (right is better)" if case == "P8" else f"Gbit/s, {case}", color=_INK)
     axes.set_ylabel("CPU s of the forwarder for 10⁹ bytes (down is better)", color=_INK)
-    return Plot("headline", "What a gigabyte costs, and how fast it goes", plots._svg(figure, "headline"))
+    return figure
 
 
 def _apart(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
@@ -70,25 +83,22 @@ def _apart(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, floa
 def latency_curves(result: Result) -> list[Plot]:
     """How many requests took longer than a time, of all rounds; and, of an open loop, p99 over the offered rate."""
     found = []
-    closed = [case for case in result.cases() if case.startswith("64B") and "offered" not in case]
-    if closed:
-        found.append(_tails(result, closed))
     offered = [case for case in result.cases() if "offered" in case]
+    curves = [case for case in result.cases() if case.startswith("64B") and "offered" not in case]
+    curves = curves or (offered if len(offered) == 1 else [])
+    if any(_tail(result, subject.name, case) for subject in _plain(result) for case in curves):
+        found.append(Plot("latency-curves", "Percentiles of all round trips", partial(_tails, result, curves)))
     if len(offered) > 1:
-        found.append(_load_curve(result, offered))
-    elif offered:
-        found.append(_tails(result, offered))
-    return [plot for plot in found if plot is not None]
+        found.append(Plot("latency-load", "Latency against load", partial(_load_curve, result, offered)))
+    return found
 
 
-def _tails(result: Result, cases: Sequence[str]) -> Plot | None:
+def _tails(result: Result, cases: Sequence[str]) -> Figure:
     figure, panels = plots._figure(10, 3.8, len(cases))
-    drawn = False
     for panel, case in zip(panels, cases, strict=True):
         for subject in _plain(result):
             points = _tail(result, subject.name, case)
             if points:
-                drawn = True
                 xs, ys = zip(*points, strict=True)
                 panel.plot(xs, ys, drawstyle="steps-post", color=colour_of(subject), label=subject.name, linewidth=1.4)
         panel.set_xscale("log")
@@ -99,11 +109,7 @@ def _tails(result: Result, cases: Sequence[str]) -> Plot | None:
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace(",", "\u202f"))
         panel.set_title(f"{case}: µs (left is better)", color=_INK, fontsize=_SIZE + 1, loc="left")
     plots._legend(panels[-1])
-    return (
-        Plot("latency-curves", "Percentiles of all round trips", plots._svg(figure, "latency-curves"))
-        if drawn
-        else None
-    )
+    return figure
 
 
 def _tail(result: Result, subject: str, case: str) -> list[tuple[float, float]]:
@@ -121,7 +127,7 @@ def _tail(result: Result, subject: str, case: str) -> list[tuple[float, float]]:
     return points
 
 
-def _load_curve(result: Result, cases: Sequence[str]) -> Plot:
+def _load_curve(result: Result, cases: Sequence[str]) -> Figure:
     figure, (axes,) = plots._figure(10, 3.8)
     for subject in _plain(result):
         rates, values = [], []
@@ -138,7 +144,7 @@ def _load_curve(result: Result, cases: Sequence[str]) -> Plot:
         "p99 from the time that a request was due, µs (lower is better)", color=_INK, loc="left", fontsize=11
     )
     plots._legend(axes)
-    return Plot("latency-load", "Latency against load", plots._svg(figure, "latency-load"))
+    return figure
 
 
 def udp_plots(result: Result) -> list[Plot]:

@@ -53,12 +53,12 @@ def write_pages(results: Mapping[str, Result], root: Path, *, check: bool = Fals
         docs / "performance.md": performance_section(results, shown),
     }
     texts = {page: _between_markers(page, section) for page, section in pages.items()}
-    plots = {docs / "bench" / f"{name}.svg": plot.svg for name, plot in shown.items()}
+    plots = {docs / "bench" / f"{name}.svg": plot for name, plot in shown.items()}
     changed = [page for page, text in texts.items() if page.read_text() != text]
     changed += [path for path in plots if not path.exists()]
     if not check:
         (docs / "bench").mkdir(parents=True, exist_ok=True)
-        for path, text in (texts | plots).items():
+        for path, text in (texts | {path: plot.svg for path, plot in plots.items()}).items():
             path.write_text(text)
     return changed
 

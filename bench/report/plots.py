@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from bench.columns import COLUMNS, Column
@@ -56,13 +57,18 @@ _MICRO_TICKS_NS = (2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6)
 _FONT_SIZE = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plot:
-    """`name` is also that of the file, `svg` complete in itself."""
+    """`name` is also that of the file. It is drawn when it is first asked for: of many, a page shows a few."""
 
     name: str
     title: str
-    svg: str
+    draw: Callable[[], Figure]
+
+    @cached_property
+    def svg(self) -> str:
+        """Complete in itself."""
+        return _svg(self.draw(), self.name)
 
 
 def colour_of(subject: SubjectInfo) -> str:
@@ -185,11 +191,15 @@ def _plain_sizes(result: Result) -> list[SubjectInfo]:
 
 
 def _bar_plot(result: Result, name: str, title: str, case: str, keys: Sequence[str]) -> Plot:
+    return Plot(name, title, partial(_bar_figure, result, case, keys))
+
+
+def _bar_figure(result: Result, case: str, keys: Sequence[str]) -> Figure:
     subjects = by_cost(result, _plain_sizes(result), case, next((key for key in keys if "cpu" in key), keys[0]))
     figure, axes = _figure(10, 0.7 + 0.34 * len(subjects), len(keys))
     for index, key in enumerate(keys):
         _bars(axes[index], result, subjects, case, _column(result, key), names=index == 0)
-    return Plot(name, title, _svg(figure, name))
+    return figure
 
 
 def _slug(text: str) -> str:
@@ -201,14 +211,14 @@ def _throughput(result: Result) -> list[Plot]:
         _bar_plot(result, f"throughput-{_slug(case)}", f"Throughput, {case}", case, ("gbit_s", "cpu_s_per_gb"))
         for case in result.cases()
     ]
-    return plots + _buffers(result)
+    if result.by_buffer():
+        plots.append(Plot("buffers", "Buffer sizes", partial(_buffers, result)))
+    return plots
 
 
-def _buffers(result: Result) -> list[Plot]:
+def _buffers(result: Result) -> Figure:
     """CPU per GB and throughput over the size of the buffer, for the engines that have one."""
     modes = result.by_buffer()
-    if not modes:
-        return []
     case = result.cases()[0]
     figure, axes = _figure(10, 3.4, 2)
     for panel, key in zip(axes, ("cpu_s_per_gb", "gbit_s"), strict=True):
@@ -223,7 +233,7 @@ def _buffers(result: Result) -> list[Plot]:
         panel.set_xlabel("buffer", color=_INK)
         panel.set_title(f"{column.title}, {column.unit}, {case}", color=_INK, fontsize=_FONT_SIZE + 1, loc="left")
     _legend(axes[0])
-    return [Plot("buffers", "Buffer sizes", _svg(figure, "buffers"))]
+    return figure
 
 
 def _line(
@@ -256,8 +266,18 @@ def _legend(axes: Axes) -> None:
 
 
 def _latency(result: Result) -> list[Plot]:
-    """The percentiles of each subject as a ladder of dots, for the smallest message on one connection and on many."""
     cases = [case for case in result.cases() if case.startswith("64B")] or result.cases()[:2]
+    return [
+        Plot("latency", "Latency of round trips", partial(_ladders, result, cases)),
+        *(
+            _bar_plot(result, f"latency-{_slug(case)}", f"Round trips, {case}", case, ("per_second", "cpu_us"))
+            for case in cases
+        ),
+    ]
+
+
+def _ladders(result: Result, cases: Sequence[str]) -> Figure:
+    """The percentiles of each subject as a ladder of dots, for the smallest message on one connection and on many."""
     subjects = _plain_sizes(result)
     figure, axes = _figure(10, 0.9 + 0.34 * len(subjects), len(cases))
     for index, case in enumerate(cases):
@@ -276,24 +296,20 @@ def _latency(result: Result) -> list[Plot]:
         _rows_of(panel, len(subjects))
         panel.set_title(f"{case}: p50 ● p90 • p99 · p99.9, µs", color=_INK, fontsize=_FONT_SIZE + 1, loc="left")
         panel.tick_params(which="minor", colors=_INK, labelsize=_FONT_SIZE - 3)
-    plots = [Plot("latency", "Latency of round trips", _svg(figure, "latency"))]
-    return plots + [
-        _bar_plot(result, f"latency-{_slug(case)}", f"Round trips, {case}", case, ("per_second", "cpu_us"))
-        for case in cases
-    ]
+    return figure
 
 
 def _rate(result: Result) -> list[Plot]:
     plots = []
     for case in result.cases():
         if "idle" in case:
-            plots.append(_memory(result, case))
+            plots.append(Plot("memory", "Memory of idle connections", partial(_memory, result, case)))
         elif case.endswith("16"):
             plots.append(_bar_plot(result, "rate", f"New connections, {case}", case, ("per_second", "cpu_us")))
     return plots
 
 
-def _memory(result: Result, case: str) -> Plot:
+def _memory(result: Result, case: str) -> Figure:
     """Bytes of an idle connection: the process and, on top of it, the kernel."""
     measured = [subject for subject in _plain_sizes(result) if result.values(subject.name, case, "private_bytes_each")]
     subjects = by_cost(result, measured, case, "private_bytes_each")
@@ -318,7 +334,7 @@ def _memory(result: Result, case: str) -> Plot:
         fontsize=_FONT_SIZE + 1,
         loc="left",
     )
-    return Plot("memory", "Memory of idle connections", _svg(figure, "memory"))
+    return figure
 
 
 def _connections(result: Result) -> list[Plot]:
@@ -327,6 +343,10 @@ def _connections(result: Result) -> list[Plot]:
 
 
 def _micro(result: Result) -> list[Plot]:
+    return [Plot("micro", "What an exchange costs", partial(_exchanges, result))]
+
+
+def _exchanges(result: Result) -> Figure:
     """Processor time of one exchange over the payload: a copy rises with it, splice is nearly flat."""
     figure, (axes,) = _figure(10, 4)
     column = _column(result, "cpu_ns_op")
@@ -348,4 +368,4 @@ def _micro(result: Result) -> list[Plot]:
         "CPU, µs of the forwarder for one exchange (lower is better)", color=_INK, fontsize=_FONT_SIZE + 1, loc="left"
     )
     _legend(axes)
-    return [Plot("micro", "What an exchange costs", _svg(figure, "micro"))]
+    return figure

@@ -2,93 +2,152 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.results import Result
+from bench.experiment import Experiment, Options
+from bench.experiments.latency import Latency
+from bench.experiments.rate import Rate
+from bench.experiments.throughput import Throughput
+from bench.experiments.udp import Udp
+from bench.results import Result, Sample
+from bench.stand import Stand
+from bench.subjects import choose_from
+from bench.subjects.datagram import datagram_subjects
+from bench.subjects.peers import Custom
+from bench.subjects.subject import Subject
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 ROOT = Path(__file__).resolve().parents[2]
 CHEATS = Path(__file__).with_name("cheats.py")
+WARM_UP_S, SECONDS = 0.1, 0.1
+OFFERED = 2000
 
 
-def bench(command: str, out: Path, *modes: str, more: tuple[str, ...] = ()) -> tuple[int, Result, str]:
-    """One short run with a peer for each mode; its status, its result and what it printed."""
-    peers = [
-        word for mode in modes for word in ("--peer", f"{mode}={sys.executable} {CHEATS} {mode} {{listen}} {{connect}}")
-    ]
-    words = [sys.executable, "-m", "bench", command, "--quick", "--rounds", "1", "--seconds", "0.3", "--no-check",
-             "--subjects", "direct", *peers, *more, "--out", str(out)]  # fmt: skip
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    found = list(out.glob("*.json"))
-    assert found, done.stdout + done.stderr
-    (path,) = found
-    return done.returncode, Result.load(path), done.stdout + done.stderr
+def command(mode: str) -> str:
+    return f"{sys.executable} -S {CHEATS} {mode} {{listen}} {{connect}}"
 
 
-def check(status: int, result: Result, said: str, expected: Mapping[str, str]) -> None:
-    """Each mode has an invalid sample with these words, and `direct` and `honest` have none."""
-    assert status == 1, said
-    for subject in result.subjects:
-        texts = "; ".join(text for case in result.cases() for text in result.invalid(subject.name, case))
-        if wanted := expected.get(subject.name):
-            assert wanted in texts, (subject.name, texts, said)
-            assert f"INVALID {subject.name}" in said
-        else:
-            assert texts == "", (subject.name, said)
+class Bed:
+    """One stand and one server of each kind for all relays of this file; each relay has namespaces of its own."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.stand = stack.enter_context(Stand("netns"))
+        self.stand.warm_up_s = WARM_UP_S
+        self._ready: list[tuple[Experiment, tuple[int, ...]]] = []
+        kinds: list[tuple[type[Experiment], dict[str, Any]]] = [
+            (Throughput, {"no_iperf3": True}), (Latency, {}), (Latency, {"rate": [OFFERED]}), (Rate, {}),
+            (Udp, {"rate": [1000]}),
+        ]  # fmt: skip
+        for kind, extra in kinds:
+            experiment = kind(
+                Options(quick=True, seconds=0.6 if extra == {"rate": [OFFERED]} else SECONDS, extra=extra)
+            )
+            self._ready.append((experiment, stack.enter_context(experiment.server(self.stand))))
+
+    def measured(self, subject: Subject, case: str) -> Sample:
+        """What an experiment makes of a subject in the case of that name."""
+        for experiment, ports in self._ready:
+            for each in experiment.cases():
+                if each.name == case:
+                    with self.stand.subject(subject, *ports) as running:
+                        return experiment.measure(self.stand, running, each)
+        raise AssertionError(case)
 
 
-BULK = {
-    "lossy": "bytes were lost",
-    "early": "closed early",
-    "swap": "changed, swapped",
-    "first": "streams silent",
-    "reorder": "changed, swapped",
-    "duplicate": "bytes were doubled",
-    "change": "changed, swapped",
-    "no-half-close": "half-close not passed on",
-}
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    with contextlib.ExitStack() as stack:
+        yield Bed(stack)
 
 
-def test_streams_that_do_not_arrive_as_they_were_sent(tmp_path: Path) -> None:
-    check(*bench("throughput", tmp_path, *BULK, "honest", more=("--no-iperf3", "--cases", "P8")), BULK)
+def judge(sample: Sample, wanted: str) -> None:
+    """An honest relay has no fault: `wanted` is empty."""
+    texts = "; ".join(sample.invalid)
+    assert wanted in texts if wanted else texts == "", texts
 
 
-def test_streams_that_come_back_otherwise(tmp_path: Path) -> None:
-    expected = {"lossy": "with a gap", "duplicate": "doubled", "early": "closed early"}
-    check(*bench("throughput", tmp_path, *expected, more=("--no-iperf3", "--cases", "P1 reverse")), expected)
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [
+        ("honest", ""),
+        ("lossy", "bytes were lost"),
+        ("early", "closed early"),
+        ("swap", "changed, swapped"),
+        ("first", "streams silent"),
+        ("reorder", "changed, swapped"),
+        ("duplicate", "bytes were doubled"),
+        ("change", "changed, swapped"),
+        ("no-half-close", "half-close not passed on"),
+    ],
+)
+def test_streams_that_do_not_arrive_as_they_were_sent(bed: Bed, mode: str, wanted: str) -> None:
+    judge(bed.measured(Custom(mode, command(mode)), "P8"), wanted)
 
 
-def test_answers_that_the_server_did_not_give_and_work_that_is_not_counted(tmp_path: Path) -> None:
-    expected = {
-        "cache": "answered that the server never saw",
-        "outside": "work outside the subject's processes",
-        "slow-warm-up": "drift",
-    }
-    check(*bench("latency", tmp_path, *expected, "honest", more=("--cases", "64B × 1", "--seconds", "0.6")), expected)
+@pytest.mark.parametrize(
+    ("mode", "wanted"), [("honest", ""), ("lossy", "with a gap"), ("duplicate", "doubled"), ("early", "closed early")]
+)
+def test_streams_that_come_back_otherwise(bed: Bed, mode: str, wanted: str) -> None:
+    judge(bed.measured(Custom(mode, command(mode)), "P1 reverse"), wanted)
 
 
-def test_connections_that_were_there_before(tmp_path: Path) -> None:
-    expected = {"reuse": "used for more than one client", "pool": "made before the client's"}
-    check(*bench("rate", tmp_path, *expected, "honest", more=("--cases", "connect/close × 1")), expected)
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [
+        ("honest", ""),
+        ("cache", "answered that the server never saw"),
+        ("outside", "work outside the subject's processes"),
+        ("slow-warm-up", "drift"),
+    ],
+)
+def test_answers_that_the_server_did_not_give_and_work_that_is_not_counted(bed: Bed, mode: str, wanted: str) -> None:
+    judge(bed.measured(Custom(mode, command(mode)), "64B × 1"), wanted)
 
 
-def test_datagrams_that_are_doubled_or_changed(tmp_path: Path) -> None:
-    expected = {"udp-double": "datagrams were doubled", "udp-change": "datagrams were changed"}
-    more = ("--cases", "64B × 1, one under way each;64B × 1, 1000 offered a second", "--rate", "1000")
-    check(*bench("udp", tmp_path, *expected, more=more), expected)
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [("honest", ""), ("reuse", "used for more than one client"), ("pool", "made before the client's")],
+)
+def test_connections_that_were_there_before(bed: Bed, mode: str, wanted: str) -> None:
+    judge(bed.measured(Custom(mode, command(mode)), "connect/close × 1"), wanted)
 
 
-def test_a_stall_of_one_in_a_thousand_shows_at_a_fixed_rate(tmp_path: Path) -> None:
-    status, result, said = bench("latency", tmp_path, "delay", more=("--rate", "2000", "--seconds", "1"))
-    assert status == 0, said
-    (case,) = result.cases()
-    assert case.endswith("offered 2000/s")
-    (stalled,) = result.values("delay", case, "p99.9_us")
-    assert stalled > 200_000, said  # the stall itself is 250 ms; nothing is asserted of what is fast
+@pytest.mark.parametrize("case", ["64B × 1, one under way each", "64B × 1, 1000 offered a second"])
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [("udp-honest", ""), ("udp-double", "datagrams were doubled"), ("udp-change", "datagrams were changed")],
+)
+def test_datagrams_that_are_doubled_or_changed(bed: Bed, case: str, mode: str, wanted: str) -> None:
+    (peer,) = choose_from(datagram_subjects([f"{mode}={command(mode)}"]), [mode])
+    judge(bed.measured(peer, case), wanted)
+
+
+def test_a_stall_of_one_in_a_thousand_shows_at_a_fixed_rate(bed: Bed) -> None:
+    sample = bed.measured(Custom("delay", command("delay")), f"64B × 64, offered {OFFERED}/s")
+    judge(sample, "")
+    stalled = sample.values["p99.9_us"]
+    assert stalled is not None
+    assert stalled > 200_000  # the stall itself is 250 ms; nothing is asserted of what is fast
+
+
+def test_a_run_with_an_invalid_sample_says_so_and_ends_with_1(tmp_path: Path) -> None:
+    words = ["rate", "--quick", "--rounds", "1", "--seconds", "0.1", "--no-check", "--cases", "connect/close × 1",
+             "--subjects", "direct", "--peer", f"reuse={command('reuse')}", "--out", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "INVALID reuse" in done.stdout
+    assert "INVALID direct" not in done.stdout
+    (path,) = tmp_path.iterdir()
+    result = Result.load(path)
+    assert "used for more than one client" in "; ".join(result.invalid("reuse", "connect/close × 1"))

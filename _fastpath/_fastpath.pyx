@@ -17,11 +17,11 @@ from collections import namedtuple
 cimport cython
 
 from shared.access cimport Access, Pattern, access_decide
-from shared.attempt cimport Attempt, attempts_items
+from shared.attempt cimport Attempt, Attempts, attempts_items, attempts_new
 from base.address cimport (
     ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, UNIX_MARK, address_is_unix, address_read, address_text,
 )
-from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
+from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_see, oi_show, oi_swap
 from state.command cimport (
     all_exited, listener_add, listener_remove, listener_replace, post, post_all, post_to_all, reactor_joins,
     reactor_leaves, snapshot_take, tell_of_room,
@@ -30,10 +30,11 @@ from state.datagram cimport Batch, batch_free, batch_new, batch_receive, take_tr
 from state.datagram_send cimport Sent, batch_send
 from shared.gate cimport (
     Budget as BudgetState, Gate as GateState, Rates, budget_drop, budget_give, budget_is_short, budget_new, budget_take,
-    gate_drop, gate_enter, gate_hold, gate_leave, gate_new, preamble_enter, preamble_is_full, preamble_leave,
-    source_count, source_enter, source_leave,
+    gate_drop, gate_enter, gate_force, gate_hold, gate_leave, gate_new, preamble_enter, preamble_is_full,
+    preamble_leave, source_count, source_enter, source_leave,
 )
 from shared.ending cimport ENDING_BAD_PROXY_HEADER
+from shared.facts cimport facts_new
 from shared.group cimport (
     BALANCE_FIRST, SERVERS_MAX, TABLE_SIZE, TRIES_MAX, Group as GroupState, Member as Member_t, Search, group_drop,
     group_is_full, group_members, group_pick, group_select,
@@ -41,14 +42,15 @@ from shared.group cimport (
 from shared.inbox cimport (
     MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_LEAVE, MESSAGE_MOVED, MESSAGE_PAIR, MESSAGE_PIPES,
     MESSAGE_RETRY, MESSAGE_SHED, MESSAGE_SNAPSHOT, MESSAGE_STOP, MESSAGE_TAKE_OUT, MESSAGE_UDP_ADD, MESSAGE_UDP_COUNT,
-    MESSAGE_UDP_LINGER, MESSAGE_UDP_QUIET, MESSAGE_UDP_REMOVE, MESSAGE_UDP_RENEW, MESSAGE_UDP_REPLACE,
-    MESSAGE_UDP_REVOKE, MESSAGE_UDP_TRIM, Message,
+    MESSAGE_UDP_LINGER, MESSAGE_UDP_PAUSE, MESSAGE_UDP_PUT_IN, MESSAGE_UDP_QUIET, MESSAGE_UDP_REMOVE, MESSAGE_UDP_RENEW,
+    MESSAGE_UDP_REPLACE, MESSAGE_UDP_RESUME, MESSAGE_UDP_REVOKE, MESSAGE_UDP_TAKE_OUT, MESSAGE_UDP_TRIM, Message,
 )
 from base.linux cimport (
     AF_INET, AF_INET6, AF_UNIX, EAGAIN, EINVAL, F_GETPIPE_SZ, F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK, SPLICE_F_NONBLOCK,
     clock_gettime, clockid_t, pthread_getcpuclockid, timespec,
-    c_close, c_fcntl, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_cond_wait, pthread_join,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, sockaddr_in, sockaddr_in6, usleep,
+    c_close, c_fcntl, c_getpeername, c_pipe2, c_read, c_splice, errno, htons, pthread_cond_init, pthread_cond_wait,
+    pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_in, sockaddr_in6,
+    sockaddr_storage, socklen_t, usleep,
 )
 from preamble.fault cimport FOUND_INVALID, FOUND_MORE
 from preamble.hello cimport MESSAGE_BYTES_MAX, Hello, hello_read
@@ -84,6 +86,7 @@ from shared.totals cimport TOTALS_PLACES, Totals, totals_add
 from reactor.thread cimport hub_free, hub_new, hub_shut, reactor_free, reactor_new, reactor_start
 from udp.message cimport least_listening, udp_message_send
 from state.udp_state cimport Session
+from udp.passport cimport Leaving, udp_passport_free, udp_passport_new
 
 
 def _number(path):
@@ -316,6 +319,9 @@ cdef class Gate:
         _parse_address(host, &address)
         source_count(self.gate, address.ip, _prefix(prefix), &steps)
         return steps
+
+    def force(self):
+        gate_force(self.gate)
 
     def next_id(self):
         return oi_add(&self.gate.next_id, 1)
@@ -554,9 +560,16 @@ cdef class Server:
             if server_enter(self.server, live):
                 return True
 
+    def force(self):
+        oi_raise_by(&self.server.live, 1)
+
     def leave(self):
         if server_leave(self.server):
             self._room()
+
+    def count_on(self, uint64_t selected, uint64_t failed):
+        oi_raise_by(&self.server.selected, selected)
+        oi_raise_by(&self.server.failed, failed)
 
     def note_failed(self, uint64_t now_ms):
         return server_failed(self.server, now_ms)
@@ -888,10 +901,17 @@ cdef class Passport:
     def tag(self):
         return self._must_be_held().policy.tag
 
+    @property
+    def token(self):
+        return self._must_be_held().token
+
     def state(self):
         cdef Conn *conn = self._must_be_held()
         cdef Dir *flow
         flows = []
+        peer = None
+        if conn.facts != NULL:
+            peer = [_text(&conn.facts.peer), conn.facts.peer.port, conn.facts.unknown]
         for way in range(2):
             flow = &conn.dir[way]
             flows.append([
@@ -903,7 +923,8 @@ cdef class Passport:
             "connected_us": conn.connected_us, "kept_alive": conn.kept_alive, "first_eof": conn.first_eof,
             "client": (<char *> &conn.client)[:sizeof(Address)].hex(),
             "upstream": (<char *> &conn.upstream)[:sizeof(Address)].hex(),
-            "flows": flows, "credentials": _credentials(&conn.client),
+            "flows": flows, "credentials": _credentials(&conn.client), "peer": peer,
+            "tries": _tried(conn.attempts),
             "texts": [_text(&conn.client), conn.client.port, _text(&conn.upstream), conn.upstream.port],
         }
 
@@ -919,6 +940,96 @@ cdef int _read_address(object state, str name, Address *address) except -1:
         raise ValueError(f"{name}: not an address of this version")
     memcpy(address, <const char *> data, sizeof(Address))
     return 0
+
+
+cdef list _tried(Attempts *attempts):
+    """The addresses that did not take the connection: address, port, and errno."""
+    cdef Attempt *item
+    if attempts == NULL:
+        return []
+    item = attempts_items(attempts)
+    return [
+        [_text(&item[i].place), item[i].place.port, item[i].error] for i in range(attempts.count) if item[i].error
+    ]
+
+
+cdef Attempts *_attempts(list tries) except? NULL:
+    """Attempts of another process; NULL if there is none, or no memory."""
+    cdef Attempts *attempts = attempts_new(len(tries)) if tries else NULL
+    cdef Attempt *item
+    if attempts == NULL:
+        return NULL
+    for host, port, error in tries:
+        item = &attempts_items(attempts)[attempts.count]
+        item.fd = -1
+        item.error = error
+        if host.startswith("unix:"):
+            item.place.family = AF_UNIX
+            memcpy(item.place.ip, UNIX_MARK, 4)
+        else:
+            _parse_address(host, &item.place)
+        item.place.port = port
+        attempts.count += 1
+    return attempts
+
+
+cdef tuple _try(said):
+    """One of what `_tried` says; raises if it is not."""
+    cdef Address address
+    host, port, error = str(said[0]), int(said[1]), int(said[2])
+    if not host.startswith("unix:"):
+        _parse_address(host, &address)
+    if not 0 <= port <= 0xFFFF or not 0 < error < 4096:
+        raise ValueError("not an address that was tried")
+    return host, port, error
+
+
+@cython.final
+cdef class DatagramPassport:
+    cdef Session *session
+    cdef Hub hub
+
+    def __dealloc__(self):
+        if self.session != NULL:
+            udp_passport_free(self.hub.gate.gate, self.hub.udp_gate.gate, self.session)
+
+    cdef Session *_must_be_held(self) except NULL:
+        if self.session == NULL:
+            raise RuntimeError("the session is somewhere else")
+        return self.session
+
+    @property
+    def descriptor(self):
+        return self._must_be_held().fd
+
+    @property
+    def id(self):
+        return self._must_be_held().id
+
+    @property
+    def tag(self):
+        return self._must_be_held().policy.tag
+
+    def state(self):
+        cdef Session *session = self._must_be_held()
+        cdef Address client
+        address_read(&client, &session.key.place)
+        return {
+            "id": session.id, "started": session.started_s, "started_us": session.started_us,
+            "last_ms": session.last_ms, "asked_ms": session.asked_ms, "answered": bool(session.answered),
+            "rounds": session.trail.rounds, "errno": session.error,
+            "key": (<char *> &session.key)[:sizeof(ReturnAddress)].hex(),
+            "counts": [
+                session.bytes_up, session.bytes_down, session.datagrams_up, session.datagrams_down,
+                session.datagrams_lost,
+            ],
+            "client": [_text(&client), client.port],
+        }
+
+    def release(self):
+        cdef Session *session = self._must_be_held()
+        self.session = NULL
+        udp_passport_free(self.hub.gate.gate, self.hub.udp_gate.gate, session)
 
 
 cdef class Hub:
@@ -1082,7 +1193,7 @@ cdef class Hub:
         with nogil:
             post(self.hub.reactors[index], &message)
 
-    def take_out(self, int at_most):
+    def take_out(self, int at_most, bint pairs=False):
         cdef Departure departure
         cdef Message message
         cdef Passport passport
@@ -1097,6 +1208,7 @@ cdef class Hub:
         if departure.items == NULL:
             raise MemoryError
         departure.room = at_most
+        departure.pairs = pairs
         message.kind = MESSAGE_TAKE_OUT
         message.answer = &departure
         for i in range(self.hub.reactor_count):
@@ -1127,10 +1239,10 @@ cdef class Hub:
             post(reactor_for_new(self.hub), &message)
 
     def adopt(
-        self, Policy policy not None, state, int client_fd, int upstream_fd, bytes up, bytes down,
+        self, Policy policy not None, state, int client_fd, int upstream_fd, bytes up, bytes down, uint64_t token=0,
     ):
         cdef Passport passport
-        cdef Address client, upstream
+        cdef Address client, upstream, address
         cdef Dir *flow
         cdef Conn *conn
         self._must_run()
@@ -1146,19 +1258,36 @@ cdef class Hub:
         started = float(state["started"])
         if len(moved) != 2 or any(not 0 <= each < 1 << 63 for each in (*facts, *moved[0][:2], *moved[1][:2])):
             raise ValueError("not a connection")
+        if not token and policy.policy.gate == NULL:
+            raise ValueError("the policy has no gate")
+        peer = state.get("peer")
+        if peer is not None:
+            host, port, unknown = str(peer[0]), int(peer[1]) & 0xFFFF, bool(peer[2])
+            _parse_address(host, &address)
+            address.port = port
+        tries = [_try(each) for each in state.get("tries", ())[:TRIES_MAX]]
         conn = passport_new(
             self.gate.gate, policy.policy, &client, <const unsigned char *> <char *> up, <uint32_t> len(up),
-            <const unsigned char *> <char *> down, <uint32_t> len(down),
+            <const unsigned char *> <char *> down, <uint32_t> len(down), token != 0,
         )
         if conn == NULL:
             raise MemoryError
         conn.id, conn.started_us, conn.connected_us = facts[:3]
+        conn.token = token
+        if token:
+            conn.id = oi_add(&self.gate.gate.next_id, 1)
+        if peer is not None:
+            conn.facts = facts_new(NULL, 0)
+            if conn.facts != NULL:
+                conn.facts.peer = address
+                conn.facts.unknown = unknown
+        conn.attempts = _attempts(tries)
         conn.kept_alive = facts[3] != 0
         conn.first_eof = <unsigned char> min(facts[4], 2)
         conn.started_s = started
         conn.upstream = upstream
         if policy.policy.group != NULL:
-            member_force(conn)
+            conn.member = member_force(policy.policy, &upstream)
         conn.address = <unsigned char> max(address_number(conn_targets(conn), &upstream), 0)
         conn.side[CLIENT].fd = client_fd
         conn.side[UPSTREAM].fd = upstream_fd
@@ -1216,7 +1345,9 @@ cdef class Hub:
             with nogil:
                 listener_remove(self.hub, index)
 
-    cdef long _udp_message(self, int kind, uint64_t key, int fd, Policy policy) except? -1:
+    cdef long _udp_message(
+        self, int kind, uint64_t key, int fd, Policy policy, void *passed=NULL, bint paused=False
+    ) except? -1:
         """Have the reactor of a UDP listener do something; the value of its answer."""
         cdef Reactor *reactor = self.hub.reactors[key >> 32]
         cdef Message message
@@ -1226,6 +1357,8 @@ cdef class Hub:
         message.kind = kind
         message.fd = fd
         message.id = <uint32_t> key
+        message.passed = passed
+        message.counted = paused
         if policy is not None:
             policy._known_to(self)
             message.policy = policy.policy
@@ -1235,11 +1368,80 @@ cdef class Hub:
             raise OSError(-value, strerror(-value).decode())
         return value
 
-    def add_udp_listener(self, int fd, Policy policy not None, beside=None):
+    def add_udp_listener(self, int fd, Policy policy not None, beside=None, bint paused=False):
         cdef uint64_t reactor = least_listening(self.hub).index if beside is None else <uint64_t> beside >> 32
         if policy.policy.gate == NULL:
             raise ValueError("the policy of a UDP listener needs a gate")
-        return reactor << 32 | <uint64_t> self._udp_message(MESSAGE_UDP_ADD, reactor << 32, fd, policy)
+        return reactor << 32 | <uint64_t> self._udp_message(
+            MESSAGE_UDP_ADD, reactor << 32, fd, policy, NULL, paused)
+
+    def pause_udp_listener(self, uint64_t key):
+        self._udp_message(MESSAGE_UDP_PAUSE, key, -1, None)
+
+    def resume_udp_listener(self, uint64_t key):
+        self._udp_message(MESSAGE_UDP_RESUME, key, -1, None)
+
+    def take_out_udp_sessions(self, uint64_t key, int at_most):
+        cdef DatagramPassport passport
+        cdef Leaving leaving
+        passports = []
+        leaving.items = <Session **> calloc(max(at_most, 1), sizeof(Session *))
+        if leaving.items == NULL:
+            raise MemoryError
+        leaving.room = at_most
+        leaving.count = 0
+        try:
+            self._udp_message(MESSAGE_UDP_TAKE_OUT, key, -1, None, &leaving)
+            for i in range(leaving.count):
+                passport = DatagramPassport.__new__(DatagramPassport)
+                passport.session = leaving.items[i]
+                passport.hub = self
+                passports.append(passport)
+        finally:
+            free(leaving.items)
+        return passports
+
+    def put_in_udp_session(self, uint64_t key, DatagramPassport passport not None):
+        self._udp_message(MESSAGE_UDP_PUT_IN, key, -1, None, passport._must_be_held())
+        passport.session = NULL
+
+    def adopt_udp_session(self, Policy policy not None, state, int fd):
+        cdef DatagramPassport passport
+        cdef ReturnAddress key
+        cdef Address upstream
+        cdef sockaddr_storage place
+        cdef socklen_t size = sizeof(place)
+        cdef Session *session
+        cdef bytes data = bytes.fromhex(state["key"])
+        self._must_run()
+        numbers = tuple([int(state[name]) for name in ("id", "started_us", "last_ms", "asked_ms", "rounds", "errno")])
+        counts = tuple([int(each) for each in state["counts"]])
+        started, answered = float(state["started"]), bool(state["answered"])
+        if len(data) != sizeof(key) or len(counts) != 5 or any(not 0 <= each < 1 << 63 for each in (*numbers, *counts)):
+            raise ValueError("not a UDP session")
+        memcpy(&key, <const char *> data, sizeof(key))
+        if key.place.sin6_family not in (AF_INET, AF_INET6) or key.local_size > sizeof(key.local):
+            raise ValueError("not a client of a UDP session")
+        if policy.policy.gate == NULL:
+            raise ValueError("the policy has no gate")
+        if c_getpeername(fd, <sockaddr *> &place, &size) != 0:
+            raise OSError(errno, strerror(errno).decode())
+        address_read(&upstream, &place)
+        session = udp_passport_new(self.gate.gate, self.udp_gate.gate, policy.policy, &key, &upstream)
+        if session == NULL:
+            return None
+        session.fd = fd
+        session.id, session.started_us, session.last_ms, session.asked_ms = numbers[:4]
+        session.trail.rounds = <unsigned char> min(numbers[4], 3)
+        session.error = <int> min(numbers[5], 4095)
+        session.started_s = started
+        session.answered = answered
+        session.bytes_up, session.bytes_down, session.datagrams_up, session.datagrams_down = counts[:4]
+        session.datagrams_lost = counts[4]
+        passport = DatagramPassport.__new__(DatagramPassport)
+        passport.session = session
+        passport.hub = self
+        return passport
 
     def replace_udp_listener(self, uint64_t key, Policy policy not None, bint anew):
         self._udp_message(MESSAGE_UDP_RENEW if anew else MESSAGE_UDP_REPLACE, key, -1, policy)

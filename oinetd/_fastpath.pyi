@@ -129,6 +129,8 @@ class Gate:
         """Datagrams that were dropped for clients who have no UDP session, since the last call."""
     def take_forged(self) -> int:
         """How many of these had a source address that cannot be true, since the last call."""
+    def force(self) -> None:
+        """Take a place whether there is one or not: for a session that another process let in."""
     def calm(self) -> None:
         """The next time that clients have to wait here is told again."""
     @property
@@ -203,6 +205,10 @@ class Server:
         """A connect of the Python lane failed; returns how many failed in a row."""
     def note_worked(self) -> None:
         """It took a connection of the Python lane."""
+    def force(self) -> None:
+        """Count a session that another process has given to it."""
+    def count_on(self, selected: int, failed: int) -> None:
+        """Add what another process has counted."""
     def calm(self) -> None:
         """The next failure that is reported by a reactor is followed by a report that it works again."""
 
@@ -348,10 +354,29 @@ class Passport:
     @property
     def tag(self) -> int:
         """That of its policy."""
+    @property
+    def token(self) -> int:
+        """That of the pair; 0 of a connection of a listener."""
     def state(self) -> dict[str, Any]:
         """Everything else, for JSON: what `Hub.adopt` takes. `texts` has client and upstream, each with its port."""
     def release(self) -> None:
         """Another process has it: close its descriptors here, and give its places back."""
+
+@final
+class DatagramPassport:
+    """The same of a UDP session."""
+
+    @property
+    def descriptor(self) -> int:
+        """That of the upstream socket. It belongs to the session."""
+    @property
+    def id(self) -> int: ...
+    @property
+    def tag(self) -> int: ...
+    def state(self) -> dict[str, Any]:
+        """Everything else, for JSON: what `Hub.adopt_udp_session` takes."""
+    def release(self) -> None:
+        """Another process has it: close its descriptor here, and give its places back."""
 
 @disjoint_base
 class Hub:
@@ -393,8 +418,11 @@ class Hub:
 
         At most 256 at once. Raises `IndexError` if there is no such reactor.
         """
-    def take_out(self, at_most: int) -> tuple[list[Passport], int]:
-        """Connections that relay, without those whose record of opening is unread; and how many are left."""
+    def take_out(self, at_most: int, pairs: bool = False) -> tuple[list[Passport], int]:
+        """Connections that relay, without those whose record of opening is unread; and how many are left.
+
+        With `pairs`, those of `relay` instead of those of listeners.
+        """
     def put_in(self, passport: Passport) -> None:
         """Go on with a connection, in one of the reactors."""
     def adopt(
@@ -405,8 +433,11 @@ class Hub:
         upstream_fd: int,
         up: bytes,
         down: bytes,
+        token: int = 0,
     ) -> Passport:
         """A connection that another process took out, under this policy; it takes places here, limits or not.
+
+        With a `token` it is one of a pair of sockets, as of `relay`, and takes none.
 
         It counts for the server of the policy's group that has its address.
 
@@ -428,13 +459,30 @@ class Hub:
         """Put another policy in force for the connections to come."""
     def remove_listener(self, index: int) -> None:
         """Accept no more; on return no reactor touches the socket."""
-    def add_udp_listener(self, fd: int, policy: Policy, beside: int | None = None) -> int:
+    def add_udp_listener(self, fd: int, policy: Policy, beside: int | None = None, paused: bool = False) -> int:
         """Serve a bound UDP socket, in one of the reactors; the answer is the key for the other calls.
+
+        One that is `paused` is not read before `resume_udp_listener`.
 
         It is the reactor that has, or had, the UDP socket with the key `beside`; else the one with the fewest of them.
 
         `idle_ms` of the policy is the life of a silent session. The record of the last
         session of a listener that lingers has `token` 1.
+        """
+    def pause_udp_listener(self, key: int) -> None:
+        """Read the socket no more; its sessions go on."""
+    def resume_udp_listener(self, key: int) -> None:
+        """Read it again. Raises `OSError` if it cannot be watched."""
+    def take_out_udp_sessions(self, key: int, at_most: int) -> list[DatagramPassport]:
+        """Sessions of a paused listener. Their records of opening are to be read before."""
+    def put_in_udp_session(self, key: int, passport: DatagramPassport) -> None:
+        """Go on with a session, which answers through this listener. Raises `OSError` if there is no room for it."""
+    def adopt_udp_session(self, policy: Policy, state: Mapping[str, Any], fd: int) -> DatagramPassport | None:
+        """A UDP session that another process took out, under this policy; it takes places here, limits or not.
+
+        None if the policy has no such destination, or there is no memory. The descriptor, a connected socket, belongs
+        to the session from here. Raises `ValueError`, `KeyError` or `TypeError` if `state` is not what
+        `DatagramPassport.state` says, `OSError` if the socket is not connected; then, and with None, it does not.
         """
     def replace_udp_listener(self, key: int, policy: Policy, anew: bool) -> None:
         """Put another policy in force for sessions to come; `anew` ends lingering and reports refused clients again."""

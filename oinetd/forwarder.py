@@ -21,7 +21,6 @@ from oinetd.core.lane import Listener
 from oinetd.core.record import SessionRecord
 from oinetd.core.router import RouteHook, Router
 from oinetd.core.service import Callbacks
-from oinetd.inspection import Inspection
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.moves import Moves
@@ -33,6 +32,7 @@ from oinetd.model import Config, LogSettings, Rule
 from oinetd.net.ports import BoundAddress, PortKey
 from oinetd.observe.connection_log import ConnectionLog
 from oinetd.reload import Reload
+from oinetd.succession import Succession
 from oinetd.upstream.groups import Known
 from oinetd.upstream.load import LocalLoad
 from oinetd.upstream.loops import Loops
@@ -45,7 +45,7 @@ DRAIN_LOOK_S = 0.02
 """Time between two looks at the sessions that are left while draining."""
 
 
-class Forwarder(Inspection):
+class Forwarder(Succession):
     """Forwards as `config` says, from `start` (or `async with`) to `stop`.
 
     `admit` is awaited with the `SessionRecord` of each client that access rules and limits let pass, before its
@@ -55,7 +55,8 @@ class Forwarder(Inspection):
     `on_open` and `on_close` are called with the record of each admitted session, and of each one that ended (the
     refused too), `on_server` with the `ServerStatus` of each server whose state changed; coroutines are
     awaited. What hooks raise is logged. `inherited` are listening sockets that a service manager opened; a rule with
-    the address of one uses it. With `hold_back` nothing is served until `moves` says so.
+    the address of one uses it. `lent` ones are closed after the start if no rule does. With `hold_back` nothing is
+    served until `moves` says so.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class Forwarder(Inspection):
         on_close: Hook | None = None,
         on_server: ServerHook | None = None,
         inherited: Iterable[socket.socket] = (),
+        lent: Iterable[socket.socket] = (),
         hold_back: bool = False,
     ) -> None:
         self.config = check_type(config, Config)
         self._router = Router(admit, route)
         self._hooks = Hooks(on_open, on_close, on_server)
-        self._inherited = list(inherited)
+        self._lent = list(lent)
+        self.inherited = [*inherited, *self._lent]
         self._hold_back = hold_back
         self._limits = Limits()
         self._registry = self._limits.registry
@@ -99,8 +102,14 @@ class Forwarder(Inspection):
     ) -> None:
         await self.stop()
 
-    def open_log(self) -> None:
-        """Open the connection log before `start`, to give up privileges in between. Raises `ConfigError`."""
+    def open_log(self, descriptor: int = -1) -> None:
+        """Open the connection log before `start`, to give up privileges in between. Raises `ConfigError`.
+
+        `descriptor` is that of the log file, if another process has opened it.
+        """
+        if descriptor >= 0:
+            self._connection_log.take_over(self.config.log, descriptor)
+            return
         self._connection_log.check_change(self.config.log)
         self._connection_log.reconfigure(self.config.log)
 
@@ -115,7 +124,7 @@ class Forwarder(Inspection):
             raise RuntimeError("a Forwarder starts once; make another one")
         self._loop = asyncio.get_running_loop()
         self._lanes = Lanes(self._loop, self._registry, self._watcher, self._loops, hooked=bool(self._router))
-        self.moves = Moves(self._lanes, self._listeners, self._registry)
+        self.moves = Moves(self._lanes, self._listeners, self._limits)
         if self._hold_back:
             self.moves.hold_back()
         self._unresolved = Unresolved(self._lanes)
@@ -132,7 +141,8 @@ class Forwarder(Inspection):
             watcher=self._watcher,
             hooks=self._hooks,
             admit=self._router.decide if self._router else None,
-            inherited=self._inherited,
+            inherited=self.inherited,
+            lent=self._lent,
         )
         self._stopped = asyncio.Event()
         self._ended = asyncio.Event()
@@ -141,6 +151,10 @@ class Forwarder(Inspection):
         except BaseException:
             await self.stop()
             raise
+        while self._lent:  # rules have copies
+            sock = self._lent.pop()
+            self.inherited.remove(sock)
+            sock.close()
 
     async def stop(self) -> None:
         """Close every listener, abort the sessions that are left, and write the last lines of the log.
@@ -174,7 +188,7 @@ class Forwarder(Inspection):
                 await self._loop.run_in_executor(None, self._connection_log.close)
             except RuntimeError:  # no thread can be had
                 self._connection_log.close()
-            for sock in self._inherited:
+            for sock in self.inherited:
                 sock.close()
             self._stopped.set()
 

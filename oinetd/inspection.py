@@ -79,11 +79,6 @@ class Inspection:
         known = self._reload.destinations if self._stopped is not None else None
         return known.states() if known is not None else []
 
-    def operated(self) -> list[tuple[str, str, str | None, int | None]]:
-        """What an operator has said of servers: group, server, state and weight, as `set_server` takes them."""
-        groups = self._reload.groups if self._stopped is not None else None
-        return groups.operated() if groups is not None else []
-
     def upstreams(self) -> tuple[UpstreamStatus, ...]:
         """The groups of servers in force, with the state of each server."""
         groups = self._reload.groups if self._stopped is not None else None

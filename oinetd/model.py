@@ -301,6 +301,7 @@ class Config:
     source_prefix: SourcePrefix = SOURCE_PREFIX
     max_udp_sessions: int = 10_000
     drain_timeout_s: float = 10.0
+    upgrade_timeout_s: float = 60.0
     log: LogSettings = LogSettings()
     pid_file: str = ""
     upstreams: tuple[Upstream, ...] = ()

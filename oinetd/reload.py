@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from oinetd.core.access import AccessControl, access_control
@@ -93,6 +93,7 @@ class Reload:
         hooks: Hooks,
         admit: Decide | None,
         inherited: Iterable[socket.socket],
+        lent: Sequence[socket.socket],
     ) -> None:
         self.destinations: Destinations | None = None
         self.lanes_of: dict[Endpoint | Rule, tuple[str, str]] = {}
@@ -108,6 +109,7 @@ class Reload:
         self._hooks = hooks
         self._admit = admit
         self._inherited = inherited
+        self._lent = lent
         self._revocation = Revocation(limits.registry)
         self._config: Config | None = None
 
@@ -123,7 +125,7 @@ class Reload:
             self._lanes.close_retired()
             kept = {key: each.sock for key, each in {**self._lanes.lingering, **self._listeners}.items()}
             before = self._remember()
-            sockets = open_ports(ports, kept, self._inherited)
+            sockets = open_ports(ports, kept, self._inherited, self._lent)
             gone = self._put_in_force(plan, sockets, before)
         before_groups, self.groups = self.groups, plan.groups
         self._config, self.destinations = config, plan.destinations
@@ -300,6 +302,14 @@ class Reload:
         self._attempt(settle_datagrams, config, self._lanes, self._listeners)
         self._attempt(self._revocation.apply, config, self._lanes.check_access)
         self._attempt(destinations.start, on_change=self._refresh)
+
+    def check_access(self) -> None:
+        """Check the sessions that another process let in by the rules in force."""
+        if self._config is None:
+            return
+        for listener in self._listeners.values():
+            self._attempt(listener.revoke, self._config.access, anew=True)
+        self._attempt(self._revocation.check_every, self._config, self._lanes.check_access)
 
     def retire(self, key: PortKey, listener: Listener, *, handshakes: bool = False) -> None:
         """Serve the queue of a listener, then close it; with `handshakes` those under way complete first."""

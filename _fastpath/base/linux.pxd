@@ -67,6 +67,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int c_bind "bind"(int fd, const sockaddr *address, socklen_t size)
     int c_connect "connect"(int fd, const sockaddr *address, socklen_t size)
     int c_getsockname "getsockname"(int fd, sockaddr *address, socklen_t *size)
+    int c_getpeername "getpeername"(int fd, sockaddr *address, socklen_t *size)
     int c_shutdown "shutdown"(int fd, int how)
     int c_getsockopt "getsockopt"(int fd, int level, int name, void *value, socklen_t *size)
     int c_setsockopt "setsockopt"(int fd, int level, int name, const void *value, socklen_t size)

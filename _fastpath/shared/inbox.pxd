@@ -31,7 +31,7 @@ cdef enum:
     MESSAGE_TAKE_OUT = 14       # take connections out for another process; `answer` is a Departure of the sender
 
     MESSAGE_UDP = 16            # from here on: for UDP listeners; the sender waits for the answer
-    MESSAGE_UDP_ADD = 16        # serve `fd` by `policy`; the answer is the listener's index
+    MESSAGE_UDP_ADD = 16        # serve `fd` by `policy`, paused if `counted`; the answer is the listener's index
     MESSAGE_UDP_REPLACE = 17    # `policy` is in force for new sessions, and nothing else changes
     MESSAGE_UDP_RENEW = 18      # the same after a reload: it lingers no more, and refused clients are reported again
     MESSAGE_UDP_LINGER = 19     # admit no new client; the answer is the number of sessions
@@ -40,6 +40,10 @@ cdef enum:
     MESSAGE_UDP_TRIM = 22       # end the sessions above the bound
     MESSAGE_UDP_QUIET = 23      # end the sessions in which nothing is under way
     MESSAGE_UDP_REVOKE = 24     # end the sessions of clients that `policy` refuses; the answer is their number
+    MESSAGE_UDP_PAUSE = 25      # read its socket no more; its sessions go on
+    MESSAGE_UDP_RESUME = 26     # read it again
+    MESSAGE_UDP_TAKE_OUT = 27   # take sessions out for another process, into the Leaving `passed`
+    MESSAGE_UDP_PUT_IN = 28     # go on with a session; `passed` is its passport
 
 cdef struct Message:
     int kind
@@ -53,6 +57,7 @@ cdef struct Message:
     Policy *policy
     Address client
     void *answer                # a Snapshot or an Answer of the sender, which waits
+    void *passed                # what goes along with a message to a UDP listener
 
 cdef struct Inbox:
     pthread_mutex_t lock

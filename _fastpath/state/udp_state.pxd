@@ -99,6 +99,7 @@ cdef struct UdpListener:
     uint32_t generation
     bint lingering              # no new client is admitted
     bint queued                 # in the list of those that may have more
+    bint paused                 # its socket is not read: another process takes over
     Policy *policy              # for sessions to come
     SessionQueue *queue         # of that policy
     uint64_t sessions

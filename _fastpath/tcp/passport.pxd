@@ -51,6 +51,7 @@ cdef struct Departure:          # what one reactor takes out for another process
     pthread_mutex_t lock
     pthread_cond_t done
     bint answered
+    bint pairs                  # those that Python handed over, instead of those that were accepted here
     Conn **items
     int room
     int count
@@ -252,15 +253,16 @@ cdef inline void depart(Reactor *reactor, Departure *departure) noexcept nogil:
         conn = conn_at(&reactor.slab, i)
         if conn.state == CONN_FREE or conn.state == CONN_CLOSED:
             continue
-        ready = departure.count < departure.room and not conn.handed_over and may_leave(reactor, conn)
+        if conn.handed_over != departure.pairs:
+            continue
+        ready = departure.count < departure.room and may_leave(reactor, conn)
         for way in range(2):
             flow = &conn.dir[way]
             if ready and flow.pend and flow.holding == HOLDS_PIPE:
                 ready = flow_unpipe(reactor, flow) == 0
         passport = conn_take_out(reactor, conn) if ready else NULL
         if passport == NULL:
-            # A pair of Python's never leaves, and one that is being flushed ends by itself.
-            departure.left += not conn.handed_over and conn.state != CONN_FLUSH
+            departure.left += conn.state != CONN_FLUSH     # that one ends by itself
             continue
         departure.items[departure.count] = passport
         departure.count += 1
@@ -271,9 +273,11 @@ cdef inline void depart(Reactor *reactor, Departure *departure) noexcept nogil:
 
 cdef inline Conn *passport_new(
     Gate *process, Policy *policy, const Address *client, const uint8_t *up, uint32_t up_size, const uint8_t *down,
-    uint32_t down_size,
+    uint32_t down_size, bint pair,
 ) noexcept nogil:
     """A connection that another process had, in the places that it has here, limits or not; NULL without memory.
+
+    Python counts for a `pair` of its own.
 
     The caller fills in what that process said of it; `up` and `down` are the bytes that are pending.
     """
@@ -314,6 +318,9 @@ cdef inline Conn *passport_new(
             return NULL
     policy_hold(policy)
     conn.policy = policy
+    conn.handed_over = pair
+    if pair:
+        return conn
     gate_force(process)
     gate_force(policy.gate)
     conn.counted = <uint8_t> max(sources_enter(process, policy, client, True), 0)
@@ -334,15 +341,15 @@ cdef inline int address_number(const Targets *targets, const Address *upstream) 
     return -1
 
 
-cdef inline void member_force(Conn *conn) noexcept nogil:
-    """Let a connection be one of the server that has its address, full or not; of none, if the group has none such."""
-    cdef Group *group = conn.policy.group
+cdef inline uint16_t member_force(Policy *policy, const Address *upstream) noexcept nogil:
+    """Let a session be one of the server that has its address, full or not; 0 if the group has none such."""
+    cdef Group *group = policy.group
     cdef int i
     for i in range(group.count):
-        if address_number(group_members(group)[i].targets, &conn.upstream) >= 0:
+        if address_number(group_members(group)[i].targets, upstream) >= 0:
             oi_raise_by(&group_members(group)[i].server.live, 1)
-            conn.member = <uint16_t> (i + 1)
-            return
+            return <uint16_t> (i + 1)
+    return 0
 
 
 cdef inline void blocks_free(Conn *conn) noexcept nogil:
@@ -356,14 +363,15 @@ cdef inline void passport_free(Gate *process, Conn *passport) noexcept nogil:
     """Another process has the connection: let go of it, without a word to its peers, and of its places."""
     c_close(passport.side[CLIENT].fd)
     c_close(passport.side[UPSTREAM].fd)
-    sources_leave(process, passport.policy, &passport.client, passport.counted)
-    oi_raise_by(&passport.policy.gate.ended, 1)
     if passport.policy.group != NULL:
         search_end(passport)
     if passport.throttle != NULL:
         throttle_end(passport.throttle, passport.policy)
-    gate_leave(passport.policy.gate)
-    gate_leave(process)
+    if not passport.handed_over:
+        sources_leave(process, passport.policy, &passport.client, passport.counted)
+        oi_raise_by(&passport.policy.gate.ended, 1)
+        gate_leave(passport.policy.gate)
+        gate_leave(process)
     policy_drop(passport.policy)
     blocks_free(passport)
     free(passport.attempts)

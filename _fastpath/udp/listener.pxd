@@ -66,7 +66,7 @@ cdef inline Datagrams *datagrams_new() noexcept nogil:
 
 cdef inline void listener_ready(Datagrams *self, UdpListener *listener) noexcept nogil:
     """Let it have a turn."""
-    if listener.queued:
+    if listener.queued or listener.paused:
         return
     listener.queued = True
     listener.next = NULL
@@ -174,8 +174,9 @@ cdef inline void listener_free(Datagrams *self, UdpListener *listener) noexcept 
     self.free_listeners = listener
 
 
-cdef inline int udp_listener_add(Reactor *reactor, int fd, Policy *policy) noexcept nogil:
-    """Serve a bound socket; its number, or -errno. What is in its queue already is the first event."""
+cdef inline int udp_listener_add(Reactor *reactor, int fd, Policy *policy, bint paused) noexcept nogil:
+    """Serve a bound socket, if it is not `paused`; its number, or -errno. What is in its queue already is the first
+    event."""
     cdef Datagrams *udp
     cdef UdpListener *listener
     cdef epoll_event event
@@ -194,13 +195,14 @@ cdef inline int udp_listener_add(Reactor *reactor, int fd, Policy *policy) noexc
     take_trains(fd)
     event.events = EPOLLIN | <unsigned int> EPOLLET
     event.data.u64 = event_data(KIND_UDP_LISTENER, listener.index, listener.generation)
-    if c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0:
+    if not paused and c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0:
         queue_drop(udp, listener.queue)
         listener_free(udp, listener)
         return -errno
     c_assert(listener.sessions == 0 and not listener.queued)
     listener.fd = fd
     listener.lingering = False
+    listener.paused = paused
     listener.policy = policy
     policy_hold(policy)
     oi_add(&reactor.udp_listeners, 1)

@@ -5,8 +5,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from base.atomic cimport oi_get
 from state.command cimport post
 from shared.inbox cimport (
-    MESSAGE_UDP_ADD, MESSAGE_UDP_LINGER, MESSAGE_UDP_QUIET, MESSAGE_UDP_REMOVE, MESSAGE_UDP_RENEW,
-    MESSAGE_UDP_REPLACE, MESSAGE_UDP_REVOKE, MESSAGE_UDP_TRIM, Message,
+    MESSAGE_UDP_ADD, MESSAGE_UDP_LINGER, MESSAGE_UDP_PAUSE, MESSAGE_UDP_PUT_IN, MESSAGE_UDP_QUIET, MESSAGE_UDP_REMOVE,
+    MESSAGE_UDP_RENEW, MESSAGE_UDP_REPLACE, MESSAGE_UDP_RESUME, MESSAGE_UDP_REVOKE, MESSAGE_UDP_TAKE_OUT,
+    MESSAGE_UDP_TRIM, Message,
 )
 from base.linux cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_t, pthread_cond_wait,
@@ -15,7 +16,8 @@ from base.linux cimport (
 from state.reactor cimport Hub, Reactor
 from udp.end cimport sessions_end_quiet, sessions_trim
 from udp.listener cimport listener_at, sessions_revoke, udp_listener_add, udp_listener_remove, udp_listener_replace
-from state.udp_state cimport UdpListener
+from state.udp_state cimport Session, UdpListener
+from udp.passport cimport Leaving, session_put_in, sessions_take_out, udp_listener_pause, udp_listener_resume
 
 cdef struct Answer:
     long value                  # -errno is an error
@@ -28,7 +30,7 @@ cdef inline long udp_message_obey(Reactor *reactor, const Message *message) noex
     """What is to be done, on the reactor's own thread; the value of the answer."""
     cdef UdpListener *listener
     if message.kind == MESSAGE_UDP_ADD:
-        return udp_listener_add(reactor, message.fd, message.policy)
+        return udp_listener_add(reactor, message.fd, message.policy, message.counted != 0)
     if message.kind == MESSAGE_UDP_TRIM:
         sessions_trim(reactor)
         return 0
@@ -42,7 +44,15 @@ cdef inline long udp_message_obey(Reactor *reactor, const Message *message) noex
     if message.kind == MESSAGE_UDP_REMOVE:
         udp_listener_remove(reactor, listener)
         return 0
-    if message.kind == MESSAGE_UDP_LINGER:
+    if message.kind == MESSAGE_UDP_PAUSE:
+        udp_listener_pause(reactor, listener)
+    elif message.kind == MESSAGE_UDP_RESUME:
+        return udp_listener_resume(reactor, listener)
+    elif message.kind == MESSAGE_UDP_TAKE_OUT:
+        return sessions_take_out(reactor, listener, <Leaving *> message.passed)
+    elif message.kind == MESSAGE_UDP_PUT_IN:
+        return session_put_in(reactor, listener, <Session *> message.passed)
+    elif message.kind == MESSAGE_UDP_LINGER:
         listener.lingering = True
     return <long> listener.sessions
 

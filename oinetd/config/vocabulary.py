@@ -122,6 +122,7 @@ VOCABULARY = (
     Entry("source-prefix", PrefixPair(), setting="source_prefix"),
     Entry("max-udp-sessions", _CONNECTIONS, setting="max_udp_sessions"),
     Entry("drain-timeout", Time(), setting="drain_timeout_s"),
+    Entry("upgrade-timeout", Time(), setting="upgrade_timeout_s"),
     Entry("watch", Switch(), setting="watch"),
     Entry("admin", AdminPlace("auto|off|unix:PATH|ADDRESS PORT"), duty=Duty.ADMIN),
     Entry("admin-host", AdminPlace("NAME"), duty=Duty.ADMIN),

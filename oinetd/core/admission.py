@@ -60,6 +60,10 @@ class Gate(Protocol):
         """Take a place; False if all are taken."""
         ...
 
+    def force(self) -> None:
+        """Take a place whether there is one or not: for a session that another process let in."""
+        ...
+
     def leave(self) -> None:
         """Give a place back."""
         ...
@@ -162,6 +166,11 @@ class LocalGate:
             return False
         self.live += 1
         return True
+
+    def force(self) -> None:
+        self.live += 1
+        if self._budget is not None:
+            self._budget.force(self._cost)
 
     def leave(self) -> None:
         assert self.live > 0

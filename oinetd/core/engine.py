@@ -12,13 +12,27 @@ One suite of tests (tests/engine) holds every engine and every relay mode to thi
 from __future__ import annotations
 
 import socket
-from typing import Final, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 from oinetd.core.record import RelayResult
 from oinetd.core.throttle import Throttle
 from oinetd.model import Settings
 
-__all__ = ["CountedMeter", "Engine", "Meter"]
+__all__ = ["Carried", "CountedMeter", "Departed", "Engine", "Leaving", "Meter"]
+
+
+class Departed(Exception):
+    """The relay goes on in another process, with both sockets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What another process had of a relay: its document, and bytes that were read and not yet written, up and down."""
+
+    state: Mapping[str, Any]
+    pending: tuple[bytes, bytes] = (b"", b"")
 
 
 class Meter:
@@ -51,6 +65,11 @@ class Meter:
         self.result: RelayResult | None = None
         self.throttle: Throttle | None = None
         self.upstream: tuple[str, int] | None = None
+
+    def count_on(self, counts: Sequence[int]) -> None:
+        """Begin with what another process has counted, in the order of `COUNTERS`; a total has it already."""
+        for name, count in zip(COUNTERS, counts, strict=True):
+            Meter.__dict__[name].__set__(self, count)
 
 
 def _counted(name: str) -> property:
@@ -85,15 +104,55 @@ for _name in COUNTERS:
     setattr(CountedMeter, _name, _counted(_name))
 
 
+class Leaving(Protocol):
+    """A relay that stands still, to go on in another process or, with `put_back`, here."""
+
+    meter: Meter
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Of client and upstream."""
+        ...
+
+    @property
+    def pending(self) -> tuple[bytes, bytes]:
+        """Bytes that were read and not yet written, up and down."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What `Carried.state` is to be."""
+        ...
+
+    def release(self) -> None:
+        """Another process has it: close both sockets without a word; `relay` raises `Departed`."""
+        ...
+
+    def put_back(self) -> None:
+        """Go on."""
+        ...
+
+
 class Engine(Protocol):
     """Relays connections. One engine serves all sessions of one event loop."""
 
     name: str
 
     async def relay(
-        self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter
+        self,
+        client: socket.socket,
+        upstream: socket.socket,
+        settings: Settings,
+        meter: Meter,
+        carried: Carried | None = None,
     ) -> RelayResult:
-        """Move bytes both ways until both sides are done; both sockets are non-blocking and connected."""
+        """Move bytes both ways until both sides are done; both sockets are non-blocking and connected.
+
+        With `carried`, go on with what an engine of the same name had in another process. Raises `Departed`.
+        """
+        ...
+
+    def take_out(self, at_most: int) -> Sequence[Leaving]:
+        """Let relays stand still that can move, between two reads."""
         ...
 
     async def close(self) -> None:

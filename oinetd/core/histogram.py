@@ -43,6 +43,11 @@ class Histogram:
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self._sum_s += seconds
 
+    def count_on(self, more: HistogramCounts) -> None:
+        """Add what another process has counted. Raises `ValueError` if it has other buckets."""
+        self._counts = [one + other for one, other in zip(self._counts, more.counts, strict=True)]
+        self._sum_s += more.sum_s
+
     @property
     def now(self) -> HistogramCounts:
         """The counts of this moment."""
@@ -65,6 +70,11 @@ class SessionTimes:
         self._durations.add(record.duration_s)
         if record.connect_s:
             self._connects.add(record.connect_s)
+
+    def count_on(self, durations: HistogramCounts, connects: HistogramCounts) -> None:
+        """Add what another process has counted."""
+        self._durations.count_on(durations)
+        self._connects.count_on(connects)
 
     @property
     def now(self) -> tuple[HistogramCounts, HistogramCounts]:

@@ -27,8 +27,11 @@ class Departing(Protocol):
     """A session on its way to another process: no lane has it. It stays open until one of the methods is called."""
 
     @property
-    def descriptors(self) -> tuple[int, int]:
-        """Of the client's and the upstream's socket; another process gets copies."""
+    def id(self) -> int: ...
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Of the client's and the upstream's socket, of a UDP session the latter; another process gets copies."""
         ...
 
     @property
@@ -77,6 +80,25 @@ class Listener:
         """Accept no more, and end the sessions that answer through the socket; the socket and its queue stay."""
         raise NotImplementedError
 
+    def pause(self) -> None:
+        """Read the socket no more until `start`; sessions that answer through it go on."""
+        self.release()
+
+    def take_out(self, at_most: int) -> list[Departing]:
+        """Sessions that answer through the socket, for another process; after `pause`."""
+        return []
+
+    def adopt(
+        self, state: Mapping[str, Any], fds: tuple[int, ...], pending: tuple[bytes, bytes]
+    ) -> Callable[[], object] | None:
+        """Take a session of another process over, and its descriptors; None if it cannot be had here.
+
+        It goes on when the result is called. A UDP listener may be asked before its `start`. Raises `ValueError`,
+        `TypeError`, `KeyError` or `OSError` if `state` is not the document of a session; then, and with None, the
+        descriptors are the caller's.
+        """
+        return None
+
     @property
     def has_sessions(self) -> bool:
         """Whether sessions live that answer through the socket."""
@@ -90,10 +112,13 @@ class Listener:
         """End the sessions that answer through the socket; a listener that lingers closes."""
         raise NotImplementedError
 
-    def revoke(self, access: tuple[AccessRule, ...]) -> int:
-        """End sessions that the global rules `access`, or the rule's own, now refuse; returns their number."""
+    def revoke(self, access: tuple[AccessRule, ...], *, anew: bool = False) -> int:
+        """End sessions that the global rules `access`, or the rule's own, now refuse; returns their number.
+
+        Rules that have not changed are not looked at, but `anew`.
+        """
         rules = (access, self.service.route.rule.access)
-        if rules == self._checked:
+        if rules == self._checked and not anew:
             return 0
         self._checked = rules
         return self._end_refused(rules)
@@ -180,6 +205,11 @@ class Lane(Protocol):
     def kill(self, session_id: int, *, known: bool = False) -> bool:
         """End one session with a reset for both peers; False if it is not one of this lane. A `known` one is not
         searched for."""
+        ...
+
+    def take_out(self, at_most: int) -> tuple[list[Departing], int]:
+        """Take out connections that can move to another process; the second value is how many of the others may be able
+        to soon."""
         ...
 
     def end_quiet(self) -> None:

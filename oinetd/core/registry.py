@@ -9,15 +9,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from oinetd.core.admission import Gate, LocalGate, source_of
-from oinetd.core.engine import CountedMeter, Meter
+from oinetd.core.away import Away
+from oinetd.core.engine import CountedMeter, Engine, Leaving, Meter
 from oinetd.core.histogram import HistogramCounts, SessionTimes
 from oinetd.core.preamble import InvalidPreambles
 from oinetd.core.record import Ending, SessionRecord, Totals
 from oinetd.core.stats import RuleStats, Stats
 from oinetd.core.throttle import RuleBuckets
 from oinetd.model import SOURCE_PREFIX, Endpoint, Rule, SourcePrefix
+
+if TYPE_CHECKING:
+    from oinetd.core.lane import Departing
 
 __all__ = ["Live", "Registry", "RuleEntry", "RuleStats", "Stats"]
 
@@ -45,7 +50,8 @@ class Live:
 
     `gates` are those in which its source is counted, with the prefix `source_prefix`; `since` is when it began, in
     seconds of the monotonic clock. A UDP session (`datagrams`) has a place among those of its rule, and none among the
-    connections of the process. `revoke` ends a connection that the access rules refuse now.
+    connections of the process. `revoke` ends a connection that the access rules refuse now. `relaying` is the engine
+    that relays it, and what makes it one that leaves for another process.
     """
 
     record: SessionRecord
@@ -57,6 +63,7 @@ class Live:
     since: float = field(default_factory=time.monotonic)
     datagrams: bool = False
     revoke: Callable[[], object] | None = None
+    relaying: tuple[Engine, Callable[[Leaving], Departing]] | None = None
 
     def __post_init__(self) -> None:
         self.meter = CountedMeter(self.rule.moved)
@@ -103,6 +110,7 @@ class Registry:
         self.gate = gate
         self.datagrams = datagrams
         self.live: dict[int, Live] = {}
+        self.away = Away()
         self.invalid_preambles = InvalidPreambles()
         self._max_per_source = 0
         self._source_prefix = SOURCE_PREFIX
@@ -157,17 +165,22 @@ class Registry:
         rule.gate.leave()
         self.gate.leave()
 
-    def admit_source(self, live: Live) -> bool:
-        """Count the session for its source address; False if that has all it may have, here or of its rule."""
+    def admit_source(self, live: Live, *, forced: bool = False) -> bool:
+        """Count the session for its source address; False if that has all it may have, here or of its rule.
+
+        `forced` lets it in all the same: another process did. It counts if there is room.
+        """
         client, prefix = live.record.source, self._source_prefix
         buckets, source = live.rule.buckets, source_of(client, prefix)
-        if not buckets.source_is_due(source):
+        if not forced and not buckets.source_is_due(source):
             return False
         # Only those that are bounded now: what was not counted on the way in must not be on the way out.
         gates: list[Gate] = [self.gate] if self._max_per_source else []
         if live.rule.rule.options.max_connections_per_source:
             gates.append(live.rule.gate)
-        for passed, gate in enumerate(gates):
+        if forced:
+            gates = [gate for gate in gates if gate.enter_source(client, prefix)]
+        for passed, gate in enumerate(() if forced else gates):
             if not gate.enter_source(client, prefix):
                 for each in gates[:passed]:
                     each.leave_source(client, prefix)
@@ -189,6 +202,24 @@ class Registry:
         self.live[live.record.id] = live
         live.rule.stats.live += 1
         live.rule.stats.accepted += 1
+
+    def adopt(self, live: Live) -> None:
+        """A session of another process goes on in the Python lane, in a place that is taken for it in any case."""
+        live.rule.gate.force()
+        (self.datagrams if live.datagrams else self.gate).force()
+        self.admit_source(live, forced=True)
+        self.enter(live)
+
+    def depart(self, live: Live) -> None:
+        """It goes on in another process, which counts it."""
+        del self.live[live.record.id]
+        live.rule.stats.live -= 1
+        live.rule.stats.accepted -= 1
+        if live.datagrams:
+            self.forget(live)
+        else:
+            self.dismiss_source(live)
+            self.give_back(live.rule)
 
     def leave(self, live: Live) -> None:
         """It has ended, with `ending` set in its record, and gives its place back."""

@@ -25,6 +25,12 @@ class Revocation:
         self._registry = registry
         self._checked: dict[object, tuple[tuple[AccessRule, ...], tuple[AccessRule, ...], bool]] = {}
 
+    def check_every(self, config: Config, check: Callable[[AccessCheck], Mapping[Rule, int]]) -> None:
+        """Check every connection: another process let some of them in, perhaps by other rules."""
+        for identity, rules in self._checked.items():
+            self._checked[identity] = (*rules[:2], not rules[2])
+        self.apply(config, check)
+
     def apply(self, config: Config, check: Callable[[AccessCheck], Mapping[Rule, int]]) -> None:
         """Check the connections of rules whose access or `on-deny` has changed, also of rules that are gone."""
         changed = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from oinetd.core.engine import CountedMeter
 from oinetd.core.registry import Live, Registry, RuleEntry
 
 __all__ = ["choose_rule", "entry_of_listener"]
@@ -26,5 +27,5 @@ def choose_rule(registry: Registry, live: Live, rule: RuleEntry) -> bool:
     for entry, change in ((live.rule, -1), (rule, 1)):
         entry.stats.live += change
         entry.stats.accepted += change
-    live.rule = rule
+    live.rule, live.meter = rule, CountedMeter(rule.moved)  # nothing has moved yet
     return True

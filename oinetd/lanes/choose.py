@@ -18,7 +18,7 @@ from itertools import islice
 from oinetd.core.dial import Dialer
 from oinetd.core.engine import Engine
 from oinetd.core.histogram import HistogramCounts
-from oinetd.core.lane import AccessCheck, Lane, Listener
+from oinetd.core.lane import AccessCheck, Departing, Lane, Listener
 from oinetd.core.record import SessionRecord, Totals
 from oinetd.core.registry import Registry
 from oinetd.core.service import Service, Watcher
@@ -192,8 +192,20 @@ class Lanes:
         while batch := list(islice(records, size)):
             yield [record for record in batch if record.ending is None]
 
+    def take_out(self, at_most: int) -> tuple[list[Departing], int]:
+        """Take out connections that can move to another process; see `Lane.take_out`."""
+        found: list[Departing] = []
+        left = 0
+        for lane in self._running:
+            some, more = lane.take_out(at_most - len(found))
+            found += some
+            left += more
+        return found, left
+
     def kill(self, session_id: int, *, known: bool = False) -> bool:
         """End one session; False if there is none with this number. A `known` one is not searched for."""
+        if self._registry.away.kill(session_id):
+            return True
         return any(lane.kill(session_id, known=known) for lane in reversed(self._running))
 
     # Drain and stop

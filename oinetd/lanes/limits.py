@@ -84,6 +84,10 @@ class Limits:
             "descriptors that the limit leaves them; raise `ulimit -n` or LimitNOFILE"
         )
 
+    def count_on(self, rule: Rule | None, times_full: int) -> None:
+        """Add how often the limit of a rule, or that of the process (None), was reached in another process."""
+        self._capacity.times[None if rule is None else rule.identity] += times_full
+
     def completed(self, stats: Stats) -> Stats:
         """`stats` with what is known of limits."""
         for rule, counts in stats.rules.items():

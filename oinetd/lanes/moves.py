@@ -1,34 +1,40 @@
 """Sessions that leave this process, or come from another one, while an upgrade replaces the program.
 
-A session that moves is what another process needs to go on with it: two descriptors, the bytes that are pending, and
-a document. Sessions of the native lane can move between two reads. Those of the Python lane stay: hooks of this program
-are in them.
+A session that moves is what another process needs to go on with it: its descriptors, the bytes that are pending, and
+a document. It can move between two reads, in both lanes. What is connecting, or waits for a hook, cannot.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from oinetd.core.histogram import HistogramCounts
 from oinetd.core.lane import Departing, Listener
 from oinetd.core.record import Ending
 from oinetd.core.registry import Registry
 from oinetd.lanes.choose import Lanes
-from oinetd.model import Protocol
+from oinetd.lanes.limits import Limits
+from oinetd.model import Protocol, Rule
 from oinetd.net.ports import PortKey
+from oinetd.net.sockets import bound_address, is_connected
 from oinetd.net.unix_sockets import UnixListener
 
 __all__ = ["Moves"]
 
 log = logging.getLogger("oinetd")
 
+IDS_KEPT = 100_000
+"""Numbers that the old process keeps, for sessions that begin in it until its last socket is handed over."""
+
 _COUNTERS = (
     "accepted", "refused", "failed", "bytes_up", "bytes_down", "datagrams_up", "datagrams_down", "datagrams_lost",
-    "datagrams_forged", "times_full",
+    "datagrams_forged",
 )  # fmt: skip
 
 
@@ -38,7 +44,11 @@ class Moves:
 
     lanes: Lanes
     listeners: dict[PortKey, Listener]
-    registry: Registry
+    limits: Limits
+
+    @property
+    def registry(self) -> Registry:
+        return self.limits.registry
 
     def sockets(self) -> list[socket.socket]:
         """The listening sockets of both protocols."""
@@ -47,10 +57,11 @@ class Moves:
     def pause(self) -> None:
         """Accept no more: clients wait in the accept queue, which the other process shares."""
         for listener in self._of(Protocol.TCP):
-            listener.release()
+            listener.pause()
 
     def resume(self) -> None:
-        """Accept again."""
+        """Accept again, and read the UDP sockets."""
+        self.registry.away.forget()
         for listener in self.listeners.values():
             try:
                 listener.start()
@@ -65,11 +76,6 @@ class Moves:
                 listener.sock.leave_file()
             listener.sock.close()
         self.listeners.clear()
-
-    def end_datagrams(self) -> None:
-        """Stop reading UDP sockets."""
-        for listener in self._of(Protocol.UDP):
-            listener.release()
 
     def hold_back(self) -> None:
         """Serve nothing until `start_streams` and `start_datagrams`."""
@@ -91,57 +97,133 @@ class Moves:
     def _of(self, protocol: Protocol) -> list[Listener]:
         return [listener for key, listener in self.listeners.items() if key.protocol is protocol]
 
+    # Out
+
     def take_out(self, at_most: int) -> tuple[list[Departing], int]:
-        """Take out sessions that can move; the second value is how many of the others may be able to soon."""
-        return self.lanes.native.departures.take_out(at_most) if self.lanes.native.running else ([], 0)
+        """Take out connections that can move; the second value is how many of the others may be able to soon."""
+        found, left = self.lanes.take_out(at_most)
+        return self._away(found), left
+
+    def take_out_datagrams(self, at_most: int) -> list[Departing]:
+        """Stop reading UDP sockets, and take out their sessions; nothing is left when the list is empty."""
+        found: list[Departing] = []
+        listeners = self._of(Protocol.UDP)
+        for listener in listeners:
+            listener.pause()
+        for listener in listeners:
+            if len(found) < at_most:
+                found += listener.take_out(at_most - len(found))
+        return self._away(found)
+
+    def _away(self, found: list[Departing]) -> list[Departing]:
+        for each in found:
+            self.registry.away.leave(each.id)
+        return found
+
+    def put_back(self, each: Departing) -> None:
+        """A session goes on here."""
+        number = each.id
+        killed = self.registry.away.come_back(number)
+        try:
+            each.put_back()
+        except OSError as error:
+            log.error("session %d ends: %s", number, error.strerror)
+        if killed:
+            self.lanes.kill(number, known=True)
 
     @property
     def staying(self) -> int:
         """How many sessions there are."""
         return self.registry.count
 
+    # In
+
     def adopt(
-        self, state: Mapping[str, Any], fds: tuple[int, int], pending: tuple[bytes, bytes]
-    ) -> Callable[[], None] | None:
+        self, state: Mapping[str, Any], fds: tuple[int, ...], pending: tuple[bytes, bytes]
+    ) -> Callable[[], object] | None:
         """Take over a session of another process and its descriptors; None if no rule wants it.
 
         It goes on when the result is called: not before that process knows, or both might go on with it. Raises
-        `ValueError`, `TypeError` or `KeyError` if `state` is not the document of a session.
+        `ValueError`, `TypeError`, `KeyError` or `OSError` if `state` is not the document of a session.
         """
-        if not self.lanes.native.running:
+        listener = self._listener_for(state)
+        if listener is None:
             return None
-        bind = state["bind"]
-        for listener in self._of(Protocol.TCP):
-            if str(listener.service.route.bind) == bind:
-                return self.lanes.native.departures.adopt(listener, state, fds, pending)
-        return None
+        route = listener.service.route
+        udp = {Protocol.UDP: socket.SOCK_DGRAM}
+        kinds = [udp.get(end.protocol, socket.SOCK_STREAM) for end in (route.bind, route.connect)]
+        if route.bind.protocol is Protocol.UDP:
+            del kinds[0]  # its clients share the listening socket
+        if len(fds) != len(kinds) or not all(map(is_connected, fds, kinds)):
+            raise ValueError("not the sockets of a session")
+        for fd in fds:
+            os.set_blocking(fd, False)
+        return listener.adopt(state, fds, pending)
+
+    def _listener_for(self, state: Mapping[str, Any]) -> Listener | None:
+        """The listener that has its socket, of UDP sessions, or its address, of connections."""
+        if "socket" in state:
+            udp = (each for each in self._of(Protocol.UDP) if str(bound_address(each.sock)) == state["socket"])
+            return next(udp, None)
+        return next((each for each in self._of(Protocol.TCP) if str(each.service.route.bind) == state["bind"]), None)
 
     # Counters
 
+    def id_for_another(self) -> int:
+        """From which number on another process may number its sessions, while UDP sessions still begin here."""
+        return self.registry.gate.next_id() + IDS_KEPT
+
+    def number_from(self, least: int) -> None:
+        """Number the sessions to come from `least` on, at least."""
+        self.registry.gate.skip_ids(least)
+
     def counters(self) -> dict[str, Any]:
-        """The totals of each rule, without the sessions that have moved: those are counted where they live."""
-        rules = []
-        for rule, stats in self.registry.stats(self.lanes.totals()).rules.items():
-            counts = {name: getattr(stats, name) for name in _COUNTERS}
+        """The totals of each rule, without the sessions that have moved: those are counted where they live. And which
+        of those are to end."""
+        times = self.lanes.histograms()
+        stats = self.limits.completed(self.registry.stats(self.lanes.totals()))
+        rules: list[object] = []
+        for rule, found in stats.rules.items():
+            counts: dict[str, int] = {name: getattr(found, name) for name in (*_COUNTERS, "times_full")}
             counts["accepted"] -= self.lanes.native.departures.moved[rule.identity]
             rules.append(
                 [
-                    str(rule.bind),
+                    _name_of(rule),
                     counts,
-                    {ending.value: count for ending, count in stats.endings.items() if count},
+                    {ending.value: count for ending, count in found.endings.items() if count},
+                    [[list(each.counts), each.sum_s] for each in times.get(rule.identity, ())],
                 ]
             )
-        return {"next_id": self.registry.gate.next_id(), "rules": rules}
+        return {
+            "rules": rules,
+            "times_full": stats.times_full,
+            "killed": sorted(self.registry.away.killed),
+        }
 
     def restore(self, counters: Mapping[str, Any]) -> None:
-        """Count on from the totals of another process. Raises as `adopt` does."""
-        self.registry.gate.skip_ids(int(counters["next_id"]))
-        known = {str(rule.bind): rule for rule in self.registry.rules()}
+        """Count on from the totals of another process, and end what was to end there. Raises as `adopt` does."""
+        known = {_name_of(rule): rule for rule in self.registry.rules()}
         words = {ending.value: ending for ending in Ending}
-        for bind, counts, endings in counters["rules"]:
-            if (rule := known.get(bind)) is None:
+        self.limits.count_on(None, int(counters.get("times_full", 0)))
+        for name, counts, endings, times in counters["rules"]:
+            if (rule := known.get(str(name))) is None:
                 continue
-            stats = self.registry.of(rule).stats
-            for name in _COUNTERS:
-                setattr(stats, name, getattr(stats, name) + int(counts.get(name, 0)))
-            stats.endings += Counter({words[word]: int(count) for word, count in endings.items() if word in words})
+            entry = self.registry.of(rule)
+            for each in _COUNTERS:
+                setattr(entry.stats, each, getattr(entry.stats, each) + int(counts.get(each, 0)))
+            entry.stats.endings += Counter(
+                {words[word]: int(count) for word, count in endings.items() if word in words}
+            )
+            self.limits.count_on(rule, int(counts.get("times_full", 0)))
+            if times:
+                durations, connects = (HistogramCounts(tuple(map(int, each)), float(sum_s)) for each, sum_s in times)
+                entry.times.count_on(durations, connects)
+        for session_id in counters.get("killed", ()):
+            self.lanes.kill(int(session_id))
+
+
+def _name_of(rule: Rule) -> str:
+    """A text for a rule that is the same in both processes, and another for each rule."""
+    options = rule.options
+    names = (*(options.sni or ()), *(f"/{protocol}" for protocol in options.alpn or ()))
+    return " ".join((str(rule.bind), *names))

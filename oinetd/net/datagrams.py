@@ -11,7 +11,7 @@ import mmap
 import socket
 import struct
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from oinetd.net.forged import MAPPED, is_forged
 from oinetd.net.offload import native_batch
@@ -20,7 +20,17 @@ from oinetd.net.sockets import IP_PKTINFO, SocketAddress
 if TYPE_CHECKING:
     from oinetd._fastpath import DatagramBatch
 
-__all__ = ["DATAGRAM_BYTES_MAX", "MESSAGES_MAX", "Batch", "Group", "Sender", "Sent", "new_batch"]
+__all__ = [
+    "DATAGRAM_BYTES_MAX",
+    "MESSAGES_MAX",
+    "Batch",
+    "Group",
+    "Sender",
+    "Sent",
+    "name_of",
+    "new_batch",
+    "sender_of",
+]
 
 MESSAGES_MAX = 64
 """The same as in `_fastpath/state/datagram.pxd`."""
@@ -134,29 +144,48 @@ class NativeBatch:
 
     def explain(self, key: Hashable) -> Sender:
         assert isinstance(key, bytes)
-        place, local = self._batch.explain(key)
-        (family,) = struct.unpack_from("=H", place)
-        (port,) = struct.unpack_from("!H", place, 2)
-        if family == socket.AF_INET:
-            address: SocketAddress = (socket.inet_ntop(socket.AF_INET, place[4:8]), port)
-        else:
-            (scope,) = struct.unpack_from("=I", place, 24)
-            address = (socket.inet_ntop(socket.AF_INET6, place[8:24]), port, 0, scope)
-        if not local:
-            return Sender(address)
-        kind = (socket.IPPROTO_IP, IP_PKTINFO) if len(local) == 12 else (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
-        return Sender(address, ((*kind, local),))
+        return sender_of(key)
 
     def name(self, sender: Sender) -> Hashable:
-        host, port = sender.address[:2]
-        if len(sender.address) == 2:
-            place = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host) + bytes(8)
-        else:
-            packed = socket.inet_pton(socket.AF_INET6, host)
-            place = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, sender.address[2]) + packed
-            place += struct.pack("=I", sender.address[3])
-        local = b"".join(data for _, _, data in sender.control)
-        return struct.pack("=28sII20s", place, len(place), len(local), local)
+        return name_of(sender)
+
+
+_RETURN_ADDRESS: Final = struct.Struct("=28sII20s")
+"""`_fastpath/state/return_address.pxd`: an address and its size, the size of ancillary data, and these."""
+
+
+def sender_of(key: bytes) -> Sender:
+    """The sender with this name. Raises `ValueError` if it is none."""
+    if len(key) != _RETURN_ADDRESS.size:
+        raise ValueError("not a sender")
+    place, _, size, local = _RETURN_ADDRESS.unpack(key)
+    local = local[:size]
+    (family,) = struct.unpack_from("=H", place)
+    (port,) = struct.unpack_from("!H", place, 2)
+    if family == socket.AF_INET:
+        address: SocketAddress = (socket.inet_ntop(socket.AF_INET, place[4:8]), port)
+    elif family == socket.AF_INET6:
+        (scope,) = struct.unpack_from("=I", place, 24)
+        address = (socket.inet_ntop(socket.AF_INET6, place[8:24]), port, 0, scope)
+    else:
+        raise ValueError("not a sender")
+    if not local:
+        return Sender(address)
+    kind = (socket.IPPROTO_IP, IP_PKTINFO) if len(local) == 12 else (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
+    return Sender(address, ((*kind, local),))
+
+
+def name_of(sender: Sender) -> bytes:
+    """The name of a sender, the same in both lanes."""
+    host, port = sender.address[:2]
+    if len(sender.address) == 2:
+        place = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host) + bytes(8)
+    else:
+        packed = socket.inet_pton(socket.AF_INET6, host)
+        place = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI", port, sender.address[2]) + packed
+        place += struct.pack("=I", sender.address[3])
+    local = b"".join(data for _, _, data in sender.control)
+    return _RETURN_ADDRESS.pack(place, len(place), len(local), local)
 
 
 class PortableBatch:

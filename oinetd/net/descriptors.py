@@ -60,6 +60,10 @@ class LocalBudget:
         self.used += cost
         return True
 
+    def force(self, cost: int) -> None:
+        """Take descriptors, whether they are left or not."""
+        self.used += cost
+
     def give(self, cost: int) -> None:
         """Give descriptors back."""
         assert self.used >= cost

@@ -12,7 +12,7 @@ import itertools
 import logging
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -147,11 +147,12 @@ def open_ports(
     ports: Iterable[Port],
     kept: Mapping[PortKey, socket.socket],
     inherited: Iterable[socket.socket] = (),
+    lent: Collection[socket.socket] = (),
 ) -> dict[Port, socket.socket]:
     """A listening socket for each port: the one in `kept` if there is one, else one of `inherited`, else a new one.
 
-    Kept sockets get their new keep-alive settings. Raises `BindError` with all failures; then new sockets are closed
-    again, and kept ones are as before.
+    Of those inherited, `lent` ones may stay unused. Kept sockets get their new keep-alive settings. Raises `BindError`
+    with all failures; then new sockets are closed again, and kept ones are as before.
     """
     ports = list(ports)
     given = {(sock.type, bound_address(sock)): sock for sock in inherited}
@@ -206,7 +207,7 @@ def open_ports(
         raise BindError("\n".join(lines), fatal[0][1].errno)
     for port, file in kept_files:
         _set_access(port, file)
-    _warn_of_unserved(given, opened)
+    _warn_of_unserved((key for key, sock in given.items() if sock not in lent), opened)
     return opened
 
 

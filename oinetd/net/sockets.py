@@ -50,6 +50,7 @@ __all__ = [
     "close_with_reset",
     "connect_datagrams",
     "host_and_port",
+    "is_connected",
     "is_connected_to_itself",
     "is_numeric",
     "keepalive_of",
@@ -312,6 +313,23 @@ def unsent_bytes(sock: socket.socket) -> int:
         return 0
     answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     return int(struct.unpack("i", answer)[0])
+
+
+def is_connected(fd: int, kind: int) -> bool:
+    """Whether a descriptor is a connected socket of this kind, stream or datagram, of the internet or local."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return False
+    try:
+        families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+        return (
+            sock.family in families
+            and sock.type == kind
+            and not (kind == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        )
+    finally:
+        sock.detach()
 
 
 def bound_address(sock: socket.socket) -> Address:

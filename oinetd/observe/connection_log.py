@@ -153,6 +153,21 @@ class ConnectionLog:
         self._tell_gaps()
         self._tell_gaps()  # Nothing was omitted since the first call, so this one stops the timer.
 
+    def descriptor(self) -> int:
+        """A copy of the descriptor of the log file, for another process; -1 if there is no file that is open."""
+        return self._writer.descriptor() if isinstance(self._writer, LineWriter) else -1
+
+    def take_over(self, settings: LogSettings, descriptor: int) -> None:
+        """Log to the file that `settings` name, which another process has opened."""
+        self._settings = settings
+        self._format = line_format(settings.format)
+        self._writer = LineWriter(_target(settings.file), self._on_trouble, opened=descriptor)
+
+    def flush(self) -> None:
+        """Write the queued lines, within two seconds; no line is left half written."""
+        if isinstance(self._writer, LineWriter):
+            self._writer.flush()
+
     def reconfigure(self, settings: LogSettings) -> None:
         """Switch to `settings`; lines logged before the call still go to the old file."""
         self.end_gaps()

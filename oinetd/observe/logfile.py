@@ -31,16 +31,25 @@ class LogFile:
     """Appends to `target`: a path, or an open descriptor, which is used as it is and never closed.
 
     `begun` is the line that is partly written, None if there is none. `outdated` means that the path now names another
-    file, which could not be opened.
+    file, which could not be opened. `opened` is the descriptor of a file that is open already.
     """
 
-    def __init__(self, target: str | int) -> None:
+    def __init__(self, target: str | int, opened: int = -1) -> None:
         self.target = target
         self.begun: bytes | None = None
         self.outdated = False
         self._begun_bytes = 0  # written bytes of `begun`
-        self._fd = -1
-        self._pipe = False
+        self._fd = opened
+        self._pipe = opened >= 0 and stat.S_ISFIFO(os.fstat(opened).st_mode)
+
+    def duplicate(self) -> int:
+        """A copy of the descriptor; -1 if there is none, or it is not the file's own."""
+        if self._fd < 0 or isinstance(self.target, int):
+            return -1
+        try:
+            return os.dup(self._fd)
+        except OSError:
+            return -1
 
     def open(self) -> None:
         """Open the file if it is not open. Raises `OSError`."""

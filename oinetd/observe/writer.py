@@ -59,7 +59,12 @@ class LineWriter:
     """
 
     def __init__(
-        self, target: str | int, on_trouble: Callable[[str], None], *, held_bytes_max: int = HELD_BYTES_MAX
+        self,
+        target: str | int,
+        on_trouble: Callable[[str], None],
+        *,
+        held_bytes_max: int = HELD_BYTES_MAX,
+        opened: int = -1,
     ) -> None:
         self._on_trouble = on_trouble
         self._held_bytes_max = held_bytes_max
@@ -68,6 +73,7 @@ class LineWriter:
         # Shared between threads, protected by this lock.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._rested = threading.Condition(self._lock)
         self._target = target
         self._lines: deque[bytes] = deque()
         self._held_bytes = 0
@@ -80,12 +86,13 @@ class LineWriter:
         self._closing = False
         self._given_up = False
         self._hurried = False  # write the next batch at once
+        self._flushing = 0  # calls that wait until everything is written
         self._failing = False  # the last write failed
         self._not_before = 0.0
         self._thread: threading.Thread | None = None
 
         # The writer thread's own.
-        self._file = LogFile(target)
+        self._file = LogFile(target, opened)
         self._retry_s = RETRY_MIN_S
         self._look_again = 0.0  # the earliest time of the next try to reopen an outdated file
         # Opened here, before a daemon drops its privileges. If that fails, the first line tries again and reports it.
@@ -115,6 +122,27 @@ class LineWriter:
         with self._changed:
             if target != (self._target if self._switch is None else self._switch):
                 self._switch_to(target)
+
+    def descriptor(self) -> int:
+        """A copy of the descriptor of the open file; -1 if there is none. Call it after `flush`."""
+        with self._lock:
+            return self._file.duplicate()
+
+    def flush(self, wait_s: float = CLOSE_WAIT_S) -> bool:
+        """Write what is queued, and wait at most `wait_s` seconds for it; whether it was all written.
+
+        A line that the file has no room for is taken out of it again: another process may append meanwhile.
+        """
+        deadline = time.monotonic() + wait_s
+        with self._changed:
+            self._flushing += 1
+            self._changed.notify()
+            try:
+                while self._thread is not None and not self._asleep and (left_s := deadline - time.monotonic()) > 0:
+                    self._rested.wait(left_s)
+                return self._thread is None or self._asleep
+            finally:
+                self._flushing -= 1
 
     def close(self, wait_s: float = CLOSE_WAIT_S) -> None:
         """Write what is queued and end, within `wait_s` seconds; lines that could not be written are reported."""
@@ -230,10 +258,16 @@ class LineWriter:
         with self._changed:
             while not (self._pending() or self._closing):
                 self._asleep = True
+                self._rested.notify_all()
                 self._changed.wait()
             self._asleep = False
             # Bounded by `RETRY_MAX_S`; `close` cuts it short.
             while not self._given_up and (pause_s := self._not_before - time.monotonic()) > 0:
+                if self._flushing:
+                    if not self._failing:
+                        break
+                    if (line := self._file.give_up()) is not None:
+                        self._put_back([line])
                 self._changed.wait(pause_s)
             if self._given_up or not self._pending():
                 return None

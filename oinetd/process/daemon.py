@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from socket import socket
 from typing import Any, Final
 
 from oinetd.errors import ConfigError, OinetdError
@@ -23,8 +22,9 @@ from oinetd.process.invocation import EX_OK, Options, exit_code
 from oinetd.process.paths import with_absolute_paths
 from oinetd.process.pidfile import PidFile, exchanged
 from oinetd.process.privileges import drop_root
-from oinetd.process.replacement import Replacement, adopt_files, report_document, restore_servers
+from oinetd.process.replacement import Replacement, adopt_files, report_document
 from oinetd.process.service_manager import ServiceManager
+from oinetd.process.socket_activation import Inherited
 from oinetd.process.waiting import unless
 from oinetd.upgrade.give import UpgradeFailed
 from oinetd.upgrade.take import GaveUp, Taker
@@ -80,7 +80,7 @@ class Daemon:
         self._upgrading: asyncio.Future[Mapping[str, Any]] | None = None
         self._replaced = False
 
-    def prepare(self, sockets: tuple[socket, ...]) -> int | None:
+    def prepare(self, sockets: Inherited) -> int | None:
         """Read the configuration, open the files, and drop root; returns the exit code if the start ends here.
 
         The process must have one thread: capabilities belong to threads, and later threads inherit what is left.
@@ -103,20 +103,20 @@ class Daemon:
             return code
         return None
 
-    def _open(self, config: Config, sockets: tuple[socket, ...]) -> None:
+    def _open(self, config: Config, sockets: Inherited) -> None:
         raise_descriptor_limit()
-        pid_file, adopted = None, False
-        if config.pid_file:
-            pid_file = PidFile(config.pid_file)
+        adopted, log = False, -1
+        pid_file = PidFile(config.pid_file) if config.pid_file else None
         if self._taker is not None:
-            adopted = adopt_files(self._taker, pid_file, self._administration)
+            adopted, log = adopt_files(self._taker, pid_file, self._administration, config.log.file)
         if pid_file is not None:
             if not adopted:
                 pid_file.acquire()
             self._pid_file = pid_file
         self._administration.open(config)
-        self._forwarder = Forwarder(config, inherited=sockets, hold_back=self._taker is not None)
-        self._forwarder.open_log()
+        self._manager.keeps(sockets.names)
+        self._forwarder = Forwarder(config, inherited=sockets.passed, lent=sockets.lent, hold_back=bool(self._taker))
+        self._forwarder.open_log(log)
         if self._options.identity is not None and self._taker is None:
             drop_root(self._options.identity, config.log)
 
@@ -166,8 +166,10 @@ class Daemon:
         assert self._forwarder is not None
         await self._forwarder.start()
         if self._taker is not None:
+            self._forwarder.restore_servers(self._taker.facts.get("servers", ()), counters=False)
             last = await self._taker.take(self._forwarder.moves)
-            restore_servers(self._forwarder, last)
+            self._forwarder.restore_servers(last.get("servers", ()), counters=True)
+            self._forwarder.check_access()
             self._reload_wanted = bool(last.get("reload"))
             if last.get("stop"):
                 self._stop.set()
@@ -193,6 +195,7 @@ class Daemon:
         forwarder = self._forwarder
         self._administration.ready()
         self._manager.ready(self._status())
+        self._manager.store(self._forwarder.stored())
         self._tick()
         self._serving = True
         self._watch.follow(forwarder.config)
@@ -291,7 +294,6 @@ class Daemon:
         if dry_run:
             self._goes_on()
         else:
-            self._manager.replaced_by(report.pid, self._status())
             self._replaced = True
             self._stop.set()
         return report_document(report)
@@ -344,3 +346,4 @@ class Daemon:
         with exchanged(self._pid_file, config.pid_file) as pid_file:
             await self._forwarder.reload(config)
         self._pid_file = pid_file
+        self._manager.store(self._forwarder.stored())

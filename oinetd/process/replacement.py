@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -18,17 +19,16 @@ from oinetd.process.service_manager import ServiceManager
 from oinetd.upgrade.give import Giver, Report, UpgradeFailed, child_environment, is_trusted
 from oinetd.upgrade.take import Taker
 
-__all__ = ["Replacement", "adopt_files", "new_command", "report_document", "restore_servers"]
+__all__ = ["Replacement", "adopt_files", "new_command", "report_document"]
 
 logger = logging.getLogger("oinetd")
 
-PATIENCE_S: Final = 60.0
-"""How long the new process may say nothing."""
 CONNECT_MARGIN_S: Final = 1.0
 """Sessions that are connecting are waited for this much longer than their connect-timeout."""
 
 PID_FILE: Final = "pid "
 ADMIN: Final = "admin "
+LOG: Final = "log "
 """Beginnings of the names of files; the rest is the path."""
 
 
@@ -89,6 +89,10 @@ class Replacement:
         files = {ADMIN + name: sock.fileno() for name, sock in self._administration.shared().items()}
         if pid_file is not None:
             files[PID_FILE + pid_file.path] = pid_file.fileno()
+        await asyncio.to_thread(forwarder.flush_log)
+        log = forwarder.log_descriptor()
+        if log >= 0:
+            files[LOG + forwarder.config.log.file] = log
         settings = [forwarder.config.settings_of(rule) for rule in forwarder.config.rules]
         connect_s = max((each.connect_timeout_s for each in settings), default=0.0)
         self._giver = Giver(
@@ -96,20 +100,24 @@ class Replacement:
             new_command(self._options, self._words, self._base, program),
             {**child_environment(os.environ), **self._manager.environment},
             files,
-            {"base": self._base},
-            PATIENCE_S,
+            {"base": self._base, "servers": forwarder.server_documents()},
+            forwarder.config.upgrade_timeout_s or None,
             connect_s + CONNECT_MARGIN_S,
+            forwarder.flush_log,
+            forwarder.inherited,
         )
         told: list[bool] = []
 
         def last() -> Mapping[str, Any]:
             told.append(self._stop_kept)
-            return {"reload": reload(), "stop": self._stop_kept, "servers": forwarder.operated()}
+            return {"reload": reload(), "stop": self._stop_kept, "servers": forwarder.server_documents()}
 
         try:
-            report = await self._giver.run(dry_run=dry_run, last=last)
+            report = await self._giver.run(dry_run=dry_run, last=last, done=self._manager.replaced_by)
         finally:
             self._giver = None
+            if log >= 0:
+                os.close(log)
         if self._stop_kept and told == [False]:  # it came between the last frame and its answer
             os.kill(report.pid, signal.SIGTERM)
         if dry_run:
@@ -120,13 +128,15 @@ class Replacement:
         return report
 
 
-def adopt_files(taker: Taker, pid_file: PidFile | None, administration: Administration) -> bool:
-    """Use the files of the old process; whether the pid file is one of them."""
+def adopt_files(
+    taker: Taker, pid_file: PidFile | None, administration: Administration, log_file: str
+) -> tuple[bool, int]:
+    """Use the files of the old process; whether the pid file is one of them, and the descriptor of the log, or -1."""
     sockets = {
         name.removeprefix(ADMIN): socket.socket(fileno=fd) for name, fd in taker.files.items() if name.startswith(ADMIN)
     }
     administration.adopt(sockets)
-    adopted = False
+    adopted, log = False, -1
     for name, fd in taker.files.items():
         if name.startswith(PID_FILE):
             if pid_file is not None and name == PID_FILE + pid_file.path:
@@ -134,18 +144,11 @@ def adopt_files(taker: Taker, pid_file: PidFile | None, administration: Administ
                 adopted = True
             else:
                 os.close(fd)
+        elif log_file and name == LOG + log_file:
+            log = fd
         elif not name.startswith(ADMIN):
             os.close(fd)
-    return adopted
-
-
-def restore_servers(forwarder: Forwarder, last: Mapping[str, Any]) -> None:
-    """Put in force what an operator had said of servers in the old process."""
-    for group, server, state, weight in last.get("servers", ()):
-        try:
-            forwarder.set_server(group, server, state=state, weight=weight)
-        except (LookupError, ValueError) as error:
-            logger.warning("upgrade: a server keeps nothing of its state: %s", error)
+    return adopted, log
 
 
 def report_document(report: Report) -> Mapping[str, Any]:

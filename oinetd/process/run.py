@@ -15,7 +15,7 @@ from oinetd.process.daemon import Daemon
 from oinetd.process.eventloop import loop_factory
 from oinetd.process.invocation import EX_TEMPFAIL, Options
 from oinetd.process.service_manager import ServiceManager
-from oinetd.process.socket_activation import inherited_sockets
+from oinetd.process.socket_activation import Inherited, inherited_sockets
 from oinetd.upgrade.channel import ChannelClosed
 from oinetd.upgrade.frames import BadFrame
 from oinetd.upgrade.take import Taker
@@ -44,7 +44,10 @@ def run(options: Options) -> int:
         options = replace(options, conf_file=options.conf_file and os.path.join(base, options.conf_file))
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     process_log = ProcessLog(options.log_level, os.environ, as_json=options.log_format == "json")
-    sockets = inherited_sockets(os.environ, pid) if taker is None else tuple(taker.sockets)
+    if taker is None:
+        sockets = inherited_sockets(os.environ, pid)
+    else:
+        sockets = Inherited(tuple(taker.inherited), tuple(taker.sockets))
     daemon = Daemon(options, base, process_log, ServiceManager.of(os.environ, pid), handover, taker)
     factory = loop_factory()  # before `prepare`: the user that serves may not be able to read the interpreter's files
     code = daemon.prepare(sockets)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Final, Self
 
-__all__ = ["ServiceManager"]
+__all__ = ["STORED", "ServiceManager"]
+
+STORED: Final = "oinetd-"
+"""What the names of stored listeners begin with."""
 
 SEND_WAIT_S: Final = 1.0
 """How long a change of state waits for a manager whose queue is full. A status or a keep-alive does not wait."""
@@ -18,13 +22,15 @@ class ServiceManager:
     """The service manager of this process. Without one, every method does nothing.
 
     Nothing is raised if the manager has gone. `watchdog_s` is the interval of keep-alive notifications, half of the
-    watchdog's timeout; 0 means none.
+    watchdog's timeout; 0 means none. `stores` is whether it keeps descriptors for the process that follows a crash.
     """
 
-    def __init__(self, address: str = "", watchdog_s: float = 0.0) -> None:
+    def __init__(self, address: str = "", watchdog_s: float = 0.0, *, stores: bool = False) -> None:
         # A leading @ is an abstract socket. Other kinds (vsock) are for virtual machines.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self.watchdog_s = watchdog_s if address else 0.0
+        self.stores = stores and bool(address)
+        self._stored: set[str] = set()
 
     @classmethod
     def of(cls, environ: MutableMapping[str, str], pid: int) -> Self:
@@ -33,7 +39,8 @@ class ServiceManager:
         period_us = environ.pop("WATCHDOG_USEC", "")
         watched_pid = environ.pop("WATCHDOG_PID", "")
         mine = watched_pid in ("", str(pid))
-        return cls(address, int(period_us) / 2e6 if mine and period_us.isdecimal() else 0.0)
+        stores = environ.pop("FDSTORE", "").strip("0").isdecimal()
+        return cls(address, int(period_us) / 2e6 if mine and period_us.isdecimal() else 0.0, stores=stores)
 
     def __bool__(self) -> bool:
         return bool(self._address)
@@ -46,9 +53,9 @@ class ServiceManager:
         """A reload has begun; `ready` ends it. `Type=notify-reload` needs the time to match the two."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", SEND_WAIT_S)
 
-    def replaced_by(self, pid: int, status: str) -> None:
+    def replaced_by(self, pid: int) -> None:
         """Another process serves from now on; only the present main process may say so."""
-        self._send(f"MAINPID={pid}\nSTATUS={_line(status)}", SEND_WAIT_S)
+        self._send(f"MAINPID={pid}", SEND_WAIT_S)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -57,7 +64,23 @@ class ServiceManager:
             return {}
         address = "@" + self._address[1:] if self._address.startswith("\0") else self._address
         period = {"WATCHDOG_USEC": str(round(self.watchdog_s * 2e6))} if self.watchdog_s else {}
-        return {"NOTIFY_SOCKET": address, **period}
+        store = {"FDSTORE": "1"} if self.stores else {}
+        return {"NOTIFY_SOCKET": address, **period, **store}
+
+    def store(self, sockets: Mapping[str, socket.socket]) -> None:
+        """Have these kept, by name, and none of earlier calls that are not among them."""
+        if not self.stores:
+            return
+        for name in self._stored - sockets.keys():
+            self._send(f"FDSTOREREMOVE=1\nFDNAME={name}", SEND_WAIT_S)
+        for name in sockets.keys() - self._stored:
+            # Not polled: a listener is ready as long as a client waits, and an event would take it out of the store.
+            self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", SEND_WAIT_S, sockets[name].fileno())
+        self._stored = set(sockets)
+
+    def keeps(self, names: Iterable[str]) -> None:
+        """The manager has these in its store already."""
+        self._stored.update(names)
 
     def stopping(self, status: str) -> None:
         self._send(f"STOPPING=1\nSTATUS={_line(status)}", SEND_WAIT_S)
@@ -69,14 +92,15 @@ class ServiceManager:
         """The keep-alive of the watchdog, due every `watchdog_s`."""
         self._send("WATCHDOG=1")
 
-    def _send(self, text: str, wait_s: float = 0.0) -> None:
+    def _send(self, text: str, wait_s: float = 0.0, descriptor: int = -1) -> None:
         if not self._address:
             return
         # A new socket for each notification: they are rare, and an idle process keeps no descriptor for them.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.settimeout(wait_s)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))] if descriptor >= 0 else []
             try:
-                sender.sendto(text.encode(), self._address)
+                sender.sendmsg([text.encode()], rights, 0, self._address)
             except OSError:
                 return  # The manager has gone or is too busy; it has timeouts of its own.
 

@@ -7,9 +7,12 @@ import os
 import resource
 import socket
 from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["DESCRIPTORS_MAX", "inherited_sockets", "passed_descriptors"]
+from oinetd.process.service_manager import STORED
+
+__all__ = ["DESCRIPTORS_MAX", "Inherited", "inherited_sockets", "passed_descriptors"]
 
 FIRST_FD: Final = 3
 """SD_LISTEN_FDS_START: behind standard input, output and error."""
@@ -39,7 +42,18 @@ def passed_descriptors(environ: Mapping[str, str], pid: int) -> range:
     return range(FIRST_FD, FIRST_FD + min(int(count[:DIGITS_MAX]), most))
 
 
-def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[socket.socket, ...]:
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """Listening sockets that others have opened. The service manager holds the `passed` ones open whatever happens;
+    the `lent` ones are closed if no rule has their address: a process before this one opened them. `names` are those of
+    lent ones in the manager's store."""
+
+    passed: tuple[socket.socket, ...] = ()
+    lent: tuple[socket.socket, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> Inherited:
     """The listening TCP sockets and bound UDP sockets that were passed to the process `pid`, which the caller now owns.
 
     The variables are removed from `environ`. Any other descriptor is closed, with a warning.
@@ -49,7 +63,8 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[sock
     for part in ("PID", "FDS", "FDNAMES"):
         environ.pop(f"LISTEN_{part}", None)
     labels = names.split(":") if names else []
-    found = []
+    found: list[socket.socket] = []
+    stored: dict[str, list[socket.socket]] = {}
     for position, fd in enumerate(passed):
         label = labels[position] if position < len(labels) else "unknown"
         try:
@@ -61,12 +76,13 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> tuple[sock
                 break
             continue
         if (listener := _listener(fd)) is not None:
-            found.append(listener)
+            (stored.setdefault(label, []) if label.startswith(STORED) else found).append(listener)
         else:
             logger.warning(
                 "inherited descriptor %d (%s): closed, neither a listening TCP socket nor a bound UDP socket", fd, label
             )
-    return tuple(found)
+    lent = tuple(sock for socks in stored.values() for sock in socks)
+    return Inherited(tuple(found), lent, tuple(stored))
 
 
 def _listener(fd: int) -> socket.socket | None:

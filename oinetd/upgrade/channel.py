@@ -16,6 +16,7 @@ from oinetd.upgrade.frames import DESCRIPTORS_MAX, HEADER_BYTES, BadFrame, Frame
 __all__ = ["Channel", "ChannelClosed", "close_all"]
 
 PIECE_BYTES: Final = 1 << 18
+END_WAIT_S: Final = 2.0
 TOO_MANY_PAUSE_S: Final = 0.01
 """Between two tries while too many descriptors are in flight (ETOOMANYREFS)."""
 
@@ -32,9 +33,9 @@ def close_all(descriptors: tuple[int, ...] | list[int]) -> None:
 
 
 class Channel:
-    """Frames over `sock`, a connected unix stream socket, which it owns. `timeout_s` bounds each wait."""
+    """Frames over `sock`, a connected unix stream socket, which it owns. `timeout_s` bounds each wait, if given."""
 
-    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+    def __init__(self, sock: socket.socket, timeout_s: float | None) -> None:
         self.sock = sock
         sock.settimeout(timeout_s)
 
@@ -85,6 +86,13 @@ class Channel:
         except BaseException:
             close_all(descriptors)
             raise
+
+    def wait_end(self) -> None:
+        """Wait until the other process has closed the channel, some seconds at most: it has told the service manager
+        then which process is the main one."""
+        with contextlib.suppress(OSError):
+            self.sock.settimeout(END_WAIT_S)
+            self.sock.recv(1)
 
     def _header(self, descriptors: list[int]) -> bytes:
         data = b""

@@ -25,6 +25,8 @@ ENVIRONMENT: Final = "OINETD_UPGRADE"
 
 SESSIONS_A_FRAME: Final = 100
 """Two descriptors each, of at most 250: one frame is in flight, and its sessions pause that long."""
+DATAGRAM_SESSIONS_A_FRAME: Final = 200
+"""One descriptor each."""
 PENDING_A_FRAME: Final = 8 << 20
 LISTENERS_A_FRAME: Final = 200
 LOOK_S: Final = 0.01
@@ -59,7 +61,8 @@ class Giver:
     """One upgrade by `command`. `files` are descriptors with a name each; `facts` go along with them.
 
     `patience_s` is how long the new process may say nothing, `connect_s` how long a session that is connecting is
-    waited for.
+    waited for. `settle` is called in a thread before sessions are sent, and writes what was logged of them.
+    `inherited` are sockets that the service manager holds.
     """
 
     moves: Moves
@@ -67,15 +70,27 @@ class Giver:
     environment: Mapping[str, str]
     files: Mapping[str, int]
     facts: Mapping[str, Any]
-    patience_s: float
+    patience_s: float | None
     connect_s: float
+    settle: Callable[[], object] = lambda: None
+    inherited: Sequence[socket.socket] = ()
     ready: bool = False
     _channel: Channel | None = None
     _process: subprocess.Popen[bytes] | None = None
     _out: list[Departing] = field(default_factory=list)
+    _declined: list[Departing] = field(default_factory=list)
 
-    async def run(self, *, dry_run: bool = False, last: Callable[[], Mapping[str, Any]] = dict) -> Report:
-        """Hand everything over. Raises `UpgradeFailed`, and then this process serves as before."""
+    async def run(
+        self,
+        *,
+        dry_run: bool = False,
+        last: Callable[[], Mapping[str, Any]] = dict,
+        done: Callable[[int], object] = lambda pid: None,
+    ) -> Report:
+        """Hand everything over, at the end what `last` says; `done` gets the new pid before that process may go on.
+
+        Raises `UpgradeFailed`, and then this process serves as before.
+        """
         began = time.monotonic()
         paused = False
         try:
@@ -91,11 +106,12 @@ class Giver:
                 return Report(0, would_move, staying, time.monotonic() - began, dry_run=True)
             paused = True
             self.moves.pause()
-            await self._send(Frame("go", {}))
-            moved = await self._hand_over()
-            self.moves.end_datagrams()
+            await self._send(Frame("go", {"next_id": self.moves.id_for_another()}))
+            moved = await self._hand_over() + await self._hand_over_datagrams()
+            self._put_back(self._declined)
             await self._send(Frame("finish", {"counters": self.moves.counters(), **last()}))
             await self._receive("done")
+            done(self._process.pid)
             return Report(self._process.pid, moved, self.moves.staying, time.monotonic() - began)
         except (ChannelClosed, BadFrame, OSError) as error:
             await self._give_up(paused)
@@ -112,23 +128,34 @@ class Giver:
         self._channel = Channel(ours, self.patience_s)
         with theirs:
             environment = {**self.environment, ENVIRONMENT: str(theirs.fileno())}
-            self._process = await asyncio.to_thread(
-                subprocess.Popen,
-                self.command,
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env=environment,
-                cwd="/",
+            starting = asyncio.ensure_future(
+                asyncio.to_thread(
+                    subprocess.Popen,
+                    self.command,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env=environment,
+                    cwd="/",
+                )
             )
+            try:
+                self._process = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                self._process = await starting  # it cannot be called back, and is not to be left alone
+                raise
         files = dict(self.files)
         await self._send(
             Frame("hello", {"version": VERSION, "files": list(files), **self.facts}, descriptors=tuple(files.values()))
         )
-        sockets = [sock.fileno() for sock in self.moves.sockets()]
-        for at in range(0, max(len(sockets), 1), LISTENERS_A_FRAME):
-            part = tuple(sockets[at : at + LISTENERS_A_FRAME])
-            more = at + LISTENERS_A_FRAME < len(sockets)
-            await self._send(Frame("listeners", {"more": more}, descriptors=part))
+        own, inherited = ([sock.fileno() for sock in socks] for socks in (self.moves.sockets(), self.inherited))
+        parts = [
+            (passed, tuple(fds[at : at + LISTENERS_A_FRAME]))
+            for passed, fds in ((False, own), (True, inherited))
+            for at in range(0, len(fds), LISTENERS_A_FRAME)
+        ]
+        for number, (passed, part) in enumerate(parts or [(False, ())], 1):
+            document = {"more": number < len(parts), "inherited": passed}
+            await self._send(Frame("listeners", document, descriptors=part))
 
     async def _send(self, frame: Frame) -> None:
         assert self._channel is not None
@@ -150,15 +177,30 @@ class Giver:
         total = 0
         while True:
             self._out, left = self.moves.take_out(SESSIONS_A_FRAME)
-            moved = await self._move(self._out)
-            total += moved
-            if not moved:
-                if not left or time.monotonic() >= deadline:
-                    return total
+            if self._out:
+                total += await self._move(self._out)
+            elif not left or time.monotonic() >= deadline:
+                return total
+            else:
                 await asyncio.sleep(LOOK_S)
 
+    async def _hand_over_datagrams(self) -> int:
+        """The same for UDP sessions, whose sockets are not read any more."""
+        total = 0
+        while True:
+            self._out = self.moves.take_out_datagrams(DATAGRAM_SESSIONS_A_FRAME)
+            if not self._out:
+                return total
+            total += await self._move(self._out)
+
+    def _put_back(self, departing: list[Departing]) -> None:
+        while departing:
+            self.moves.put_back(departing.pop(0))
+
     async def _move(self, departing: list[Departing]) -> int:
+        """Send sessions until the list is empty; how many of them the new process has taken."""
         moved = 0
+        await asyncio.to_thread(self.settle)
         while departing:
             states: list[dict[str, Any]] = []
             descriptors: list[int] = []
@@ -169,7 +211,7 @@ class Giver:
                 if size and size + sum(map(len, pending)) > PENDING_A_FRAME:
                     break
                 size += sum(map(len, pending))
-                states.append({**state, "pending": [len(part) for part in pending]})
+                states.append({**state, "pending": [len(part) for part in pending], "fds": len(each.descriptors)})
                 descriptors += each.descriptors
                 parts += pending
             await self._send(Frame("sessions", {"sessions": states}, b"".join(parts), tuple(descriptors)))
@@ -181,15 +223,17 @@ class Giver:
                     each.release()
                     moved += 1
                 else:
-                    each.put_back()
+                    self._declined.append(each)
         return moved
 
     async def _count_movable(self) -> int:
         """How many sessions would move: each is out for a moment."""
         departing, _ = self.moves.take_out(1 << 20)
-        for each in departing:
-            each.put_back()
-        return len(departing)
+        departing += self.moves.take_out_datagrams(1 << 20)
+        count = len(departing)
+        self._put_back(departing)
+        self.moves.resume()
+        return count
 
     def _end_process(self) -> None:
         """Wait until the new process has ended."""
@@ -205,9 +249,8 @@ class Giver:
         if self._process is not None:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
-        for each in self._out:
-            each.put_back()
-        self._out = []
+        self._put_back(self._out)
+        self._put_back(self._declined)
         if paused:
             self.moves.resume()
 

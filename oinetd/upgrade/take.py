@@ -31,13 +31,14 @@ class GaveUp(Exception):
 class Taker:
     """The end of the channel that the new process has.
 
-    `sockets` are the listeners, `files` descriptors by name, `facts` what the old process said besides. `finished` says
-    that everything is this process's.
+    `sockets` are the listeners, `inherited` those that the service manager holds, `files` descriptors by name, `facts`
+    what the old process said besides. `finished` says that everything is this process's.
     """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self.sockets: list[socket.socket] = []
+        self.inherited: list[socket.socket] = []
         self.files: dict[str, int] = {}
         self.facts: Mapping[str, Any] = {}
         self.finished = False
@@ -73,7 +74,9 @@ class Taker:
             if frame.kind != "listeners":
                 close_all(frame.descriptors)
                 raise BadFrame("listeners were expected")
-            self.sockets += [_listener(fd) for fd in frame.descriptors]
+            (self.inherited if frame.document.get("inherited") else self.sockets).extend(
+                map(_listener, frame.descriptors)
+            )
             more = bool(frame.document.get("more"))
 
     def failed(self, code: int, message: str) -> None:
@@ -96,6 +99,7 @@ class Taker:
                 frame = await asyncio.to_thread(self._channel.receive)
                 if frame.kind == "go":
                     begun = True
+                    moves.number_from(int(frame.document["next_id"]))
                     moves.start_streams()
                 elif frame.kind == "sessions":
                     begins = _adopt(moves, frame)
@@ -109,6 +113,7 @@ class Taker:
                     moves.start_datagrams()
                     self.finished = True
                     await self._send(Frame("done", {}))
+                    await asyncio.to_thread(self._channel.wait_end)
                     return frame.document
                 elif frame.kind == "stop":
                     raise GaveUp
@@ -144,36 +149,25 @@ def _listener(fd: int) -> socket.socket:
     return sock
 
 
-def _adopt(moves: Moves, frame: Frame) -> dict[int, Callable[[], None]]:
+def _adopt(moves: Moves, frame: Frame) -> dict[int, Callable[[], object]]:
     """Take over the sessions of a frame: their ids, each with what lets it go on."""
-    taken: dict[int, Callable[[], None]] = {}
+    taken: dict[int, Callable[[], object]] = {}
     descriptors, at = list(frame.descriptors), 0
-    for nth, state in enumerate(frame.document.get("sessions", ())):
-        fds = descriptors[2 * nth : 2 * nth + 2]
+    for state in frame.document.get("sessions", ()):
+        fds: list[int] = []
         try:
+            count = int(state.get("fds", 2))
+            fds, descriptors = descriptors[:count], descriptors[count:]
             up, down = (int(size) for size in state["pending"])
             data = frame.data[at : at + up + down]
             at += up + down
-            whole = len(fds) == 2 and len(data) == up + down and all(map(_is_connected, fds))
+            whole = 0 < count == len(fds) and up >= 0 and len(data) == up + down
             number = int(state["id"])
-            if whole and (begin := moves.adopt(state, (fds[0], fds[1]), (data[:up], data[up:]))) is not None:
+            if whole and (begin := moves.adopt(state, tuple(fds), (data[:up], data[up:]))) is not None:
                 taken[number] = begin
                 continue
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
             logger.warning("upgrade: a session is not understood and stays with the old process: %s", repr(error))
         close_all(fds)
-    close_all(descriptors[2 * len(frame.document.get("sessions", ())) :])
+    close_all(descriptors)
     return taken
-
-
-def _is_connected(fd: int) -> bool:
-    """Whether a descriptor is a stream socket that does not listen."""
-    try:
-        sock = socket.socket(fileno=fd)
-    except OSError:
-        return False
-    try:
-        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        return sock.type == socket.SOCK_STREAM and not listens
-    finally:
-        sock.detach()

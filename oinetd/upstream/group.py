@@ -160,6 +160,13 @@ class Group(Selection):
             member.load.weight = weight
         self.settle(member)
 
+    def resume(self, member: Member) -> None:
+        """Go on with the state that a server had in another process, without telling anybody."""
+        member.seen = False
+        if member.passive.standing is Standing.EJECTED:
+            self._arm(member)
+        self.settle(member)
+
     def _arm(self, member: Member) -> None:
         self._forget(member)
         loop = asyncio.get_running_loop()

@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from oinetd.bounds import WEIGHT_MAX
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import Config, Rule
 from oinetd.servers import Balance, Server, Upstream
+from oinetd.upstream.carrying import count_on, restore_health, server_document
 from oinetd.upstream.checks import Checks
 from oinetd.upstream.destinations import Destinations
 from oinetd.upstream.group import Group, Listener
@@ -216,15 +217,33 @@ class Groups:
             for group in self
         )
 
-    def operated(self) -> list[tuple[str, str, str | None, int | None]]:
-        """What an operator has said: group, server, state and weight, as `operate` takes them."""
+    def documents(self) -> list[dict[str, Any]]:
+        """What is known of each server, for another process: also what an operator has said, as `operate` takes it."""
         words = {state: word for word, state in OPERATED.items()}
         return [
-            (name, member.name, words[member.operator] if member.operator else None, member.operator_weight)
+            {
+                **server_document(member),
+                "group": name,
+                "operator": [words[member.operator] if member.operator else None, member.operator_weight],
+            }
             for name, wanted in self._wanted.items()
             for member in wanted.group.members
-            if member.operator or member.operator_weight is not None
         ]
+
+    def restore(self, said: Mapping[str, Any], *, counters: bool) -> None:
+        """Let a server be as another process has said: its health before that process ends, `counters` and words of an
+        operator at the end. Does nothing if there is no such server. Raises `ValueError`, `TypeError` or `KeyError`."""
+        wanted = self._wanted.get(str(said["group"]))
+        found = [each for each in wanted.group.members if each.name == said["name"]] if wanted is not None else []
+        if wanted is None or not found:
+            return
+        if not counters:
+            restore_health(wanted.group, found[0], said)
+            return
+        count_on(found[0], said)
+        state, weight = said["operator"]
+        if state is not None or weight is not None:
+            self.operate(str(said["group"]), found[0].name, state, weight)
 
     def operate(self, group: str, server: str, state: str | None, weight: int | None) -> None:
         """An operator's word about a server; `state` is one of `OPERATED`.

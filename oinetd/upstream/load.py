@@ -38,6 +38,14 @@ class Load(Protocol):
         """Select it for a session; False if it is full."""
         ...
 
+    def force(self) -> None:
+        """Count a session that another process has given to it."""
+        ...
+
+    def count_on(self, selected: int, failed: int) -> None:
+        """Add what another process has counted."""
+        ...
+
     def leave(self) -> None:
         """A session that selected it has ended, or tries another one."""
         ...
@@ -95,6 +103,13 @@ class LocalLoad:
         self.live += 1
         self.selected += 1
         return True
+
+    def force(self) -> None:
+        self.live += 1
+
+    def count_on(self, selected: int, failed: int) -> None:
+        self.selected += selected
+        self.failed += failed
 
     def leave(self) -> None:
         assert self.live > 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,68 +17,12 @@ import pytest
 from oinetd.lanes.native.plane import available
 from oinetd.process.invocation import Options
 from oinetd.process.replacement import new_command
-from tests.daemon.process import Client, EchoServer, Oinetd, call, subreaper, text_of, until
+from tests.daemon.process import Client, EchoServer, Oinetd, text_of, until
+from tests.daemon.upgrading import ask, group_lives, pid_of, rules_of, successors, upgrade
 from tests.peers import free_port
+from tests.preamble.samples import real_hello
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())
-
-
-@pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    return {"RUNTIME_DIRECTORY": str(tmp_path / "run")}
-
-
-@pytest.fixture
-def reaper() -> Iterator[None]:
-    """The processes that take over become children of the test when the first one has ended."""
-    with subreaper():
-        yield
-
-
-@pytest.fixture
-def start(reaper: None, oinetd: Callable[..., Oinetd], environ: dict[str, str]) -> Iterator[Callable[..., Oinetd]]:
-    """Starts daemons that can be replaced; the processes that took over end with the test."""
-    started: list[Oinetd] = []
-
-    def run(text: str, *words: str) -> Oinetd:
-        started.append(oinetd(text, *words, environ=environ).ready())
-        return started[-1]
-
-    yield run
-    for daemon in started:
-        later = successors(daemon)
-        for pid in later:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if later:  # the first one has ended, or does so without those
-            until(lambda daemon=daemon: daemon.process.poll() is not None, "the end of the first process")
-            until(lambda daemon=daemon: not group_lives(daemon.pid), "the end of those that took over")
-
-
-def successors(daemon: Oinetd) -> list[int]:
-    """The processes that said they took over."""
-    import re
-
-    return [int(pid) for pid in re.findall(r"upgrade: process (\d+) serves", daemon.said)]
-
-
-def upgrade(folder: Path, environ: dict[str, str], *words: str) -> Any:
-    return ask(folder, environ, "upgrade", *words)
-
-
-def ask(folder: Path, environ: dict[str, str], *words: str) -> Any:
-    """A command to the daemon of the test, whatever else runs on the machine."""
-    return call(folder, *words, "--admin", f"{environ['RUNTIME_DIRECTORY']}/oinetd.sock", **environ)
-
-
-def rules_of(folder: Path, environ: dict[str, str]) -> list[dict[str, Any]]:
-    asked = ask(folder, environ, "rules", "--json")
-    assert asked.returncode == 0, asked.stderr
-    return list(json.loads(asked.stdout)["rules"])
-
-
-def pid_of(folder: Path, environ: dict[str, str]) -> int:
-    return int(json.loads(ask(folder, environ, "status", "--json").stdout)["pid"])
 
 
 def test_live_connections_go_on_in_the_new_process(
@@ -207,30 +150,34 @@ def test_a_bad_configuration_changes_nothing(
 
 def test_a_dry_run_says_what_would_move(start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]) -> None:
     port, other = free_port(), free_port()
-    daemon = start(f"127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM [engine=python]\n")
-    with Client(("127.0.0.1", port)) as one, Client(("127.0.0.1", other)) as two:
-        assert one.echo(b"x") == two.echo(b"x") == b"x"
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM [sni=a.example]\n")
+    with Client(("127.0.0.1", port)) as one, Client(("127.0.0.1", other)):
+        assert one.echo(b"x") == b"x"
+        until(lambda: rules_of(tmp_path, environ)[1]["live"] == 1, "the client that has not said its server name")
         done = upgrade(tmp_path, environ, "--dry-run")
         assert (done.returncode, done.stdout) == (0, "1 sessions would move, 1 would stay\n")
-        assert one.echo(b"y") == two.echo(b"y") == b"y"
+        assert one.echo(b"y") == b"y"
         assert pid_of(tmp_path, environ) == daemon.pid
 
 
 def test_sessions_that_cannot_move_stay_until_they_end(
     start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
 ) -> None:
+    """A client that has not said which server it wants is served by the old process."""
     port, other = free_port(), free_port()
-    daemon = start(f"127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM [engine=python]\n")
+    daemon = start(f"connect-timeout 0.1s\n127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM [sni=a.example]\n")
+    hello = real_hello("a.example")
     with Client(("127.0.0.1", other)) as stays:
+        until(lambda: rules_of(tmp_path, environ)[1]["live"] == 1, "the client that has not said its server name")
         with Client(("127.0.0.1", port)) as moves:
-            assert stays.echo(b"x") == moves.echo(b"x") == b"x"
+            assert moves.echo(b"x") == b"x"
             done = upgrade(tmp_path, environ)
             assert "1 sessions moved, 1 stay" in done.stdout
             assert moves.echo(b"moved") == b"moved"
-        assert stays.echo(b"stayed") == b"stayed"
+        assert stays.echo(hello) == hello
         assert daemon.process.poll() is None
         with Client(("127.0.0.1", other)) as late:
-            assert late.echo(b"late") == b"late"
+            assert late.echo(hello) == hello
     assert daemon.wait() == 0
 
 
@@ -368,15 +315,3 @@ def test_a_stop_meanwhile_is_for_the_new_process(
     assert not list((tmp_path / "run").iterdir())
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
-
-
-def group_lives(group: int) -> bool:
-    """Whether a process of the group lives, or was not waited for."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-group, os.WNOHANG)[0]:
-            pass
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -29,6 +29,7 @@ FLOORS = (
     "lanes",
     "reload",
     "inspection",
+    "succession",
     "forwarder",
     "blocking",
     "",  # the package itself: the public names

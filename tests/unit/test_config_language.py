@@ -279,6 +279,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D15-off": ("connect-timeout off\n", settings(connect_timeout_s=0.0)),
     "D15-zero": ("half-close-timeout 0\n", settings(half_close_timeout_s=0.0)),
     "D15-drain": ("drain-timeout 1m\n", whole(drain_timeout_s=60.0)),
+    "D15-upgrade": ("upgrade-timeout 2m\n", whole(upgrade_timeout_s=120.0)),
     "D16-defaults": (
         "",
         lambda c: (

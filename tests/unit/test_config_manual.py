@@ -74,6 +74,7 @@ def test_the_example_is_sound_and_shows_the_defaults() -> None:
         "source_prefix",
         "max_udp_sessions",
         "drain_timeout_s",
+        "upgrade_timeout_s",
         "watch",
     ):
         assert getattr(config, name) == getattr(Config(), name)

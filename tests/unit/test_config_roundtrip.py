@@ -214,6 +214,7 @@ configs = st.builds(
     source_prefix=st.builds(SourcePrefix, st.integers(0, 32), st.integers(0, 128)),
     max_udp_sessions=counts,
     drain_timeout_s=times,
+    upgrade_timeout_s=times,
     watch=st.booleans(),
     log=st.builds(LogSettings, st.just("") | file_names, st.sampled_from(LogFormat)),
     pid_file=st.just("") | file_names,

@@ -6,18 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from oinetd.core.lane import Departing, Listener
+from oinetd.core.lane import Departing
 from oinetd.core.record import SessionRecord
 from oinetd.core.service import Service
-from oinetd.lanes.native.listener import ReactorListener
 from oinetd.model import Endpoint, Rule
+from oinetd.net.sockets import bound_address
 from oinetd.net.unix_sockets import Credentials
 
 if TYPE_CHECKING:
     from oinetd import _fastpath
     from oinetd.lanes.native.lane import NativeLane
+    from oinetd.lanes.native.listener import ReactorDatagrams
 
-__all__ = ["Departure", "Departures"]
+__all__ = ["DatagramDeparture", "Departure", "Departures"]
 
 
 class Departure:
@@ -27,6 +28,10 @@ class Departure:
         self._lane = lane
         self._passport = passport
         self._service, _ = lane.in_force(passport.tag)
+
+    @property
+    def id(self) -> int:
+        return self._passport.id
 
     @property
     def descriptors(self) -> tuple[int, int]:
@@ -42,11 +47,43 @@ class Departure:
     def release(self) -> None:
         session_id = self._passport.id
         self._passport.release()
-        self._lane.departures.moved[self._service.route.rule.identity] += 1
-        self._lane.leave(session_id)
+        self._lane.departures.count(self._service, session_id)
 
     def put_back(self) -> None:
         self._lane.hub.put_in(self._passport)
+
+
+class DatagramDeparture:
+    """The same of a UDP session, which answers through `listener`."""
+
+    def __init__(self, listener: ReactorDatagrams, passport: _fastpath.DatagramPassport) -> None:
+        self._listener = listener
+        self._passport = passport
+        self._service, _ = listener.lane.in_force(passport.tag)
+
+    @property
+    def id(self) -> int:
+        return self._passport.id
+
+    @property
+    def descriptors(self) -> tuple[int]:
+        return (self._passport.descriptor,)
+
+    @property
+    def pending(self) -> tuple[bytes, bytes]:
+        return b"", b""
+
+    def state(self) -> dict[str, Any]:
+        route = self._service.route
+        return {**self._passport.state(), "bind": str(route.bind), "socket": str(bound_address(self._listener.sock))}
+
+    def release(self) -> None:
+        session_id = self._passport.id
+        self._passport.release()
+        self._listener.lane.departures.count(self._service, session_id)
+
+    def put_back(self) -> None:
+        self._listener.put_in(self._passport)
 
 
 class Departures:
@@ -62,17 +99,39 @@ class Departures:
         passports, left = self._lane.hub.take_out(at_most)
         return [Departure(self._lane, each) for each in passports], left
 
-    def adopt(
-        self, listener: Listener, state: Mapping[str, Any], fds: tuple[int, int], pending: tuple[bytes, bytes]
-    ) -> Callable[[], None] | None:
-        """Take a session of another process over by the service of `listener`; None if that is in another lane.
+    def count(self, service: Service, session_id: int) -> None:
+        """A session has gone to another process."""
+        self.moved[service.route.rule.identity] += 1
+        self._lane.leave(session_id)
 
-        The session goes on when the result is called.
-        """
-        if not isinstance(listener, ReactorListener) or not listener.tag:
+    def adopt_datagrams(
+        self, listener: ReactorDatagrams, state: Mapping[str, Any], fd: int
+    ) -> Callable[[], None] | None:
+        """The same for a UDP session, which answers through `listener`."""
+        if "key" not in state:
             return None
-        record = _adopted_record(state, listener.service)
+        client, port = state["client"]
+        record = SessionRecord(
+            int(state["id"]), listener.service.route, str(client), int(port), float(state["started"])
+        )
         _, policy = self._lane.in_force(listener.tag)
+        passport = self._lane.hub.adopt_udp_session(policy, state, fd)
+        if passport is None:
+            return None
+        self._lane.enter(record)
+        return lambda: listener.put_in(passport)
+
+    def adopt(
+        self, tag: int, state: Mapping[str, Any], fds: tuple[int, int], pending: tuple[bytes, bytes]
+    ) -> Callable[[], None] | None:
+        """Take a connection of another process over, by the service with this tag; None if it is of another lane.
+
+        It goes on when the result is called.
+        """
+        if not tag or "flows" not in state:
+            return None
+        service, policy = self._lane.in_force(tag)
+        record = _adopted_record(state, service)
         passport = self._lane.hub.adopt(policy, state, *fds, *pending)
         self._lane.enter(record)
         return lambda: self._lane.hub.put_in(passport)
@@ -84,4 +143,8 @@ def _adopted_record(state: Mapping[str, Any], service: Service) -> SessionRecord
     record = SessionRecord(int(state["id"]), service.route, str(client), int(port), float(state["started"]))
     if state["credentials"] is not None:
         record.credentials = Credentials(*map(int, state["credentials"]))
+    if (peer := state.get("peer")) is not None:
+        record.peer, record.peer_port = str(peer[0]), int(peer[1])
+    if service.group is not None:
+        record.group = service.group.name
     return record

@@ -7,9 +7,9 @@ import itertools
 import socket
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from oinetd.core.engine import Meter
+from oinetd.core.engine import Carried, Departed, Leaving, Meter
 from oinetd.core.record import RelayResult
 from oinetd.lanes.native.plane import ENDINGS, RELAYED, Hub, compile_policy
 from oinetd.model import RelayMode, Settings
@@ -41,7 +41,12 @@ class NativeEngine:
         hub.take(RELAYED, self._relayed)
 
     async def relay(
-        self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter
+        self,
+        client: socket.socket,
+        upstream: socket.socket,
+        settings: Settings,
+        meter: Meter,
+        carried: Carried | None = None,
     ) -> RelayResult:
         token = next(self._tokens)
         try:
@@ -54,7 +59,14 @@ class NativeEngine:
                 if not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY):  # else it would push a header out alone
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-            session_id = self._hub.relay(client.fileno(), upstream.fileno(), policy, token)
+            if carried is None:
+                session_id = self._hub.relay(client.fileno(), upstream.fileno(), policy, token)
+            else:
+                passport = self._hub.adopt(
+                    policy, carried.state, client.fileno(), upstream.fileno(), *carried.pending, token
+                )
+                session_id = passport.id
+                self._hub.put_in(passport)
         except BaseException:
             close_with_reset(client)
             close_with_reset(upstream)
@@ -75,6 +87,10 @@ class NativeEngine:
         if cancelled is not None:
             raise cancelled
         return ended.result()
+
+    def take_out(self, at_most: int) -> list[Leaving]:
+        passports, _ = self._hub.take_out(at_most, pairs=True)
+        return [_LeavingPair(self._hub, each, self._running) for each in passports]
 
     async def close(self) -> None:
         """Abort every relay that runs and wait for their results; the hub stays."""
@@ -117,3 +133,35 @@ class NativeEngine:
         meter.bytes_up, meter.bytes_down = record.bytes_up, record.bytes_down
         meter.result = RelayResult(ENDINGS[record.ending], record.bytes_up, record.bytes_down, record.errno)
         ended.set_result(meter.result)
+
+
+class _LeavingPair:
+    """A pair that the reactors have let go of; see `oinetd.core.engine.Leaving`."""
+
+    def __init__(
+        self, hub: Hub, passport: _fastpath.Passport, running: dict[int, tuple[asyncio.Future[RelayResult], Meter]]
+    ) -> None:
+        self.meter = running[passport.token][1]
+        self._hub = hub
+        self._passport = passport
+        self._running = running
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        return self._passport.descriptors
+
+    @property
+    def pending(self) -> tuple[bytes, bytes]:
+        return self._passport.pending
+
+    def state(self) -> dict[str, Any]:
+        return self._passport.state()
+
+    def release(self) -> None:
+        ended, _ = self._running.pop(self._passport.token)
+        self._passport.release()
+        if not ended.done():
+            ended.set_exception(Departed())
+
+    def put_back(self) -> None:
+        self._hub.put_in(self._passport)

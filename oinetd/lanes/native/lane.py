@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from oinetd.core.engine import Engine
 from oinetd.core.histogram import HistogramCounts
-from oinetd.core.lane import AccessCheck
+from oinetd.core.lane import AccessCheck, Departing
 from oinetd.core.record import Ending, SessionRecord, Totals
 from oinetd.core.registry import Registry
 from oinetd.core.service import Service, Watcher
@@ -224,6 +224,9 @@ class NativeLane:
     def server_sessions(self, member: Member) -> Iterable[Callable[[Ending], object]]:
         """The sessions of a server, in parts, each as the function that ends it."""
         return session_parts(self.hub, member) if self.running else ()
+
+    def take_out(self, at_most: int) -> tuple[list[Departing], int]:
+        return self.departures.take_out(at_most)
 
     def end_quiet(self) -> None:
         self.hub.end_quiet_udp_sessions()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from oinetd.core.lane import Listener
+from oinetd.core.lane import Departing, Listener
 from oinetd.core.service import Service
+from oinetd.lanes.native.departure import DatagramDeparture
 from oinetd.lanes.native.plane import Hub, compile_policy
 from oinetd.model import AccessRule
 
@@ -55,6 +56,12 @@ class ReactorListener(Listener):
             self.tag = 0
             self._hub.fetch_soon()
 
+    def adopt(
+        self, state: Mapping[str, Any], fds: tuple[int, ...], pending: tuple[bytes, bytes]
+    ) -> Callable[[], object] | None:
+        client, upstream = fds
+        return self.lane.departures.adopt(self.tag, state, (client, upstream), pending)
+
     def emptied(self) -> None:
         """The last session of a UDP socket that lingers has ended."""
 
@@ -79,6 +86,36 @@ class ReactorDatagrams(ReactorListener):
     """A UDP socket, which belongs to one of the reactors."""
 
     _on_closed: Callable[[], object] | None = None
+    _paused = False
+
+    def start(self) -> None:
+        if self._paused and self.tag:
+            self._hub.resume_udp_listener(self._index)
+        self._paused = False
+        super().start()
+
+    def pause(self) -> None:
+        if self.tag and not self._paused:
+            self._hub.pause_udp_listener(self._index)
+            self._paused = True
+
+    def take_out(self, at_most: int) -> list[Departing]:
+        if not self.tag:
+            return []
+        self._hub.collect()  # the records of their opening
+        return [DatagramDeparture(self, each) for each in self._hub.take_out_udp_sessions(self._index, at_most)]
+
+    def put_in(self, passport: _fastpath.DatagramPassport) -> None:
+        """Go on with a session."""
+        self._hub.put_in_udp_session(self._index, passport)
+
+    def adopt(
+        self, state: Mapping[str, Any], fds: tuple[int, ...], pending: tuple[bytes, bytes]
+    ) -> Callable[[], object] | None:
+        if not self.tag:
+            self._paused = True
+            super().start()
+        return self.lane.departures.adopt_datagrams(self, state, fds[0])
 
     def replace_service(self, service: Service) -> None:
         self._on_closed = None
@@ -115,7 +152,7 @@ class ReactorDatagrams(ReactorListener):
         # Sessions of one rule can only make room for each other if they are of one thread.
         rule, indexes = self.service.route.rule, self.lane.datagram_indexes
         beside = indexes.get(rule.identity) if rule.options.max_connections else None
-        index = self._hub.add_udp_listener(self.sock.fileno(), policy, beside)
+        index = self._hub.add_udp_listener(self.sock.fileno(), policy, beside, self._paused)
         indexes.setdefault(rule.identity, index)
         return index
 

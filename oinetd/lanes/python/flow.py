@@ -108,7 +108,7 @@ class FlowOwner(Protocol):
     buffers: BufferPool
     buffer_bytes: int
     meter: Meter
-    finished: bool
+    halted: bool
     throttle: Throttle | None
 
     def on_held(self, flow: Flow) -> None:
@@ -228,7 +228,7 @@ class Flow:
 
     def resume(self) -> None:
         """The time that it waited for has come."""
-        if self.state is FlowState.THROTTLED and not self.relay.finished:
+        if self.state is FlowState.THROTTLED and not self.relay.halted:
             self.step(FlowEvent.CREDIT)
             self.pump()
 
@@ -292,5 +292,5 @@ class Flow:
 
     def _take_turn(self) -> None:
         self.queued = False
-        if not self.relay.finished:
+        if not self.relay.halted:
             self.pump()

@@ -11,10 +11,11 @@ from oinetd.core.access import AccessControl
 from oinetd.core.dial import Dialer
 from oinetd.core.engine import Engine
 from oinetd.core.histogram import HistogramCounts
-from oinetd.core.lane import AccessCheck, Listener
+from oinetd.core.lane import AccessCheck, Departing, Listener
 from oinetd.core.record import SessionRecord, Totals
 from oinetd.core.registry import Registry
 from oinetd.core.service import Service
+from oinetd.lanes.python.departure import take_out
 from oinetd.lanes.python.dialer import StreamDialer
 from oinetd.lanes.python.listener import StreamListener
 from oinetd.lanes.python.relay import PortableEngine
@@ -129,6 +130,9 @@ class PythonLane:
             return False
         live.kill()
         return True
+
+    def take_out(self, at_most: int) -> tuple[list[Departing], int]:
+        return take_out(self._registry.live.values(), at_most)
 
     def end_quiet(self) -> None:
         self.datagrams.table.end_quiet()

@@ -11,9 +11,12 @@ import errno
 import logging
 import socket
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from oinetd.core.lane import Lane, Listener
 from oinetd.core.service import Service
+from oinetd.lanes.python.departure import service_of
 from oinetd.lanes.python.session import Session
 
 __all__ = ["StreamListener"]
@@ -75,6 +78,18 @@ class StreamListener(Listener):
             if timer is not None:
                 timer.cancel()
         self._timer = self._calm = None
+
+    def adopt(
+        self, state: Mapping[str, Any], fds: tuple[int, ...], pending: tuple[bytes, bytes]
+    ) -> Callable[[], object] | None:
+        if "relayed" not in state:
+            return None  # of the native lane
+        service = service_of(self.service, state)
+        if service is None or state["engine"] != service.engine.name:
+            return None
+        client, upstream = fds
+        session = Session.adopted(service, state, (client, upstream), pending)
+        return lambda: session.start(self._loop, self._tasks)
 
     def empty_queue(self) -> None:
         """Serve those who are in the queue already, as far as there is room: a client that was let in stays."""

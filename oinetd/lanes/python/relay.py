@@ -17,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from typing import Any
 
-from oinetd.core.engine import Meter
+from oinetd.core.engine import Carried, Leaving, Meter
 from oinetd.core.record import Ending, RelayResult
 from oinetd.core.throttle import RuleBuckets, Throttle
 from oinetd.lanes.python.buffers import BufferPool
@@ -50,10 +51,18 @@ class PortableEngine:
         self._running = RunningRelays()
 
     async def relay(
-        self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter
+        self,
+        client: socket.socket,
+        upstream: socket.socket,
+        settings: Settings,
+        meter: Meter,
+        carried: Carried | None = None,
     ) -> RelayResult:
         """Move bytes both ways until both sides are done; see the contract in `oinetd.core.engine`."""
-        return await self._running.run(Relay(self, client, upstream, settings, meter))
+        return await self._running.run(Relay(self, client, upstream, settings, meter, carried))
+
+    def take_out(self, at_most: int) -> list[Leaving]:
+        return list(self._running.take_out(at_most))
 
     async def close(self) -> None:
         """Abort every relay that still runs."""
@@ -65,8 +74,8 @@ class Relay(RunningRelay):
     """One connection: two sides and two flows."""
 
     __slots__ = (
-        "_down", "_ender", "_finish_by", "_up", "buffer_bytes", "buffers", "client", "pacer", "poller", "throttle",
-        "upstream",
+        "_down", "_ender", "_finish_by", "_resumed", "_up", "buffer_bytes", "buffers", "client", "pacer", "poller",
+        "throttle", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -76,8 +85,9 @@ class Relay(RunningRelay):
         upstream: socket.socket,
         settings: Settings,
         meter: Meter,
+        carried: Carried | None = None,
     ) -> None:
-        super().__init__(engine.loop, settings, meter)
+        super().__init__(engine.loop, settings, meter, carried)
         self.poller = engine.poller
         self.buffers = engine.buffers
         self.pacer = engine.pacer
@@ -89,6 +99,9 @@ class Relay(RunningRelay):
         self._down = Flow(self, self.upstream, self.client, upward=False)
         self._ender: Side | None = None
         self._finish_by = 0.0
+        self._resumed = False
+        if carried is not None:
+            self._resume(carried)
 
     def start(self) -> None:
         try:
@@ -97,8 +110,63 @@ class Relay(RunningRelay):
         except OSError as error:
             self._end(Ending.ABORTED, error.errno or 0)
             return
-        if self._settings.idle_timeout_s or self._expires_at:
+        if self._settings.idle_timeout_s or self._expires_at or self._resumed:
             self._arm()
+        for flow in (self._up, self._down):
+            flow.resume()
+
+    # From and to another process
+
+    def _resume(self, carried: Carried) -> None:
+        """Take up what another process had."""
+        self._resumed = True
+        now = self.loop.time()
+        for flow, data, idle_s, over in zip(
+            (self._up, self._down), carried.pending, carried.state["idle_s"], carried.state["over"], strict=True
+        ):
+            flow.last_moved = now - float(idle_s)
+            if over:
+                flow.state = FlowState.ENDED
+            elif data:
+                flow.state, flow.pending = FlowState.HELD, memoryview(data)
+        ender = int(carried.state["ender"])
+        self._ender = (None, self.client, self.upstream)[ender] if 0 <= ender <= 2 else None
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        return self.client.fd, self.upstream.fd
+
+    @property
+    def pending(self) -> tuple[bytes, bytes]:
+        up, down = (bytes(flow.pending or b"") for flow in (self._up, self._down))
+        return up, down
+
+    def state(self) -> dict[str, Any]:
+        now, flows = self.loop.time(), (self._up, self._down)
+        return {
+            **super().state(),
+            "idle_s": [now - flow.last_moved for flow in flows],
+            "over": [flow.over for flow in flows],
+            "ender": 0 if self._ender is None else 1 if self._ender is self.client else 2,
+        }
+
+    def put_back(self) -> None:
+        self._resumed = True
+        super().put_back()
+
+    def _may_leave(self) -> bool:
+        lost = FlowState.LOST in (self._up.state, self._down.state)
+        return not (lost or self._finish_by or self.client.errno or self.upstream.errno)
+
+    def _unwatch(self) -> None:
+        for side in (self.client, self.upstream):
+            self.poller.forget(side.fd)
+
+    def _let_go(self) -> None:
+        for flow in (self._up, self._down):
+            flow.release()
+        for side in (self.client, self.upstream):
+            side.sock.close()
 
     # What the sockets say
 

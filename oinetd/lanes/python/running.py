@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from oinetd.core.engine import Meter
+from oinetd.core.engine import Carried, Departed, Meter
 from oinetd.core.record import Ending, RelayResult
 from oinetd.model import Settings
 
@@ -12,17 +13,24 @@ __all__ = ["RunningRelay", "RunningRelays"]
 
 
 class RunningRelay:
-    """A relay that can be begun and aborted; `done` gets its result. A subclass moves bytes and knows its deadlines."""
+    """A relay that can be begun and aborted; `done` gets its result. A subclass moves bytes and knows its deadlines.
 
-    __slots__ = ("_expires_at", "_settings", "_timer", "done", "finished", "loop", "meter")
+    It is a `Leaving`, too: `stand_still` is followed by `release` or `put_back`. `halted` says that nothing is to be
+    moved now, because it stands still or has ended.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, meter: Meter) -> None:
+    __slots__ = ("_began", "_expires_at", "_settings", "_timer", "done", "finished", "halted", "loop", "meter")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, settings: Settings, meter: Meter, carried: Carried | None = None
+    ) -> None:
         self.loop = loop
         self.meter = meter
         self.done: asyncio.Future[RelayResult] = loop.create_future()
-        self.finished = False
+        self.finished = self.halted = False
         self._settings = settings
-        self._expires_at = loop.time() + settings.max_lifetime_s if settings.max_lifetime_s else 0.0
+        self._began = loop.time() - (float(carried.state["lived_s"]) if carried is not None else 0.0)
+        self._expires_at = self._began + settings.max_lifetime_s if settings.max_lifetime_s else 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -38,10 +46,56 @@ class RunningRelay:
         """Close both sides and `_finish`."""
         raise NotImplementedError
 
+    # On its way to another process
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    @property
+    def pending(self) -> tuple[bytes, bytes]:
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        return {"lived_s": self.loop.time() - self._began}
+
+    def stand_still(self) -> bool:
+        """Move nothing from now on; False, and nothing is done, if it is about to end."""
+        if self.halted or not self._may_leave():
+            return False
+        self.halted = True
+        self._unwatch()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return True
+
+    def put_back(self) -> None:
+        self.halted = False
+        self.start()
+
+    def release(self) -> None:
+        self.finished = True
+        self._let_go()
+        if not self.done.done():
+            self.done.set_exception(Departed())
+
+    def _may_leave(self) -> bool:
+        """Whether nothing has failed."""
+        raise NotImplementedError
+
+    def _unwatch(self) -> None:
+        """Hear nothing of the sockets."""
+        raise NotImplementedError
+
+    def _let_go(self) -> None:
+        """Close the sockets without a word to the peers, and free the rest."""
+        raise NotImplementedError
+
     def _finish(self, ending: Ending, code: int) -> None:
         """Give the result. Runs once."""
         assert not self.finished
-        self.finished = True
+        self.finished = self.halted = True
         if self._timer is not None:
             self._timer.cancel()
         meter = self.meter
@@ -102,6 +156,16 @@ class RunningRelays:
         finally:
             relay.abort()
             self._relays.discard(relay)
+
+    def take_out(self, at_most: int) -> list[RunningRelay]:
+        """Let relays stand still that can move to another process."""
+        found: list[RunningRelay] = []
+        for relay in self._relays:
+            if len(found) == at_most:
+                break
+            if relay.stand_still():
+                found.append(relay)
+        return found
 
     def abort_all(self) -> None:
         for relay in tuple(self._relays):

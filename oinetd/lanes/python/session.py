@@ -10,13 +10,17 @@ import errno
 import logging
 import socket
 import time
+from collections.abc import Mapping
+from typing import Any, Self
 
 from oinetd.core.dial import Dialed, DialRequest
+from oinetd.core.engine import Carried, Departed, Leaving
 from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live
 from oinetd.core.router import Decide, Routed
 from oinetd.core.service import Service
 from oinetd.lanes.python.client_watch import ClientWatch
+from oinetd.lanes.python.departure import StreamDeparture, adopted_record
 from oinetd.lanes.python.header import send_header
 from oinetd.lanes.python.preamble import PreambleStage
 from oinetd.net.sockets import client_address, close_with_reset
@@ -46,34 +50,67 @@ class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
     __slots__ = (
-        "_client", "_cut_by", "_gone", "_killed", "_live", "_opened", "_peer", "_preamble", "_request", "_revoked",
-        "_routed",
-        "_service", "_task",
+        "_carried", "_client", "_cut_by", "_gone", "_killed", "_live", "_opened", "_peer", "_preamble", "_request",
+        "_revoked", "_routed", "_service", "_task",
     )  # fmt: skip
 
+    _live: Live
+    _preamble: PreambleStage | None
+
     def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
-        self._service = service
-        self._client = client
-        self._task: asyncio.Task[None] | None = None
-        self._killed = False
-        self._gone = False
-        self._opened = False
-        self._revoked = False
-        self._routed: Routed | None = None
-        self._cut_by: Ending | None = None
-        self._request: DialRequest | None = None
         host, port = client_address(peer)
         record = SessionRecord(session_id, service.route, host, port, time.time())
-        self._peer = host
+        self._set_up(service, client, record)
         if client.family == socket.AF_UNIX:
             record.credentials = peer_of(client)
         else:
             self._peer = peer[0]  # as the socket gave it
-        self._live = Live(record, service.rule, self.kill, revoke=self.revoke)
         service.registry.enter(self._live)
-        self._preamble: PreambleStage | None = None
         if service.preamble is not None:
             self._preamble = PreambleStage(service, service.preamble, self._live, client, self._peer)
+
+    def _set_up(self, service: Service, client: socket.socket, record: SessionRecord) -> None:
+        self._service = service
+        self._client = client
+        self._task: asyncio.Task[None] | None = None
+        self._killed = self._gone = self._opened = self._revoked = False
+        self._routed: Routed | None = None
+        self._cut_by: Ending | None = None
+        self._request: DialRequest | None = None
+        self._carried: tuple[socket.socket, Carried] | None = None
+        self._preamble = None
+        self._peer = record.client
+        self._live = Live(record, service.rule, self.kill, revoke=self.revoke)
+
+    @classmethod
+    def adopted(
+        cls, service: Service, state: Mapping[str, Any], fds: tuple[int, int], pending: tuple[bytes, bytes]
+    ) -> Self:
+        """One that another process has taken out, and that goes on with `start`.
+
+        Raises `ValueError`, `TypeError` or `KeyError` if `state` is not of one; then the descriptors are the caller's.
+        """
+        self, record = cls.__new__(cls), adopted_record(state, service)
+        began, moved_at = int(state["began_us"]) / 1e6, int(state["moved_at_us"]) / 1e6
+        carried = Carried(state["relayed"], pending)
+        carried.state["flows" if record.engine == "native" else "idle_s"]  # what no relay goes on without
+        client, upstream = (socket.socket(fileno=fd) for fd in fds)
+        self._set_up(service, client, record)
+        for sock in (client, upstream):
+            sock.setblocking(False)
+        self._opened = True
+        self._carried = upstream, carried
+        self._live.since, self._live.meter.moved_at = began, moved_at
+        self._live.meter.count_on([int(count) for count in state["counts"]])
+        service.registry.adopt(self._live)
+        if service.group is not None:
+            self._request = request = service.dial_request(client, record.client)
+            request.tries.extend(record.tries)
+            request.member = next((each for each in service.group.members if each.name == record.server), None)
+            if request.member is not None:
+                request.member.load.force()
+                request.member.sessions[self] = self.leave_server
+        return self
 
     def start(self, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
         """Begin; `tasks` holds the session's task until the session has ended."""
@@ -84,6 +121,8 @@ class Session:
 
     def kill(self) -> None:
         """End the session; both peers see a reset, and the record says `aborted`."""
+        if self._service.registry.away.kill(self._live.record.id):
+            return
         self._killed = True
         if self._task is not None:
             self._task.cancel()
@@ -100,9 +139,12 @@ class Session:
 
     async def run(self) -> None:
         """Live. The session ends with its record complete, whatever happens."""
-        record = self._live.record
+        record, departed = self._live.record, False
         ending, code = Ending.ABORTED, 0
         try:
+            if self._carried is not None:
+                ending, code = await self._relay(*self._carried)
+                return
             if self._preamble is not None and (refusal := await self._preamble.read()) is not None:
                 ending, code = refusal, self._preamble.errno
                 return
@@ -134,9 +176,9 @@ class Session:
                 return
             record.engine = service.engine.name
             record.relay = service.settings.relay.value if record.engine == "native" else "copy"
-            # The engine owns both sockets from here, whatever happens.
-            result = await service.engine.relay(self._client, dialed.upstream, service.settings, self._live.meter)
-            ending, code = result.ending, result.errno
+            ending, code = await self._relay(dialed.upstream)
+        except Departed:
+            departed = True
         except asyncio.CancelledError:
             # Killed, or the program ends. The engine has waited for the exact counts.
             ending, code = self._cut()
@@ -149,7 +191,24 @@ class Session:
                 if asked.member is not None and asked.group is not None:
                     asked.member.sessions.pop(self, None)
                     asked.group.leave(asked.member)
-            self._end(ending, code)
+            if departed:
+                self._service.registry.depart(self._live)
+            else:
+                self._end(ending, code)
+
+    async def _relay(self, upstream: socket.socket, carried: Carried | None = None) -> tuple[Ending, int]:
+        """Relay, for the first time or with what is `carried` over; how it ended. Raises `Departed`."""
+        service, live = self._service, self._live
+        live.relaying = service.engine, self._departure
+        try:
+            # The engine owns both sockets from here, whatever happens.
+            result = await service.engine.relay(self._client, upstream, service.settings, live.meter, carried)
+        finally:
+            live.relaying = None
+        return result.ending, result.errno
+
+    def _departure(self, leaving: Leaving) -> StreamDeparture:
+        return StreamDeparture(self._live, self._service, leaving)
 
     def _cut(self) -> tuple[Ending, int]:
         """How a session ends that was cancelled before it was relayed, and the errno."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 from oinetd.core.access import AccessControl
-from oinetd.core.lane import Lane, Listener
+from oinetd.core.lane import Departing, Lane, Listener
 from oinetd.core.record import Ending
 from oinetd.core.service import Service
+from oinetd.lanes.python.udp.departure import DatagramDeparture, key_in, take_up
 from oinetd.lanes.python.udp.leg import DatagramLeg, StreamLeg
 from oinetd.lanes.python.udp.plane import DatagramPlane, connect
 from oinetd.lanes.python.udp.session import NOWHERE, DatagramSession
@@ -91,6 +93,33 @@ class DatagramListener(Listener):
             self._watching = False
             self.plane.poller.forget(self.sock.fileno())
 
+    def pause(self) -> None:
+        self._unwatch()
+
+    def take_out(self, at_most: int) -> list[Departing]:
+        found: list[Departing] = []
+        for session in sorted(self._sessions.values(), key=lambda each: each.last):
+            if len(found) == at_most:
+                break
+            if session.may_leave and session.sock is not None:
+                found.append(DatagramDeparture(session, session.sock))
+        return found
+
+    def adopt(
+        self, state: Mapping[str, Any], fds: tuple[int, ...], pending: tuple[bytes, bytes]
+    ) -> Callable[[], object] | None:
+        if "key" not in state:
+            return None
+        session = self._new_session(key_in(self, state), NOWHERE)
+        held = take_up(session, state, fds[0], pending[0])
+        return lambda: session.go_on(held)
+
+    def let_go(self, session: DatagramSession) -> None:
+        del self._sessions[session.key]
+
+    def take_back(self, session: DatagramSession) -> None:
+        self._sessions[session.key] = session
+
     def linger(self, on_closed: Callable[[], object]) -> None:
         """Let nobody new in, and close with the last session; `on_closed` is called then, perhaps at once."""
         self._lingering = True
@@ -144,9 +173,8 @@ class DatagramListener(Listener):
         """A session for a new sender, or for one with a trail; None if it may have none."""
         if self._lingering:
             return None
-        service, sender = self.service, self.batch.explain(group.key)
-        streams = service.route.connect.protocol is Protocol.TCP
-        session = (StreamLeg if streams else DatagramLeg)(self, service, group.key, sender, trail)
+        service, session = self.service, self._new_session(group.key, trail)
+        sender = self.batch.explain(group.key)
         if (refusal := service.access.decide(sender.address[0])) is not None:
             self._turn_away(session, refusal)
             return None
@@ -166,6 +194,10 @@ class DatagramListener(Listener):
         else:
             session.begin()
         return None if session.ended else session
+
+    def _new_session(self, key: Hashable, trail: Trail) -> DatagramSession:
+        streams = self.service.route.connect.protocol is Protocol.TCP
+        return (StreamLeg if streams else DatagramLeg)(self, self.service, key, self.batch.explain(key), trail)
 
     def _begin_at_once(self, session: DatagramLeg) -> None:
         """Connecting takes no time: no task is needed. A failure is told like a refusal, once for each source."""

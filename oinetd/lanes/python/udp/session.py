@@ -48,6 +48,14 @@ class Home(Protocol):
         """The session has ended."""
         ...
 
+    def let_go(self, session: DatagramSession) -> None:
+        """The session is on its way to another process."""
+        ...
+
+    def take_back(self, session: DatagramSession) -> None:
+        """The session goes on here."""
+        ...
+
 
 class DatagramSession:
     """One client. `key` is that of its `Sender`; `sock` is the upstream leg, None as long as there is none."""
@@ -85,10 +93,8 @@ class DatagramSession:
         self.address: Address | None = None
         self.trail = trail
         self.known: Places | None = None
-        self.ended = False
-        self.answered = False
-        self.asked = 0.0
-        self.last = 0.0
+        self.ended = self.answered = False
+        self.asked = self.last = 0.0
         self.timeout_s = service.route.rule.options.datagram_timeout_s
         self._task: asyncio.Task[None] | None = None
         self._held: list[bytes] = []
@@ -285,9 +291,34 @@ class DatagramSession:
 
     # End
 
+    @property
+    def may_leave(self) -> bool:
+        """Whether it has its upstream leg."""
+        return self.sock is not None and not self.ended
+
+    def adopted(self) -> None:
+        """Another process had it: it takes its places here, and goes on with `go_on`."""
+        self._opened = True
+        self.service.registry.adopt(self.live)
+
+    def go_on(self, held: list[bytes]) -> None:
+        """Serve it from now on; `held` is what waits for its upstream."""
+        assert self.sock is not None
+        self.home.take_back(self)
+        self.home.plane.table.enter(self, self.last)
+        try:
+            self.watch(self.sock)
+        except OSError as error:
+            self.end(Ending.ABORTED, error.errno or errno.EIO)
+            return
+        if held:
+            self.hold(held)
+            self.forward_held()
+
     def kill(self) -> None:
         """End the session; the record says `aborted`."""
-        self.end(Ending.ABORTED)
+        if not self.service.registry.away.kill(self.live.record.id):
+            self.end(Ending.ABORTED)
 
     def end(self, ending: Ending, code: int = 0) -> None:
         """Close the upstream leg, account, log. A second call does nothing."""

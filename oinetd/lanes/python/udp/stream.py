@@ -11,10 +11,11 @@ import asyncio
 import errno
 import itertools
 import socket
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from oinetd.core.dial import Dialed, DialRequest
-from oinetd.core.engine import Meter
+from oinetd.core.engine import Carried, Leaving, Meter
 from oinetd.core.record import Ending, RelayResult
 from oinetd.lanes.python.running import RunningRelay, RunningRelays
 from oinetd.lanes.python.udp.leg import NOBODY, PIECE_BYTES, READS_MAX
@@ -62,10 +63,18 @@ class DatagramEngine:
         return dialed
 
     async def relay(
-        self, client: socket.socket, upstream: socket.socket, settings: Settings, meter: Meter
+        self,
+        client: socket.socket,
+        upstream: socket.socket,
+        settings: Settings,
+        meter: Meter,
+        carried: Carried | None = None,
     ) -> RelayResult:
         """`upstream` is a connected UDP socket."""
-        return await self._running.run(_Relay(self, client, upstream, settings, meter))
+        return await self._running.run(_Relay(self, client, upstream, settings, meter, carried))
+
+    def take_out(self, at_most: int) -> list[Leaving]:
+        return list(self._running.take_out(at_most))
 
     async def close(self) -> None:
         """Abort every relay that still runs."""
@@ -82,8 +91,9 @@ class _Relay(RunningRelay):
         upstream: socket.socket,
         settings: Settings,
         meter: Meter,
+        carried: Carried | None = None,
     ) -> None:
-        super().__init__(engine.plane.loop, settings, meter)
+        super().__init__(engine.plane.loop, settings, meter, carried)
         self._poller = engine.plane.poller
         self._batch: Batch = engine.batch
         self._quiet_s = engine.timeout_s
@@ -95,16 +105,57 @@ class _Relay(RunningRelay):
         self._down = b""  # bytes that the client has not taken yet; as long as there are, no datagram is read
         self._moved = self._taken = self.loop.time()
         self._retry: asyncio.TimerHandle | None = None
+        if carried is not None:
+            self._up, self._down = carried.pending
+            self._half_closed = bool(carried.state["half_closed"])
+            self._moved -= float(carried.state["idle_s"])
+            self._taken -= float(carried.state["stalled_s"])
 
     def start(self) -> None:
         try:
             self._batch.prepare(self._upstream)
-            self._poller.watch(self._upstream.fileno(), self._on_upstream, LEVEL_READ)
+            if not self._down:
+                self._poller.watch(self._upstream.fileno(), self._on_upstream, LEVEL_READ)
             self._poller.watch(self._client.fileno(), self._on_client)
         except OSError as error:
             self._end(Ending.ABORTED, error.errno or 0)
             return
         self._arm()
+        if self._up:
+            self._retry = self.loop.call_later(RETRY_S, self._on_retry)
+
+    # From and to another process
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        return self._client.fileno(), self._upstream.fileno()
+
+    @property
+    def pending(self) -> tuple[bytes, bytes]:
+        return self._up, self._down
+
+    def state(self) -> dict[str, Any]:
+        now = self.loop.time()
+        return {
+            **super().state(),
+            "half_closed": self._half_closed,
+            "idle_s": now - self._moved,
+            "stalled_s": now - self._taken,
+        }
+
+    def _may_leave(self) -> bool:
+        return True
+
+    def _unwatch(self) -> None:
+        for sock in (self._client, self._upstream):
+            self._poller.forget(sock.fileno())
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def _let_go(self) -> None:
+        self._client.close()
+        self._upstream.close()
 
     # Up: reads become datagrams
 
@@ -121,7 +172,7 @@ class _Relay(RunningRelay):
     def _read(self) -> None:
         """Read until there is no more, the way out is full, or the turn is over."""
         for _ in range(READS_MAX):
-            if self.finished or self._half_closed or self._up:
+            if self.halted or self._half_closed or self._up:
                 return
             try:
                 self._up = self._client.recv(PIECE_BYTES)

@@ -105,11 +105,11 @@ class SessionTable:
         while self.gate.live_max and self.gate.live > self.gate.live_max and self.displace():
             pass
 
-    def enter(self, session: Timed) -> None:
-        """A session begins, in a place that was made."""
+    def enter(self, session: Timed, last: float = 0.0) -> None:
+        """A session begins, in a place that was made; or one goes on that was heard of `last` in another process."""
         queue = self._queues.setdefault(session.rule, {}).setdefault(session.timeout_s, Queue())
         session.queue = queue
-        session.last = self._loop.time()
+        session.last = last or self._loop.time()
         queue.order[session] = None
         self._shares.enter(session)
         self._count += 1

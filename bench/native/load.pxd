@@ -173,6 +173,34 @@ cdef inline int recv_all(int fd, char *data, size_t length) noexcept nogil:
     return 0
 
 
+cdef inline ssize_t send_some(int fd, const char *data, size_t length) noexcept nogil:
+    """Without waiting: how many bytes went out, 0 where none does now, or -errno."""
+    cdef ssize_t count
+    while True:  # bounded: only a signal begins the call anew
+        count = send(fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if count >= 0:
+            return count
+        if errno == EAGAIN:
+            return 0
+        if errno != EINTR:
+            return -errno
+
+
+cdef inline ssize_t recv_some(int fd, char *data, size_t length) noexcept nogil:
+    """Without waiting: how many bytes came, 0 where none is here, -ECONNRESET where the peer ended, or -errno."""
+    cdef ssize_t count
+    while True:  # bounded: only a signal begins the call anew
+        count = recv(fd, data, length, MSG_DONTWAIT)
+        if count > 0:
+            return count
+        if count == 0:
+            return -ECONNRESET
+        if errno == EAGAIN:
+            return 0
+        if errno != EINTR:
+            return -errno
+
+
 cdef inline void load_patience(int fd, uint64_t milliseconds) noexcept nogil:
     """How long a blocking call on this socket waits."""
     cdef timeval limit

@@ -5,7 +5,7 @@ becomes of the earlier ones; each goes out on a connection that has no request u
 its latency is from the time that it was due. A stall is seen in all the requests that it kept from going out.
 """
 
-from libc.errno cimport EAGAIN, ECONNRESET, EINTR, ENOMEM, ETIMEDOUT, errno
+from libc.errno cimport ENOMEM, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from posix.unistd cimport close
@@ -13,9 +13,8 @@ from posix.unistd cimport close
 from content cimport BLOCK_BYTES, Secret, Stream, keyed_word, stream_check, stream_fill
 from load cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLET, EPOLLIN, EPOLLOUT, LOAD_BLOCKING_BYTES, LOAD_EVENTS,
-    LOAD_PATIENCE_MS, LOAD_SCRATCH_BYTES, MSG_DONTWAIT, MSG_NOSIGNAL, LoadPlan, LoadTotals, epoll_create1, epoll_ctl,
-    epoll_event, histogram_add, load_now_ns, load_over, load_slice, load_timed, load_wait, load_watch, recv, recv_all,
-    send, send_all,
+    LOAD_PATIENCE_MS, LOAD_SCRATCH_BYTES, LoadPlan, LoadTotals, epoll_create1, epoll_ctl, epoll_event, histogram_add,
+    load_now_ns, load_over, load_slice, load_timed, load_wait, load_watch, recv_all, recv_some, send_all, send_some,
 )
 
 
@@ -91,19 +90,13 @@ cdef inline int asker_send(Asking *asking, Asker *asker) noexcept nogil:
         if part > LOAD_SCRATCH_BYTES:
             part = LOAD_SCRATCH_BYTES
         stream_fill(asking.secret, &asker.up, asking.scratch, part)
-        count = send(asker.fd, asking.scratch, part, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if count == <ssize_t>part:
-            asker.sent += part
-            continue
-        # What did not go out is made again when it can.
-        asker.up.at = before.at + (<uint64_t>count if count > 0 else 0)
-        asker.up.mask = keyed_word(asking.secret, asker.connection, before.direction, asker.up.at // BLOCK_BYTES)
-        if count > 0:
-            asker.sent += <size_t>count
-        elif errno == EAGAIN:
-            return 0
-        elif errno != EINTR:
-            return -errno
+        count = send_some(asker.fd, asking.scratch, part)
+        if count < <ssize_t>part:  # what did not go out is made again when it can
+            asker.up.at = before.at + (<uint64_t>count if count > 0 else 0)
+            asker.up.mask = keyed_word(asking.secret, asker.connection, before.direction, asker.up.at // BLOCK_BYTES)
+        if count <= 0:
+            return <int>count
+        asker.sent += <size_t>count
     return 0
 
 
@@ -113,17 +106,12 @@ cdef inline int asker_receive(Asking *asking, Asker *asker) noexcept nogil:
     cdef ssize_t count
     while asker.received < asking.down_bytes:
         want = asking.down_bytes - asker.received
-        count = recv(asker.fd, asking.scratch, want if want < LOAD_SCRATCH_BYTES else LOAD_SCRATCH_BYTES, MSG_DONTWAIT)
-        if count > 0:
-            if not stream_check(asking.secret, &asker.down, asking.scratch, <size_t>count):
-                asker.wrong = True
-            asker.received += <size_t>count
-        elif count == 0:
-            return -ECONNRESET
-        elif errno == EAGAIN:
-            return 0
-        elif errno != EINTR:
-            return -errno
+        count = recv_some(asker.fd, asking.scratch, want if want < LOAD_SCRATCH_BYTES else LOAD_SCRATCH_BYTES)
+        if count <= 0:
+            return <int>count
+        if not stream_check(asking.secret, &asker.down, asking.scratch, <size_t>count):
+            asker.wrong = True
+        asker.received += <size_t>count
     return 1
 
 

@@ -1,16 +1,16 @@
 """The load client: short connections. Each says hello, which is its request, gets an answer of that size, closes."""
 
-from libc.errno cimport EAGAIN, ECONNRESET, EINPROGRESS, EINTR, ENOMEM, ETIMEDOUT, errno
+from libc.errno cimport EINPROGRESS, ENOMEM, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from posix.unistd cimport close
 
 from content cimport DOWN, HELLO_BYTES, HELLO_SHORT, Hello, Secret, Stream, hello_make, stream_begin, stream_check
 from load cimport (
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, EPOLLOUT, EPOLLET, LOAD_EVENTS, LOAD_PATIENCE_MS, MSG_DONTWAIT,
-    MSG_NOSIGNAL, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, LoadPlan, LoadTotals, connect, epoll_create1, epoll_event,
-    histogram_add, load_now_ns, load_over, load_patience, load_slice, load_timed, load_wait, load_watch, recv, recv_all,
-    send, send_all, sockaddr, socket, socklen_t,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLLIN, EPOLLOUT, EPOLLET, LOAD_EVENTS, LOAD_PATIENCE_MS, SOCK_CLOEXEC,
+    SOCK_NONBLOCK, SOCK_STREAM, LoadPlan, LoadTotals, connect, epoll_create1, epoll_event, histogram_add, load_now_ns,
+    load_over, load_patience, load_slice, load_timed, load_wait, load_watch, recv_all, recv_some, send_all, send_some,
+    sockaddr, socket, socklen_t,
 )
 
 
@@ -66,23 +66,15 @@ cdef inline int call_step(Caller *caller) noexcept nogil:
     cdef ssize_t count
     cdef char *hello = <char *>&caller.hello
     while caller.sent < HELLO_BYTES:
-        count = send(caller.fd, hello + caller.sent, HELLO_BYTES - caller.sent, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if count >= 0:
-            caller.sent += <size_t>count
-        elif errno == EAGAIN:
-            return 0
-        elif errno != EINTR:
-            return -errno
+        count = send_some(caller.fd, hello + caller.sent, HELLO_BYTES - caller.sent)
+        if count <= 0:
+            return <int>count
+        caller.sent += <size_t>count
     while caller.received < HELLO_BYTES:
-        count = recv(caller.fd, caller.answer + caller.received, HELLO_BYTES - caller.received, MSG_DONTWAIT)
-        if count > 0:
-            caller.received += <size_t>count
-        elif count == 0:
-            return -ECONNRESET
-        elif errno == EAGAIN:
-            return 0
-        elif errno != EINTR:
-            return -errno
+        count = recv_some(caller.fd, caller.answer + caller.received, HELLO_BYTES - caller.received)
+        if count <= 0:
+            return <int>count
+        caller.received += <size_t>count
     return 1
 
 

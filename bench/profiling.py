@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.counters import parse_counters, stat_command
 from bench.errors import BenchError
+from bench.meter import client_command
 from bench.programs import bound
+from bench.softirq import look
 from bench.stacks import Stacks, parse_script, record_command, script_command
-from bench.stand import Running
+from bench.stand import Running, Stand
+from bench.subjects import Subject
 from bench.syscalls import Syscall, parse_syscalls, strace_command
 
-__all__ = ["count_events", "count_syscalls", "sample_stacks"]
+__all__ = ["SOFTIRQ_S", "count_events", "count_syscalls", "sample_stacks", "softirq_of"]
 
 _PATIENCE_S = 60.0
+_LOOKED_S = 0.4
+"""At soft interrupts: some ten thousand events."""
+SOFTIRQ_S = 2.0
+"""How long the load lasts: perf takes its time to begin."""
+
+
+def softirq_of(
+    stand: Stand, subject: Subject, ports: Sequence[int], case: str, what: str, **load: Any
+) -> dict[str, Any]:
+    """Soft interrupts in the middle of a load, `what`, of the bench's own client, and what it moved meanwhile."""
+    with stand.subject(subject, *ports) as running:
+        command = client_command(
+            running, what, seconds=SOFTIRQ_S, warm_up=stand.warm_up_s, threads=stand.cores.loads, **load
+        )
+        with stand.client(command) as program:
+            program.begun()
+            seen = look(running.account, _LOOKED_S, stand.directory)
+            program.read_line()
+            figures = json.loads(program.read_rest())
+    bulk = what in ("upload", "download")
+    amount = sum(figures["streams"]) / 1e9 if bulk else figures["operations"]
+    return {
+        "case": case, "unit": "s/GB" if bulk else "µs each", "units": amount / figures["elapsed_s"] * seen.seconds,
+        "cpu_s": seen.cpu_s if running.pids else None, "own_s": seen.own_s, "all_s": seen.all_s, "apart": seen.apart,
+        "without": seen.without,
+    }  # fmt: skip
 
 
 def count_events(running: Running, seconds: float) -> dict[str, float | None]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from bench.columns import BRACKETS, Column, cell, columns_of
 from bench.machine import summary_line
+from bench.profiles import profiles_of
 from bench.results import Result, SubjectInfo
-from bench.syscalls import WAITING
 
 __all__ = ["print_profiles", "print_result"]
 
@@ -103,58 +101,12 @@ def _named(subject: SubjectInfo, invalid: bool) -> Text:
 
 def print_profiles(result: Result, console: Console) -> None:
     """What the runs apart have shown."""
-    if counters := result.profiles.get("perf"):
-        console.print(_counters(counters))
-    for subject, figures in result.profiles.get("strace", {}).items():
-        console.print(_syscalls(subject, figures))
-    if netperf := result.profiles.get("netperf"):
-        console.print(_netperf(netperf))
-    for figures in result.profiles.get("flamegraph", {}).values():
-        share = figures.get("softirq")
-        softirq = "" if share is None else f"; {100 * share:.0f} % of them in soft interrupts"
-        console.print(f"flame graph of {figures['samples']} samples: {figures['file']}{softirq}", highlight=False)
-
-
-def _counters(counters: dict[str, Any]) -> Table:
-    table = Table(title="counters for each GB (a run apart)", title_justify="left", header_style="bold")
-    table.add_column("subject", no_wrap=True)
-    names = list(dict.fromkeys(name for figures in counters.values() for name in figures["counts"]))
-    for name in names:
-        table.add_column(name, justify="right")
-    for subject, figures in counters.items():
-        cells = []
-        for name in names:
-            value = figures["counts"][name]
-            if value is not None and name not in ("IPC", "branch-miss ratio"):
-                cells.append(f"{value / figures['gigabytes']:,.0f}")
-            else:
-                cells.append("n/a" if value is None else f"{value:.3f}")
-        table.add_row(subject, *cells)
-    return table
-
-
-def _netperf(figures: dict[str, dict[str, dict[str, float]]]) -> Table:
-    table = Table(title="netperf (a run apart)", title_justify="left", header_style="bold")
-    for title in ("subject", "test", "/s", "p50 µs", "p90 µs", "p99 µs"):
-        table.add_column(title, justify="left" if title in ("subject", "test") else "right")
-    for subject, tests in figures.items():
-        for test, values in tests.items():
-            percentiles = (f"{values[key]:,.1f}" for key in ("p50_us", "p90_us", "p99_us"))
-            table.add_row(subject, test, f"{values['per_second']:,.0f}", *percentiles)
-    return table
-
-
-SYSCALL_ROWS = 12
-
-
-def _syscalls(subject: str, figures: dict[str, Any]) -> Table:
-    """Time in waiting calls is sleep: their share is not shown."""
-    table = Table(title=f"system calls of {subject} (a run apart)", title_justify="left", header_style="bold")
-    for title in ("call", "calls", "for each GB", "errors", "share of working time"):
-        table.add_column(title, justify="left" if title == "call" else "right")
-    working = sum(row["seconds"] for row in figures["calls"] if row["name"] not in WAITING) or 1.0
-    for row in figures["calls"][:SYSCALL_ROWS]:
-        share = "waits" if row["name"] in WAITING else f"{100 * row['seconds'] / working:.1f} %"
-        each = f"{row['calls'] / figures['gigabytes']:,.0f}"
-        table.add_row(row["name"], f"{row['calls']:,}", each, f"{row['errors']:,}", share)
-    return table
+    for profile in profiles_of(result):
+        table = Table(title=profile.title, title_justify="left", header_style="bold")
+        for number, title in enumerate(profile.head):
+            table.add_column(title, justify="left" if number < profile.texts else "right", no_wrap=number == 0)
+        for row in profile.rows:
+            table.add_row(*row)
+        console.print(table)
+        if profile.note:
+            console.print(Text(profile.note, style="dim"))

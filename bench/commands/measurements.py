@@ -34,7 +34,9 @@ subjects: direct (`floor`); oinetd-native, oinetd-python (`oinetd`); rinetd, soc
 is an address and port. --buffers has no meaning here.
 """
 
-OWN_OPTIONS = ("perf", "strace", "flamegraph", "no_iperf3", "netperf", "scale", "idle", "rate", "profile")
+OWN_OPTIONS = (
+    "perf", "strace", "flamegraph", "softirq", "no_iperf3", "netperf", "scale", "idle", "rate", "profile",
+)  # fmt: skip
 """Of single experiments: they go to `Options.extra`."""
 
 
@@ -70,10 +72,11 @@ def _add_streams(commands: Commands, common: argparse.ArgumentParser) -> None:
         Streams through each subject: one, eight, and one from server to client. The end that gets them checks every
         byte. iperf3, which does not, runs beside them.
 
-        --perf, --strace and --flamegraph measure in runs of their own, after the timed ones.
+        --softirq, --perf, --strace and --flamegraph measure in runs of their own, after the timed ones.
         """,
         measure, parents=[common], epilog=SUBJECTS,
     )  # fmt: skip
+    _add_softirq(throughput)
     throughput.add_argument("--no-iperf3", action="store_true", help="leave out iperf3, which runs beside the own load")
     throughput.add_argument("--perf", action="store_true", help="cycles, instructions, cache misses, branches")
     throughput.add_argument("--strace", action="store_true", help="a table of system calls")
@@ -103,6 +106,7 @@ def _add_exchanges(commands: Commands, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     latency.add_argument("--rate", type=counts, default=[], metavar="N,…",
                          help="requests a second at fixed times, answered or not: an open loop")  # fmt: skip
+    _add_softirq(latency)
     latency.add_argument("--netperf", action="store_true", help="netperf's TCP_RR and TCP_CRR besides")
     rate = commands.add(
         "rate", "new connections per second, and what idle ones hold",
@@ -112,6 +116,7 @@ def _add_exchanges(commands: Commands, common: argparse.ArgumentParser) -> None:
         """,
         measure, parents=[common], epilog=SUBJECTS,
     )  # fmt: skip
+    _add_softirq(rate)
     rate.add_argument("--idle", type=count, default=0, metavar="N",
                       help="idle connections; default 10000, or what descriptors allow")  # fmt: skip
     micro = commands.add(
@@ -123,6 +128,12 @@ def _add_exchanges(commands: Commands, common: argparse.ArgumentParser) -> None:
         measure, parents=[common], epilog=SUBJECTS,
     )  # fmt: skip
     micro.add_argument("--profile", type=Path, metavar="FILE", help="write a pprof profile (go tool pprof reads it)")
+
+
+def _add_softirq(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--softirq", action="store_true", help="CPU with and without soft interrupts, which the kernel may charge to it"
+    )
 
 
 def options(arguments: argparse.Namespace) -> Options:

@@ -13,6 +13,7 @@ from bench.experiment import Case, Experiment
 from bench.extension import native
 from bench.histogram import percentiles_us
 from bench.loads import Load, exchange_load
+from bench.profiling import SOFTIRQ_S, softirq_of
 from bench.results import Result, Sample
 from bench.stand import WARM_UP_S, Running, Stand
 from bench.subjects import Subject
@@ -70,9 +71,18 @@ class Latency(Experiment):
             yield (self._far.port,)
 
     def apart_s(self) -> float:
-        return len(_NETPERF_TESTS) * (_NETPERF_S + 1.0) if self.options.extra.get("netperf") else 0.0
+        netperf_s = len(_NETPERF_TESTS) * (_NETPERF_S + 1.0) if self.options.extra.get("netperf") else 0.0
+        return netperf_s + bool(self.options.extra.get("softirq")) * (SOFTIRQ_S + 1)
 
     def apart(self, stand: Stand, subject: Subject, ports: tuple[int, ...], result: Result) -> None:
+        if self.options.extra.get("softirq"):
+            result.profiles.setdefault("softirq", {})[subject.name] = softirq_of(
+                stand, subject, ports, "64B × 64", "exchange", connections=64
+            )
+        if self.options.extra.get("netperf"):
+            self._netperf(stand, subject, result)
+
+    def _netperf(self, stand: Stand, subject: Subject, result: Result) -> None:
         """netperf's own figures. It pins the number of its data port on either side of the forwarder."""
         if stand.topology.name == "loopback":
             raise BenchError("netperf's data port has one number on both sides of a forwarder: --topology netns")

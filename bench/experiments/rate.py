@@ -7,15 +7,20 @@ import json
 import time
 from collections.abc import Iterator
 
+from rich.console import Console
+
 from bench.errors import BenchError
 from bench.experiment import Case, Experiment
 from bench.experiments.latency import load_figures
 from bench.extension import native
 from bench.loads import short_load
 from bench.meter import client_command
+from bench.profiling import SOFTIRQ_S, softirq_of
 from bench.programs import descriptor_limit
-from bench.results import Sample
+from bench.results import Result, Sample
 from bench.stand import WARM_UP_S, Running, Stand
+from bench.subjects import Subject
+from bench.tables import print_profiles
 
 __all__ = ["Rate"]
 
@@ -60,6 +65,19 @@ class Rate(Experiment):
         load = short_load(stand, running, self._far, seconds=self.seconds_each, **case.parameters)
         values = {**load_figures(load), "failures": load.figures["failures"]}
         return load.sample(case.name, values, histogram=load.figures["histogram"])
+
+    def apart_s(self) -> float:
+        return bool(self.options.extra.get("softirq")) * (SOFTIRQ_S + 1)
+
+    def apart(self, stand: Stand, subject: Subject, ports: tuple[int, ...], result: Result) -> None:
+        result.profiles.setdefault("softirq", {})[subject.name] = softirq_of(
+            stand, subject, ports, "connect/close × 16", "short", connections=16
+        )
+
+    def show(self, result: Result, console: Console) -> int:
+        status = super().show(result, console)
+        print_profiles(result, console)
+        return status
 
     def _idle(self, stand: Stand, running: Running, case: Case) -> Sample:
         """Memory before and with the connections open, and processor time while nothing is sent.

@@ -20,7 +20,7 @@ from bench.iperf import Transfer, client_command, parse_transfer, server_command
 from bench.loads import Load, bulk_load
 from bench.meter import Spent, metered
 from bench.meter import client_command as own_command
-from bench.profiling import count_events, count_syscalls, sample_stacks
+from bench.profiling import SOFTIRQ_S, count_events, count_syscalls, sample_stacks, softirq_of
 from bench.results import Result, Sample
 from bench.stacks import softirq_share
 from bench.stand import WARM_UP_S, Running, Stand
@@ -97,10 +97,14 @@ class Throughput(Experiment):
 
     def apart_s(self) -> float:
         wanted = sum(bool(self.options.extra.get(option)) for option in _APART)
-        return wanted * (_APART_S + 2 * _OVERHEAD_S + 1)
+        return wanted * (_APART_S + 2 * _OVERHEAD_S + 1) + bool(self.options.extra.get("softirq")) * (SOFTIRQ_S + 1)
 
     def apart(self, stand: Stand, subject: Subject, ports: tuple[int, ...], result: Result) -> None:
         """Eight streams, and the tool in the middle of them."""
+        if self.options.extra.get("softirq"):
+            result.profiles.setdefault("softirq", {})[subject.name] = softirq_of(
+                stand, subject, ports, "eight streams up", "upload", connections=8
+            )
         if subject.family == "floor":
             return
         for option in _APART:

@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,9 +26,11 @@ _FIRST = -20
 
 
 class Perf:
-    """One `perf stat` or `perf record`; `output` is what it writes."""
+    """One `perf stat` or `perf record`; `output` is what it writes. `wrapped` makes its command that of a wrapper."""
 
-    def __init__(self, words: Sequence[str], output: Path) -> None:
+    def __init__(
+        self, words: Sequence[str], output: Path, wrapped: Callable[[Sequence[str]], list[str]] = list
+    ) -> None:
         self.output = output
         self._errors = output.with_name(output.name + ".stderr")
         control, self._control = os.pipe()
@@ -38,7 +40,7 @@ class Perf:
         try:
             with self._errors.open("wb") as errors:
                 self.process = subprocess.Popen(
-                    bound(command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                    bound(wrapped(command)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                     pass_fds=(control, acknowledge), start_new_session=True,
                 )  # fmt: skip
         finally:
@@ -55,9 +57,13 @@ class Perf:
         return cls(["stat", "-x,", "-e", ",".join(events), *where], output)
 
     @classmethod
-    def recording(cls, where: Sequence[str], events: Sequence[str], output: Path) -> Perf:
+    def recording(
+        cls, where: Sequence[str], events: Sequence[str], output: Path,
+        wrapped: Callable[[Sequence[str]], list[str]] = list,
+    ) -> Perf:  # fmt: skip
         """Each event, not a sample of them."""
-        return cls(["record", "-q", "-N", "-c", "1", "-m", _DATA_PAGES, "-e", ",".join(events), *where], output)
+        words = ["record", "-q", "-N", "-c", "1", "-m", _DATA_PAGES, "-e", ",".join(events), *where]
+        return cls(words, output, wrapped)
 
     @classmethod
     def stacks_of(cls, where: Sequence[str], events: Sequence[str], output: Path) -> Perf:

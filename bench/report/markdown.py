@@ -9,6 +9,7 @@ from bench.columns import BRACKETS, COLUMNS, Column, cell, plain
 from bench.errors import BenchError
 from bench.experiments.micro import INTERCEPT, SLOPE, lines_of_cost
 from bench.machine import summary_line
+from bench.profiles import softirq_profile
 from bench.report.charts import all_plots
 from bench.report.page import ORDER, TITLES, when
 from bench.report.plots import Plot
@@ -115,6 +116,8 @@ def _performance(results: Mapping[str, Result], plots: Mapping[str, Plot]) -> It
         facts = f"{when(result)}, {result.precision}, commit {result.machine['commit']}"
         yield from (f"## {TITLES[name]}", "", f"{facts}, on {summary_line(result.machine)}.", "")
         yield from makers[name](result)
+        if profile := softirq_profile(result):
+            yield from (f"{profile.title}:", "", *_rows(profile.head, profile.rows), profile.note, "")
         for plot in plots.values():
             if plot.name.startswith(name) or plot.name in _BELONGS.get(name, ()):
                 yield from (f"![{plot.title}](bench/{plot.name}.svg)", "")

@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.columns import BRACKETS, Column, cell, columns_of
 from bench.experiments.micro import INTERCEPT, SLOPE, lines_of_cost
 from bench.machine import summary_line
+from bench.profiles import Profile, profiles_of
 from bench.report.charts import all_plots, headline
 from bench.report.plots import Plot
 from bench.results import Result
@@ -72,18 +72,9 @@ class _Section:
     notes: list[str]
     faults: list[str]
     ambience: list[str]
-    profiles: list[_Profile]
+    profiles: list[Profile]
     configurations: list[tuple[str, str]]
     result: Result
-
-
-@dataclass(frozen=True, slots=True)
-class _Profile:
-    """A table from a run apart."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
 
 
 def render_page(results: Mapping[str, Result]) -> str:
@@ -136,7 +127,7 @@ def _section(result: Result) -> _Section:
         notes=notes,
         faults=faults(result),
         ambience=ambience(result),
-        profiles=_profiles(result),
+        profiles=profiles_of(result),
         configurations=[(each.name, each.configuration) for each in result.subjects if each.configuration],
         result=result,
     )
@@ -154,48 +145,6 @@ def _ratio(result: Result, name: str, case: str, column: Column) -> str:
         return ""
     best = min(peers) if column.better == "lower" else max(peers)
     return f"×{figure.median / best:.2f}" if best > 0 and figure.median > 0 else ""
-
-
-def _profiles(result: Result) -> list[_Profile]:
-    """Counters, system calls, netperf: what runs apart have shown."""
-    found = []
-    if perf := result.profiles.get("perf"):
-        names = list(dict.fromkeys(name for each in perf.values() for name in each["counts"]))
-        rows = [[subject, *(_count(each, name) for name in names)] for subject, each in perf.items()]
-        found.append(_Profile("Counters for each GB (perf stat, a run apart)", ["subject", *names], rows))
-    for subject, each in result.profiles.get("strace", {}).items():
-        rows = [
-            [row["name"], f"{row['calls']:,}", f"{row['calls'] / each['gigabytes']:,.0f}", f"{row['errors']:,}"]
-            for row in each["calls"][:12]
-        ]
-        head = ["call", "calls", "for each GB", "errors"]
-        found.append(_Profile(f"System calls of {subject} (strace, a run apart)", head, rows))
-    if netperf := result.profiles.get("netperf"):
-        rows = [
-            [subject, test, *(f"{values[key]:,.1f}" for key in ("per_second", "p50_us", "p90_us", "p99_us"))]
-            for subject, tests in netperf.items()
-            for test, values in tests.items()
-        ]
-        found.append(_Profile("netperf (a run apart)", ["subject", "test", "/s", "p50 µs", "p90 µs", "p99 µs"], rows))
-    if flames := result.profiles.get("flamegraph"):
-        rows = [
-            [subject, each["file"], str(each["samples"]), _share(each.get("softirq"))]
-            for subject, each in flames.items()
-        ]
-        head = ["subject", "flame graph, beside the results", "samples", "of them in soft interrupts"]
-        found.append(_Profile("Where processor time goes (perf record, a run apart)", head, rows))
-    return found
-
-
-def _share(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.0f} %"
-
-
-def _count(figures: dict[str, Any], name: str) -> str:
-    value = figures["counts"].get(name)
-    if value is None:
-        return "n/a"
-    return f"{value:.3f}" if name in ("IPC", "branch-miss ratio") else f"{value / figures['gigabytes']:,.0f}"
 
 
 def _table(result: Result, case: str) -> _Table:

@@ -110,5 +110,6 @@ async def run(engine: str, schedule: list[Step], receive_bytes: int, reset_by: s
 @example([("half-close", True, 1), ("send", False, 200_000), ("read", True, 1)], 4096, "")
 @example([("send", True, 65536), ("urgent", True, 1), ("send", True, 1), ("half-close", True, 1)], 4096, "")
 @example([("send", True, 200_000), ("pause", True, 1), ("half-close", False, 1)], 0, "upstream")
+@example([("send", False, 8192), ("half-close", False, 1)], 4096, "upstream")
 def test_any_order_of_things(engine: str, schedule: list[Step], receive_bytes: int, reset_by: str) -> None:
     asyncio.run(asyncio.wait_for(run(engine, schedule, receive_bytes, reset_by), 20))

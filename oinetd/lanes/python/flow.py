@@ -5,6 +5,7 @@ The life of a flow is this table; what is not in it cannot happen, and the tests
 - OPEN: nothing pends. Bytes are read only here, so EAGAIN from the source can only mean that it is empty.
 - HELD: the sink took less than was read. The rest waits in `pending`, the source is not read: that is back-pressure.
 - THROTTLED: nothing pends, and a bucket has nothing for it. The source is not read until its time has come.
+- WAITING: a hook of the program has what was read (`tapped.py`). The source is not read until it has answered.
 - ENDED: the source has sent its FIN, or failed, and all that came before is with the sink. Final.
 - LOST: the sink failed; what comes from the source has nowhere to go. Final.
 """
@@ -29,6 +30,7 @@ class FlowState(enum.Enum):
     OPEN = "open"
     HELD = "held"
     THROTTLED = "throttled"
+    WAITING = "waiting"
     ENDED = "ended"
     LOST = "lost"
 
@@ -42,6 +44,10 @@ class FlowEvent(enum.Enum):
     """A bucket has nothing for it."""
     CREDIT = "credit"
     """Its time has come."""
+    ASKED = "asked"
+    """A hook has what was read, and answers later."""
+    ANSWERED = "answered"
+    """The hook has said what is to be written."""
     SOURCE_DONE = "source-done"
     """The source answered a read with its FIN or an error."""
     SINK_FAILED = "sink-failed"
@@ -55,6 +61,9 @@ FLOW_NEXT = {
     (FlowState.OPEN, FlowEvent.NO_CREDIT): FlowState.THROTTLED,
     (FlowState.THROTTLED, FlowEvent.CREDIT): FlowState.OPEN,
     (FlowState.THROTTLED, FlowEvent.SINK_FAILED): FlowState.LOST,
+    (FlowState.OPEN, FlowEvent.ASKED): FlowState.WAITING,
+    (FlowState.WAITING, FlowEvent.ANSWERED): FlowState.OPEN,
+    (FlowState.WAITING, FlowEvent.SINK_FAILED): FlowState.LOST,
     (FlowState.HELD, FlowEvent.TAKEN): FlowState.OPEN,
     (FlowState.HELD, FlowEvent.SINK_FAILED): FlowState.LOST,
 }

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import socket
 from typing import Any
 
@@ -95,13 +96,16 @@ class Relay(RunningRelay):
         self.buffer_bytes = settings.buffer_bytes
         self.client = Side(client)
         self.upstream = Side(upstream)
-        self._up = Flow(self, self.client, self.upstream, upward=True)
-        self._down = Flow(self, self.upstream, self.client, upward=False)
+        self._up = self._flow(self.client, self.upstream, upward=True)
+        self._down = self._flow(self.upstream, self.client, upward=False)
         self._ender: Side | None = None
         self._finish_by = 0.0
         self._resumed = False
         if carried is not None:
             self._resume(carried)
+
+    def _flow(self, source: Side, sink: Side, *, upward: bool) -> Flow:
+        return Flow(self, source, sink, upward=upward)
 
     def start(self) -> None:
         try:
@@ -176,7 +180,7 @@ class Relay(RunningRelay):
         if not self.finished and self._down.state is FlowState.HELD:
             self._down.pump()
         if has_failed(self.client.sock, events) and not self.finished:
-            self._on_error(self.client, self._up, self._down)
+            self._on_error(self.client, events, self._up, self._down)
 
     def _on_upstream(self, events: int) -> None:
         self.upstream.note(events)
@@ -184,12 +188,19 @@ class Relay(RunningRelay):
         if not self.finished and self._up.state is FlowState.HELD:
             self._up.pump()
         if has_failed(self.upstream.sock, events) and not self.finished:
-            self._on_error(self.upstream, self._down, self._up)
+            self._on_error(self.upstream, events, self._down, self._up)
 
-    def _on_error(self, side: Side, outgoing: Flow, incoming: Flow) -> None:
+    def _on_error(self, side: Side, events: int, outgoing: Flow, incoming: Flow) -> None:
+        if not outgoing.over:
+            # What it sent is still being read. If a FIN comes before the reset, a read says only that; and this event
+            # is the only one. HUP alone is both FINs.
+            if events & select.EPOLLERR:
+                side.fail(side.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET)
+                outgoing.wait_turn()
+            return
         # A side that had sent its FIN and now fails is not read any more, and perhaps not written to for hours.
         # (After both FINs the same event is only the end, and the relay has finished by then.)
-        if outgoing.over and not incoming.over:
+        if not incoming.over:
             side.fail(side.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET)
             incoming.drop()
             self._settle()
@@ -225,7 +236,7 @@ class Relay(RunningRelay):
         if self._ender is None:
             self._ender = flow.sink
         other = self._opposite(flow)
-        if other.state is FlowState.OPEN:
+        if other.state in (FlowState.OPEN, FlowState.WAITING):
             other.source.readable = other.source.alarmed = True
             other.wait_turn()
         self._settle()

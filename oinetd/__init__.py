@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from oinetd.config import load_config, parse_config, parse_rule, render_config
     from oinetd.core.record import Ending, RelayResult, SessionRecord
     from oinetd.core.registry import RuleStats, Stats
+    from oinetd.core.tap import Direction
     from oinetd.errors import BindError, ConfigError, EngineUnavailable, OinetdError, Problem
     from oinetd.forwarder import Forwarder
     from oinetd.model import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
     from oinetd.net.ports import BoundAddress
     from oinetd.servers import AllDown, Balance, Check, GroupOptions, OnDown, Passive, Resolve, Server, Upstream
+    from oinetd.upstream.member import ServerStatus
 
 __all__ = [
     "AcceptProxy",
@@ -45,6 +47,7 @@ __all__ = [
     "Check",
     "Config",
     "ConfigError",
+    "Direction",
     "Ending",
     "Endpoint",
     "EngineChoice",
@@ -70,6 +73,7 @@ __all__ = [
     "RuleStats",
     "SendProxy",
     "Server",
+    "ServerStatus",
     "SessionRecord",
     "Settings",
     "SourcePrefix",
@@ -124,6 +128,8 @@ _HOMES = {
         "Upstream",
     ),
     "oinetd.core.record": ("Ending", "RelayResult", "SessionRecord"),
+    "oinetd.core.tap": ("Direction",),
+    "oinetd.upstream.member": ("ServerStatus",),
 }
 """The module of each name. It is imported when the name is first used: a program that needs only the version, a checked
 configuration or an error class does not wait for the import of the event loop."""

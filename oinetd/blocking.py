@@ -8,10 +8,11 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
-from oinetd.core.hooks import Admit, Hook
+from oinetd.core.hooks import Admit, Hook, ServerHook
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Stats
 from oinetd.core.router import RouteHook
+from oinetd.core.tap import Tap
 from oinetd.forwarder import Forwarder
 from oinetd.model import Config, Rule
 from oinetd.net.ports import BoundAddress
@@ -33,10 +34,14 @@ class BlockingForwarder:
         *,
         admit: Admit | None = None,
         route: RouteHook | None = None,
+        tap: Tap | None = None,
         on_open: Hook | None = None,
         on_close: Hook | None = None,
+        on_server: ServerHook | None = None,
     ) -> None:
-        self._forwarder = Forwarder(config, admit=admit, route=route, on_open=on_open, on_close=on_close)
+        self._forwarder = Forwarder(
+            config, admit=admit, route=route, tap=tap, on_open=on_open, on_close=on_close, on_server=on_server
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 

@@ -21,6 +21,7 @@ from oinetd.core.lane import Listener
 from oinetd.core.record import SessionRecord
 from oinetd.core.router import RouteHook, Router
 from oinetd.core.service import Callbacks
+from oinetd.core.tap import Tap
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.moves import Moves
@@ -52,6 +53,9 @@ class Forwarder(Succession):
     destination is dialled; False or an exception refuses it. `route` is asked after it, in the same place, and says
     where a TCP client goes: None (as the rule says), False (refused), an `Endpoint` or a text `host:port`.
 
+    `tap` gets the record, a `Direction` and the bytes that were read, and answers None (they pass), the bytes that pass
+    in their place, or something to be awaited that gives one of these. It is for TCP, in the Python lane.
+
     `on_open` and `on_close` are called with the record of each admitted session, and of each one that ended (the
     refused too), `on_server` with the `ServerStatus` of each server whose state changed; coroutines are
     awaited. What hooks raise is logged. `inherited` are listening sockets that a service manager opened; a rule with
@@ -65,6 +69,7 @@ class Forwarder(Succession):
         *,
         admit: Admit | None = None,
         route: RouteHook | None = None,
+        tap: Tap | None = None,
         on_open: Hook | None = None,
         on_close: Hook | None = None,
         on_server: ServerHook | None = None,
@@ -74,6 +79,7 @@ class Forwarder(Succession):
     ) -> None:
         self.config = check_type(config, Config)
         self._router = Router(admit, route)
+        self._tap = tap
         self._hooks = Hooks(on_open, on_close, on_server)
         self._lent = list(lent)
         self.inherited = [*inherited, *self._lent]
@@ -123,7 +129,14 @@ class Forwarder(Succession):
         if self._stopped is not None:
             raise RuntimeError("a Forwarder starts once; make another one")
         self._loop = asyncio.get_running_loop()
-        self._lanes = Lanes(self._loop, self._registry, self._watcher, self._loops, hooked=bool(self._router))
+        self._lanes = Lanes(
+            self._loop,
+            self._registry,
+            self._watcher,
+            self._loops,
+            hooked=bool(self._router),
+            tapped=self._tap is not None,
+        )
         self.moves = Moves(self._lanes, self._listeners, self._limits)
         if self._hold_back:
             self.moves.hold_back()
@@ -141,6 +154,7 @@ class Forwarder(Succession):
             watcher=self._watcher,
             hooks=self._hooks,
             admit=self._router.decide if self._router else None,
+            tap=self._tap,
             inherited=self.inherited,
             lent=self._lent,
         )

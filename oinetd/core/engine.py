@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from oinetd.core.record import RelayResult
+from oinetd.core.tap import SessionTap
 from oinetd.core.throttle import Throttle
 from oinetd.model import Settings
 
@@ -40,7 +41,8 @@ class Meter:
 
     The engine writes them, all others read them. `moved_at` is when something last moved, in seconds of the monotonic
     clock, 0 before that. `result` is set when the relay has ended, also when it was cancelled. `upstream` is set when
-    the relay goes on with another address. `throttle` bounds what is moved, if there is a bound.
+    the relay goes on with another address. `throttle` bounds what is moved, if there is a bound. `tap` is the hook for
+    the bytes of this session, if the program has one.
     """
 
     __slots__ = (
@@ -51,6 +53,7 @@ class Meter:
         "datagrams_up",
         "moved_at",
         "result",
+        "tap",
         "throttle",
         "upstream",
     )
@@ -64,6 +67,7 @@ class Meter:
         self.moved_at = 0.0
         self.result: RelayResult | None = None
         self.throttle: Throttle | None = None
+        self.tap: SessionTap | None = None
         self.upstream: tuple[str, int] | None = None
 
     def count_on(self, counts: Sequence[int]) -> None:
@@ -94,6 +98,7 @@ class CountedMeter(Meter):
             Meter.__dict__[name].__set__(self, 0)
         self.moved_at = 0.0
         self.throttle = None
+        self.tap = None
         self.result = None
         self.upstream = None
 

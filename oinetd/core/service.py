@@ -15,6 +15,7 @@ from oinetd.core.preamble import Preamble
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Registry, RuleEntry
 from oinetd.core.router import Decide
+from oinetd.core.tap import Tap
 from oinetd.model import SOURCE_PREFIX, AccessRule, Route, SendProxy, Settings, SourcePrefix
 from oinetd.model import Protocol as Transport
 from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
@@ -61,6 +62,7 @@ class Service:
     engine: Engine
     watcher: Watcher
     admit: Decide | None = None
+    tap: Tap | None = None
     guard: LoopGuard | None = None
     source_prefix: SourcePrefix = SOURCE_PREFIX
     peer_uid: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
@@ -13,9 +14,11 @@ import pytest
 
 from oinetd.core.engine import Engine, Meter
 from oinetd.core.record import RelayResult
+from oinetd.core.tap import Direction
 from oinetd.lanes.native.engine import NativeEngine
 from oinetd.lanes.native.plane import Hub, available
 from oinetd.lanes.python.relay import PortableEngine
+from oinetd.lanes.python.tapped import TappedEngine
 from oinetd.model import RelayMode, Settings
 from oinetd.net.poller import Poller
 from oinetd.net.sockets import tune
@@ -50,6 +53,8 @@ class Rig:
                 near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, receive_bytes)
                 near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         meter = Meter()
+        if isinstance(self.engine, TappedEngine):
+            meter.tap = _now_or_later()
         task = asyncio.get_running_loop().create_task(
             self.engine.relay(client_near, upstream_near, replace(self.settings, **settings), meter)
         )
@@ -64,6 +69,17 @@ class Rig:
             assert client_near.fileno() == upstream_near.fileno() == -1, "the engine owns both sockets, to the end"
             relaying.client.close()
             relaying.upstream.close()
+
+
+def _now_or_later() -> Callable[[Direction, bytes], Any]:
+    """A hook that changes nothing: some bytes pass at once, others later, some as another object."""
+    turns = itertools.count()
+
+    def tap(direction: Direction, data: bytes) -> Any:
+        turn = next(turns) % 3
+        return None if turn == 0 else bytes(bytearray(data)) if turn == 1 else asyncio.sleep(0, data)
+
+    return tap
 
 
 Factory = Callable[[], contextlib.AbstractAsyncContextManager[Rig]]
@@ -85,6 +101,22 @@ def portable(buffer_bytes: int) -> Factory:
         assert engine.buffers.taken == 0
 
     return make
+
+
+@contextlib.asynccontextmanager
+async def tapped() -> AsyncIterator[Rig]:
+    """The Python engine of programs that have a byte hook."""
+    loop = asyncio.get_running_loop()
+    poller = Poller(loop)
+    tasks: set[asyncio.Task[None]] = set()
+    engine = TappedEngine(loop, poller, tasks)
+    try:
+        yield Rig(engine, Settings())
+    finally:
+        await engine.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        poller.close()
+    assert engine.buffers.taken == 0
 
 
 def native(relay: RelayMode, *, flip_bytes: int = 0, move_turns: int = 0) -> Factory:
@@ -118,5 +150,6 @@ ENGINES: dict[str, Factory] = {
     "python-64K": portable(64 * 1024),
     "python-8K": portable(8 * 1024),
     "python-7": portable(7),
+    "python-tapped": tapped,
 }
 """Every engine and every mode in which it has to keep the contract. Seven bytes make every chunk a partial one."""

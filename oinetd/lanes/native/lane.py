@@ -75,6 +75,7 @@ class NativeLane:
         held: Held,
         *,
         hooked: bool = False,
+        tapped: bool = False,
     ) -> None:
         self.running = False
         self.listeners: set[ReactorListener] = set()
@@ -85,6 +86,7 @@ class NativeLane:
         self._loops = loops
         self._held = held
         self._hooked = hooked
+        self._tapped = tapped
         self._tags = itertools.count(1)
         self._in_force: dict[int, InForce] = {}
         self._gates: dict[Endpoint | Rule, _fastpath.Gate] = {}
@@ -126,9 +128,12 @@ class NativeLane:
         else:
             try:
                 self.start(config)
-                if not (rule.options.sni or rule.options.alpn):
+                if self._tapped and rule.bind.protocol is Protocol.TCP:
+                    reason, error = "the program has a tap", "a tap needs the Python lane: write engine=auto"
+                elif rule.options.sni or rule.options.alpn:
+                    reason, error = "sni needs the Python lane", "sni needs the Python lane: write engine=auto"
+                else:
                     return "the program has an admit hook" if self._hooked else None
-                reason, error = "sni needs the Python lane", "sni needs the Python lane: write engine=auto"
             except EngineUnavailable as unavailable:
                 reason = str(unavailable)
                 error = f"{reason}; `engine auto` would fall back to the Python lane"

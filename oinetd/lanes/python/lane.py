@@ -20,6 +20,7 @@ from oinetd.lanes.python.dialer import StreamDialer
 from oinetd.lanes.python.listener import StreamListener
 from oinetd.lanes.python.relay import PortableEngine
 from oinetd.lanes.python.retired import Retired
+from oinetd.lanes.python.tapped import TappedEngine
 from oinetd.lanes.python.udp.listener import DatagramListener
 from oinetd.lanes.python.udp.plane import DatagramPlane
 from oinetd.lanes.python.udp.stream import DatagramEngine
@@ -37,13 +38,16 @@ class PythonLane:
     name = "python"
     reactors = 0
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller, registry: Registry) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, poller: Poller, registry: Registry, *, tapped: bool = False
+    ) -> None:
         self.tasks: set[asyncio.Task[None]] = set()
         self.datagrams = DatagramPlane(loop, poller, self.tasks, registry.datagrams)
         self._loop = loop
         self._registry = registry
         self._dialer = StreamDialer(loop, poller, registry.gate)
-        self._engine = PortableEngine(loop, poller)
+        self._tapped = tapped
+        self._engine = TappedEngine(loop, poller, self.tasks) if tapped else PortableEngine(loop, poller)
         self._retired = Retired(loop)
 
     def eligible(self, config: Config, rule: Rule) -> None:
@@ -60,8 +64,8 @@ class PythonLane:
             datagrams = DatagramEngine(self.datagrams, rule.options, config.settings_of(rule))
             return datagrams, datagrams
         settings = config.settings_of(rule)
-        if settings.bandwidth_per_rule_bytes or settings.bandwidth_per_source_bytes:
-            engine = None  # it knows pairs of sockets, and not what several of them share
+        if self._tapped or settings.bandwidth_per_rule_bytes or settings.bandwidth_per_source_bytes:
+            engine = None  # it knows pairs of sockets: neither what several of them share, nor hooks
         return engine or self._engine, self._dialer
 
     def serve(self, sock: socket.socket, service: Service, *, start: bool = True) -> Listener:
@@ -79,9 +83,14 @@ class PythonLane:
         listener = StreamListener(self, self._loop, sock, service, self.tasks)
         self._retired.take(listener, ours=ours, handshakes=handshakes)
 
-    def close_retired(self) -> None:
+    @property
+    def retired(self) -> list[socket.socket]:
+        """The sockets of listeners that still wait for handshakes or for places."""
+        return self._retired.sockets
+
+    def close_retired(self, *, only_unix: bool = False) -> None:
         """Close listeners that still wait for handshakes or for places; their addresses are free then."""
-        self._retired.close()
+        self._retired.close(only_unix=only_unix)
 
     def reconfigure(self, config: Config) -> None:
         """Nothing to do: every setting of this lane is in a service."""

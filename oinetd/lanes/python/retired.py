@@ -7,6 +7,7 @@ closed.
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from oinetd.lanes.python.listener import StreamListener
 from oinetd.net.accept_queue import queue_length, stop_queueing
@@ -48,10 +49,16 @@ class Retired:
         else:
             listener.sock.close()
 
-    def close(self) -> None:
-        """Have done with all of them; their addresses are free then."""
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """Those that are still open."""
+        return [listener.sock for listener in self._waiting]
+
+    def close(self, *, only_unix: bool = False) -> None:
+        """Have done with all of them, or with those of unix sockets; their addresses are free then."""
         for listener in tuple(self._waiting):
-            self._close(listener)
+            if not only_unix or listener.sock.family == socket.AF_UNIX:
+                self._close(listener)
 
     def _look(self, listener: StreamListener, give_up: float) -> None:
         if self._loop.time() >= give_up or not queue_length(listener.sock):

@@ -11,6 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Self
 
 from oinetd.core.dial import Dialed, DialRequest
@@ -199,7 +200,10 @@ class Session:
     async def _relay(self, upstream: socket.socket, carried: Carried | None = None) -> tuple[Ending, int]:
         """Relay, for the first time or with what is `carried` over; how it ended. Raises `Departed`."""
         service, live = self._service, self._live
-        live.relaying = service.engine, self._departure
+        if service.tap is None:
+            live.relaying = service.engine, self._departure
+        else:  # a hook of this program is in it
+            live.meter.tap = partial(service.tap, live.record)
         try:
             # The engine owns both sockets from here, whatever happens.
             result = await service.engine.relay(self._client, upstream, service.settings, live.meter, carried)

@@ -1662,6 +1662,16 @@ cdef class Hub:
             found.append(oi_get(&gate.gate.judged))
         return found
 
+    def reactor_counts(self):
+        """Of each reactor: its thread, its connections, its UDP sessions, and connections that moved on from it."""
+        return [
+            (
+                oi_get(&self.hub.reactors[i].thread_id), oi_get(&self.hub.reactors[i].live),
+                oi_get(&self.hub.reactors[i].udp_sessions), oi_get(&self.hub.reactors[i].stats.moved),
+            )
+            for i in range(self.hub.reactor_count)
+        ]
+
     def stats(self):
         """Counters of all reactors together, and `live` of each."""
         cdef Reactor *reactor

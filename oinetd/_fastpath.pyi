@@ -534,6 +534,10 @@ class Hub:
 
         If the third of a case is true, these end with a reset.
         """
+    def reactor_counts(self) -> list[tuple[int, int, int, int]]:
+        """Of each reactor: the number of its thread, its connections, its UDP sessions, and how many connections it has
+        given to others.
+        """
     def stats(self) -> dict[str, Any]:
         """Counters of all reactors together; `live` is a list with the connections of each.
 

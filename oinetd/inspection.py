@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from oinetd.core.lane import Listener
 from oinetd.core.record import SessionRecord
 from oinetd.core.registry import Registry, Stats
+from oinetd.core.stats import ReactorStats
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
 from oinetd.net.ports import BoundAddress, PortKey
@@ -50,6 +51,10 @@ class Inspection:
     def session_batches(self, size: int = 256) -> Iterator[list[SessionRecord]]:
         """As `sessions`, in no order and in lists of at most `size`: other work of the loop can be done in between."""
         return self._lanes.session_batches(size) if self._stopped is not None else iter(())
+
+    def reactors(self) -> list[ReactorStats]:
+        """The native threads; none if nothing needs them."""
+        return self._lanes.reactor_stats() if self._stopped is not None else []
 
     def rules(self) -> list[RuleState]:
         """How each rule is served, where it listens, what it has moved."""

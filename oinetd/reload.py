@@ -23,6 +23,7 @@ from oinetd.core.router import Decide
 from oinetd.core.service import Service, Watcher
 from oinetd.core.sharing import entry_of_listener
 from oinetd.core.socket_check import check_options
+from oinetd.core.tap import Tap
 from oinetd.core.unix_peer import peer_uid_of
 from oinetd.lanes.choose import Choice, Lanes
 from oinetd.lanes.datagrams import settle_datagrams
@@ -92,6 +93,7 @@ class Reload:
         watcher: Watcher,
         hooks: Hooks,
         admit: Decide | None,
+        tap: Tap | None,
         inherited: Iterable[socket.socket],
         lent: Sequence[socket.socket],
     ) -> None:
@@ -108,6 +110,7 @@ class Reload:
         self._watcher = watcher
         self._hooks = hooks
         self._admit = admit
+        self._tap = tap
         self._inherited = inherited
         self._lent = lent
         self._revocation = Revocation(limits.registry)
@@ -122,10 +125,11 @@ class Reload:
             routes = {key: each.service.route for key, each in self._listeners.items()}
             ports = await plan_ports(config, routes)
             check()
-            self._lanes.close_retired()
+            self._lanes.close_retired(only_unix=True)  # two sockets cannot share a name
             kept = {key: each.sock for key, each in {**self._lanes.lingering, **self._listeners}.items()}
             before = self._remember()
-            sockets = open_ports(ports, kept, self._inherited, self._lent)
+            sockets = open_ports(ports, kept, self._inherited, self._lent, leaving=self._lanes.retired)
+            self._lanes.close_retired()
             gone = self._put_in_force(plan, sockets, before)
         before_groups, self.groups = self.groups, plan.groups
         self._config, self.destinations = config, plan.destinations
@@ -227,6 +231,7 @@ class Reload:
             engine=choice.engine,
             watcher=self._watcher,
             admit=self._admit,
+            tap=self._tap,
             source_prefix=config.source_prefix,
             guard=guard,
             peer_uid=peer_uid_of(rule),

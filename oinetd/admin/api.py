@@ -13,6 +13,7 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import Any, Final
 
+from oinetd.admin.clients import stream_clients
 from oinetd.admin.documents import health, rule_document, status
 from oinetd.admin.events import Events
 from oinetd.admin.explain import explain
@@ -41,6 +42,8 @@ PAGE_HEADERS: Final = (
     ("cache-control", "no-cache"),
 )
 
+EXPLAINED: Final = ("address", "port", "protocol", "client", "sni", "alpn")
+
 logger = logging.getLogger("oinetd")
 
 
@@ -58,13 +61,14 @@ class Api:
                 Route("GET", "/v1/status", self._status),
                 Route("GET", "/v1/rules", self._rules),
                 Route("GET", "/v1/sessions", self._sessions, query=read),
+                Route("GET", "/v1/clients", self._clients, query=(*FILTERS, "sort", "limit")),
                 Route("POST", "/v1/sessions/kill", self._kill_selected, query=FILTERS),
                 Route("POST", "/v1/sessions/{id}/kill", self._kill),
                 Route("GET", "/v1/servers", self._servers, query=("group",)),
                 *(Route("POST", f"/v1/servers/{{group}}/{{server}}/{state}", self._set_server) for state in STATES),
                 Route("POST", "/v1/servers/{group}/{server}/weight", self._set_weight),
                 Route("GET", "/v1/events", self._events),
-                Route("GET", "/v1/explain", self._explain, query=("address", "port", "protocol", "client")),
+                Route("GET", "/v1/explain", self._explain, query=EXPLAINED),
                 Route("POST", "/v1/reload", self._reload),
                 Route("POST", "/v1/upgrade", self._upgrade),
                 Route("GET", "/metrics", self._metrics, metrics=True),
@@ -129,6 +133,9 @@ class Api:
     async def _sessions(self, request: Request) -> Response:
         return Response(stream_sessions(self.instance.forwarder, Selection.of(request.query)))
 
+    async def _clients(self, request: Request) -> Response:
+        return Response(stream_clients(self.instance.forwarder, request.query))
+
     async def _servers(self, request: Request) -> Response:
         return document({"groups": group_documents(self.instance.forwarder, request.query.get("group", ""))})
 
@@ -151,17 +158,21 @@ class Api:
 
     async def _explain(self, request: Request) -> Response:
         query = request.query
+        is_unix = query.get("address", "").startswith("unix:")
         try:
-            port = int(query.get("port", ""))
+            port = int(query.get("port") or (0 if is_unix else ""))
             protocol = Protocol(query.get("protocol", "tcp"))
             client = str(ipaddress.ip_address(query["client"])) if query.get("client") else ""
         except ValueError as error:
             raise Refusal(400, f"port is a number, protocol tcp or udp, client an address ({error})") from None
         if not query.get("address"):
             raise Refusal(400, "the address is missing")
+        hello = None
+        if query.get("sni") or query.get("alpn"):
+            hello = query.get("sni", ""), tuple(query.get("alpn", "").split())
         forwarder = self.instance.forwarder
         states, names = forwarder.rules(), forwarder.destinations()
-        return document(explain(forwarder.config, states, names, query["address"], port, protocol, client))
+        return document(explain(forwarder.config, states, names, query["address"], port, protocol, client, hello))
 
     async def _metrics(self, request: Request) -> Response:
         if "oinetd.observe.metrics" not in sys.modules:  # 50 ms, only for those who want metrics, not on the loop

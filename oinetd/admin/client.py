@@ -17,16 +17,22 @@ import h11
 from oinetd.admin.place import SUFFIX, SYSTEM_FOLDER, default_folders, short_path
 from oinetd.net.unix_sockets import peer_of
 
-__all__ = ["Answer", "Client", "NoInstance", "SeveralInstances", "find_instance"]
+__all__ = ["Answer", "Client", "ConnectionLost", "NoInstance", "SeveralInstances", "find_instance"]
 
 ANSWER_S: Final = 60.0
 """A reload waits for name servers; nothing else takes long."""
 
 READ_BYTES: Final = 64 << 10
 
+LEFT: Final = "{} is left of a process that was killed, and the next start replaces it"
+
 
 class NoInstance(Exception):
     """No running oinetd was found, or it may not be asked."""
+
+
+class ConnectionLost(NoInstance):
+    """The connection ended within an answer."""
 
 
 class SeveralInstances(Exception):
@@ -57,13 +63,17 @@ def find_instance(name: str, path: str, environ: Mapping[str, str]) -> str:
         for folder in folders:
             candidate = os.path.join(folder, name + SUFFIX)
             if _is_socket(candidate):
+                if not _has_listener(candidate):
+                    raise NoInstance(f"no oinetd with the name {name} is running; {LEFT.format(candidate)}")
                 return candidate
         running = [_name_of(each) for each in running_instances(folders)]
         more = f"; running: {', '.join(running)}" if running else ""
         raise NoInstance(f"no oinetd with the name {name} is running{more}")
     found = running_instances(folders)
     if not found:
-        raise NoInstance(f"no oinetd with an admin socket is running (looked in {' and '.join(folders)})")
+        left = [path for path in _sockets(folders) if not _has_listener(path)]
+        more = f"; {LEFT.format(', '.join(left))}" if left else ""
+        raise NoInstance(f"no oinetd with an admin socket is running (looked in {' and '.join(folders)}){more}")
     if len(found) > 1:
         raise SeveralInstances([_name_of(each) for each in found])
     return found[0]
@@ -78,26 +88,28 @@ def search_folders(environ: Mapping[str, str]) -> list[str]:
 
 def running_instances(folders: list[str]) -> list[str]:
     """The sockets on which somebody listens; one that may not be asked is among them."""
+    return [path for path in _sockets(folders) if _has_listener(path)]
+
+
+def _sockets(folders: list[str]) -> list[str]:
     found = []
     for folder in folders:
+        with contextlib.suppress(OSError):
+            found += [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(SUFFIX)]
+    return [path for path in found if _is_socket(path)]
+
+
+def _has_listener(path: str) -> bool:
+    """Whether a process listens; not if it was killed, which leaves the file."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, short_path(path) as short:
+        probe.settimeout(1.0)
         try:
-            names = sorted(os.listdir(folder))
+            probe.connect(short)
+        except PermissionError:
+            pass
         except OSError:
-            continue
-        for name in names:
-            path = os.path.join(folder, name)
-            if not name.endswith(SUFFIX) or not _is_socket(path):
-                continue
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, short_path(path) as short:
-                probe.settimeout(1.0)
-                try:
-                    probe.connect(short)
-                except PermissionError:
-                    pass
-                except OSError:
-                    continue  # its process has ended
-            found.append(path)
-    return found
+            return False
+    return True
 
 
 def _is_socket(path: str) -> bool:
@@ -188,7 +200,7 @@ class Client:
                     elif isinstance(event, h11.Data):
                         yield bytes(event.data)
             except (OSError, h11.ProtocolError) as error:
-                raise NoInstance(f"{self.path}: {error}") from None
+                raise ConnectionLost(f"{self.path}: {error}") from None
 
     def _connect(self, timeout_s: float | None) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

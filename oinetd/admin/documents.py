@@ -40,6 +40,7 @@ def status(
 ) -> dict[str, Any]:
     """The overview; `loads` has the rates of the reactor threads."""
     stats = instance.forwarder.stats()
+    counts = {each.thread: each for each in instance.forwarder.reactors()}
     reactors = []
     for number, each in enumerate(times):
         rate = loads.get(each.thread)
@@ -50,6 +51,8 @@ def status(
                 "load": None if load is None else round(load, 4),
                 "waiting": None if waiting is None else round(waiting, 4),
                 "cpu_s": round(each.running_s, 3),
+                "sessions": counts[each.thread].sessions if each.thread in counts else 0,
+                "moved": counts[each.thread].moved if each.thread in counts else 0,
             }
         )
     reloads = instance.reloads

@@ -34,6 +34,7 @@ class _Queue:
     def __init__(self) -> None:
         self.events: deque[bytes] = deque()
         self.lost = 0
+        self.ends = False
         self.some = asyncio.Event()
 
     @property
@@ -54,6 +55,12 @@ class Events:
         if self._queues:
             self._put(event, lambda: value)
 
+    def end(self) -> None:
+        """Another process goes on: listeners get what there is, and then the end."""
+        for queue in self._queues:
+            queue.ends = True
+            queue.some.set()
+
     async def listen(self) -> AsyncIterator[bytes]:
         """The events from now on, in the format of server-sent events."""
         queue = _Queue()
@@ -69,7 +76,10 @@ class Events:
                 except TimeoutError:
                     yield b": still here\n\n"
                     continue
-                yield self._take(queue)
+                if queue.events or queue.lost:
+                    yield self._take(queue)
+                elif queue.ends:
+                    return
         finally:
             self._queues.remove(queue)
             if not self._queues and self._unwatch is not None:
@@ -80,7 +90,8 @@ class Events:
     def _take(queue: _Queue) -> bytes:
         parts = [queue.events.popleft() for _ in range(min(BATCH, len(queue.events)))]
         if not queue.events:
-            queue.some.clear()
+            if not queue.ends:
+                queue.some.clear()
             if queue.lost:
                 parts.append(b"event: lost\ndata: " + as_json({"count": queue.lost}) + b"\n")
                 queue.lost = 0

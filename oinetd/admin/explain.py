@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from oinetd.core.access import AccessControl
+from oinetd.core.names import NameTable
 from oinetd.model import AccessRule, Config, Protocol, Rule, Verb
 from oinetd.observe.rules import RuleState
 from oinetd.upstream.destination import DestinationState
@@ -22,8 +23,12 @@ def explain(
     port: int,
     protocol: Protocol,
     client: str,
+    hello: tuple[str, tuple[str, ...]] | None = None,
 ) -> dict[str, Any]:
-    """What would happen to a `client` (perhaps empty) that connects to an address and port."""
+    """What would happen to a `client` (perhaps empty) that connects to an address and port; a unix socket has port 0.
+
+    `hello` is the server name and the protocols that it wants by TLS, if something is known of that.
+    """
     in_force = [state for state in states if state.in_force and state.rule.bind.protocol is protocol]
     candidates = [state for state in in_force if port in _ports(state)]
     served = [(how, state) for state in candidates if (how := _listens(state, address, port))]
@@ -35,6 +40,14 @@ def explain(
         why = "no rule listens on this port" if not others else f"no rule listens on this address: {'; '.join(others)}"
         return {"rule": None, "verdict": "not served", "why": why}
     how, state = served[0]
+    sharing = [
+        each for each_how, each in served if each_how == how and (each.rule.options.sni or each.rule.options.alpn)
+    ]
+    if sharing:
+        chosen = _choose([each for each_how, each in served if each_how == how], *(hello or ("", ())))
+        if chosen is None:
+            return {"rule": None, "verdict": "not served", "why": _wanted(sharing, hello)}
+        state = chosen
     rule = state.rule
     found: dict[str, Any] = {
         "rule": state.name,
@@ -55,7 +68,28 @@ def explain(
     return found
 
 
+def _choose(states: list[RuleState], name: str, protocols: tuple[str, ...]) -> RuleState | None:
+    """The rule that a TLS hello chooses among those that share a listener."""
+    options = ((state.rule.options, state) for state in states)
+    table = NameTable((said.sni or (), said.alpn or (), state) for said, state in options)
+    return table.choose(name.lower(), [protocol.encode() for protocol in protocols])
+
+
+def _wanted(states: list[RuleState], hello: tuple[str, tuple[str, ...]] | None) -> str:
+    """Why none of the rules was chosen, and what they are for."""
+    known = "; ".join(
+        f"{state.name} is for " + " ".join((*(state.rule.options.sni or ()), *(state.rule.options.alpn or ())))
+        for state in states
+    )
+    if hello is None:
+        return f"the TLS server name chooses the rule, and none was given (--sni NAME): {known}"
+    wanted = " ".join(filter(None, (hello[0], *hello[1])))
+    return f"no rule is for the TLS hello {wanted}: {known}"
+
+
 def _ports(state: RuleState) -> set[int] | range:
+    if state.rule.bind.is_unix:
+        return {0}
     if state.rule.bind.port:
         return state.rule.bind.ports
     return {int(place.rpartition(":")[2]) for place in state.listening if not place.startswith("unix:")}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import re
 import socket
@@ -36,6 +37,9 @@ PATH_BYTES_MAX: Final = 107
 BACKLOG: Final = 64
 SUFFIX: Final = ".sock"
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+logger = logging.getLogger("oinetd")
 
 
 class PlaceUnavailable(OSError):
@@ -103,7 +107,7 @@ def bind_socket(path: str, mode: int, uid: int, gid: int, *, make_folder: bool) 
 
 def _bind(place: Location, path: str, mode: int, uid: int, gid: int) -> socket.socket:
     if place.found is not None:
-        pid = _listener(place)
+        pid = _listener(place, path)
         if pid:
             raise InUse(errno.EADDRINUSE, _in_use(path, pid))
         with contextlib.suppress(FileNotFoundError):
@@ -123,7 +127,7 @@ def _bind(place: Location, path: str, mode: int, uid: int, gid: int) -> socket.s
     return sock
 
 
-def _listener(place: Location) -> int:
+def _listener(place: Location, path: str) -> int:
     """The pid of the process that listens on the socket; 0 if there is none, or if it is about to end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(2.0)
@@ -135,6 +139,7 @@ def _listener(place: Location) -> int:
             while len(answer) < 4096 and (part := probe.recv(4096)):
                 answer += part
         except ConnectionRefusedError:
+            logger.info("admin socket %s: replacing the file that a killed process has left", path)
             return 0
         except (TimeoutError, BlockingIOError):
             return peer_of(probe).pid or -1  # it is busy, or has stopped

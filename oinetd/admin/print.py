@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from oinetd.observe.text import age, inert, rate, size, table
+from oinetd.observe.text import age, inert, number_of, rate, size, table
 
-__all__ = ["event_line", "explain_lines", "rule_lines", "server_lines", "session_lines", "status_lines"]
+__all__ = ["client_lines", "event_line", "explain_lines", "rule_lines", "server_lines", "session_lines", "status_lines"]
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
@@ -21,19 +21,24 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['name']}: {found['state']}, oinetd {found['version']}, pid {found['pid']}, "
         f"up {age(found['uptime_s'])}",
-        f"configuration: {found['conf_file'] or 'none'}, {found['rules']} rules" + (f" ({lanes})" if lanes else ""),
+        f"configuration: {found['conf_file'] or 'none'}, {number_of(found['rules'], 'rule')}"
+        + (f" ({lanes})" if lanes else ""),
         f"sessions: {found['live']} live, {found['accepted']} accepted, {found['refused']} refused, "
         f"{found['failed']} failed",
         f"bytes: {size(found['bytes_up'])} up, {size(found['bytes_down'])} down",
         f"room for {found['room'] or 'any number of'} connections"
         + (", FULL: clients wait in the accept queue" if found["full"] else "")
-        + (f", was full {found['times_full']} times" if found["times_full"] and not found["full"] else ""),
+        + (f", was full {number_of(found['times_full'], 'time')}" if found["times_full"] and not found["full"] else ""),
         f"descriptors: {used}",
     ]
     for each in found["reactors"]:
-        load = "not measured yet" if each["load"] is None else f"{each['load']:.1%} of a core"
-        waiting = f", waiting for a core {each['waiting']:.1%}" if each["waiting"] else ""
-        lines.append(f"thread {each['id']}: {load}{waiting}, {age(each['cpu_s'])} CPU in all")
+        load = "not measured yet"
+        if each["load"] is not None:
+            load = f"{each['load']:.1%} of a core, {each['waiting']:.1%} waiting for one"
+        lines.append(
+            f"thread {each['id']}: {load}, {number_of(each['sessions'], 'session')}, {each['moved']} moved on, "
+            f"{age(each['cpu_s'])} CPU in all"
+        )
     for each in found["names"]:
         lines.append(f"name {each['host']}: {', '.join(each['addresses']) or each['error'] or 'no answer yet'}")
     done = f"reloads: {reloads['succeeded']} succeeded, {reloads['failed']} failed"
@@ -101,6 +106,25 @@ def server_lines(found: dict[str, Any]) -> list[str]:
     return table(("SERVER", "STATE", ">SINCE", ">LIVE", ">WEIGHT", ">CHOSEN", ">FAILED", "WHY"), rows)
 
 
+def client_lines(found: dict[str, Any]) -> list[str]:
+    """`oinetd clients`."""
+    rows = [
+        (
+            each["client"],
+            str(each["sessions"]),
+            age(each["oldest_s"]),
+            age(each["idle_s"]),
+            size(each["bytes_up"]),
+            size(each["bytes_down"]),
+        )
+        for each in found["clients"]
+    ]
+    lines = table(("CLIENT", ">SESSIONS", ">OLDEST", ">IDLE", ">UP", ">DOWN"), rows)
+    if len(rows) < found["total"]:
+        lines.append(f"{len(rows)} of {number_of(found['total'], 'client')}")
+    return lines
+
+
 def session_lines(found: dict[str, Any]) -> list[str]:
     """`oinetd sessions`."""
     rows = [
@@ -118,7 +142,7 @@ def session_lines(found: dict[str, Any]) -> list[str]:
     ]
     lines = table((">ID", "RULE", "CLIENT", "SERVER", ">AGE", ">IDLE", ">UP", ">DOWN"), rows)
     if len(rows) < found["total"]:
-        lines.append(f"{len(rows)} of {found['total']} sessions")
+        lines.append(f"{len(rows)} of {number_of(found['total'], 'session')}")
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
@@ -97,7 +97,6 @@ class Selection:
             return False
         return self._access is None or self._access.decide(record.client) is None
 
-    def page(self, records: Iterable[SessionRecord]) -> tuple[list[SessionRecord], int]:
-        """Those that are shown, in order, and the number of all."""
-        ordered = sorted(records, key=_ORDERS[self.sort])
-        return ordered[: self.limit or None], len(ordered)
+    def ordered(self, records: list[SessionRecord]) -> list[SessionRecord]:
+        """All of them, in its order."""
+        return sorted(records, key=_ORDERS[self.sort])

@@ -82,7 +82,9 @@ class AdminServer:
         return {each.path or _place(each.asked): each.sock for each in self._open}
 
     def leave_files(self) -> None:
-        """The files of the sockets belong to another process now."""
+        """The files of the sockets belong to another process now, and so do events."""
+        if self._api is not None:
+            self._api.events.end()
         for each in self._open:
             each.path = ""
             if each.listener is not None:

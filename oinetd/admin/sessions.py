@@ -19,19 +19,26 @@ BATCH: Final = 128
 """One to two milliseconds of work."""
 
 
-async def find_sessions(forwarder: Forwarder, selection: Selection, names: RuleNames) -> list[SessionRecord]:
-    """The sessions of a selection, in no order."""
+async def find_sessions(
+    forwarder: Forwarder, selection: Selection, names: RuleNames
+) -> tuple[list[SessionRecord], int]:
+    """The page of a selection, in its order, and the number of all that match."""
     found: list[SessionRecord] = []
+    total, keep = 0, selection.limit
     for batch in forwarder.session_batches(BATCH):
-        found += [record for record in batch if selection.takes(record, names)]
+        taken = [record for record in batch if selection.takes(record, names)]
+        total += len(taken)
+        found += taken
+        if keep and len(found) > 2 * keep + BATCH:
+            found = selection.ordered(found)[:keep]
         await asyncio.sleep(0)
-    return found
+    return selection.ordered(found)[: keep or None], total
 
 
 async def stream_sessions(forwarder: Forwarder, selection: Selection) -> AsyncIterator[bytes]:
     """A JSON object: `sessions`, the number `total` of those that match, and `next`, the `after` of the next page."""
     names = RuleNames(forwarder.stats().rules)
-    page, total = selection.page(await find_sessions(forwarder, selection, names))
+    page, total = await find_sessions(forwarder, selection, names)
     between = b'{"sessions":['
     for at in range(0, len(page), BATCH):
         documents = [session_document(record, names.of(record.route.rule)) for record in page[at : at + BATCH]]
@@ -46,7 +53,7 @@ async def stream_sessions(forwarder: Forwarder, selection: Selection) -> AsyncIt
 async def kill_sessions(forwarder: Forwarder, selection: Selection) -> int:
     """End all sessions of a selection; their number."""
     names = RuleNames(forwarder.stats().rules)
-    page, _ = selection.page(await find_sessions(forwarder, selection, names))
+    page, _ = await find_sessions(forwarder, selection, names)
     killed = 0
     for at in range(0, len(page), BATCH):
         killed += sum(forwarder.kill(record.id, known=True) for record in page[at : at + BATCH])

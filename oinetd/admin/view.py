@@ -1,59 +1,79 @@
-"""What `oinetd top` shows, as something that rich can draw: it depends on the answers and on the keys alone."""
+"""What is chosen in `oinetd top`, and what keys do: it depends on the answers and on the keys alone."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from oinetd.observe.text import age, inert, rate, size
-
-__all__ = ["HISTORY", "Snapshot", "View"]
+__all__ = ["CLIENTS", "HISTORY", "PANES", "SERVERS", "SESSIONS", "Actions", "Snapshot", "View"]
 
 HISTORY: Final = 60
-BARS: Final = "▁▂▃▄▅▆▇█"
-SORTS: Final = ("bytes", "rate", "age", "idle")
-RULES_SHARE: Final = 3
-"""Rules have at most a third of the lines."""
+SESSIONS: Final = "sessions"
+CLIENTS: Final = "clients"
+SERVERS: Final = "servers"
+PANES: Final = (SESSIONS, CLIENTS, SERVERS)
+
+SORTS: Final[Mapping[str, tuple[str, ...]]] = {
+    SESSIONS: ("bytes", "rate", "age", "idle"),
+    CLIENTS: ("sessions", "bytes", "age", "idle"),
+    SERVERS: ("name", "live", "failed"),
+}
+ROWS_MAX: Final = 200
+"""More are not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The documents of one look, and the machine: busy share of its cores and of its memory."""
+    """The documents of one look, and the machine: busy share of its cores and of its memory.
+
+    `rows` are those of the pane, `total` is how many there are. `groups` are all servers.
+    """
 
     status: dict[str, Any]
     rules: list[dict[str, Any]]
-    sessions: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
     total: int
     cpu: float = 0.0
     memory: float = 0.0
-    servers: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """What keys can change; each function returns what to tell."""
+
+    kill: Callable[[int], str] = lambda session: ""
+    kill_client: Callable[[str], str] = lambda client: ""
+    set_server: Callable[[str, str], str] = lambda server, state: ""
 
 
 @dataclass
 class View:
     """What is chosen, and the rates so far."""
 
-    sort: str = "bytes"
+    actions: Actions = field(default_factory=Actions)
+    pane: str = SESSIONS
+    sorts: dict[str, str] = field(default_factory=lambda: {pane: sorts[0] for pane, sorts in SORTS.items()})
     rule: str = ""
     client: str = ""
     typing: bool = False
     selected: int = 0
     message: str = ""
-    kill: Callable[[int], str] = lambda session: ""
     bytes_past: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     new_past: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     last: Snapshot | None = None
 
     @property
+    def sort(self) -> str:
+        """The order of the pane."""
+        return self.sorts[self.pane]
+
+    @property
     def query(self) -> dict[str, str]:
-        """The parameters for the sessions."""
-        query = {"sort": self.sort, "limit": "200"}
+        """The parameters for sessions or clients."""
+        query = {"sort": self.sort, "limit": str(ROWS_MAX)}
         if self.rule:
             query["rule"] = self.rule
         if self.client and not self.typing:
@@ -66,28 +86,70 @@ class View:
         rates = [each["rate"] for each in snapshot.rules if each["rate"] and each["in_force"]]
         self.bytes_past.append(sum(each["bytes_up"] + each["bytes_down"] for each in rates))
         self.new_past.append(sum(each["accepted"] for each in rates))
-        self.selected = max(0, min(self.selected, len(snapshot.sessions) - 1))
+        self.selected = max(0, min(self.selected, len(self.rows) - 1))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What the pane lists."""
+        if self.last is None:
+            return []
+        if self.pane != SERVERS:
+            return self.last.rows
+        servers = [{**each, "group": group["name"]} for group in self.last.groups for each in group["servers"]]
+        if self.sort == "name":
+            return servers
+        return sorted(servers, key=lambda each: -each[self.sort])
 
     def press(self, key: str) -> bool:
-        """A key: its character, or `up`, `down`, `enter`, `escape`, `backspace`. False ends it."""
+        """A key: its character, or `up`, `down`, `enter`, `escape`, `backspace`, `tab`. False ends it."""
         self.message = ""
         if self.typing:
             self._type(key)
         elif key in ("q", "escape", "\x03"):
             return False
+        elif key in ("tab", "s", "r", "/"):
+            self._choose(key)
+        elif key in ("up", "down"):
+            self.selected = max(0, min(self.selected + (1 if key == "down" else -1), len(self.rows) - 1))
+        elif self.rows:
+            self._act(key, self.rows[self.selected])
+        return True
+
+    def _choose(self, key: str) -> None:
+        if key == "tab":
+            has_servers = self.last is not None and bool(self.last.groups)
+            panes = PANES if has_servers else PANES[:-1]
+            at = panes.index(self.pane) if self.pane in panes else -1
+            self._go(panes[(at + 1) % len(panes)])
         elif key == "s":
-            self.sort = SORTS[(SORTS.index(self.sort) + 1) % len(SORTS)]
-        elif key == "r" and self.last is not None:
-            names = ["", *(each["name"] for each in self.last.rules if each["in_force"])]
-            self.rule = names[(names.index(self.rule) + 1) % len(names)] if self.rule in names else ""
+            sorts = SORTS[self.pane]
+            self.sorts[self.pane] = sorts[(sorts.index(self.sort) + 1) % len(sorts)]
         elif key == "/":
             self.typing, self.client = True, ""
-        elif key in ("up", "down"):
-            count = len(self.last.sessions) if self.last is not None else 0
-            self.selected = max(0, min(self.selected + (1 if key == "down" else -1), count - 1))
-        elif key == "k" and self.last is not None and self.last.sessions:
-            self.message = self.kill(self.last.sessions[self.selected]["id"])
-        return True
+            if self.pane == SERVERS:
+                self._go(SESSIONS)
+        elif self.last is not None:
+            names = ["", *(each["name"] for each in self.last.rules if each["in_force"])]
+            self.rule = names[(names.index(self.rule) + 1) % len(names)] if self.rule in names else ""
+
+    def _go(self, pane: str) -> None:
+        self.pane, self.selected = pane, 0
+        if self.last is not None:
+            self.last = Snapshot(
+                self.last.status, self.last.rules, [], 0, self.last.cpu, self.last.memory, self.last.groups
+            )
+
+    def _act(self, key: str, row: dict[str, Any]) -> None:
+        if self.pane == SERVERS:
+            if key == "d":
+                state = "ready" if row["state"] in ("drain", "maint") else "drain"
+                self.message = self.actions.set_server(f"{row['group']}/{row['name']}", state)
+        elif key == "k":
+            act = self.actions
+            self.message = act.kill(row["id"]) if self.pane == SESSIONS else act.kill_client(row["client"])
+        elif key == "enter" and self.pane == CLIENTS:
+            self.client = row["client"]
+            self._go(SESSIONS)
 
     def _type(self, key: str) -> None:
         if key == "enter":
@@ -98,133 +160,3 @@ class View:
             self.client = self.client[:-1]
         elif len(key) == 1 and key.isprintable():
             self.client += key
-
-    # Drawing
-
-    def draw(self, width: int, height: int) -> RenderableType:
-        """All of it, for a terminal of this size."""
-        if self.last is None:
-            return Text("waiting for the first answer …")
-        rules = [each for each in self.last.rules if each["in_force"]]
-        rule_lines = min(len(rules), max(1, height // RULES_SHARE - 2))
-        lines_left = max(1, height - 2 - (rule_lines + 1) - 2 - 2)
-        return Group(
-            *self._head(self.last, width),
-            self._rules(rules[:rule_lines], width),
-            self._sessions_head(self.last, len(rules) - rule_lines),
-            self._sessions(self.last, lines_left, width),
-            Text(),
-            self._foot(width),
-        )
-
-    def _head(self, now: Snapshot, width: int) -> list[Text]:
-        status = now.status
-        color = "red" if status["full"] else "green" if status["state"] == "ready" else "yellow"
-        first = Text(no_wrap=True, overflow="ellipsis")
-        first.append(inert(status["name"]), "bold").append(" ")
-        first.append("full" if status["full"] else status["state"], color)
-        first.append(f"  up {age(status['uptime_s'])}  ")
-        first.append(rate(status["live"]), "bold").append(" live  ")
-        first.append(rate(self.new_past[-1]), "bold").append(" new/s  ")
-        first.append(f"{size(self.bytes_past[-1])}/s", "bold")
-        load = sum(each["load"] or 0 for each in status["reactors"])
-        machine = f"oinetd {load:.0%} cpu  machine {now.cpu:.0%} cpu {now.memory:.0%} mem"
-        second = Text(no_wrap=True, overflow="ellipsis")
-        second.append(sparkline(self.bytes_past, max(10, width - len(machine) - 2)), "cyan")
-        second.append("  " + machine, "dim")
-        return [first, second]
-
-    @staticmethod
-    def _table(*columns: tuple[str, bool]) -> Table:
-        table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="reverse", pad_edge=False)
-        for name, right in columns:
-            table.add_column(
-                name,
-                justify="right" if right else "left",
-                no_wrap=True,
-                overflow="ellipsis",
-                ratio=None if right else 1,
-            )
-        return table
-
-    def _rules(self, rules: list[dict[str, Any]], width: int) -> Table:
-        wide = width >= 100
-        columns = [("RULE", False), ("TO", False), *([("LANE", True)] if wide else []), ("LIVE", True), ("NEW/S", True)]
-        columns += [("BYTES/S", True), ("REFUSED", True), ("FAILED", True)]
-        table = self._table(*columns)
-        for each in rules:
-            now = each["rate"] or {"accepted": 0, "bytes_up": 0, "bytes_down": 0}
-            table.add_row(
-                Text(inert(each["name"]), "bold" if each["name"] == self.rule else ""),
-                inert(each["connect"]),
-                *([each["lane"]] if wide else []),
-                Text(f"{rate(each['live'])} full" if each["full"] else rate(each["live"]), "red" * each["full"]),
-                rate(now["accepted"]),
-                size(now["bytes_up"] + now["bytes_down"]),
-                Text(rate(each["refused"]), "yellow" if each["refused"] else ""),
-                Text(rate(each["failed"]), "red" if each["failed"] else ""),
-            )
-        return table
-
-    def _sessions_head(self, now: Snapshot, hidden: int) -> Text:
-        text = Text(no_wrap=True, overflow="ellipsis")
-        if hidden > 0:
-            text.append(f"and {hidden} more rule{'s' * (hidden != 1)}", "dim")
-        text.append("\n")
-        text.append(f"{now.total} session{'s' * (now.total != 1)}", "bold").append(f" by {self.sort}")
-        if self.rule:
-            text.append(f", rule {inert(self.rule)}", "cyan")
-        if self.typing or self.client:
-            text.append(f", client {inert(self.client)}{'▏' if self.typing else ''}", "cyan")
-        return text
-
-    def _sessions(self, now: Snapshot, lines: int, width: int) -> Table:
-        table = self._table(
-            ("CLIENT", False),
-            ("RULE", False),
-            ("SERVER", False),
-            ("AGE", True),
-            ("IDLE", True),
-            ("UP", True),
-            ("DOWN", True),
-        )
-        shown = max(1, lines - 1)
-        first = max(0, min(self.selected - shown + 1, len(now.sessions) - shown))
-        for at, each in enumerate(now.sessions[first : first + shown], first):
-            table.add_row(
-                inert(place(each["client"], each["client_port"])),
-                inert(each["rule"]),
-                inert(place(each["upstream"], each["upstream_port"])) if each["upstream"] else "connecting",
-                age(each["duration_s"]),
-                age(each["idle_s"]),
-                size(each["bytes_up"]),
-                size(each["bytes_down"]),
-                style="bold white on blue" if at == self.selected else "",
-            )
-        for _ in range(shown - len(now.sessions[first : first + shown])):
-            table.add_row()
-        return table
-
-    def _foot(self, width: int) -> Text:
-        if self.message:
-            return Text(inert(self.message), "bold yellow", no_wrap=True, overflow="ellipsis")
-        if self.typing:
-            return Text("type an address, a network or a pattern; Enter filters, Esc forgets", "dim", no_wrap=True)
-        keys = (("q", "quit"), ("s", "sort"), ("r", "rule"), ("/", "client"), ("↑↓", "choose"), ("k", "kill"))
-        text = Text(no_wrap=True, overflow="ellipsis")
-        for key, what in keys:
-            text.append(f" {key} ", "reverse").append(f" {what}  ", "dim")
-        return text
-
-
-def sparkline(values: deque[float], width: int) -> str:
-    """The last values as bars, the newest on the right."""
-    last = list(values)[-width:]
-    top = max(last, default=0.0)
-    bars = "".join(BARS[min(7, int(value / top * 7.999))] if top else BARS[0] for value in last)
-    return bars.rjust(width)
-
-
-def place(host: str, port: int) -> str:
-    """`host:port`."""
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("unix:") else f"{host}:{port}"

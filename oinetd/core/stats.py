@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from oinetd.core.record import Ending
 from oinetd.model import Rule
 
-__all__ = ["RuleStats", "Stats"]
+__all__ = ["ReactorStats", "RuleStats", "Stats"]
 
 
 @dataclass(slots=True)
@@ -58,3 +59,11 @@ class Stats:
     full: bool = False
     times_full: int = 0
     room: int = 0
+
+
+class ReactorStats(NamedTuple):
+    """A native thread, by the number that the kernel has for it: the sessions on it, and how many it gave to others."""
+
+    thread: int
+    sessions: int
+    moved: int

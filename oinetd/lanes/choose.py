@@ -2,7 +2,8 @@
 
 - The native lane gives the listening socket to the reactors, which do everything from accept to end.
 - The Python lane runs a `Session` for each connection. It serves what needs Python: an `admit` hook, a machine without
-  the extension, rules between UDP and TCP, and rules that ask for it. With a hook the native engine still relays.
+  the extension, rules between UDP and TCP, and rules that ask for it. With `admit` the native engine still relays; with
+  `tap` it cannot.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from oinetd.core.lane import AccessCheck, Departing, Lane, Listener
 from oinetd.core.record import SessionRecord, Totals
 from oinetd.core.registry import Registry
 from oinetd.core.service import Service, Watcher
+from oinetd.core.stats import ReactorStats
 from oinetd.lanes.native.lane import NativeLane
 from oinetd.lanes.python.lane import PythonLane
 from oinetd.model import Config, Endpoint, EngineChoice, Protocol, Rule
@@ -55,14 +57,22 @@ class Lanes:
     """The lanes of one forwarder, on one loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, registry: Registry, watcher: Watcher, loops: Loops, *, hooked: bool
+        self,
+        loop: asyncio.AbstractEventLoop,
+        registry: Registry,
+        watcher: Watcher,
+        loops: Loops,
+        *,
+        hooked: bool,
+        tapped: bool = False,
     ) -> None:
         self._loop = loop
         self._registry = registry
         self.poller = Poller(loop)
         self._held = Held(self.poller)
-        self.native = NativeLane(loop, registry, watcher, loops, self._held, hooked=hooked)
-        self.python = PythonLane(loop, self.poller, registry)
+        self.native = NativeLane(loop, registry, watcher, loops, self._held, hooked=hooked, tapped=tapped)
+        self.python = PythonLane(loop, self.poller, registry, tapped=tapped)
+        self._tapped = tapped
         self._by_preference: tuple[Lane, ...] = (self.native, self.python)
         self.lingering: dict[PortKey, Listener] = {}
         self._quiet_at = 0.0
@@ -85,6 +95,8 @@ class Lanes:
             reasons.append(reason)
         native = self.native.engine if self.native.running and wanted is not EngineChoice.PYTHON else None
         why = reasons[0] if reasons else "asked for" if wanted is EngineChoice.NATIVE else "default"
+        if self._tapped and Protocol.UDP in (rule.bind.protocol, rule.connect.protocol):
+            why += "; tap sees only TCP"
         return Choice(lane, *self.python.means(config, rule, native), why)
 
     def choose_unresolved(self, choice: Choice) -> Choice:
@@ -119,9 +131,14 @@ class Lanes:
         listener.release()
         self.python.retire(listener.sock, listener.service, ours=ours, handshakes=handshakes)
 
-    def close_retired(self) -> None:
+    @property
+    def retired(self) -> list[socket.socket]:
+        """Listening sockets that still wait for handshakes or for places; another one may share the port."""
+        return self.python.retired
+
+    def close_retired(self, *, only_unix: bool = False) -> None:
         """Close listeners that still wait for handshakes or for places; their addresses are free then."""
-        self.python.close_retired()
+        self.python.close_retired(only_unix=only_unix)
 
     # Reload
 
@@ -129,6 +146,11 @@ class Lanes:
     def reactors(self) -> int:
         """The number of native threads."""
         return sum(lane.reactors for lane in self._running)
+
+    def reactor_stats(self) -> list[ReactorStats]:
+        """The native threads and what lives on them."""
+        counts = self.native.hub.reactor_counts() if self.native.running else []
+        return [ReactorStats(thread, streams + datagrams, moved) for thread, streams, datagrams, moved in counts]
 
     def reconfigure(self, config: Config) -> None:
         """Apply the settings that belong to no listener."""

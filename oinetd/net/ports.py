@@ -148,16 +148,18 @@ def open_ports(
     kept: Mapping[PortKey, socket.socket],
     inherited: Iterable[socket.socket] = (),
     lent: Collection[socket.socket] = (),
+    leaving: Iterable[socket.socket] = (),
 ) -> dict[Port, socket.socket]:
     """A listening socket for each port: the one in `kept` if there is one, else one of `inherited`, else a new one.
 
-    Of those inherited, `lent` ones may stay unused. Kept sockets get their new keep-alive settings. Raises `BindError`
-    with all failures; then new sockets are closed again, and kept ones are as before.
+    Of those inherited, `lent` ones may stay unused. New ones may share a port with those that are `leaving`. Kept
+    sockets get their new keep-alive settings. Raises `BindError` with all failures; then new sockets are closed again,
+    and the others are as before.
     """
     ports = list(ports)
     given = {(sock.type, bound_address(sock)): sock for sock in inherited}
     wanted = {port.key for port in ports}
-    retiring = _by_port(sock for key, sock in kept.items() if key not in wanted)
+    retiring = _by_port([*leaving, *(sock for key, sock in kept.items() if key not in wanted)])
     changed: list[tuple[socket.socket, KeepAlive]] = []
     opened: dict[Port, socket.socket] = {}
     new: list[Port] = []

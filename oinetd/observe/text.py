@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["age", "inert", "rate", "size", "table"]
+__all__ = ["age", "inert", "number_of", "rate", "size", "table"]
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -16,6 +16,11 @@ def inert(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def number_of(count: int, what: str) -> str:
+    """`1 rule`, `2 rules`, `3 addresses`."""
+    return f"{count} {what}{('es' if what.endswith('s') else 's') * (count != 1)}"
 
 
 def size(count: float) -> str:

@@ -24,6 +24,7 @@ CONF_FILES: Final = ("/etc/oinetd.conf", "/etc/rinetd.conf")
 NAMES_SHOWN: Final = 5
 
 COMMANDS: Final = (
+    "clients",
     "drain",
     "events",
     "explain",
@@ -52,7 +53,7 @@ oinetd demo      forwards to a small embedded service and needs no configuration
 oinetd forward 8080 db.example.org:80     forwards in the foreground, without a file
 
 These ask a running oinetd (-n NAME or --admin PATH if there are several):
-oinetd status, rules, sessions, events     what there is, and what happens
+oinetd status, rules, sessions, clients, events   what there is, and what happens
 oinetd top                                 the same, live
 oinetd servers, drain, maint, ready, weight GROUP/SERVER   of groups
 oinetd health                              exit code 0 if it serves, 1 if not

@@ -6,11 +6,22 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
-from oinetd.admin.client import Answer, Client, NoInstance, SeveralInstances, find_instance
-from oinetd.admin.print import event_line, explain_lines, rule_lines, server_lines, session_lines, status_lines
+from oinetd.admin.client import Answer, Client, ConnectionLost, NoInstance, SeveralInstances, find_instance
+from oinetd.admin.print import (
+    client_lines,
+    event_line,
+    explain_lines,
+    rule_lines,
+    server_lines,
+    session_lines,
+    status_lines,
+)
+from oinetd.observe.text import number_of
+from oinetd.process.command_arguments import add_arguments
 
 __all__ = ["COMMANDS", "run"]
 
@@ -20,6 +31,13 @@ EX_USAGE: Final = 64
 EX_TEMPFAIL: Final = 75
 EX_NOPERM: Final = 77
 EX_CONFIG: Final = 78
+
+UPGRADE_S: Final = 300.0
+"""An upgrade waits for the new process and for sessions that are connecting."""
+
+AGAIN_S: Final = 0.1
+AGAIN_LOOKS: Final = 20
+"""How often, and how many times, events look for a process that goes on."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,7 +60,7 @@ def run(name: str, words: Sequence[str]) -> int:
     parser = _Parser(prog=f"oinetd {name}", description=command.__doc__, allow_abbrev=False)
     parser.add_argument("-n", "--name", default="", metavar="NAME", help="the instance, if several are running")
     parser.add_argument("--admin", default="", metavar="PATH", help="its admin socket")
-    _ARGUMENTS.get(name, _nothing)(parser)
+    add_arguments(name, parser)
     try:
         said = parser.parse_args(list(words))
         client = Client(find_instance(said.name, said.admin, os.environ))
@@ -103,6 +121,11 @@ def sessions(client: Client, said: argparse.Namespace) -> int:
     return _show(_sound(client.get("/v1/sessions", _query(said))), session_lines, said.json)
 
 
+def clients(client: Client, said: argparse.Namespace) -> int:
+    """List clients with their live sessions together."""
+    return _show(_sound(client.get("/v1/clients", _query(said))), client_lines, said.json)
+
+
 def servers(client: Client, said: argparse.Namespace) -> int:
     """Show the servers of all groups, or of one: state, since when and why, sessions, weight."""
     query = {"group": said.group} if said.group else {}
@@ -151,7 +174,7 @@ def kill(client: Client, said: argparse.Namespace) -> int:
         print("1 session ended")
         return EX_OK
     count = _sound(client.post("/v1/sessions/kill", query))["killed"]
-    print(f"{count} session{'s' * (count != 1)} ended")
+    print(f"{number_of(count, 'session')} ended")
     return EX_OK
 
 
@@ -160,7 +183,7 @@ def reload(client: Client, said: argparse.Namespace) -> int:
     answer = client.post("/v1/reload")
     if answer.status == 200:
         count = answer.value["rules"]
-        print(f"reloaded, {count} rule{'s' * (count != 1)}")
+        print(f"reloaded, {number_of(count, 'rule')}")
         return EX_OK
     if answer.status != 422:
         raise _Refused(answer)
@@ -168,7 +191,7 @@ def reload(client: Client, said: argparse.Namespace) -> int:
     for problem in problems:
         place = ":".join(str(part) for part in (problem["file"], problem["line"], problem["column"]) if part)
         print(problem.get("shown") or f"{place}: {problem['message']}", file=sys.stderr)
-    print(f"oinetd reload: nothing was changed: {answer.value['detail']}", file=sys.stderr)
+    print(f"oinetd reload: {answer.value['detail']}", file=sys.stderr)
     return EX_CONFIG if problems else EX_TEMPFAIL
 
 
@@ -184,19 +207,43 @@ def upgrade(client: Client, said: argparse.Namespace) -> int:
     found = answer.value
     moved, staying = found["moved"], found["staying"]
     if found["dry_run"]:
-        print(f"{moved} sessions would move, {staying} would stay")
+        print(f"{number_of(moved, 'session')} would move, {staying} would stay")
     else:
-        print(f"process {found['pid']} serves; {moved} sessions moved, {staying} stay with the old process")
+        print(
+            f"process {found['pid']} serves; {number_of(moved, 'session')} moved, {staying} stay with the old process"
+        )
     return EX_OK
 
 
 def events(client: Client, said: argparse.Namespace) -> int:
-    """Print events as they happen: sessions, servers, reloads."""
-    for name, value in client.events():
-        if name == "listening":
-            continue
-        print(json.dumps({"event": name, **value}) if said.json else event_line(name, value), flush=True)
-    return EX_FAILED  # the process has ended
+    """Print events as they happen: sessions, servers, reloads. It goes on with the new process of an upgrade."""
+    pid = 0
+    while True:
+        before, pid = pid, _sound(client.get("/v1/status"))["pid"]
+        if before:
+            goes_on = f"process {pid} has taken over" if pid != before else "connected again"
+            print(f"oinetd events: {goes_on}; what happened in between is not here", file=sys.stderr, flush=True)
+        try:
+            for name, value in client.events():
+                if name != "listening":
+                    print(json.dumps({"event": name, **value}) if said.json else event_line(name, value), flush=True)
+        except ConnectionLost:
+            pass
+        if not _answers_again(client):
+            print("oinetd events: the process has ended", file=sys.stderr)
+            return EX_FAILED
+
+
+def _answers_again(client: Client) -> bool:
+    """Whether a process answers that goes on with the service; one that is stopping does not count."""
+    for _ in range(AGAIN_LOOKS):
+        try:
+            if client.get("/v1/health").value.get("status") != "draining":
+                return True
+        except NoInstance:
+            return False  # the socket is gone, with the process
+        time.sleep(AGAIN_S)
+    return False
 
 
 def top(client: Client, said: argparse.Namespace) -> int:
@@ -208,9 +255,10 @@ def top(client: Client, said: argparse.Namespace) -> int:
 
 def explain(client: Client, said: argparse.Namespace) -> int:
     """Show the rule that serves an address and port, its lane with the reason, and whether it admits a client."""
-    query = {"address": said.address, "port": said.port, "protocol": said.protocol}
-    if said.client:
-        query["client"] = said.client
+    if said.port is None and not said.address.startswith("unix:"):
+        return _fail("explain", "say the PORT, too", EX_USAGE)
+    words = {name: getattr(said, name) for name in ("address", "port", "protocol", "client", "sni", "alpn")}
+    query = {name: word for name, word in words.items() if word}
     found = _sound(client.get("/v1/explain", query))
     _show(found, explain_lines, said.json)
     return EX_OK if found["verdict"] == "served" else EX_FAILED
@@ -221,86 +269,12 @@ def _query(said: argparse.Namespace) -> dict[str, str]:
     return {name: str(value) for name in names if (value := getattr(said, name, None)) is not None}
 
 
-def _nothing(parser: argparse.ArgumentParser) -> None:
-    """The command has no arguments of its own."""
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the document of the API")
-
-
-def _filters(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--rule", metavar="NAME", help="of this rule (see oinetd rules)")
-    add("--client", metavar="PATTERN", help="of these clients: an address, a network, a pattern as in allow")
-    add("--server", metavar="ADDRESS", help="to this server: an address, or address:port")
-    add("--older", metavar="TIME", help="older than this, such as 90s, 5m, 1h")
-    add("--idle", metavar="TIME", help="without a byte for longer than this")
-
-
-def _of_sessions(parser: argparse.ArgumentParser) -> None:
-    _filters(parser)
-    parser.add_argument("--sort", choices=("id", "age", "idle", "bytes", "rate"), help="the order (default: id)")
-    parser.add_argument("--limit", type=int, metavar="N", help="show at most N")
-    parser.add_argument("--after", type=int, metavar="ID", help="only those with a higher id")
-    _json(parser)
-
-
-def _of_kill(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", nargs="?", type=int, metavar="ID", help="the id of a session (see oinetd sessions)")
-    _filters(parser)
-
-
-def _of_upgrade(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--to", metavar="PATH", help="start this program in place of the present one")
-    parser.add_argument("--dry-run", action="store_true", help="start it, and say what would move")
-
-
-def _of_servers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("group", nargs="?", metavar="GROUP", help="only this group")
-    _json(parser)
-
-
-def _of_server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("server", metavar="GROUP/SERVER", help="as `oinetd servers` shows them")
-
-
-def _of_weight(parser: argparse.ArgumentParser) -> None:
-    _of_server(parser)
-    parser.add_argument("weight", type=int, metavar="N", help="from 0 to 256")
-
-
-def _of_explain(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("address", metavar="ADDRESS", help="the address that the client connects to")
-    parser.add_argument("port", metavar="PORT", help="the port")
-    parser.add_argument("--client", metavar="ADDRESS", help="the address that the client has")
-    parser.add_argument("--udp", dest="protocol", action="store_const", const="udp", default="tcp", help="over UDP")
-    _json(parser)
-
-
-_ARGUMENTS: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "status": _json,
-    "rules": _json,
-    "sessions": _of_sessions,
-    "kill": _of_kill,
-    "servers": _of_servers,
-    "drain": _of_server,
-    "maint": _of_server,
-    "ready": _of_server,
-    "weight": _of_weight,
-    "events": _json,
-    "explain": _of_explain,
-    "upgrade": _of_upgrade,
-}
-
-UPGRADE_S: Final = 300.0
-"""An upgrade waits for the new process and for sessions that are connecting."""
-
 COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], int]]] = {
     "health": health,
     "status": status,
     "rules": rules,
     "sessions": sessions,
+    "clients": clients,
     "kill": kill,
     "servers": servers,
     "drain": drain,

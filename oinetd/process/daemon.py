@@ -14,6 +14,7 @@ from oinetd.errors import ConfigError, OinetdError
 from oinetd.forwarder import Forwarder
 from oinetd.model import Config
 from oinetd.observe.process_log import ProcessLog
+from oinetd.observe.text import number_of
 from oinetd.process.administration import Administration
 from oinetd.process.background import Handover
 from oinetd.process.config_watch import ConfigWatch
@@ -215,7 +216,7 @@ class Daemon:
             await asyncio.wait({self._reloading})
         left = len(forwarder.sessions())
         timeout_s = forwarder.config.drain_timeout_s
-        word = f"draining {left} sessions, timeout {timeout_s:g} s" if left else "no open sessions"
+        word = f"draining {number_of(left, 'session')}, timeout {timeout_s:g} s" if left else "no open sessions"
         logger.info("%s: %s", "replaced" if self._replaced else "stopping", word)
         if not self._replaced:
             self._manager.stopping(f"Stopping: {word}")
@@ -229,7 +230,7 @@ class Daemon:
 
     def _status(self) -> str:
         assert self._forwarder is not None
-        return f"Forwarding from {len(self._forwarder.addresses)} addresses"
+        return f"Forwarding from {number_of(len(self._forwarder.addresses), 'address')}"
 
     # Signals
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from oinetd.forwarder import Forwarder
+from oinetd.observe.text import number_of
 from oinetd.process.administration import Administration
 from oinetd.process.invocation import Options
 from oinetd.process.pidfile import PidFile
@@ -85,7 +86,7 @@ class Replacement:
         Raises `UpgradeFailed`, and then everything is as it was.
         """
         if program and (reason := is_trusted(program, os.geteuid())):
-            raise UpgradeFailed(f"{program}: {reason}; the program and its directories must belong to root", 77)
+            raise UpgradeFailed(f"{program}: {reason}", 77)
         files = {ADMIN + name: sock.fileno() for name, sock in self._administration.shared().items()}
         if pid_file is not None:
             files[PID_FILE + pid_file.path] = pid_file.fileno()
@@ -100,7 +101,7 @@ class Replacement:
             new_command(self._options, self._words, self._base, program),
             {**child_environment(os.environ), **self._manager.environment},
             files,
-            {"base": self._base, "servers": forwarder.server_documents()},
+            {"base": self._base, "servers": forwarder.server_documents(), "dry_run": dry_run},
             forwarder.config.upgrade_timeout_s or None,
             connect_s + CONNECT_MARGIN_S,
             forwarder.flush_log,
@@ -123,7 +124,10 @@ class Replacement:
         if dry_run:
             return report
         logger.info(
-            "upgrade: process %d serves; %d sessions moved, %d stay here", report.pid, report.moved, report.staying
+            "upgrade: process %d serves; %s moved, %d stay here",
+            report.pid,
+            number_of(report.moved, "session"),
+            report.staying,
         )
         return report
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from oinetd.observe.process_log import ProcessLog
 from oinetd.process.background import split
-from oinetd.process.context import HELD_SIGNALS, close_inherited, working_directory
+from oinetd.process.context import HELD_SIGNALS, close_inherited, settle_memory, working_directory
 from oinetd.process.daemon import Daemon
 from oinetd.process.eventloop import loop_factory
 from oinetd.process.invocation import EX_TEMPFAIL, Options
@@ -43,7 +43,9 @@ def run(options: Options) -> int:
         # The daemon changes to the root directory, and reads the file again at each reload.
         options = replace(options, conf_file=options.conf_file and os.path.join(base, options.conf_file))
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-    process_log = ProcessLog(options.log_level, os.environ, as_json=options.log_format == "json")
+    # A process that a dry run starts serves nothing: its lines about listeners would be taken for those of the service.
+    level = "warning" if taker is not None and taker.facts.get("dry_run") else options.log_level
+    process_log = ProcessLog(level, os.environ, as_json=options.log_format == "json")
     if taker is None:
         sockets = inherited_sockets(os.environ, pid)
     else:
@@ -52,6 +54,7 @@ def run(options: Options) -> int:
     factory = loop_factory()  # before `prepare`: the user that serves may not be able to read the interpreter's files
     code = daemon.prepare(sockets)
     if code is None:
+        settle_memory()
         process_log.write_in_background()
         # Never closed: see the end of this function.
         runner = asyncio.Runner(loop_factory=factory)

@@ -269,15 +269,17 @@ def is_trusted(path: str, uid: int) -> str:
         return "is not an absolute path"
     part = os.path.realpath(path)
     try:
+        if not os.path.isfile(part):
+            return "is not a file" if os.path.exists(part) else "there is no such file"
         if not os.access(part, os.X_OK):
             return "cannot be executed"
         while True:
             found = os.stat(part)
             if found.st_uid not in (0, uid):
-                return f"{part} belongs to user {found.st_uid}"
+                return f"{part} belongs to user {found.st_uid}, and must belong to root or to the user of the daemon"
             sticky = os.path.isdir(part) and found.st_mode & 0o1000
             if found.st_mode & 0o022 and not sticky:
-                return f"other users can write to {part}"
+                return f"other users can write to {part}, and could replace the program (chmod go-w)"
             if part == "/":
                 return ""
             part = os.path.dirname(part)

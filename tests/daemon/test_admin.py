@@ -70,6 +70,7 @@ def test_a_reload_by_command_shows_errors_with_their_place(tmp_path: Path, envir
         assert done.returncode == 78
         assert "'spice' is not one of" in done.stderr
         assert "^^^^^" in done.stderr
+        assert done.stderr.endswith("oinetd reload: the configuration has errors; nothing was changed\n")
         reloads = json.loads(call(tmp_path, "status", "--json", **environ).stdout)["reloads"]
         assert (reloads["succeeded"], reloads["failed"]) == (1, 1)
         assert "spice" in reloads["last_error"]
@@ -187,3 +188,33 @@ def test_servers_are_drained_and_made_ready_by_command(tmp_path: Path, environ: 
         daemon.stop()
         daemon.close()
         upstream.close()
+
+
+def test_what_a_killed_process_leaves_is_named_and_replaced(tmp_path: Path, environ: dict[str, str]) -> None:
+    daemon = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ)
+    daemon.signal(signal.SIGKILL)
+    daemon.process.wait()
+    daemon.close()
+    path = tmp_path / "run" / "oinetd.sock"
+    for words in (("status",), ("-n", "oinetd", "status")):
+        asked = call(tmp_path, *words, **environ)
+        assert asked.returncode == 1
+        assert f"{path} is left of a process that was killed, and the next start replaces it" in asked.stderr
+    again = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ)
+    try:
+        assert f"admin socket {path}: replacing the file that a killed process has left" in again.said
+        assert call(tmp_path, "status", **environ).returncode == 0
+    finally:
+        again.stop()
+        again.close()
+
+
+def test_a_program_for_an_upgrade_that_is_not_there(tmp_path: Path, environ: dict[str, str]) -> None:
+    daemon = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ)
+    try:
+        done = call(tmp_path, "upgrade", "--to", "/nonexist", **environ)
+        assert done.returncode == 77
+        assert done.stderr == "/nonexist: there is no such file\noinetd upgrade: the running process goes on\n"
+    finally:
+        daemon.stop()
+        daemon.close()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import pytest
 from oinetd.lanes.native.plane import available
 from oinetd.process.invocation import Options
 from oinetd.process.replacement import new_command
-from tests.daemon.process import Client, EchoServer, Oinetd, text_of, until
+from tests.daemon.process import COMMAND, Client, EchoServer, Oinetd, surroundings, text_of, until
 from tests.daemon.upgrading import ask, group_lives, pid_of, rules_of, successors, upgrade
 from tests.peers import free_port
 from tests.preamble.samples import real_hello
@@ -155,9 +156,37 @@ def test_a_dry_run_says_what_would_move(start: Callable[..., Oinetd], tmp_path: 
         assert one.echo(b"x") == b"x"
         until(lambda: rules_of(tmp_path, environ)[1]["live"] == 1, "the client that has not said its server name")
         done = upgrade(tmp_path, environ, "--dry-run")
-        assert (done.returncode, done.stdout) == (0, "1 sessions would move, 1 would stay\n")
+        assert (done.returncode, done.stdout) == (0, "1 session would move, 1 would stay\n")
+        assert "listening on" not in daemon.said.partition("admin: upgrade")[2]
         assert one.echo(b"y") == b"y"
         assert pid_of(tmp_path, environ) == daemon.pid
+
+
+def test_events_go_on_with_the_new_process(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    port = free_port()
+    start(f"127.0.0.1 {port} UPSTREAM [name=web]\n")
+    lines: list[str] = []
+    merged = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen([*COMMAND, "events"], env=surroundings(**environ), text=True, **merged) as follower:  # type: ignore[call-overload]
+        reader = threading.Thread(target=lambda: lines.extend(iter(follower.stdout.readline, "")))
+        reader.start()
+
+        def told(word: str) -> bool:
+            with Client(("127.0.0.1", port)) as client:
+                client.echo(b"x")
+            return any(word in line for line in lines)
+
+        try:
+            until(lambda: told("opened"), "the follower")
+            assert upgrade(tmp_path, environ).returncode == 0
+            until(lambda: told("has taken over; what happened in between is not here"), "the word of the new process")
+            lines.clear()
+            until(lambda: told("closed"), "events of the new process")
+        finally:
+            follower.kill()
+            reader.join()
 
 
 def test_sessions_that_cannot_move_stay_until_they_end(
@@ -172,7 +201,7 @@ def test_sessions_that_cannot_move_stay_until_they_end(
         with Client(("127.0.0.1", port)) as moves:
             assert moves.echo(b"x") == b"x"
             done = upgrade(tmp_path, environ)
-            assert "1 sessions moved, 1 stay" in done.stdout
+            assert "1 session moved, 1 stay" in done.stdout
             assert moves.echo(b"moved") == b"moved"
         assert stays.echo(hello) == hello
         assert daemon.process.poll() is None
@@ -278,7 +307,7 @@ def test_what_an_operator_said_of_servers_is_kept(
     with Client(("127.0.0.1", port)) as client:
         assert client.echo(b"x") == b"x"
         done = upgrade(tmp_path, environ)
-        assert (done.returncode, "1 sessions moved" in done.stdout) == (0, True), done
+        assert (done.returncode, "1 session moved" in done.stdout) == (0, True), done
         assert client.echo(b"y") == b"y"
         servers = json.loads(ask(tmp_path, environ, "servers", "--json").stdout)
         found = {each["name"]: each for each in servers["groups"][0]["servers"]}

@@ -132,7 +132,7 @@ def test_a_udp_client_of_a_tcp_server_goes_along(
             client.send(b"into a stream")
             assert client.recv(100) == b"into a stream"
             done = upgrade(tmp_path, environ)
-            assert "1 sessions moved, 0 stay" in done.stdout, done
+            assert "1 session moved, 0 stay" in done.stdout, done
         (session,) = sessions_of(tmp_path, environ)
         assert (session["bytes_up"], session["bytes_down"]) == (26, 26)
 
@@ -150,7 +150,7 @@ def test_a_tcp_client_of_a_udp_server_goes_along(start: Start, tmp_path: Path, e
                 upstream.sock.sendto(data, sender)
                 assert client.read(8) == b"datagram"
                 done = upgrade(tmp_path, environ)
-                assert "1 sessions moved, 0 stay" in done.stdout, done
+                assert "1 session moved, 0 stay" in done.stdout, done
             assert len(senders) == 1
 
 
@@ -211,7 +211,7 @@ def test_a_half_closed_connection_gets_its_answer(
                 assert upstream.recv(100) == b"question"
                 assert upstream.recv(100) == b""
                 done = upgrade(tmp_path, environ)
-                assert "1 sessions moved, 0 stay" in done.stdout, done
+                assert "1 session moved, 0 stay" in done.stdout, done
                 upstream.sendall(b"answer")
             assert client.read(7) == b"answer"
     until(lambda: rules_of(tmp_path, environ)[0]["endings"] == {"client-closed": 1}, "its end")
@@ -250,7 +250,7 @@ def test_who_the_peer_was_goes_along(start: Start, tmp_path: Path, environ: dict
         assert client.echo(b"x") == b"x"
         (before,) = sessions_of(tmp_path, environ)
         done = upgrade(tmp_path, environ)
-        assert "1 sessions moved, 0 stay" in done.stdout, done
+        assert "1 session moved, 0 stay" in done.stdout, done
         (after,) = sessions_of(tmp_path, environ)
         assert client.echo(b"y") == b"y"
     until(lambda: len(closings(log)) == 1, "its end")

@@ -349,6 +349,26 @@ async def test_a_rule_that_goes_at_the_limit_serves_its_queue(upstream: tuple[st
         assert forwarder.stats().rules[one].accepted == 3
 
 
+async def test_a_reload_that_fails_leaves_those_in_the_queue_of_a_rule_that_went(
+    upstream: tuple[str, int], settings: Settings
+) -> None:
+    one, two = rule(upstream, f"127.0.0.1 {free_port()}"), rule(upstream)
+    config = Config(rules=(one, two), settings=settings, max_connections=1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        unavailable = rule(upstream, f"127.0.0.1 {taken.getsockname()[1]}")
+        async with Forwarder(config) as forwarder:
+            address = ("127.0.0.1", one.bind.port)
+            inside, queued = await dial(address), await dial(address)
+            assert await exchange(inside)
+            await queued.send(b"hello")
+            await forwarder.reload(replace(config, rules=(two,)))
+            with pytest.raises(BindError):
+                await forwarder.reload(replace(config, rules=(one, two, unavailable)))
+            inside.close()
+            assert await queued.read(5) == b"hello"
+            queued.close()
+
+
 async def test_who_waits_for_a_place_too_long_is_reset(
     upstream: tuple[str, int], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -273,6 +273,32 @@ def test_a_hangup_meanwhile_is_done_by_the_new_process(
     assert daemon.wait() == 0
 
 
+def test_a_listener_that_was_taken_over_is_closed_when_its_rule_goes(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    port, other, gone = free_port(), free_port(), free_port()
+    text = f"127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM\n127.0.0.1 {other}/udp 127.0.0.1 9/udp\n"
+    daemon = start(f"{text}127.0.0.1 {gone} UPSTREAM\n")
+    lines = daemon.conf.read_text().splitlines(keepends=True)
+    daemon.conf.write_text("".join(lines[:-1]))
+    assert upgrade(tmp_path, environ).returncode == 0
+    assert daemon.wait() == 0
+    assert refused(gone)
+    assert not refused(other)
+    daemon.conf.write_text("".join(lines[:-3]))
+    assert ask(tmp_path, environ, "reload").returncode == 0
+    until(lambda: refused(other), "the end of the listener")
+    with socket.socket(type=socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", other))
+    with Client(("127.0.0.1", port)) as client:
+        assert client.echo(b"x") == b"x"
+
+
+def refused(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) != 0
+
+
 def test_the_command_of_the_new_process_has_absolute_paths() -> None:
     options = Options(conf_file="o.conf", pid_file="p")
     words = new_command(options, ["-f", "-c", "o.conf", "-p", "p"], "/etc")

@@ -47,7 +47,7 @@ def main() -> int:
             prepare = ["sh", "-euc", PREPARE, "sh", folder, *again]
             return subprocess.run([*words, *prepare], env={**os.environ, INSIDE: folder}, check=False).returncode
     print(f"seed {said.seed}", flush=True)
-    stage = Stage(Path(os.environ[INSIDE]), leaky=said.plant == "leaked-descriptor")
+    stage = Stage(Path(os.environ[INSIDE]), said.seed, leaky=said.plant == "leaked-descriptor")
     driver = Driver(stage, said.seed, Plant(said.plant))
     try:
         stage.open()
@@ -58,7 +58,9 @@ def main() -> int:
         return 1
     finally:
         stage.close()
+    failed = stage.control.failed if stage.control is not None else 0
     told = f"{driver.rounds} rounds, {driver.load.ended} connections ended, {driver.load.broken} broke"
+    told += f", {stage.upgrades} upgrades, {failed} calls failed"
     print(f"{told}, {driver.load.checked} bytes compared: every invariant held", flush=True)
     return 0
 

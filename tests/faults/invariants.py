@@ -16,6 +16,10 @@ MEMORY_BYTES_MAX = 48 << 20
 """What the heap may keep for later."""
 
 
+SESSION_S_MAX = 600.0
+"""No session of a run lasts longer, whatever the clock says."""
+
+
 class Broken(AssertionError):
     """An invariant does not hold."""
 
@@ -77,6 +81,8 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
         elif said["event"] == "closed":
             if said["id"] in closed:
                 raise Broken(f"session {said['id']} has two closing lines")
+            if not 0 <= said["duration_s"] <= SESSION_S_MAX:
+                raise Broken(f"session {said['id']} lasted {said['duration_s']} s")
             closed[said["id"]] = (said["client_port"], said["bytes_up"], said["bytes_down"])
     if extra := closed.keys() - opened:
         raise Broken(f"closing lines of sessions that were never opened: {sorted(extra)[:5]}")

@@ -10,10 +10,15 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
-from tests.faults.stage import NAME, UPSTREAM, Stage, run
+from tests.faults.frames import Frames
+from tests.faults.stage import DATAGRAMS, NAME, RULES, UPSTREAM, Stage, run
 
-__all__ = ["KINDS", "Fault"]
+__all__ = ["KINDS", "Fault", "kinds"]
+
+TCP = Path("/proc/sys/net/ipv4")
+YEAR_S = 31_557_600
 
 Fault = Callable[[Stage, random.Random], AbstractAsyncContextManager[None]]
 
@@ -83,9 +88,9 @@ async def descriptors_are_short(stage: Stage, choice: random.Random) -> AsyncIte
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + choice.randint(0, 12), hard))
         limits = soft, hard
     yield
-    if limits is not None:
+    for each in {pid, stage.daemon.pid} if limits is not None else ():  # a new process has those of the old one
         with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            resource.prlimit(each, resource.RLIMIT_NOFILE, limits)
 
 
 @asynccontextmanager
@@ -121,6 +126,60 @@ async def logs_are_opened_again(stage: Stage, _: random.Random) -> AsyncIterator
     yield
 
 
+@asynccontextmanager
+async def oinetd_is_upgraded(stage: Stage, _: random.Random) -> AsyncIterator[None]:
+    await asyncio.to_thread(stage.upgrade)
+    yield
+
+
+@asynccontextmanager
+async def the_clock_jumps(stage: Stage, choice: random.Random) -> AsyncIterator[None]:
+    assert stage.control is not None
+    for _ in range(choice.randint(1, 4)):
+        stage.control.set_clock(choice.choice((-56 * YEAR_S, -3600, -1, 1, 86_400, 20 * YEAR_S)))
+        await asyncio.sleep(choice.random() / 5)
+    yield
+    stage.control.set_clock(0)
+
+
+@asynccontextmanager
+async def calls_fail(stage: Stage, choice: random.Random) -> AsyncIterator[None]:
+    """System calls and allocations of the reactors: descriptors, pipes and memory are short."""
+    assert stage.control is not None
+    stage.control.let_fail(choice.choice((200, 2_000, 20_000)))
+    yield
+    stage.control.let_fail(0)
+
+
+@asynccontextmanager
+async def buffers_are_small(_: Stage, choice: random.Random) -> AsyncIterator[None]:
+    """As under the kernel's memory pressure: new sockets hold little, so that everything comes in pieces."""
+    kept = {name: (TCP / name).read_text() for name in ("tcp_rmem", "tcp_wmem")}
+    for name in kept:
+        (TCP / name).write_text(choice.choice(("4096 4096 4096", "4096 16384 16384")))
+    await asyncio.to_thread(run, "ip", "link", "set", "lo", "mtu", "1500")
+    yield
+    await asyncio.to_thread(run, "ip", "link", "set", "lo", "mtu", "65536")
+    for name, text in kept.items():
+        (TCP / name).write_text(text)
+
+
+@asynccontextmanager
+async def frames_are_forged(_: Stage, choice: random.Random) -> AsyncIterator[None]:
+    with contextlib.closing(Frames(choice)) as frames:
+        for _ in range(choice.randint(1, 5)):
+            frames.send(100, tuple(RULES), DATAGRAMS)
+            await asyncio.sleep(choice.random() / 5)
+        yield
+
+
+def kinds(stage: Stage) -> list[str]:
+    """The names of the faults that this stage can have."""
+    return [
+        name for name in sorted(KINDS) if stage.control is not None or KINDS[name] not in (calls_fail, the_clock_jumps)
+    ]
+
+
 KINDS: dict[str, Fault] = {
     kind.__name__: kind
     for kind in (
@@ -134,5 +193,10 @@ KINDS: dict[str, Fault] = {
         the_disk_is_full,
         configurations_change,
         logs_are_opened_again,
+        oinetd_is_upgraded,
+        the_clock_jumps,
+        calls_fail,
+        buffers_are_small,
+        frames_are_forged,
     )
 }

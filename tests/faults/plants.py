@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Iterable
 from typing import Final
@@ -56,6 +57,10 @@ class Plant:
                         while source.recv(65536):
                             pass
                         return
-                    data = data[:-1]
+                    data = data[:-2] + data[-1:]
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
+            return
+        with contextlib.suppress(OSError):  # a reset goes on as a reset
+            target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            target.close()

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 from tests.daemon.name_server import NameServer
 from tests.daemon.process import ROOT, until
+from tests.faults.adopted import Adopted
+from tests.faults.control import Control
 
 __all__ = ["Stage"]
 
@@ -34,6 +38,11 @@ threads 2
 """
 NAME = "flip.test"
 
+COMMAND = """\
+#!/bin/sh
+cd {root} && exec env {settings} {python} {words} "$@"
+"""
+
 LEAKY = """\
 import socket, sys, threading, time
 kept = []
@@ -51,9 +60,11 @@ sys.exit(main(sys.argv[1:]))
 class Stage:
     """The processes of a run; `folder` is on a file system of its own, which can be full."""
 
-    def __init__(self, folder: Path, *, leaky: bool = False) -> None:
+    def __init__(self, folder: Path, seed: int = 0, *, leaky: bool = False) -> None:
         self.folder = folder
-        self.leaky = leaky
+        self.control = Control(folder, seed) if Control.possible() else None
+        self.command = folder / "oinetd"
+        self._write_command(leaky)
         self.conf, self.log, self.admin = folder / "faults.conf", folder / "log", folder / "faults.sock"
         self.found, self.said = folder / "found", folder / "said"
         self.names = NameServer()
@@ -62,7 +73,13 @@ class Stage:
         self.kills = 0
         """The kernel ends the connections of a killed process with a FIN, in the middle of everything."""
         self.upstream: subprocess.Popen[bytes]
-        self.daemon: subprocess.Popen[bytes]
+        self.daemon: subprocess.Popen[bytes] | Adopted
+        self.old: list[subprocess.Popen[bytes] | Adopted] = []
+        """Processes that were replaced and may still have sessions."""
+        self.stayed = 0
+        """Sessions that were left to them."""
+        self.upgrades = 0
+        self._changes = threading.Lock()
 
     def open(self) -> None:
         """Start the servers, then oinetd."""
@@ -87,11 +104,20 @@ class Stage:
         until(lambda: f":{UPSTREAM} " in run("ss", "-Hltn"), "the upstream")
         return process
 
+    def _write_command(self, leaky: bool) -> None:
+        """What starts the daemon, also in an upgrade, which keeps nothing of an environment that changes programs."""
+        leak = self.folder / "leaky.py"
+        leak.write_text(LEAKY)
+        settings = f"PYTHONPATH='{ROOT}' {self.control.words if self.control is not None else ''}"
+        words = str(leak) if leaky else "-m oinetd"
+        text = COMMAND.format(root=ROOT, settings=settings, python=sys.executable, words=words)
+        self.command.write_text(text)
+        self.command.chmod(0o755)
+
     def _start_daemon(self) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-c", LEAKY] if self.leaky else [sys.executable, "-m", "oinetd"]
         with self.said.open("ab") as said:
             process = subprocess.Popen(
-                [*words, "-f", "-c", str(self.conf)], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+                [self.command, "-f", "-c", self.conf], stdin=subprocess.DEVNULL, stdout=said, stderr=said
             )
         until(lambda: process.poll() is not None or self._ready(), "oinetd")
         assert process.poll() is None, self.said.read_text()[-2000:]
@@ -128,20 +154,52 @@ class Stage:
         self.kills += 1  # of those that began before the old process was gone
 
     def restart_daemon(self, number: int) -> None:
-        """End the daemon with this signal, and start it again with a new log."""
+        """End the daemon with this signal, also in the middle of an upgrade, and start it again with a new log."""
         self.kills += 1
         self.daemon.send_signal(number)
-        self.daemon.wait(60)
-        with contextlib.suppress(FileNotFoundError):
-            self.admin.unlink()
-        self.log.unlink(missing_ok=True)
-        self.daemon = self._start_daemon()
-        self.kills += 1
+        with self._changes:
+            self.daemon.wait(60)
+            self._end_others()
+            with contextlib.suppress(FileNotFoundError):
+                self.admin.unlink()
+            self.log.unlink(missing_ok=True)
+            self.daemon = self._start_daemon()
+            self.stayed = 0
+            self.kills += 1
+
+    def upgrade(self) -> None:
+        """Let another process take over, if it can: not while the daemon starts or is short of something."""
+        if not self._changes.acquire(blocking=False):
+            return
+        try:
+            answer = self.ask("upgrade", "--to", str(self.command))
+            done = re.search(r"process (\d+) serves; \d+ sessions moved, (\d+) stay", answer.stdout)
+            if answer.returncode == 0 and done is not None:
+                self.old.append(self.daemon)
+                self.stayed += int(done[2])
+                self.upgrades += 1
+                with contextlib.suppress(ProcessLookupError):  # it was killed
+                    self.daemon = Adopted(int(done[1]))
+        finally:
+            self._changes.release()
+
+    def _end_others(self) -> None:
+        """End what upgrades have left: old processes, and new ones that had not told yet."""
+        for process in self.old:
+            process.kill()
+            process.wait()
+        self.old.clear()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if str(self.conf) in (entry / "cmdline").read_text():
+                    found = Adopted(int(entry.name))
+                    found.kill()
+                    found.wait()
 
     def close(self) -> None:
         """End everything."""
         run("nft", "flush", "ruleset")
-        for process in (self.daemon, self.upstream):
+        for process in (self.daemon, self.upstream, *self.old):
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.kill()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from typing import Final
 
-__all__ = ["EPOCH", "PATIENCE_S", "ROOT", "build", "run", "unpack"]
+__all__ = ["EPOCH", "PATIENCE_S", "ROOT", "build", "copy_of_the_tree", "run", "unpack"]
 
 ROOT: Final = Path(__file__).parents[2]
 EPOCH: Final = "1700000000"
@@ -31,6 +32,12 @@ def run(*words: str | Path, **environment: str) -> str:
     )
     assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout[-4000:]}"
     return done.stdout
+
+
+def copy_of_the_tree(place: Path) -> Path:
+    """The sources, without what is built, at `place`."""
+    left_out = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "*.so", ".*_cache")
+    return Path(shutil.copytree(ROOT, place, ignore=left_out))
 
 
 def build(tree: Path, kind: str, place: Path, **environment: str) -> Path:

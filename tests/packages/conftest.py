@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.packages.building import ROOT, build, unpack
+from tests.packages.building import build, copy_of_the_tree, unpack
 
 ASKED: Final = "OINETD_PACKAGE_TESTS"
 
@@ -28,9 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution of this tree."""
-    copy = tmp_path_factory.mktemp("tree") / "oinetd"
-    left_out = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "*.so", ".*_cache")
-    shutil.copytree(ROOT, copy, ignore=left_out)
+    copy = copy_of_the_tree(tmp_path_factory.mktemp("tree") / "oinetd")
     return build(copy, "--sdist", tmp_path_factory.mktemp("sdist"))
 
 

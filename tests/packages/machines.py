@@ -192,6 +192,11 @@ class Load:
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(machine.name,))
 
+    @property
+    def rate(self) -> float:
+        """New connections a second, from the first to the last."""
+        return len(self.results) / (self.results[-1][0] - self.results[0][0])
+
     @contextmanager
     def running(self) -> Iterator[Self]:
         self._thread.start()
@@ -207,8 +212,10 @@ class Load:
             os_setns(fd)
         finally:
             os.close(fd)
-        number = 0
-        while not self._ends.wait(self._pace_s):
+        number, due = 0, time.monotonic()
+        # By the clock, so that a slow connection does not slow down the others.
+        while not self._ends.wait(max(0.0, due - time.monotonic())):
+            due += self._pace_s
             source = self._sources[number % len(self._sources)]
             number += 1
             began = time.monotonic()

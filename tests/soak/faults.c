@@ -4,6 +4,9 @@
  * fail, so that the interpreter, the test and its peers have a sound machine. Which call of the sequence fails is a
  * function of the seed alone. With -DRENAMED some names are faulty_malloc, ..., for an extension that was built to call
  * those (under the address sanitizer, which stands before the C library itself).
+ *
+ * With FAULTS_CONTROL, the name of a file of numbers, another process says the rate, and `faults_arm` is not needed: see
+ * tests/faults/control.py.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -14,7 +17,9 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -34,6 +39,34 @@ static _Atomic uintptr_t low, high;
 static _Atomic uint64_t calls[KINDS], failed[KINDS], per_million;
 static uint64_t seed, kinds;
 
+/* What FAULTS_CONTROL has: the rate, the time by which the clock is off, how many calls have failed, the seed. */
+enum { SHARED_RATE, SHARED_CLOCK, SHARED_FAILED, SHARED_SEED, SHARED_NUMBERS };
+static _Atomic uint64_t *shared;
+
+__attribute__((constructor)) static void map_shared(void)
+{
+    const char *name = getenv("FAULTS_CONTROL");
+    int fd = name ? open(name, O_RDWR | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return;
+    void *place = mmap(NULL, SHARED_NUMBERS * sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    if (place == MAP_FAILED)
+        return;
+    shared = place;
+    seed = atomic_load(&shared[SHARED_SEED]);
+    kinds = ~(uint64_t) 0;
+}
+
+/* Whether the call comes from the extension. */
+static int ours(void *from)
+{
+    Dl_info found;
+    if (!shared)
+        return (uintptr_t) from >= atomic_load(&low) && (uintptr_t) from < atomic_load(&high);
+    return dladdr(from, &found) && found.dli_fname && strstr(found.dli_fname, "/_fastpath.");
+}
+
 /* Let calls of the kinds in `mask` from [begin, end) fail, `rate` of a million; a rate of 0 ends it. The main thread is
  * left alone: it is the interpreter's, where a failed allocation is an exception and ends what was asked for. */
 void faults_arm(uintptr_t begin, uintptr_t end, uint64_t from, uint64_t rate, uint64_t mask)
@@ -50,10 +83,10 @@ uint64_t faults_failed(int kind) { return kind >= 0 && kind < KINDS ? atomic_loa
 
 static int fails(int kind, void *from)
 {
-    uint64_t rate = atomic_load_explicit(&per_million, memory_order_acquire), x;
+    uint64_t rate = shared ? atomic_load(&shared[SHARED_RATE]) : atomic_load_explicit(&per_million, memory_order_acquire), x;
     if (!rate || !(kinds >> kind & 1) || gettid() == getpid())
         return 0;
-    if ((uintptr_t) from < atomic_load(&low) || (uintptr_t) from >= atomic_load(&high))
+    if (!ours(from))
         return 0;
     x = seed ^ ((uint64_t) (kind + 1) << 56) ^ atomic_fetch_add(&calls[kind], 1);
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;      /* splitmix64 */
@@ -66,6 +99,8 @@ static int fails(int kind, void *from)
     if (x % 1000000 >= rate)
         return 0;
     atomic_fetch_add(&failed[kind], 1);
+    if (shared)
+        atomic_fetch_add(&shared[SHARED_FAILED], 1);
     return 1 + (int) (x >> 32 & 0xff);
 }
 

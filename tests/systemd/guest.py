@@ -35,6 +35,11 @@ PACKAGES: Final = (
 DEBIAN_PACKAGES: Final = ("python3", "python3-uvloop", "python3-h11", "python3-prometheus-client", "adduser")
 """What the package oinetd depends on. It is installed beforehand: guests have no network."""
 
+BUILD_PACKAGES: Final = (
+    *("make", "gcc", "libc6-dev", "python3-dev", "python3-venv", "dpkg-dev", "debhelper", "dh-python"),
+    *("pybuild-plugin-pyproject", "python3-setuptools", "fakeroot", "iproute2", "procps", "openssl"),
+)
+
 DEBOOTSTRAP_PATIENCE_S: Final = 1200.0
 
 BOOT: Final = """\
@@ -74,16 +79,28 @@ def bare_folder(suite: str) -> Path:
     return ready
 
 
+def build_folder(suite: str) -> Path:
+    """As `bare_folder`, with what wheels, the Debian package and the environment of the tests are built with."""
+    bare_folder(suite)
+    return _with(f"minbase-{suite}", f"{suite}-build", BUILD_PACKAGES)
+
+
 def folder_with_packages(suite: str) -> Path:
     """As `folder_of_the_guest`, of Debian's release `suite`, with what the package oinetd depends on."""
     folder_of_the_guest(suite)
-    ready = CACHE / f"{suite}-deb"
+    return _with(suite, f"{suite}-deb", DEBIAN_PACKAGES)
+
+
+def _with(base: str, name: str, packages: tuple[str, ...]) -> Path:
+    """The folder `name`: that of `base` with more packages."""
+    ready = CACHE / name
     if not ready.exists() and not os.environ.get("OINETD_MAKE_GUEST"):
         pytest.skip(f"there is no guest system in {ready}; `make package-test` makes one")
     script = (
-        'cp -a "$1" "$2" && chroot "$2" sh -c "apt-get update -q && apt-get install -qy --no-install-recommends $3"'
+        'cp -a "$1" "$2" && cp /etc/resolv.conf "$2/etc/" && '
+        'chroot "$2" sh -c "apt-get update -q && apt-get install -qy --no-install-recommends $3 && apt-get clean"'
     )
-    _make(ready, lambda part: ["sh", "-euc", script, "sh", str(CACHE / suite), str(part), " ".join(DEBIAN_PACKAGES)])
+    _make(ready, lambda part: ["sh", "-euc", script, "sh", str(CACHE / base), str(part), " ".join(packages)])
     return ready
 
 

@@ -39,10 +39,12 @@ class Clients(Load):
     done: list[Done] = field(default_factory=list)
     plant: Plant = field(default_factory=Plant)
     kills: Callable[[], int] = lambda: 0
+    troubles: Callable[[], int] = lambda: 0
+    """How often oinetd has had a reason of its own to reset connections."""
 
     async def client(self, address: tuple[str, int]) -> None:
         """One connection; what its closing line has to say is kept if it ended well."""
-        key, kills = next(self._keys), self.kills()
+        key, kills, troubles = next(self._keys), self.kills(), self.troubles()
         try:
             peer = await asyncio.wait_for(dial(self.plant.way(address)), CLIENT_S)
         except OSError:
@@ -56,7 +58,7 @@ class Clients(Load):
                 self.faults[:] = [each for each in self.faults if not each.startswith(f"connection {key}, down: a FIN")]
                 self.broken += 1
             else:
-                self.done.append(Done(port, up + 8, down))
+                self.done.append(Done(port, up + 8, down, whole=troubles == self.troubles()))
                 self.ended += 1
         except (ConnectionError, TimeoutError):
             self.broken += 1
@@ -76,7 +78,7 @@ class Driver:
     def __init__(self, stage: Stage, seed: int, plant: Plant) -> None:
         self.stage = stage
         self.choice = random.Random(seed)
-        self.load = Clients(self.choice, plant=plant, kills=lambda: stage.kills)
+        self.load = Clients(self.choice, plant=plant, kills=lambda: stage.kills, troubles=lambda: stage.troubles)
         self.events: list[str] = []
         self.rounds = 0
         self.sessions = 0

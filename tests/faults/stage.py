@@ -145,6 +145,11 @@ class Stage:
         found: dict[str, Any] = json.loads(answer.stdout)
         return found
 
+    @property
+    def troubles(self) -> int:
+        """Counts calls that have failed, and upgrades: both may reset connections, an upgrade after its drain."""
+        return self.upgrades + (self.control.failed if self.control is not None else 0)
+
     def restart_upstream(self) -> None:
         """Kill the servers, and start them again."""
         self.kills += 1

@@ -81,8 +81,8 @@ class Debian:
     def words(self, script: str, network: str = "") -> list[str]:
         """The command that runs the script in it; in the network namespace of this name."""
         where = [f"--net=/run/netns/{network}"] if network else []
-        enter = ["nsenter", f"--target={self._pid()}", "--mount", "--pid", *where, "--wd=/srv/here"]
-        return [*enter, "sh", "-euxc", script]
+        enter = ["nsenter", f"--target={self._pid()}", "--mount", "--pid", *where]
+        return [*enter, "sh", "-euxc", f"cd /srv/here; {script}"]
 
     def run(self, script: str, network: str = "", patience_s: float = 900.0) -> subprocess.CompletedProcess[str]:
         """Run the script to its end."""

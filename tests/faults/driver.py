@@ -25,7 +25,7 @@ CLIENTS: Final = 12
 ROUND_S: Final = 3.0
 QUIET_S: Final = 60.0
 """How long the last sessions may take: TCP sends again after a loss, names are asked again."""
-CLIENT_S: Final = 40.0
+CLIENT_S: Final = 15.0
 RESOLVER_S: Final = 15.0
 SESSION_BYTES_MAX: Final = max(SIZES) + 8
 KILL_SHARE: Final = 0.1

@@ -10,16 +10,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.daemon.name_server import NameServer
-from tests.daemon.process import ROOT, until
+from tests.daemon.process import ROOT
 from tests.faults.adopted import Adopted
 from tests.faults.control import Control
 
 __all__ = ["Stage"]
 
+PATIENCE_S = 300.0
+"""Of one step; a run may have the least of a busy machine."""
 UPSTREAM = 7000
 RULES = {
     7001: "127.0.0.1 7001 127.0.0.1 7000\n",
@@ -134,7 +138,7 @@ class Stage:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
 
@@ -163,7 +167,7 @@ class Stage:
         self.kills += 1
         self.daemon.send_signal(number)
         with self._changes:
-            self.daemon.wait(60)
+            self.daemon.wait(PATIENCE_S)
             self._end_others()
             with contextlib.suppress(FileNotFoundError):
                 self.admin.unlink()
@@ -201,10 +205,14 @@ class Stage:
                     found.kill()
                     found.wait()
 
+    def _started(self) -> list[subprocess.Popen[bytes] | Adopted]:
+        """What has been started so far."""
+        return [getattr(self, name) for name in ("daemon", "upstream") if hasattr(self, name)]
+
     def close(self) -> None:
         """End everything."""
         run("nft", "flush", "ruleset")
-        for process in (self.daemon, self.upstream, *self.old):
+        for process in (*self._started(), *self.old):
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
@@ -215,6 +223,14 @@ class Stage:
 def run(*words: str) -> str:
     """What a command prints."""
     path = {**os.environ, "PATH": f"/usr/sbin:/usr/bin:/sbin:/bin:{os.environ['PATH']}"}
-    done = subprocess.run(words, capture_output=True, text=True, env=path, timeout=60, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, env=path, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, f"{words}: {done.stderr}"
     return done.stdout
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for `condition()` to be true."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.02)

@@ -59,7 +59,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_of_the_tree(here / "oinetd")
     with Debian(build_folder("bookworm"), folder, here) as debian:
         debian.must("cd oinetd && make install")
-        debian.must("mkdir files && cp -a --parents /usr/local /etc/logrotate.d/oinetd files/")
+        debian.must("mkdir files && tar -C / -c usr/local etc/logrotate.d/oinetd | tar -C files -x")
     return here / "files"
 
 

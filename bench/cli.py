@@ -15,7 +15,7 @@ from bench.commands.tools import add_tools
 from bench.errors import BenchError, Interrupted
 from bench.tools import need_libraries
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 DESCRIPTION = """
 Measures forwarders: oinetd's engines, the bench's own reference forwarders, and peers that are installed, between
@@ -35,17 +35,17 @@ examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="python -m bench",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = Commands(parser)
+    commands = Commands(made)
     add_measurements(commands)
     add_tools(commands)
-    return parser
+    return made
 
 
 def _on_signals() -> None:
@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command. The exit status is 0; 1 if something could not be measured, was interrupted or is invalid; 2 for a
     wrong command line.
     """
-    arguments = _parser().parse_args(words)
+    arguments = parser().parse_args(words)
     _on_signals()
     try:
         need_libraries("rich")

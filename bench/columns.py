@@ -115,6 +115,13 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
             Column(f"{phase}_p99.9_us", "p99.9", "µs", 0, main=True),
         )
     ),
+    "mixed": (
+        Column("per_second", "requests", "/s", 0, better="higher", main=True, help="answered"),
+        *_PERCENTILES,
+        Column("late_percent", "never begun", "%", 2, main=True, help="due, and not begun before the end"),
+        Column("cpu_us", "CPU", "µs each", 1, main=True, help="the forwarder's own; n/a beside streams"),
+        Column("beside_gbit_s", "streams", "Gbit/s", 2, better="higher", main=True, help="what goes on beside"),
+    ),
     "micro": (
         Column("ns_op", "time", "ns/op", 0, main=True, help="of one exchange, as the client sees it"),
         Column("cpu_ns_op", "CPU", "ns/op", 0, main=True, help="the forwarder's own processor time"),

@@ -26,12 +26,12 @@ exit status: 1 if a sample is invalid (bytes lost, work elsewhere, …) or faile
 """
 
 FAILOVER_SUBJECTS = """
-subjects: oinetd-native, oinetd-python (`oinetd`); haproxy, nginx (`peer`); or `all`.
+subjects: oinetd-native, oinetd-python (`oinetd`); haproxy, nginx, haproxy-trixie, nginx-trixie (`peer`); or `all`.
 """
 
 UDP_SUBJECTS = """
-subjects: direct (`floor`); oinetd-native, oinetd-python (`oinetd`); rinetd, socat, nginx (`peer`); or `all`. A client
-is an address and port. --buffers has no meaning here.
+subjects: direct (`floor`); oinetd-native, oinetd-python (`oinetd`); rinetd, socat, nginx, nginx-trixie (`peer`); or
+`all`. A client is an address and port. --buffers has no meaning here.
 """
 
 OWN_OPTIONS = (
@@ -119,6 +119,15 @@ def _add_exchanges(commands: Commands, common: argparse.ArgumentParser) -> None:
     _add_softirq(rate)
     rate.add_argument("--idle", type=count, default=0, metavar="N",
                       help="idle connections; default 10000, or what descriptors allow")  # fmt: skip
+    mixed = commands.add(
+        "mixed", "small messages beside bulk streams, and beside idle connections",
+        """
+        64-byte requests at a fixed rate, an open loop: alone, while four streams go through the same forwarder as fast
+        as they can, and while it holds thousands of idle connections. Latencies are from the time a request was due.
+        """,
+        measure, parents=[common], epilog=SUBJECTS,
+    )  # fmt: skip
+    mixed.add_argument("--idle", type=count, default=0, metavar="N", help="idle connections; default 5000")
     micro = commands.add(
         "micro", "ns, CPU ns, bytes and allocations per operation, as Go's benchmarks print them",
         """
@@ -156,11 +165,12 @@ def experiment(name: str, options: Options) -> Experiment:
     from bench.experiments.failover import Failover
     from bench.experiments.latency import Latency
     from bench.experiments.micro import Micro
+    from bench.experiments.mixed import Mixed
     from bench.experiments.rate import Rate
     from bench.experiments.throughput import Throughput
     from bench.experiments.udp import Udp
 
-    kinds: tuple[type[Experiment], ...] = (Connections, Failover, Latency, Micro, Rate, Throughput, Udp)
+    kinds: tuple[type[Experiment], ...] = (Connections, Failover, Latency, Micro, Mixed, Rate, Throughput, Udp)
     return {kind.name: kind for kind in kinds}[name](options)
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from bench.capture.options import DESCRIPTION as CAPTURE
 from bench.capture.options import EPILOG as CAPTURE_EXAMPLES
 from bench.capture.options import add_arguments as add_capture
-from bench.commands.arguments import Commands, add_topology, measured_options, positive
-from bench.commands.measurements import experiment, options
+from bench.commands.arguments import Commands, add_topology, measured_options, names, positive
+from bench.commands.measurements import options
+from bench.errors import BenchError
 from bench.lab.options import DESCRIPTION as LAB
 from bench.lab.options import EPILOG as LAB_EXAMPLES
 from bench.lab.options import add_arguments as add_lab
@@ -56,17 +57,22 @@ def add_tools(commands: Commands) -> None:
 
 
 def _add_runs(commands: Commands) -> None:
-    quick = commands.add(
-        "quick", "a short run of everything, and a page: five minutes",
-        """
+    for name, help_text, description, out in (
+        ("quick", "a short run of everything, and a page: five minutes", """
         A short run of each experiment with a few subjects, and one HTML page of the results. It shows orders of
-        magnitude: for figures, run the experiments by themselves.
-        """,
-        _quick,
-    )  # fmt: skip
-    quick.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="where the results are kept")
-    quick.add_argument("--page", type=Path, default=Path("bench-report.html"), metavar="FILE", help="the page")
-    add_topology(quick)
+        magnitude, and leaves out subjects that are invalid by their nature.
+        """, Path("build/bench")),
+        ("full", "everything that the pages show, with intervals: half an hour", """
+        Six rounds of each experiment with oinetd and its peers, and one HTML page of the results. `report --pages` then
+        writes the figures of README.md and docs/performance.md. rinetd passes no half-close on, so the status is 1.
+        """, RESULTS_DIR),
+    ):  # fmt: skip
+        run = commands.add(name, help_text, description, _plan)
+        run.add_argument("--out", type=Path, default=out, metavar="DIR", help="where the results are kept")
+        run.add_argument("--page", type=Path, default=Path("build/bench/page.html"), metavar="FILE", help="the page")
+        run.add_argument("--list", action="store_true", help="print the commands, and measure nothing")
+        run.add_argument("--only", type=names, default=[], metavar="NAME,…", help="only these experiments")
+        add_topology(run)
     compared = commands.add(
         "compare", "two commits, configurations or subjects, in turn; better, worse or cannot tell",
         """
@@ -81,6 +87,15 @@ def _add_runs(commands: Commands) -> None:
 
 
 def _add_reports(commands: Commands) -> None:
+    agreed = commands.add(
+        "agree", "whether two runs, of other days or machines, say the same", """
+        For each figure that both runs have: whether the intervals overlap. The exit status is 1 if they do in fewer
+        than nine cells of ten, or if the runs have too few rounds to state intervals.
+        """, _agree,
+    )  # fmt: skip
+    agreed.add_argument("first", type=Path, metavar="A", help="results: a file or a directory; the newest of each kind")
+    agreed.add_argument("second", type=Path, metavar="B", help="as A")
+    agreed.add_argument("--all", action="store_true", help="each cell that does not agree, however many there are")
     report = commands.add(
         "report", "one HTML page from stored results, or the figures in README.md and docs/performance.md",
         """
@@ -99,15 +114,23 @@ def _add_reports(commands: Commands) -> None:
     )
 
 
-def _quick(arguments: argparse.Namespace, console: Console) -> int:
-    need_libraries("psutil", "rich", "matplotlib", "jinja2")
-    from bench.experiment import Options
-    from bench.leftovers import find_leftovers, remove_leftovers
-    from bench.quick import run_quickly
+def _plan(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.plans import FULL, QUICK, run_plan
 
-    remove_leftovers(find_leftovers())
-    chosen = Options(quick=True, topology=arguments.topology, out=arguments.out)
-    return run_quickly(chosen, experiment, arguments.page, console)
+    steps = FULL if arguments.command == "full" else QUICK
+    chosen = [step for step in steps if not arguments.only or step.split()[0] in arguments.only]
+    if unknown := [name for name in arguments.only if name not in {step.split()[0] for step in steps}]:
+        raise BenchError(f"no step of it is called {unknown[0]}; there are: {', '.join(s.split()[0] for s in steps)}")
+    if arguments.list:
+        for step in chosen:
+            console.print(f"python -m bench {step}", highlight=False, soft_wrap=True)
+        return 0
+    need_libraries("psutil", "rich", "matplotlib", "jinja2")
+    from bench.experiment import must_be_writable
+
+    must_be_writable(arguments.out)
+    more = [] if arguments.topology == "auto" else ["--topology", arguments.topology]
+    return run_plan(chosen, arguments.out.resolve(), arguments.page, more, console)
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:
@@ -117,6 +140,14 @@ def _compare(arguments: argparse.Namespace, console: Console) -> int:
 
     remove_leftovers(find_leftovers())
     return compare(arguments.first, arguments.second, options(arguments), console)
+
+
+def _agree(arguments: argparse.Namespace, console: Console) -> int:
+    from bench.agreement import agree
+    from bench.results import load_results, newest
+
+    first, second = (newest(load_results([path])) for path in (arguments.first, arguments.second))
+    return agree(first, second, console, every=arguments.all)
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:

@@ -8,6 +8,7 @@ from bench.subjects.floor import Direct
 from bench.subjects.oinetd import Oinetd
 from bench.subjects.peers import Custom, Nginx, Rinetd, Socat
 from bench.subjects.subject import Setup, Subject
+from bench.subjects.trixie import RELEASE, STREAM_MODULE, Trixie
 
 __all__ = ["datagram_subjects"]
 
@@ -73,6 +74,11 @@ class _Nginx(Nginx):
     stream_words = f"    proxy_timeout {_SESSION_S}s;\n"
 
 
+class _TrixieNginx(Trixie, _Nginx):
+    name = base = f"nginx-{RELEASE}"
+    module = STREAM_MODULE
+
+
 class _Direct(Direct):
     """As in `Direct`; its datagrams reach the server itself."""
 
@@ -85,5 +91,5 @@ class _Custom(Custom):
 
 def datagram_subjects(peers: Sequence[str]) -> list[Subject]:
     """Every subject, in the order of tables, with the `NAME=COMMAND` peers behind them."""
-    known = [_Direct(), _Oinetd("native"), _Oinetd("python"), _Rinetd(), _Socat(), _Nginx()]
+    known = [_Direct(), _Oinetd("native"), _Oinetd("python"), _Rinetd(), _Socat(), _Nginx(), _TrixieNginx()]
     return [*known, *map(_Custom.parse, peers)]

@@ -8,6 +8,7 @@ from bench.programs import descriptor_limit
 from bench.subjects.oinetd import Oinetd
 from bench.subjects.peers import Haproxy, Nginx, stream_module
 from bench.subjects.subject import Setup, Subject
+from bench.subjects.trixie import RELEASE, STREAM_MODULE, Trixie
 
 __all__ = ["failover_subjects"]
 
@@ -62,8 +63,9 @@ class _Nginx(Nginx):
     def commands(self, setup: Setup) -> list[list[str]]:
         servers = "".join(f"        server {route.connect} max_fails=3 fail_timeout=10s;\n" for route in setup.routes)
         path = setup.directory / "nginx.conf"
+        module = stream_module() if self.module is None else self.module
         path.write_text(
-            f"{stream_module()}daemon off;\npid {setup.directory}/nginx.pid;\nerror_log stderr crit;\n"
+            f"{module}daemon off;\npid {setup.directory}/nginx.pid;\nerror_log stderr crit;\n"
             + ("user root;\n" if os.geteuid() == 0 else "")
             + f"worker_processes auto;\nworker_rlimit_nofile {descriptor_limit()};\n"
             f"events {{ worker_connections {descriptor_limit() - 100}; }}\n"
@@ -74,5 +76,16 @@ class _Nginx(Nginx):
         return [[self.path, "-p", str(setup.directory), "-e", "stderr", "-c", str(path)]]
 
 
+class _TrixieHaproxy(Trixie, _Haproxy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = self.base = f"haproxy-{RELEASE}"
+
+
+class _TrixieNginx(Trixie, _Nginx):
+    name = base = f"nginx-{RELEASE}"
+    module = STREAM_MODULE
+
+
 def failover_subjects() -> list[Subject]:
-    return [_Oinetd("native"), _Oinetd("python"), _Haproxy(), _Nginx()]
+    return [_Oinetd("native"), _Oinetd("python"), _Haproxy(), _Nginx(), _TrixieHaproxy(), _TrixieNginx()]

@@ -18,10 +18,11 @@ from bench.subjects.subject import Setup, Subject
 from bench.tools import need
 from bench.topology import Topology
 
-__all__ = ["FOLDER", "RELEASE", "make_folder", "trixie_subjects"]
+__all__ = ["FOLDER", "RELEASE", "STREAM_MODULE", "Trixie", "make_folder", "trixie_subjects"]
 
 RELEASE = "trixie"
 FOLDER = Path("/var/cache/oinetd-bench") / RELEASE
+STREAM_MODULE = f"load_module {FOLDER}/usr/lib/nginx/modules/ngx_stream_module.so;\n"
 _PACKAGES = ("haproxy", "nginx-core", "libnginx-mod-stream", "ca-certificates")
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _PATIENCE_S = 1200
@@ -61,8 +62,8 @@ def _version(program: str) -> str:
     return found.group() if found else ""
 
 
-class _Trixie(Subject):
-    """What is the same of both: where the program is, and by whom it is run."""
+class Trixie(Subject):
+    """What is the same of all: where the program is, and by whom it is run. To stand before the class of a peer."""
 
     program: str
 
@@ -78,22 +79,19 @@ class _Trixie(Subject):
     def path(self) -> str:
         return str(FOLDER / "usr/sbin" / self.program)
 
+    def commands(self, setup: Setup) -> list[list[str]]:
+        return [[*(_loader() or []), *command] for command in super().commands(setup)]
 
-class TrixieHaproxy(_Trixie, Haproxy):
+
+class TrixieHaproxy(Trixie, Haproxy):
     def __init__(self, *, splice: bool) -> None:
         super().__init__(splice=splice)
         self.name = self.base = f"{self.name}-{RELEASE}"
 
-    def commands(self, setup: Setup) -> list[list[str]]:
-        return [[*(_loader() or []), *command] for command in super().commands(setup)]
 
-
-class TrixieNginx(_Trixie, Nginx):
+class TrixieNginx(Trixie, Nginx):
     name = base = f"nginx-{RELEASE}"
-    module = f"load_module {FOLDER}/usr/lib/nginx/modules/ngx_stream_module.so;\n"
-
-    def commands(self, setup: Setup) -> list[list[str]]:
-        return [[*(_loader() or []), *command] for command in super().commands(setup)]
+    module = STREAM_MODULE
 
 
 def trixie_subjects() -> list[Subject]:

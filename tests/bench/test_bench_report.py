@@ -69,10 +69,6 @@ def make(experiment: str, started: float = 1_790_000_000.0, *, quick: bool = Fal
     return result
 
 
-# matplotlib keeps the files of its fonts open from the first drawing on.
-render_page({each: make(each) for each in ("rate", "latency", "micro")})
-
-
 @pytest.fixture
 def results() -> dict[str, Result]:
     return {experiment: make(experiment) for experiment in CASES}

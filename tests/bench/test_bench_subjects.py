@@ -157,7 +157,27 @@ def test_what_a_result_names_tells_its_version(program: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["throughput", "latency", "connections", "rate", "micro", "report", "clean", "calibrate"]
+    "command",
+    [
+        "throughput",
+        "latency",
+        "connections",
+        "rate",
+        "mixed",
+        "udp",
+        "failover",
+        "micro",
+        "quick",
+        "full",
+        "compare",
+        "agree",
+        "report",
+        "lab",
+        "capture",
+        "peers",
+        "clean",
+        "calibrate",
+    ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -89,10 +89,6 @@ def drawn() -> list[Plot]:
     return [*all_plots(latency), plot]
 
 
-# matplotlib keeps the files of its fonts open from the first drawing on.
-drawn()
-
-
 def test_curves_and_the_headline_are_drawn() -> None:
     plots = {plot.name: plot for plot in drawn()}
     assert {"latency-curves", "latency-load", "headline"} <= plots.keys()

@@ -78,7 +78,7 @@ class Driver:
     def __init__(self, stage: Stage, seed: int, plant: Plant) -> None:
         self.stage = stage
         self.choice = random.Random(seed)
-        self.load = Clients(self.choice, plant=plant, kills=lambda: stage.kills, troubles=lambda: stage.troubles)
+        self.load = Clients(self.choice, plant=plant, kills=stage.deaths, troubles=lambda: stage.troubles)
         self.events: list[str] = []
         self.rounds = 0
         self.sessions = 0

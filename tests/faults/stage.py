@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class Stage:
         self.variant = 0
         self.kills = 0
         """The kernel ends the connections of a killed process with a FIN, in the middle of everything."""
+        self._killing = 0
         self.upstream: subprocess.Popen[bytes]
         self.daemon: subprocess.Popen[bytes] | Adopted
         self.old: list[subprocess.Popen[bytes] | Adopted] = []
@@ -156,25 +157,38 @@ class Stage:
 
     def restart_upstream(self) -> None:
         """Kill the servers, and start them again."""
+        with self._death():
+            self.upstream.kill()
+            self.upstream.wait()
+            self.upstream = self._start_upstream()
+
+    @contextlib.contextmanager
+    def _death(self) -> Iterator[None]:
+        self._killing += 1
         self.kills += 1
-        self.upstream.kill()
-        self.upstream.wait()
-        self.upstream = self._start_upstream()
-        self.kills += 1  # of those that began before the old process was gone
+        try:
+            yield
+        finally:
+            self.kills += 1
+            self._killing -= 1
+
+    def deaths(self) -> int:
+        """A number that is another one if a process has died since it was asked for, or was dying then."""
+        self.kills += bool(self._killing)
+        return self.kills
 
     def restart_daemon(self, number: int) -> None:
         """End the daemon with this signal, also in the middle of an upgrade, and start it again with a new log."""
-        self.kills += 1
-        self.daemon.send_signal(number)
-        with self._changes:
-            self.daemon.wait(PATIENCE_S)
-            self._end_others()
-            with contextlib.suppress(FileNotFoundError):
-                self.admin.unlink()
-            self.log.unlink(missing_ok=True)
-            self.daemon = self._start_daemon()
-            self.stayed = 0
-            self.kills += 1
+        with self._death():
+            self.daemon.send_signal(number)
+            with self._changes:
+                self.daemon.wait(PATIENCE_S)
+                self._end_others()
+                with contextlib.suppress(FileNotFoundError):
+                    self.admin.unlink()
+                self.log.unlink(missing_ok=True)
+                self.daemon = self._start_daemon()
+                self.stayed = 0
 
     def upgrade(self) -> None:
         """Let another process take over, if it can: not while the daemon starts or is short of something."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ def guest(tmp_path: Path) -> Iterator[Boot]:
             for name, text in {**SERVER, "etc/rinetd.conf": rules}.items():
                 (files / name).parent.mkdir(parents=True, exist_ok=True)
                 (files / name).write_text(text)
-            one = Guest(tmp_path, files, f"oinetd-switch-{tmp_path.name[-8:]}", folder_with_packages("bookworm"))
+            one = Guest(tmp_path, files, f"oinetd-switch-{os.getpid()}", folder_with_packages("bookworm"))
             stack.callback(one.close)
             one.booted()
             one.run("systemctl", "start", "echo")

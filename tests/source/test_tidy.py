@@ -41,6 +41,12 @@ def test_a_module_is_one_idea(path: Path) -> None:
 
 
 @each(MODULES)
+def test_a_module_is_in_a_package(path: Path) -> None:
+    """A folder without the file works in this tree, and is in no wheel."""
+    assert (path.parent / "__init__.py").exists()
+
+
+@each(MODULES)
 def test_functions_can_be_seen_at_once(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

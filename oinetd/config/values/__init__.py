@@ -1,0 +1,1 @@
+"""The kinds of values that words of the configuration take: each reads a text and writes it."""

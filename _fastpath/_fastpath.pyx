@@ -12,6 +12,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset, strerror
 
 import socket
+from array import array
 from collections import namedtuple
 
 cimport cython
@@ -39,6 +40,7 @@ from shared.group cimport (
     BALANCE_FIRST, SERVERS_MAX, TABLE_SIZE, TRIES_MAX, Group as GroupState, Member as Member_t, Search, group_drop,
     group_is_full, group_members, group_pick, group_select,
 )
+from shared.maglev cimport maglev_fill
 from shared.inbox cimport (
     MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_LEAVE, MESSAGE_MOVED, MESSAGE_PAIR, MESSAGE_PIPES,
     MESSAGE_RETRY, MESSAGE_SHED, MESSAGE_SNAPSHOT, MESSAGE_STOP, MESSAGE_TAKE_OUT, MESSAGE_UDP_ADD, MESSAGE_UDP_COUNT,
@@ -583,7 +585,26 @@ cdef class Server:
 
 Member = namedtuple("Member", (
     "server", "addresses", "backup", "looping", "may_self_connect", "may_broadcast", "sources", "connect_ms",
-), defaults=((), False, (), False, False, (), 0), module="oinetd._fastpath")
+    "proxy_version",
+), defaults=((), False, (), False, False, (), 0, 0), module="oinetd._fastpath")
+
+
+def fill_table(places, steps, turns, members):
+    cdef uint32_t[::1] starts
+    cdef const uint32_t[::1] strides, rounds
+    cdef const int16_t[::1] numbers
+    cdef int16_t[::1] table
+    cdef int i, count = len(places)
+    starts, strides, rounds, numbers = array("I", places), steps, turns, members
+    if count == 0 or strides.shape[0] != count or rounds.shape[0] != count or numbers.shape[0] != count:
+        raise ValueError("a table is for servers, each with all of its values")
+    for i in range(count):
+        if starts[i] >= TABLE_SIZE or not 0 < strides[i] < TABLE_SIZE or rounds[i] == 0 or numbers[i] < 0:
+            raise ValueError(f"the values of server {i} are out of range")
+    filled = array("h", bytes(TABLE_SIZE * sizeof(int16_t)))
+    table = filled
+    maglev_fill(&table[0], &starts[0], &strides[0], &rounds[0], &numbers[0], count)
+    return filled
 
 
 cdef int16_t *_table(table, int count) except? NULL:
@@ -644,6 +665,7 @@ cdef class Group:
             self.group.count += 1
             member.backup = each.backup
             member.connect_ms = each.connect_ms
+            member.proxy_version = each.proxy_version
             member.has_source = _sources(each.sources, member.sources)
             self.group.bounded |= oi_get(&server.server.live_max) != 0
         for at in range(2):

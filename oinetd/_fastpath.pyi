@@ -5,6 +5,7 @@ Addresses are numeric text. Durations are milliseconds where the name says so, 0
 an `OSError`. What reactors report are `Record`s.
 """
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, final
 
@@ -212,11 +213,18 @@ class Server:
     def calm(self) -> None:
         """The next failure that is reported by a reactor is followed by a report that it works again."""
 
+def fill_table(places: array[int], steps: array[int], turns: array[int], members: array[int]) -> array[int]:
+    """Maglev's table, for servers in the order of their names; see `oinetd.upstream.maglev.Turns`.
+
+    Raises `ValueError` without a server, and for a value out of range.
+    """
+
 class Member(NamedTuple):
     """A server in a group: its present addresses, at most 16, and what the configuration says of it there.
 
     Without addresses it is passed over. `sources` and `connect_ms` are its own, and stand before the rule's; empty and
-    0 if it has none. `looping`, `may_self_connect` and `may_broadcast` are as in `Policy`.
+    0 if it has none. `proxy_version` is that of the header that it gets first; 0 is none. `looping`, `may_self_connect`
+    and `may_broadcast` are as in `Policy`.
     """
 
     server: Server
@@ -227,6 +235,7 @@ class Member(NamedTuple):
     may_broadcast: bool = False
     sources: Sequence[_Place] = ()
     connect_ms: int = 0
+    proxy_version: int = 0
 
 @final
 class Group:

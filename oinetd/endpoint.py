@@ -77,7 +77,7 @@ class Endpoint:
         return Endpoint(self.host, port, self.protocol)
 
     def __str__(self) -> str:
-        if self.is_unix:
+        if self.is_unix or (self.host.startswith("@") and not self.port):
             return self.host
         return f"{self.host} {self.span}" + ("/udp" if self.protocol is Protocol.UDP else "")
 

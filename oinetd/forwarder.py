@@ -16,6 +16,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from oinetd.bounds import check_type
+from oinetd.config.server_file import read_servers
 from oinetd.core.hooks import Admit, Hook, Hooks, ServerHook
 from oinetd.core.lane import Listener
 from oinetd.core.record import SessionRecord
@@ -25,8 +26,7 @@ from oinetd.core.tap import Tap
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
 from oinetd.lanes.moves import Moves
-from oinetd.lanes.native.groups import new_server
-from oinetd.lanes.native.plane import available
+from oinetd.lanes.native.groups import means_for_groups
 from oinetd.lanes.server_events import ServerEvents, python_sessions
 from oinetd.lanes.unresolved import Unresolved
 from oinetd.model import Config, LogSettings, Rule
@@ -35,7 +35,6 @@ from oinetd.observe.connection_log import ConnectionLog
 from oinetd.reload import Reload
 from oinetd.succession import Succession
 from oinetd.upstream.groups import Known
-from oinetd.upstream.load import LocalLoad
 from oinetd.upstream.loops import Loops
 
 __all__ = ["BoundAddress", "Forwarder"]
@@ -142,7 +141,7 @@ class Forwarder(Succession):
             self.moves.hold_back()
         self._unresolved = Unresolved(self._lanes)
         self._servers = ServerEvents((python_sessions, self._lanes.native.server_sessions), self._hooks.server_changed)
-        self._known = Known(LocalLoad if available() else new_server, self._servers)
+        self._known = Known(*means_for_groups(), self._servers, self._lanes.poller, read_servers)
         self._reload = Reload(
             self._listeners,
             self._lanes,

@@ -12,12 +12,14 @@ from oinetd.core.registry import Registry, Stats
 from oinetd.core.stats import ReactorStats
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
+from oinetd.model import Rule
 from oinetd.net.ports import BoundAddress, PortKey
 from oinetd.net.sockets import bound_address
 from oinetd.observe.rules import RuleState, rule_states
 from oinetd.reload import Reload
 from oinetd.upstream.destination import DestinationState
 from oinetd.upstream.groups import UpstreamStatus
+from oinetd.upstream.prospect import Prospect
 
 if TYPE_CHECKING:
     from oinetd.observe.metrics import Collector, Measured
@@ -88,3 +90,8 @@ class Inspection:
         """The groups of servers in force, with the state of each server."""
         groups = self._reload.groups if self._stopped is not None else None
         return groups.statuses() if groups is not None else ()
+
+    def servers_of(self, rule: Rule, client: str = "") -> tuple[UpstreamStatus | None, tuple[Prospect, ...]]:
+        """The group of a rule in force, and which of its servers a client at this address would get now, and why."""
+        groups = self._reload.groups if self._stopped is not None else None
+        return groups.servers_of(rule, client) if groups is not None else (None, ())

@@ -191,6 +191,7 @@ class Reload:
         """Put everything in force that does not belong to one listener; the guards of the listeners."""
         self._lanes.reconfigure(plan.config)
         self._limits.apply(plan.config, len(sockets) + len(self._lanes.lingering), self._lanes.reactors)
+        self._known.checks.at_once = self._limits.descriptors.checks
         guards = self._loops.renew(
             (sock, port.route, plan.destination_of(port.route.rule)) for port, sock in sockets.items()
         )

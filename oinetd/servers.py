@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from oinetd.bounds import SERVERS_MAX, check_numbers, check_types
 from oinetd.endpoint import NOWHERE, Endpoint, Origin
-from oinetd.enums import Protocol
+from oinetd.enums import Protocol, SendProxy
 
 __all__ = [
     "AllDown",
@@ -140,6 +140,7 @@ class Server:
     check_port: int | None = None
     connect_timeout_s: float | None = None
     resolve: Resolve | None = None
+    send_proxy: SendProxy | None = None
     origin: Origin = field(default=NOWHERE, compare=False)
 
     def __post_init__(self) -> None:
@@ -154,6 +155,10 @@ class Server:
     def is_file(self) -> bool:
         """Whether it is a file of servers."""
         return self.endpoint.host.startswith(FILE_PREFIX)
+
+    def stands_for_several(self, options: GroupOptions) -> bool:
+        """Whether its servers come from DNS or a file."""
+        return self.is_file or (self.resolve or options.resolve) is not Resolve.ONE
 
     @property
     def name(self) -> str:

@@ -70,12 +70,14 @@ cdef struct Member:
     bint has_source             # its own `src`, which stands before the rule's
     SocketAddress sources[2]    # as in `Policy`
     uint32_t connect_ms         # its own connect-timeout; 0 is none
+    uint8_t proxy_version       # of the header that it gets first; 0 is none
 
 cdef struct Group:              # its members follow it
     uint64_t references         # atomic
     uint64_t cursor             # atomic: behind the member that was chosen last, where ties begin
     uint64_t retrying           # atomic: sessions that try their second server, or a later one
     uint64_t waiters            # atomic: clients that were accepted and wait for room in a server
+    uint64_t full_ms            # atomic: when it was last told that every usable server is full; 0 is never
     int balance
     bint refuse                 # if no server is usable; else those that are down are tried
     bint all_backups            # balance the backups as well; else the first usable one is taken
@@ -262,6 +264,15 @@ cdef inline bint tier_is_full(const Group *self, bint backup, const Search *sear
     return False
 
 
+cdef inline bint group_has_usable(const Group *self) noexcept nogil:
+    """Whether a server takes new sessions, room or not."""
+    cdef int at
+    for at in range(self.count):
+        if member_is_usable(&group_members(self)[at]):
+            return True
+    return False
+
+
 cdef inline bint group_eject(Group *self, Server *server) noexcept nogil:
     """Eject a server, unless it is the last usable one. The control plane, which hears of it, may take that back."""
     cdef int at
@@ -301,9 +312,8 @@ cdef inline int group_pick(const Group *self, const Search *search, uint64_t *se
             return at
         if tier_is_full(self, backup, search):
             return PICKED_FULL
-    for at in range(self.count):
-        if member_is_usable(&group_members(self)[at]):
-            return PICKED_NONE
+    if group_has_usable(self):
+        return PICKED_NONE
     if self.refuse:
         return PICKED_REFUSED
     return pick_when_down(self, search, seen)

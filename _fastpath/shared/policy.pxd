@@ -109,6 +109,11 @@ cdef inline Targets *policy_targets(const Policy *self, uint16_t member) noexcep
     return self.targets if member == 0 else policy_member(self, member).targets
 
 
+cdef inline uint8_t policy_proxy_version(const Policy *self, uint16_t member) noexcept nogil:
+    """The version of the header that the server of a session gets first, or the destination; 0 is none."""
+    return self.proxy_version if member == 0 else policy_member(self, member).proxy_version
+
+
 cdef inline const SocketAddress *source_for(
     const Policy *self, uint16_t member, const SocketAddress *target, bint *wanted
 ) noexcept nogil:

@@ -15,7 +15,7 @@ from base.linux cimport (
 from preamble.proxy cimport HEADER_BYTES_MAX, TLV_CRC32C, TLV_NOOP, TLV_UNIQUE_ID, big_16, tlv_find
 from preamble.proxy_write cimport proxy_begin_v2, proxy_end_v2, proxy_write_v1, snprintf, tlv_put
 from shared.facts cimport Facts, facts_tlvs
-from shared.policy cimport PROXY_CHECKSUM, PROXY_PASS, PROXY_UNIQUE_ID, Policy
+from shared.policy cimport PROXY_CHECKSUM, PROXY_PASS, PROXY_UNIQUE_ID, Policy, policy_proxy_version
 from state.connection_slab cimport CLIENT, UPSTREAM, Conn
 
 cdef enum:
@@ -70,7 +70,7 @@ cdef inline uint32_t header_write(const Conn *conn, uint8_t *header) noexcept no
     cdef Address client, reached
     cdef uint32_t at
     ends_of(conn, &client, &reached)
-    if policy.proxy_version == 1:
+    if policy_proxy_version(policy, conn.member) == 1:
         return proxy_write_v1(<char *> header, &client, &reached)
     at = proxy_begin_v2(header, &client, &reached, False)
     if at and policy.proxy_tlv & PROXY_UNIQUE_ID and not passes_unique_id(conn):

@@ -37,6 +37,7 @@ from state.load cimport LOAD_HIGH, reactor_for_new
 from state.connection_slab cimport CLIENT, CONN_PREAMBLE, Conn, conn_take
 from state.reactor cimport Hub, Listener, Reactor
 from shared.target cimport targets_begin
+from tcp.target_report cimport group_found_full
 
 cdef enum:
     ACCEPT_BATCH = 16           # then the events of those already here
@@ -185,6 +186,7 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
     if not ring_has_reserve(reactor):
         return False
     if policy.group != NULL and policy.group.bounded and group_is_full(policy.group):
+        group_found_full(reactor, policy)
         return False
     if policy.accept_proxy and preamble_is_full(hub.gate):
         oi_show(&hub.gate.preamble_waiting, 1)

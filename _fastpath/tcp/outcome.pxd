@@ -26,6 +26,7 @@ from state.connection_slab cimport (
     CLIENT, CONN_CONNECTING, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, conn_at, conn_targets, event_data,
 )
 from state.reactor cimport Reactor
+from shared.policy cimport policy_proxy_version
 from shared.target cimport ADDRESSES_MAX, ADDRESS_BITS
 from tcp.target_report cimport note_failed, note_server_worked, note_worked
 
@@ -163,7 +164,7 @@ cdef inline bint has_failed(uint32_t events, bint local) noexcept nogil:
 cdef inline bint introduce(Reactor *reactor, Conn *conn) noexcept nogil:
     """Tell the server who the client is, if that is asked for. False: it reset the connection, and `conn` is gone."""
     cdef int error
-    if conn.policy.proxy_version == 0:
+    if policy_proxy_version(conn.policy, conn.member) == 0:
         acknowledge(conn)
         return True
     error = header_send(conn)

@@ -2,19 +2,18 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from libc.stdint cimport uint16_t
-
 from base.address cimport address_is_unix, address_read
-from base.atomic cimport oi_add, oi_put, oi_swap
+from base.atomic cimport oi_add, oi_get, oi_put, oi_replace, oi_swap
 from state.report cimport record_begin, record_push
 from shared.policy cimport Policy, policy_member, policy_server_tag, policy_targets
-from shared.ring cimport RECORD_SERVER, RECORD_TARGET, RECORD_UNREACHABLE, Record
+from shared.ring cimport RECORD_FULL, RECORD_SERVER, RECORD_TARGET, RECORD_UNREACHABLE, Record
 from shared.group cimport group_eject
 from shared.server cimport Server, server_failed, server_worked
 from state.reactor cimport Reactor
 from shared.target cimport Target, is_of_the_server, target_failed, target_worked
 
 cdef enum:
+    FULL_TOLD_MS = 500          # time between two reports that a group is full
     FAILURES_TOLD = 3           # connects that failed in a row before the control plane resolves the name again
 
 
@@ -67,6 +66,20 @@ cdef inline void note_worked(Reactor *reactor, const Policy *policy, uint16_t me
 
 
 # Servers of groups
+
+cdef inline void group_found_full(Reactor *reactor, const Policy *policy) noexcept nogil:
+    """Clients find every usable server full: tell that, and not again for a while."""
+    cdef uint64_t before_ms = oi_get(&policy.group.full_ms)
+    cdef Record *record
+    if before_ms and reactor.now_ms < before_ms + FULL_TOLD_MS:
+        return
+    if not oi_replace(&policy.group.full_ms, before_ms, reactor.now_ms):
+        return      # another reactor has just said so
+    record = record_begin(reactor, RECORD_FULL, policy)
+    if record != NULL:
+        record.token = 2
+        record_push(reactor)
+
 
 cdef inline bint server_report(
     Reactor *reactor, const Policy *policy, const Server *server, int error, uint64_t failures

@@ -22,7 +22,7 @@ from shared.server cimport server_leave
 from state.connection_slab cimport KIND_UDP_SESSION, event_data
 from state.reactor cimport Reactor
 from shared.target cimport Target, Targets, targets_begin, targets_pick
-from tcp.target_report cimport note_failed, note_server_failed, unreachable
+from tcp.target_report cimport group_found_full, note_failed, note_server_failed, unreachable
 from udp.end cimport displace
 from udp.silence cimport trail_return
 from state.udp_state cimport Session
@@ -166,6 +166,7 @@ cdef inline bint udp_dial_group(Reactor *reactor, Session *session, const Addres
             continue
         if at < 0:
             if at == PICKED_FULL:
+                group_found_full(reactor, policy)
                 session.ending = ENDING_LIMITED
             return False
         again = False

@@ -15,6 +15,7 @@ from shared.ending cimport ENDING_ABORTED, ENDING_REVOKED
 from base.linux cimport (
     EMFILE, ENOMEM, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, c_assert, c_epoll_ctl, epoll_event, errno,
 )
+from shared.group cimport group_has_usable
 from shared.policy cimport Policy, policy_drop, policy_hold, policy_member
 from shared.server cimport server_has_gone
 from state.return_address cimport mix
@@ -105,6 +106,13 @@ cdef inline void listener_not_ready(Datagrams *self, UdpListener *listener) noex
     listener.queued = False
 
 
+cdef inline bint session_needs_server(const UdpListener *listener, const Session *session) noexcept nogil:
+    """Whether the server of a session must not be used any more, and there is another one."""
+    if not server_has_gone(policy_member(session.policy, session.member).server):
+        return False
+    return listener.policy.group == NULL or group_has_usable(listener.policy.group)
+
+
 cdef inline int listener_turn(Reactor *reactor, UdpListener *listener) noexcept nogil:
     """Take a batch, and give it on; the number of messages, or -errno."""
     cdef Datagrams *udp = reactor.udp
@@ -125,7 +133,7 @@ cdef inline int listener_turn(Reactor *reactor, UdpListener *listener) noexcept 
         session = session_find(udp, listener, &group.sender, hash)
         if session == NULL:
             session = session_begin(reactor, listener, group, hash, NULL)
-        elif session.member and server_has_gone(policy_member(session.policy, session.member).server):
+        elif session.member and session_needs_server(listener, session):
             session = session_change(reactor, listener, session, group, hash, False)
         elif session.asked_ms and reactor.now_ms >= session.asked_ms + session.policy.silence_ms:
             session = session_move(reactor, listener, session, group, hash)

@@ -106,7 +106,7 @@ cdef inline void server_trail_answered(Reactor *reactor, Session *session) noexc
     cdef Targets *targets
     cdef int at, i
     for at in range(group.count):
-        if group_members(group)[at].server.tag != session.trail.server:
+        if group_members(group)[at].server.tag != session.trail.server or at + 1 == session.member:
             continue
         targets = group_members(group)[at].targets
         for i in range(targets.count):

@@ -172,7 +172,8 @@ class Api:
             hello = query.get("sni", ""), tuple(query.get("alpn", "").split())
         forwarder = self.instance.forwarder
         states, names = forwarder.rules(), forwarder.destinations()
-        return document(explain(forwarder.config, states, names, query["address"], port, protocol, client, hello))
+        servers_of, place = forwarder.servers_of, query["address"]
+        return document(explain(forwarder.config, states, names, servers_of, place, port, protocol, client, hello))
 
     async def _metrics(self, request: Request) -> Response:
         if "oinetd.observe.metrics" not in sys.modules:  # 50 ms, only for those who want metrics, not on the loop

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from oinetd.admin.explain_group import add_servers, judge_servers
 from oinetd.core.access import AccessControl
 from oinetd.core.names import NameTable
 from oinetd.model import AccessRule, Config, Protocol, Rule, Verb
 from oinetd.observe.rules import RuleState
 from oinetd.upstream.destination import DestinationState
+from oinetd.upstream.groups import UpstreamStatus
+from oinetd.upstream.prospect import Prospect
 
 __all__ = ["explain"]
 
@@ -19,6 +22,7 @@ def explain(
     config: Config,
     states: Iterable[RuleState],
     names: Iterable[DestinationState],
+    servers_of: Callable[[Rule, str], tuple[UpstreamStatus | None, tuple[Prospect, ...]]],
     address: str,
     port: int,
     protocol: Protocol,
@@ -27,7 +31,8 @@ def explain(
 ) -> dict[str, Any]:
     """What would happen to a `client` (perhaps empty) that connects to an address and port; a unix socket has port 0.
 
-    `hello` is the server name and the protocols that it wants by TLS, if something is known of that.
+    `servers_of` has the group of a rule, and its servers as the client would find them. `hello` is the server name and
+    the protocols that it wants by TLS, if something is known of that.
     """
     in_force = [state for state in states if state.in_force and state.rule.bind.protocol is protocol]
     candidates = [state for state in in_force if port in _ports(state)]
@@ -58,12 +63,17 @@ def explain(
         "lane_why": state.why,
         "destination": str(rule.connect),
         "addresses": _addresses(rule, names),
+        "servers": [],
         "limits": _limits(config, state),
     }
+    if rule.upstream is not None:
+        add_servers(found, *servers_of(rule, client))
     found["verdict"], found["why"] = _verdict(config, rule, client) if client else ("served", "no client was given")
-    if found["verdict"] == "served" and not found["addresses"]:
+    if found["verdict"] == "served" and rule.upstream is not None:
+        judge_servers(found, rule)
+    elif found["verdict"] == "served" and not found["addresses"]:
         found["verdict"], found["why"] = "waits", "the destination has no address now"
-    elif found["verdict"] == "served" and state.counts.full:
+    if found["verdict"] == "served" and state.counts.full:
         found["verdict"], found["why"] = "waits", "the rule is full: clients wait in the accept queue"
     return found
 

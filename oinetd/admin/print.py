@@ -103,7 +103,14 @@ def server_lines(found: dict[str, Any]) -> list[str]:
         for group in found["groups"]
         for server in group["servers"]
     ]
-    return table(("SERVER", "STATE", ">SINCE", ">LIVE", ">WEIGHT", ">CHOSEN", ">FAILED", "WHY"), rows)
+    head = ("SERVER", "STATE", ">SINCE", ">LIVE", ">WEIGHT", ">CHOSEN", ">FAILED", "WHY")
+    return table(head, rows) + [
+        inert(f"{group['name']}: FULL: clients wait for room in a server")
+        if group["full"]
+        else inert(f"{group['name']}: was full {group['times_full']} times")
+        for group in found["groups"]
+        if group["times_full"]
+    ]
 
 
 def client_lines(found: dict[str, Any]) -> list[str]:
@@ -173,6 +180,10 @@ def explain_lines(found: dict[str, Any]) -> list[str]:
         f"{found['lane']} lane: {found['lane_why']}",
         *found["limits"],
         f"destination {found['destination']}: {', '.join(found['addresses']) or 'no address now'}",
+        *(
+            f"server {each['name']}: {'chosen' if each['chosen'] else 'not chosen'}: {each['why']}"
+            for each in found["servers"]
+        ),
         f"{found['verdict']}: {found['why']}",
     ]
     return [inert(line) for line in lines]

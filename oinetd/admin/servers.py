@@ -45,6 +45,8 @@ def group_documents(forwarder: Forwarder, group: str = "") -> list[dict[str, Any
             "name": each.name,
             "balance": each.balance.value,
             "usable": sum(server.state.value == UP for server in each.servers),
+            "full": each.full,
+            "times_full": each.times_full,
             "servers": [server_document(server) for server in each.servers],
         }
         for each in found

@@ -225,7 +225,8 @@ class _Compiler:
         believing = {at for at, draft in enumerate(self._drafts) if trusted or draft.trusts}
         believing.update(at for each in listeners if believing.intersection(each.rules) for at in each.rules)
         trusts = ((draft.index, draft.said, at in believing) for at, draft in enumerate(self._drafts))
-        self._problems.extend(proxy_problems(trusts, settings))
+        servers = {name: [each.server for _, each in group.servers] for name, group in self._groups.items()}
+        self._problems.extend(proxy_problems(trusts, settings, servers))
         if self._problems:
             self._problems.sort(key=lambda item: item[0])
             raise ConfigError(*(problem for _, problem in self._problems))

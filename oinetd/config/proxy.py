@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from oinetd.config.rule import RuleLine
 from oinetd.errors import Problem
 from oinetd.model import AcceptProxy, Protocol, SendProxy, Settings
+from oinetd.servers import Server
 
 __all__ = ["proxy_problems"]
 
 
-def proxy_problems(rules: Iterable[tuple[int, RuleLine, bool]], settings: Settings) -> Iterator[tuple[int, Problem]]:
+def proxy_problems(
+    rules: Iterable[tuple[int, RuleLine, bool]], settings: Settings, groups: Mapping[str, Sequence[Server]]
+) -> Iterator[tuple[int, Problem]]:
     """The index of each rule with options that contradict each other, and the problem.
 
-    With each rule comes whether it has a `trust`, or there is one for all rules. `settings` are those for all rules.
+    With each rule comes whether it has a `trust`, or there is one for all rules. `settings` are those for all rules,
+    `groups` the servers of the groups with a name.
     """
     for index, said, trusts in rules:
         options, in_force = said.options, settings.with_overrides(said.options)
         word = said.bind_word
+        own = {server.send_proxy: server for server in groups.get(said.group, ())}
         if options.send_proxy not in (None, SendProxy.OFF):
             for side in (said.bind, said.connect):
                 if side.protocol is Protocol.UDP:
                     message = "send-proxy is for rules from TCP to TCP"
                     yield index, said.line.problem(message, word.column, word.width, "remove send-proxy from this rule")
                     break
+        sending = own.get(SendProxy.V1) or own.get(SendProxy.V2)
+        if sending is not None and said.bind.protocol is Protocol.UDP:
+            message = f"send-proxy is for rules from TCP to TCP, and the server {sending} of @{said.group} has it"
+            yield index, said.line.problem(message, word.column, word.width, "remove send-proxy from the server")
         if (options.sni or options.alpn) and Protocol.UDP in (said.bind.protocol, said.connect.protocol):
             message = "sni and alpn are for rules from TCP to TCP"
             yield index, said.line.problem(message, word.column, word.width, "remove them from this rule")
@@ -37,9 +46,11 @@ def proxy_problems(rules: Iterable[tuple[int, RuleLine, bool]], settings: Settin
             message = "accept-proxy without trust: nobody may send a header"
             hint = "write trust and the address of the proxy on a line behind the rule; trust 0.0.0.0/0 is everybody"
             yield index, said.line.problem(message, word.column, word.width, hint)
-        if in_force.proxy_tlv and in_force.send_proxy is SendProxy.V1:
+        if in_force.proxy_tlv and (in_force.send_proxy is SendProxy.V1 or SendProxy.V1 in own):
             message = "proxy-tlv needs version 2 of the PROXY protocol"
+            if in_force.send_proxy is not SendProxy.V1:
+                message += f", and the server {own[SendProxy.V1]} of @{said.group} gets version 1"
             yield index, said.line.problem(message, word.column, word.width, "write send-proxy=v2, or proxy-tlv=off")
-        elif options.proxy_tlv and in_force.send_proxy is SendProxy.OFF:
+        elif options.proxy_tlv and in_force.send_proxy is SendProxy.OFF and SendProxy.V2 not in own:
             message = "proxy-tlv has no effect without send-proxy"
             yield index, said.line.problem(message, word.column, word.width, "add send-proxy=v2 to this rule")

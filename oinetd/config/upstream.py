@@ -10,13 +10,14 @@ from oinetd.bounds import SERVERS_MAX
 from oinetd.config.address import Ports, host_and_port, parse_host, parse_ports
 from oinetd.config.mistake import Mistake, shown
 from oinetd.config.options import read_options
-from oinetd.config.syntax import Line, Statement, Word
+from oinetd.config.syntax import Line, Option, Statement, Word
 from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, SERVER_OPTIONS
+from oinetd.enums import Protocol, SendProxy
 from oinetd.errors import Problem
 from oinetd.model import UNIX_PREFIX, Endpoint, Origin
 from oinetd.servers import FILE_PREFIX, GroupOptions, Resolve, Server, Upstream
 
-__all__ = ["UPSTREAM_USAGE", "GroupDraft", "ServerLine", "UpstreamLine", "read_hosts", "read_upstream"]
+__all__ = ["UPSTREAM_USAGE", "GroupDraft", "ServerLine", "UpstreamLine", "read_hosts", "read_server", "read_upstream"]
 
 UPSTREAM_USAGE = "upstream NAME address port [options], or upstream NAME [options of the group]"
 
@@ -61,17 +62,26 @@ def read_upstream(statement: Statement, problems: list[Problem]) -> UpstreamLine
         said = read_options(line, statement.options, {"group": GROUP_OPTIONS}, problems, "a group")
         found = UpstreamLine(line, name, None, said["group"])
     else:
-        said = read_options(line, statement.options, {"server": SERVER_OPTIONS}, problems, "a server")
-        endpoint = _read_server(line, rest, said["server"], problems)
-        if endpoint is None:
+        server = read_server(line, rest, statement.options, problems)
+        if server is None:
             return None
-        place = Word(rest[0].text, rest[0].column, rest[-1].end - rest[0].column)
-        server = Server(endpoint, origin=Origin(line.file, line.number), **said["server"])
-        found = UpstreamLine(line, name, ServerLine(line, place, server), {})
+        found = UpstreamLine(line, name, server, {})
     return found if len(problems) == before else None
 
 
-def _read_server(line: Line, words: list[Word], said: Mapping[str, Any], problems: list[Problem]) -> Endpoint | None:
+def read_server(
+    line: Line, words: list[Word], options: tuple[Option, ...], problems: list[Problem]
+) -> ServerLine | None:
+    """The server that `words` locate; None if they do not. Problems of its options leave it as it is without them."""
+    said = read_options(line, options, {"server": SERVER_OPTIONS}, problems, "a server")["server"]
+    endpoint = _read_endpoint(line, words, said, problems)
+    if endpoint is None:
+        return None
+    place = Word(words[0].text, words[0].column, words[-1].end - words[0].column)
+    return ServerLine(line, place, Server(endpoint, origin=Origin(line.file, line.number), **said))
+
+
+def _read_endpoint(line: Line, words: list[Word], said: Mapping[str, Any], problems: list[Problem]) -> Endpoint | None:
     """The location of the server: an address and a port, the name of SRV records, or a file."""
     host = words[0]
     if host.text.startswith((FILE_PREFIX, UNIX_PREFIX)):
@@ -169,6 +179,9 @@ class GroupDraft:
             if known.server.name.lower() == new.server.name.lower():
                 message = f"the server {new.server} is in the group {self.name} twice, also in line {known.line}"
                 return new.line.problem(message, new.word.column, new.word.width)
+        if new.server.endpoint.protocol is Protocol.UDP and new.server.send_proxy not in (None, SendProxy.OFF):
+            message = f"send-proxy is for TCP, and the server {new.server} is reached over UDP"
+            return new.line.problem(message, new.word.column, new.word.width, "remove send-proxy from this server")
         if self.servers and self.servers[0][1].server.endpoint.protocol is not new.server.endpoint.protocol:
             other = self.servers[0][1]
             message = f"{new.server.endpoint.protocol.value} and {other.server.endpoint.protocol.value} in one group"

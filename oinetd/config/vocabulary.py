@@ -91,7 +91,7 @@ def _both(name: str, value: Value, field: str) -> Entry:
     return Entry(name, value, setting=f"settings.{field}", option=field, server=field if name in _OF_SERVERS else "")
 
 
-_OF_SERVERS = ("connect-timeout",)
+_OF_SERVERS = ("connect-timeout", "send-proxy")
 
 
 _CONNECTIONS = Count(0, CONNECTIONS_MAX, {"off": 0})

@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
-from oinetd.core.admission import Gate
-from oinetd.model import Endpoint, Rule
+from oinetd.model import Rule
 
-__all__ = ["Capacity", "label_of"]
+__all__ = ["WAITING", "Capacity", "label_of"]
 
 log = logging.getLogger("oinetd")
 
 CALM_S: Final = 3.0
 LOOK_S: Final = 0.5
 """Time between two looks at the gates that are full; with none there is no look."""
+
+
+WAITING: Final = "clients wait in the accept queue"
 
 
 @dataclass(slots=True)
@@ -34,27 +36,42 @@ class _Full:
     changed: float
 
 
+class Bounded(Protocol):
+    """What can be full; a `Gate` is one."""
+
+    @property
+    def live(self) -> int: ...
+    @property
+    def full(self) -> int: ...
+    @property
+    def is_full(self) -> bool: ...
+    def calm(self) -> None: ...
+
+
 class Capacity:
-    """Watches the gates that were found full, of rules (by their identity) and of the process (None)."""
+    """Watches the gates that were found full: of rules (by their identity), of groups of servers (by their names), and
+    of the process (None)."""
 
     def __init__(self) -> None:
-        self.times: Counter[Endpoint | Rule | None] = Counter()
+        self.times: Counter[Hashable] = Counter()
         """How often each became full."""
-        self._full: dict[tuple[Endpoint | Rule | None, Gate], _Full] = {}
+        self._full: dict[tuple[Hashable, Bounded], _Full] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def is_full(self, identity: Endpoint | Rule | None) -> bool:
-        """Whether clients of a rule, or of the process, have to wait."""
+    def is_full(self, identity: Hashable) -> bool:
+        """Whether clients of a rule, of a group, or of the process have to wait."""
         return any(key[0] == identity for key in self._full)
 
-    def found_full(self, identity: Endpoint | Rule | None, gate: Gate, name: str, how: Callable[[], str]) -> None:
-        """Somebody has to wait at `gate`; `how` says in numbers how full it is."""
+    def found_full(
+        self, identity: Hashable, gate: Bounded, name: str, how: Callable[[], str], then: str = WAITING
+    ) -> None:
+        """Somebody has to wait at `gate`; `how` says in numbers how full it is, `then` what that means to clients."""
         key = (identity, gate)
         if key in self._full:
             return
         if not self.is_full(identity):
             self.times[identity] += 1
-            log.warning("%s: full (%s), clients wait in the accept queue", name, how())
+            log.warning("%s: full (%s), %s", name, how(), then)
         loop = asyncio.get_running_loop()
         self._full[key] = _Full(name, gate.full, loop.time())
         if self._timer is None:

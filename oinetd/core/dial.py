@@ -15,13 +15,13 @@ from oinetd.net.sockets import Address
 from oinetd.upstream.destination import Destination
 from oinetd.upstream.group import Group
 from oinetd.upstream.loops import LoopGuard
-from oinetd.upstream.member import Member
+from oinetd.upstream.member import Cut, Member
 from oinetd.upstream.name_wait import wait_for_names
 
 __all__ = ["UNRESOLVED", "DialRequest", "Dialed", "Dialer"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class DialRequest:
     """An upstream leg to make: to `destination`, from an address of `source_host` if there is one.
 
@@ -30,7 +30,7 @@ class DialRequest:
     if the dial is cancelled. `timeout_s` stands before the connect timeout of the settings.
 
     With a `group`, its servers are searched for the client at `host`, and `port` is the offset in the rule's range;
-    `member` is then the server that was found, in which the session is counted until it leaves.
+    `member` is then the server that was found, in which the session is counted until `leave_server`.
     """
 
     destination: Destination
@@ -45,6 +45,49 @@ class DialRequest:
     group: Group | None = None
     host: str = ""
     member: Member | None = None
+    cut: Cut | None = None
+
+    def to_server(self, member: Member, timeout_s: float | None = None) -> DialRequest:
+        """The same for one server of the group."""
+        return DialRequest(
+            member.destination,
+            member.port(self.port),
+            self.settings,
+            member.source or self.source_host,
+            self.client,
+            self.guard,
+            self.options,
+            timeout_s=timeout_s,
+        )
+
+    def enter_server(self, cut: Cut) -> None:
+        """The session is one of its server's from now on, which ends it by `cut`."""
+        self.cut = cut
+        if self.member is not None:
+            self.member.sessions[self] = cut
+
+    def resume_server(self, name: str, cut: Cut) -> None:
+        """The session of another process goes on with its server, if that is still in the group."""
+        members = self.group.members if self.group is not None else []
+        self.member = next((each for each in members if each.name == name), None)
+        if self.member is not None:
+            self.member.load.force()
+            self.enter_server(cut)
+
+    def change_server(self, member: Member) -> None:
+        """The session, which selected `member`, goes on there."""
+        cut = self.cut
+        self.leave_server()
+        self.member = member
+        if cut is not None:
+            self.enter_server(cut)
+
+    def leave_server(self) -> None:
+        """The session ends, or goes on with another server. A second call does nothing."""
+        member, self.member = self.member, None
+        if member is not None and self.group is not None:
+            member.sessions.pop(self, None)
+            self.group.leave(member)
 
     @property
     def limit_s(self) -> float:

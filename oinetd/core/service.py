@@ -23,6 +23,7 @@ from oinetd.net.sockets import Address
 from oinetd.upstream.destination import Destination
 from oinetd.upstream.group import Group
 from oinetd.upstream.loops import LoopGuard
+from oinetd.upstream.member import Member
 
 __all__ = ["Callbacks", "Service", "Watcher"]
 
@@ -82,9 +83,15 @@ class Service:
         return self.source_host.at(0) if self.source_host is not None else ()
 
     @property
-    def sends_proxy(self) -> bool:
-        """Whether the server gets a PROXY header at the beginning of a connection."""
-        return self.settings.send_proxy is not SendProxy.OFF and self.route.connect.protocol is Transport.TCP
+    def sends_headers(self) -> bool:
+        """Whether a server can get a PROXY header: at the beginning of a TCP connection."""
+        return self.route.connect.protocol is Transport.TCP
+
+    def header_for(self, member: Member | None) -> SendProxy:
+        """The PROXY header that the destination gets, or this server of the group."""
+        if not self.sends_headers:
+            return SendProxy.OFF
+        return self.settings.send_proxy if member is None else member.header(self.settings.send_proxy)
 
     def dial_request(self, client: socket.socket | None = None, host: str = "") -> DialRequest:
         """What to ask the dialer for, for one session of the client at `host`."""

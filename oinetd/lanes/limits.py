@@ -12,10 +12,13 @@ from oinetd.lanes.native.plane import available, new_budget, new_gate
 from oinetd.model import Config, Rule
 from oinetd.net.descriptors import CONNECTION_DESCRIPTORS, UDP_SESSION_DESCRIPTORS, Descriptors, LocalBudget
 from oinetd.net.sockets import is_numeric
+from oinetd.servers import Check
 
 __all__ = ["Limits"]
 
 log = logging.getLogger("oinetd")
+
+SEVERAL = 16
 
 
 class Limits:
@@ -48,7 +51,7 @@ class Limits:
         """Put the limits of `config` in force, as far as the descriptors go, and say what there is room for."""
         hosts = {endpoint.address for rule in config.rules for endpoint in rule.destinations}
         names = {host for host in hosts if not is_numeric(host)}
-        self.descriptors.measure(listeners, reactors, len(names))
+        self.descriptors.measure(listeners, reactors, len(names), _checked(config))
         self._max_connections, possible = config.max_connections, self.descriptors.connections
         self.registry.set_limits(config.max_connections, config.max_connections_per_source, config.source_prefix)
         said = self.descriptors.room(config.max_connections)
@@ -99,3 +102,14 @@ class Limits:
             times_full=self._capacity.times[None],
             room=self.descriptors.at_most(self._max_connections, self.descriptors.connections),
         )
+
+
+def _checked(config: Config) -> int:
+    """How many servers are checked, about: what stands for several counts as some."""
+    groups = {id(rule.upstream): rule.upstream for rule in config.rules if rule.upstream is not None}
+    return sum(
+        SEVERAL if server.stands_for_several(group.options) else 1
+        for group in groups.values()
+        if group.options.check is not Check.OFF
+        for server in group.servers
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from oinetd.core.capacity import WAITING, Capacity
 from oinetd.core.record import Ending
+from oinetd.model import Protocol
+from oinetd.upstream.group import Group
 from oinetd.upstream.member import Member, ServerStatus, State
 
 __all__ = ["Cutter", "ServerEvents", "python_sessions"]
@@ -22,6 +25,9 @@ DOWN_SPREAD_S: Final = 1.0
 
 STEP_S: Final = 0.02
 """The minimum time between two steps of a spread; each step ends as many sessions as are due."""
+
+NAMES_MAX: Final = 8
+"""Servers that a line names."""
 
 Cutter = Callable[[Member], Iterable[Callable[[Ending], object]]]
 """The sessions of a server in one lane, each as the function that ends it."""
@@ -51,9 +57,31 @@ class ServerEvents:
         self._said: dict[Member, _Said] = {}
         self._spreads: dict[Member, asyncio.TimerHandle] = {}
         self._closed = False
+        self._capacity = Capacity()
 
-    def changed(self, member: Member, before: State) -> None:
-        """The state of a server is another one."""
+    def found_full(self, group: Group) -> None:
+        """Every usable server of a group is full."""
+        if self._closed:
+            return
+        then = "clients get no session" if group.upstream.protocol is Protocol.UDP else WAITING
+        bounds = sum(member.load.max_connections for member in group.members if member.is_usable)
+        self._capacity.found_full(
+            group.name, group, f"group {group.name}", lambda: f"all servers, {group.live} of {bounds} sessions", then
+        )
+
+    def fullness(self, group: Group) -> tuple[bool, int]:
+        """Whether clients of a group have to wait, and how often that began."""
+        return self._capacity.is_full(group.name), self._capacity.times[group.name]
+
+    def unchecked(self, group: str, members: Sequence[Member]) -> None:
+        """Servers whose states are only assumed: nobody is warned of those."""
+        if not self._closed:
+            names = ", ".join(member.name for member in members[:NAMES_MAX])
+            more = f" and {len(members) - NAMES_MAX} more" if len(members) > NAMES_MAX else ""
+            log.info("group %s: not checked yet: %s%s", group, names, more)
+
+    def changed(self, member: Member, before: State | None) -> None:
+        """The state of a server is another one; None before is a state that was only assumed."""
         if self._closed:
             return
         if member not in self._said:
@@ -81,6 +109,7 @@ class ServerEvents:
     def close(self) -> None:
         """Say and end nothing more."""
         self._closed = True
+        self._capacity.close()
         for timer in (*(said.timer for said in self._said.values()), *self._spreads.values()):
             timer.cancel()
         self._said.clear()
@@ -88,10 +117,11 @@ class ServerEvents:
 
     # Lines
 
-    def _say(self, member: Member, before: State) -> None:
+    def _say(self, member: Member, before: State | None) -> None:
         said = member.state
         if said is not before:
-            level = logging.WARNING if said in (State.DOWN, State.EJECTED) else logging.INFO
+            alarming = said in (State.DOWN, State.EJECTED) and not member.assumed
+            level = logging.WARNING if alarming else logging.INFO
             why = f" ({member.why})" if member.why else ""
             log.log(level, "group %s: server %s is %s%s", member.group, member.name, said.value, why)
         timer = asyncio.get_running_loop().call_later(PAUSE_S, self._may_say, member)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 __all__ = [
+    "CHECKS_MAX",
     "CONNECTION_DESCRIPTORS",
     "UDP_SESSION_DESCRIPTORS",
     "Budget",
@@ -28,6 +29,8 @@ KEPT_MAX: Final = 64
 """Reserved for reloads, logs and the embedding program: a sixteenth of the limit, within these bounds."""
 KEPT_FOR_NAMES_MAX: Final = 32
 """Each lookup has a socket; this is the number of lookups at a time (`oinetd.net.resolver`)."""
+CHECKS_MAX: Final = 256
+"""Checks of servers at a time, each with a socket; a sixteenth of the limit if that is less."""
 REACTOR_SHARE: Final = 16
 """A reactor takes two descriptors. Without `threads`, all reactors together take at most an eighth of the limit."""
 
@@ -78,25 +81,30 @@ class Descriptors:
     limit: int = 0
     kept: int = 0
     taken: int = 0
+    checks: int = 1
     _base: int = -1
 
-    def measure(self, listeners: int, reactors: int, names: int) -> None:
+    def measure(self, listeners: int, reactors: int, names: int, checked: int = 0) -> None:
         """Set the budget to the descriptor limit minus what is open and reserved. A reload calls it again.
 
-        `listeners` and `reactors` are the present numbers, `names` is the number of names to resolve. All other open
-        descriptors are counted once, at the first call, while there is no session.
+        `listeners` and `reactors` are the present numbers, `names` is the number of names to resolve, and `checked`
+        that of servers to check, `checks` of them at a time. All other open descriptors are counted once, at the first
+        call, while there is no session.
         """
         own = listeners + (2 * reactors + 1 if reactors else 0)
         if self._base < 0:
             self._base = max(0, _open_descriptors() - own)
         self.taken = self._base + own
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.checks = max(1, min(checked, CHECKS_MAX))
         if soft == resource.RLIM_INFINITY:
             self.limit = self.kept = self.budget.total = 0
             return
         self.limit = soft
         share = soft // KEPT_SHARE
+        self.checks = max(1, min(self.checks, share))
         self.kept = min(max(share, KEPT_MIN), KEPT_MAX) + min(names, share, KEPT_FOR_NAMES_MAX)
+        self.kept += self.checks if checked else 0
         self.budget.total = max(CONNECTION_DESCRIPTORS, soft - self.taken - self.kept)
 
     @property
@@ -120,7 +128,7 @@ class Descriptors:
         room = self.at_most(max_connections, self.connections)
         return (
             f"room for {room} connections (descriptor limit {self.limit}: {self.taken} in use, {self.kept} reserved "
-            "for reloads, logs and lookups, 2 per connection)"
+            "for reloads, logs, lookups and checks, 2 per connection)"
         )
 
 

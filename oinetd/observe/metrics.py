@@ -162,6 +162,12 @@ def _of_servers(found: Measured) -> Iterator[Metric]:
     failed = _counter("server_failed", "How often it was chosen and could not be reached.", server)
     checks = _counter("server_checks", "Health checks by their result.", (("group", "server", "result"),))
     changes = _counter("server_changes", "Changes of its state.", server)
+    full = _gauge("group_full", "1 if every usable server is full and clients wait.", (("group",),))
+    times_full = _counter("group_became_full", "How often every usable server became full.", (("group",),))
+    for group in found.groups:
+        full.of((group.name,), group.full)
+        times_full.of((group.name,), group.times_full)
+    yield from (full.family, times_full.family)
     for each in (each for group in found.groups for each in group.servers):
         names = (each.group, each.name)
         up.of(names, each.state.value == "up")

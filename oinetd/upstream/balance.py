@@ -58,7 +58,7 @@ def least_passed(servers: Sequence[Weighed]) -> int:
 
     The chosen server advances by `stride(weight)`, so that in each round a server has as many turns as its weight. A
     server begins half a stride below zero. One that returns begins at the lowest position of the others
-    (`Group.rejoin`). So turns are spread over the round, and a server never catches up on the time that it missed.
+    (`Group._rejoin`). So turns are spread over the round, and a server never catches up on the time that it missed.
     """
     best, least = -1, 0
     for at, server in enumerate(servers):

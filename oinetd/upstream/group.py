@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from oinetd.servers import Upstream
+from oinetd.servers import Balance, Upstream
 from oinetd.upstream.address_order import is_of_the_server, now_ms
 from oinetd.upstream.health import PassiveState, Standing
-from oinetd.upstream.member import Member, State
+from oinetd.upstream.member import NOT_CHECKED, Member, State
 from oinetd.upstream.selection import Selection, Tables
 
 __all__ = ["Group", "Listener", "reason"]
@@ -33,8 +33,20 @@ def reason(code: int) -> str:
 class Listener(Protocol):
     """What is told of the servers of all groups."""
 
-    def changed(self, member: Member, before: State) -> None:
-        """The state of a server is another one."""
+    def changed(self, member: Member, before: State | None) -> None:
+        """The state of a server is another one; `before` is None if that was only assumed, before the first check."""
+        ...
+
+    def found_full(self, group: Group) -> None:
+        """A client found every usable server of a group full."""
+        ...
+
+    def fullness(self, group: Group) -> tuple[bool, int]:
+        """Whether clients of a group have to wait, and how often that began."""
+        ...
+
+    def unchecked(self, group: str, members: Sequence[Member]) -> None:
+        """Servers of a group that have not been checked yet, and whose states are only assumed."""
         ...
 
     def gone(self, member: Member) -> None:
@@ -70,11 +82,14 @@ class Group(Selection):
         for member in self.members:
             member.counted = member.is_known_up
             self._up[member.backup] += member.counted
+        known = {member for member in self.members if member.seen}
         for member in self.members:
             self.settle(member)
             if member.passive.standing is Standing.EJECTED and member not in self._timers:
                 self._arm(member)
         self.on_members()
+        if unchecked := [member for member in self.members if member.assumed and member not in known]:
+            self._listener.unchecked(self.name, unchecked)
 
     def close(self) -> None:
         """It is not in force any more."""
@@ -86,6 +101,11 @@ class Group(Selection):
         timer = self._timers.pop(member, None)
         if timer is not None:
             timer.cancel()
+
+    def found_full(self) -> None:
+        """A client found every usable server full."""
+        self.full += 1
+        self._listener.found_full(self)
 
     # What happens to servers
 
@@ -102,7 +122,7 @@ class Group(Selection):
     def judge_failures(self, member: Member, code: int, row: int, by: object = None) -> None:
         """`row` connects in a row have failed, in either lane."""
         limit, hold_s = self.options.passive
-        if not limit or member not in self.members:
+        if not limit or member not in self.places:
             return
         before = member.passive
         seen_by_another = by is None or (member.failed_by is not None and member.failed_by is not by)
@@ -130,7 +150,7 @@ class Group(Selection):
 
     def checked(self, member: Member, why: str) -> None:
         """A check succeeded if `why` is empty, else it failed for this reason."""
-        if member not in self.members or member.operator is State.MAINT:
+        if member not in self.places or member.operator is State.MAINT:
             return
         if why:
             member.checks_failed += 1
@@ -185,9 +205,9 @@ class Group(Selection):
         """Give a server the state that it has to have; then also those that nobody has checked yet, if need be."""
         tier = int(member.backup)
         state, why = member.judge(self._up[tier] - member.counted > 0)
-        if state is not member.state or not member.seen:
+        if state is not member.state or (why is NOT_CHECKED) is not member.assumed or not member.seen:
             self._enter(member, state, why)
-        elif state is not State.UP:
+        else:
             member.why = why
         if member.is_known_up is member.counted:
             return
@@ -200,18 +220,26 @@ class Group(Selection):
                     self.settle(other)
 
     def _enter(self, member: Member, state: State, why: str) -> None:
-        before, known = member.state, member.seen
-        member.state, member.why, member.seen = state, why, True
-        member.since = time.time()
-        if state is State.UP:
-            least = [other.load.passed for other in self.members if other is not member and other.is_usable]
-            if least:
-                member.load.passed = max(member.load.passed, min(least))
-            if known and before is not State.UP and self.options.slow_start_s:
+        before, assumed, known = member.state, member.assumed, member.seen
+        member.state, member.why, member.seen, member.assumed = state, why, True, why is NOT_CHECKED
+        if state is not before or not known:
+            member.since = time.time()
+        if state is State.UP and (before is not State.UP or not known):
+            self._rejoin(member)
+            if known and not assumed and self.options.slow_start_s:
                 member.load.slow_since_ms = now_ms()
         member.load.state = state.number
-        if known and state is not before:
-            member.changes += 1
-            self._listener.changed(member, before)
+        if known and not (assumed and member.assumed):
+            # What was only assumed does not count: a server that is found to be up has not changed.
+            member.changes += state is not (State.UP if assumed else before)
+            self._listener.changed(member, None if assumed else before)
         if state is State.UP:
             self.make_room()
+
+    def _rejoin(self, member: Member) -> None:
+        """A server returns to the round: it does not catch up on the turns that it missed."""
+        if self.options.balance is not Balance.ROUNDROBIN:
+            return
+        least = [other.load.passed for other in self.members if other is not member and other.is_usable]
+        if least:
+            member.load.passed = max(member.load.passed, min(least))

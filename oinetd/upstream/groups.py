@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from oinetd.bounds import WEIGHT_MAX
+from oinetd.enums import Protocol, SendProxy
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import Config, Rule
+from oinetd.net.poller import Poller
 from oinetd.servers import Balance, Server, Upstream
 from oinetd.upstream.carrying import count_on, restore_health, server_document
-from oinetd.upstream.checks import Checks
+from oinetd.upstream.checks import Checked, Checks
 from oinetd.upstream.destinations import Destinations
 from oinetd.upstream.group import Group, Listener
 from oinetd.upstream.group_destination import GroupDestination
 from oinetd.upstream.load import NewLoad
-from oinetd.upstream.maglev import fill, server_name
+from oinetd.upstream.maglev import Build
 from oinetd.upstream.member import Member, ServerStatus, State
+from oinetd.upstream.prospect import Prospect, prospects
 from oinetd.upstream.selection import Tables
-from oinetd.upstream.sources import Found, Source, source_of
+from oinetd.upstream.server_file import ReadServers
+from oinetd.upstream.source_choice import Means, source_of
+from oinetd.upstream.sources import Found, Source
+from oinetd.upstream.tables import tables_for
 
-__all__ = ["Groups", "Known", "UpstreamStatus", "group_name"]
+__all__ = ["Groups", "Known", "UpstreamStatus", "group_names"]
 
 OPERATED: Final = {"ready": State.UP, "drain": State.DRAIN, "maint": State.MAINT}
 """The words of an operator; `ready` takes the others back."""
@@ -35,23 +40,37 @@ OPERATED: Final = {"ready": State.UP, "drain": State.DRAIN, "maint": State.MAINT
 
 @dataclass(frozen=True, slots=True)
 class UpstreamStatus:
-    """A snapshot of a group: its name, how it balances, and its servers in the order written."""
+    """A snapshot of a group: its name, how it balances, and its servers in the order written.
+
+    `full` is whether clients wait because every usable server is full, `times_full` how often that began.
+    """
 
     name: str
     balance: Balance
     servers: tuple[ServerStatus, ...]
+    full: bool = False
+    times_full: int = 0
 
 
 class Known:
     """The groups and servers that a forwarder has ever had in force, as long as they are needed."""
 
-    def __init__(self, new_load: NewLoad, listener: Listener) -> None:
+    def __init__(
+        self,
+        new_load: NewLoad,
+        build: Build | None,
+        listener: Listener,
+        poller: Poller,
+        read: ReadServers,
+    ) -> None:
         self.new_load = new_load
+        self.read = read
+        self.build = build
         self.listener = listener
         self.groups: dict[str, Group] = {}
         self.members: dict[tuple[str, str], Member] = {}
         self.by_tag: dict[int, Member] = {}
-        self.checks = Checks()
+        self.checks = Checks(poller)
         self.checked_for: Groups | None = None
         self._tags = itertools.count(1)
 
@@ -70,20 +89,36 @@ class Known:
                 del self.members[key], self.by_tag[member.load.tag]
 
 
-def group_name(rule: Rule) -> str:
-    """The name of a rule's group: its own, or where the rule listens."""
-    upstream, bind = rule.upstream, rule.bind
-    if upstream is not None and upstream.name:
-        return upstream.name
-    host = f"[{bind.address}]" if ":" in bind.address else bind.host
-    return f"{host}:{bind.port}" if not bind.is_unix else bind.host
+def group_names(rules: Iterable[Rule]) -> dict[int, str]:
+    """The name of each rule's group, by the `id` of the rule: its own, or where the rule listens, with what tells it
+    apart from other rules there."""
+    names: dict[int, str] = {}
+    used: set[str] = set()
+    for rule in rules:
+        upstream, bind = rule.upstream, rule.bind
+        if upstream is None:
+            continue
+        if upstream.name:
+            names[id(rule)] = upstream.name
+            continue
+        host = f"[{bind.address}]" if ":" in bind.address else bind.host
+        name = bind.host if bind.is_unix else f"{host}:{bind.port}"
+        if bind.protocol is Protocol.UDP:
+            name += "/udp"
+        name += "".join(f"/{word}" for word in (*(rule.options.sni or ()), *(rule.options.alpn or ())))
+        same = itertools.count(2)
+        names[id(rule)] = next(each for each in (name, *(f"{name}#{next(same)}" for _ in used)) if each not in used)
+        used.add(names[id(rule)])
+    return names
 
 
 @dataclass(slots=True)
 class _Wanted:
-    """A group as a configuration has it: what it says, and the servers that came of that."""
+    """A group as a configuration has it: what it says, the servers that came of that, and the PROXY header that its
+    rules have sent to servers that say nothing of one."""
 
     group: Group
+    header: SendProxy
     upstream: Upstream
     sources: list[Source]
     found: list[Found]
@@ -101,24 +136,41 @@ class Groups:
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = False
         self.on_change: Callable[[Group], object] = lambda group: None
+        names, before = group_names(config.rules), known.checked_for
         for rule in config.rules:
             if rule.upstream is None:
                 continue
-            name = group_name(rule)
-            if name not in self._wanted:
+            name, header = names[id(rule)], config.settings_of(rule).send_proxy
+            if (known_one := self._wanted.get(name)) is not None:
+                if known_one.header is not header:  # of two rules only one can tell what the server expects
+                    known_one.header = SendProxy.OFF
+            else:
                 group = known.groups.get(name) or Group(name, rule.upstream, known.listener)
                 refresh_s = destinations.refresh_of(rule)
                 sources = [
                     source_of(
                         server,
                         rule.upstream.options,
-                        destinations.of_server(server, rule.upstream, refresh_s),
-                        destinations.source_of_server(server, rule.upstream, refresh_s),
+                        Means(
+                            destinations.of_server(server, rule.upstream, refresh_s),
+                            destinations.source_of_server(server, rule.upstream, refresh_s),
+                            refresh_s,
+                            before.found_by(name, server) if before is not None else [],
+                            known.read,
+                        ),
                     )
                     for server in rule.upstream.servers
                 ]
-                self._wanted[name] = _Wanted(group, rule.upstream, sources, [])
+                self._wanted[name] = _Wanted(group, header, rule.upstream, sources, [])
             self._of_rule[id(rule)] = GroupDestination(self._wanted[name].group)
+
+    def found_by(self, group: str, line: Server) -> list[Found]:
+        """The servers of this moment that a line of a group stands for; none if there is no such line."""
+        wanted = self._wanted.get(group)
+        if wanted is None:
+            return []
+        each = zip(wanted.upstream.servers, wanted.sources, strict=True)
+        return next((source.servers() for server, source in each if server == line), [])
 
     def __iter__(self) -> Iterator[Group]:
         return (wanted.group for wanted in self._wanted.values())
@@ -137,9 +189,13 @@ class Groups:
                 except ConfigError as error:
                     problems += error.problems
             wanted.found = _found(wanted.sources)
-            wanted.tables = await _tables(wanted)
+            wanted.tables = await self._tables(wanted)
         if problems:
             raise ConfigError(*problems)
+
+    async def _tables(self, wanted: _Wanted) -> Tables:
+        servers = [found.server for found in wanted.found]
+        return await tables_for(wanted.group, wanted.upstream.options.balance, servers, self._known.build)
 
     def enforce(self) -> None:
         """Put the groups and servers in force; what is in no group any more is drained."""
@@ -195,10 +251,11 @@ class Groups:
 
     async def _update(self, wanted: _Wanted) -> None:
         found = _found(wanted.sources)
-        if found == wanted.found:
+        if found == wanted.found:  # a name in a file has other addresses
+            self.on_change(wanted.group)
             return
         wanted.found = found
-        wanted.tables = await _tables(wanted)
+        wanted.tables = await self._tables(wanted)
         if self._running and wanted.found is found:
             self._configure(wanted)
             self._follow()
@@ -206,16 +263,31 @@ class Groups:
 
     def _follow(self) -> None:
         """Have the servers of this moment checked."""
-        self._known.checks.follow({member: group for group in self for member in group.members if member.is_checked})
+        self._known.checks.follow(
+            {
+                member: Checked(wanted.group, member.header(wanted.header))
+                for wanted in self._wanted.values()
+                for member in wanted.group.members
+                if member.is_checked
+            }
+        )
 
     # What there is to know, and to say
 
     def statuses(self) -> tuple[UpstreamStatus, ...]:
         """A snapshot of all groups."""
-        return tuple(
-            UpstreamStatus(group.name, group.options.balance, tuple(member.status() for member in group.members))
-            for group in self
-        )
+        return tuple(self._status(group) for group in self)
+
+    def _status(self, group: Group) -> UpstreamStatus:
+        servers = tuple(member.status() for member in group.members)
+        return UpstreamStatus(group.name, group.options.balance, servers, *self._known.listener.fullness(group))
+
+    def servers_of(self, rule: Rule, client: str) -> tuple[UpstreamStatus | None, tuple[Prospect, ...]]:
+        """The group of `rule`, and its servers as a new client finds them; nothing if it has none."""
+        destination = self._of_rule.get(id(rule))
+        if destination is None:
+            return None, ()
+        return self._status(destination.group), prospects(destination.group, client)
 
     def documents(self) -> list[dict[str, Any]]:
         """What is known of each server, for another process: also what an operator has said, as `operate` takes it."""
@@ -272,27 +344,3 @@ def _found(sources: list[Source]) -> list[Found]:
         for each in source.servers():
             found.setdefault(each.server.name, each)
     return list(found.values())
-
-
-async def _tables(wanted: _Wanted) -> Tables:
-    """Maglev's tables for what was found, if the group balances by source; those in force are used if they fit."""
-    if wanted.upstream.options.balance is not Balance.SOURCE:
-        return None, None
-    group, servers = wanted.group, [found.server for found in wanted.found]
-    if [member.config for member in group.members] == servers and None not in group.tables:
-        return group.tables
-    return await _table(servers, False), await _table(servers, True)
-
-
-async def _table(servers: list[Server], backup: bool) -> array[int]:
-    """The table of a tier; the loop is not held for longer than a few milliseconds."""
-    places = [at for at, server in enumerate(servers) if server.backup is backup and server.weight]
-    named = [
-        (server_name(servers[at].endpoint.address, servers[at].endpoint.port), servers[at].weight) for at in places
-    ]
-    table: array[int] | None = None
-    for table in fill(named):
-        if table is None:
-            await asyncio.sleep(0)
-    assert table is not None
-    return array("h", [places[at] if at >= 0 else -1 for at in table])

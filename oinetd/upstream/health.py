@@ -50,6 +50,11 @@ class CheckState(NamedTuple):
     fall: int
     health: int = UNCHECKED
 
+    @classmethod
+    def up(cls, rise: int, fall: int) -> CheckState:
+        """A server that is up for good."""
+        return cls(rise, fall, rise + fall - 1)
+
     @property
     def top(self) -> int:
         return self.rise + self.fall - 1

@@ -10,10 +10,23 @@ from __future__ import annotations
 import hashlib
 import socket
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
-__all__ = ["KEY", "ROUND_MAX", "TABLE_SIZE", "client_key", "entry_of", "fill", "server_name", "siphash", "table_of"]
+__all__ = [
+    "KEY",
+    "ROUND_MAX",
+    "TABLE_SIZE",
+    "Build",
+    "Turns",
+    "client_key",
+    "entry_of",
+    "fill",
+    "server_name",
+    "siphash",
+    "table_of",
+    "turns_of",
+]
 
 TABLE_SIZE: Final = 65_537
 """A prime number, so that each step of a server's own order visits every entry."""
@@ -103,39 +116,57 @@ def _rfc5952(packed: bytes) -> str:
     return f"{head}{'::' if length else ''}{':'.join(f'{group:x}' for group in tail)}"
 
 
-def fill(servers: Sequence[tuple[bytes, int]]) -> Iterator[array[int] | None]:
-    """Fill the table for `servers`, each with its name and its weight above 0; pauses with None, the table comes last.
+class Turns(NamedTuple):
+    """The servers in the order of their names: where each begins, its step, its entries a round, and its number."""
 
-    An entry is the index of its server in `servers`, -1 in all of them if there is none.
-    """
-    table = array("h", [-1]) * TABLE_SIZE
-    if not servers:
-        yield table
-        return
+    places: array[int]
+    steps: array[int]
+    counts: array[int]
+    numbers: array[int]
+
+
+Build: TypeAlias = "Callable[[Turns], array[int]]"
+"""Fills a table at once, for one server at least."""
+
+
+def turns_of(servers: Sequence[tuple[bytes, int]], numbers: Sequence[int]) -> Turns:
+    """What a table is filled from: `servers` have a name and a weight above 0, and `numbers` are their entries."""
     total = sum(weight for _, weight in servers)
     scale = (ROUND_MAX, total) if total > ROUND_MAX else (1, 1)
-    turns: list[list[int]] = []  # of each server in the order of names: index, next place, step, entries a round
-    for index, (name, weight) in sorted(enumerate(servers), key=lambda item: item[1][0]):
+    turns = Turns(array("I"), array("I"), array("I"), array("h"))
+    for number, (name, weight) in sorted(zip(numbers, servers, strict=True), key=lambda item: item[1][0]):
         digest = hashlib.blake2b(name, digest_size=16, key=_NAME_KEY).digest()
-        place = int.from_bytes(digest[:8], "little") % TABLE_SIZE
-        step = int.from_bytes(digest[8:], "little") % (TABLE_SIZE - 1) + 1
-        turns.append([index, place, step, max(1, weight * scale[0] // scale[1])])
+        turns.places.append(int.from_bytes(digest[:8], "little") % TABLE_SIZE)
+        turns.steps.append(int.from_bytes(digest[8:], "little") % (TABLE_SIZE - 1) + 1)
+        turns.counts.append(max(1, weight * scale[0] // scale[1]))
+        turns.numbers.append(number)
+    return turns
+
+
+def fill(turns: Turns) -> Iterator[array[int] | None]:
+    """Fill the table; pauses with None, the table comes last. An entry is the number of its server, -1 in all of them
+    if there is none."""
+    table = array("h", [-1]) * TABLE_SIZE
+    if not turns.places:
+        yield table
+        return
+    places, order = turns.places[:], range(len(turns.places))
     left, looked = TABLE_SIZE, 0
     while True:  # bounded: each round fills entries
-        for turn in turns:
-            index, place, step, count = turn
+        for at in order:
+            number, place, step, count = turns.numbers[at], places[at], turns.steps[at], turns.counts[at]
             for _ in range(count):
                 while table[place] >= 0:  # bounded: a free one is left, and the steps visit every entry
                     place += step
                     if place >= TABLE_SIZE:
                         place -= TABLE_SIZE
                     looked += 1
-                table[place] = index
+                table[place] = number
                 left -= 1
                 if not left:
                     yield table
                     return
-            turn[1] = place
+            places[at] = place
             looked += count
             if looked >= _STEPS_AT_ONCE:
                 looked = 0
@@ -144,6 +175,6 @@ def fill(servers: Sequence[tuple[bytes, int]]) -> Iterator[array[int] | None]:
 
 def table_of(servers: Sequence[tuple[bytes, int]]) -> array[int]:
     """The table for `servers`, at once: some tens of milliseconds."""
-    *_, table = fill(servers)
+    *_, table = fill(turns_of(servers, range(len(servers))))
     assert table is not None
     return table

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from oinetd.enums import SendProxy
 from oinetd.net.sockets import Address
 from oinetd.servers import Check, GroupOptions, OnDown, Server
 from oinetd.upstream.balance import FULL_WEIGHT, ramped
@@ -15,7 +16,10 @@ from oinetd.upstream.destination import Destination
 from oinetd.upstream.health import CheckState, PassiveState, Standing
 from oinetd.upstream.load import Load
 
-__all__ = ["WHY_CHARS_MAX", "Cut", "Member", "ServerStatus", "State"]
+__all__ = ["NOT_CHECKED", "WHY_CHARS_MAX", "Cut", "Member", "ServerStatus", "State"]
+
+NOT_CHECKED: Final = "not checked yet"
+"""Why a server has a state that is only assumed."""
 
 WHY_CHARS_MAX: Final = 64
 """What a server says is shown in at most this number of printable ASCII characters."""
@@ -47,9 +51,9 @@ _NUMBERS: Final = {state: number for number, state in enumerate(State)}
 class ServerStatus:
     """A snapshot of a server, for `Forwarder.upstreams`, the hook `on_server` and the status.
 
-    `since` is Unix time. `weight` is the one in force; `live` are its sessions, those that are connecting included.
-    `selected`, `failed`, `checks_passed` and `checks_failed` count since the server is known; `changes` are those of
-    its state.
+    A state is assumed until the first check; `why` is then "not checked yet". `since` is Unix time. `weight` is the one
+    in force; `live` are its sessions, those that are connecting included. `selected`, `failed`, `checks_passed` and
+    `checks_failed` count since the server is known; `changes` are those of its state.
     """
 
     group: str
@@ -76,6 +80,8 @@ class Member:
     """One server; `configure` puts what a configuration says of it in force."""
 
     __slots__ = (
+        "answered_at",
+        "assumed",
         "changes",
         "check",
         "check_why",
@@ -109,6 +115,7 @@ class Member:
         self.open = False  # set before each choice
         self.counted = False  # by its group, as one that is known to be up
         self.state = State.UP
+        self.assumed = False  # the state is that of a server that was not checked yet
         self.since = time.time()
         self.why = ""
         self.seen = False  # whether it had a state before: a slow start is not for the first
@@ -121,6 +128,7 @@ class Member:
         self.operator_weight: int | None = None
         self.checks_passed = self.checks_failed = self.changes = 0
         self.sessions: dict[object, Cut] = {}
+        self.answered_at = 0.0  # when datagrams last came from it, in the loop's time
 
     config: Server
     options: GroupOptions
@@ -131,6 +139,10 @@ class Member:
         self, config: Server, options: GroupOptions, destination: Destination, source: Destination | None = None
     ) -> None:
         """Put what the configuration says in force; state and counters stay."""
+        if self.seen and self.options.check is Check.OFF:
+            # It was in use without checks, and stays so until a check says otherwise.
+            self.check = CheckState.up(options.check_rise, options.check_fall)
+            self.check_why = ""
         self.config, self.options, self.destination, self.source = config, options, destination, source
         destination.health.told_by_group = True
         self.check = self.check.with_thresholds(options.check_rise, options.check_fall)
@@ -142,6 +154,11 @@ class Member:
     @property
     def weight_in_force(self) -> int:
         return self.config.weight if self.operator_weight is None else self.operator_weight
+
+    def header(self, of_rule: SendProxy) -> SendProxy:
+        """The PROXY header that it gets: its own word stands before the rule's."""
+        own = self.config.send_proxy
+        return of_rule if own is None else own
 
     @property
     def backup(self) -> bool:
@@ -209,7 +226,7 @@ class Member:
             return State.DRAIN, "operator" if self.operator_weight == 0 else "weight 0"
         if self.is_checked:
             if not self.check.is_checked:
-                return (State.DOWN if others_up else State.UP), "not checked yet"
+                return (State.DOWN if others_up else State.UP), NOT_CHECKED
             if not self.check.is_up:
                 return State.DOWN, self.check_why
         if self.passive.standing is Standing.EJECTED:

@@ -50,8 +50,12 @@ class Selection:
     def __init__(self, options: GroupOptions) -> None:
         self.options = options
         self.members: list[Member] = []
+        self.places: dict[Member, int] = {}
+        """The place of each in `members`."""
         self.tables: Tables = (None, None)
         self.retrying = 0
+        self.full = 0
+        """How often it was found full; reactors tell that now and then."""
         self._cursor = 0
         self._bounded = False
         self._waiting: dict[Callable[[], object], None] = {}
@@ -60,6 +64,7 @@ class Selection:
     def set_members(self, options: GroupOptions, members: list[Member], tables: Tables) -> None:
         """These are the servers from now on."""
         self.options, self.members, self.tables = options, members, tables
+        self.places = {member: place for place, member in enumerate(members)}
         self._cursor = 0
         self._bounded = any(member.load.max_connections for member in members)
         self.make_room()
@@ -82,7 +87,7 @@ class Selection:
             if usable:
                 at = self._of_tier(backup, host, draw)
                 return self.members[at] if at >= 0 else Refusal.FULL
-        if any(member.is_usable for member in self.members):
+        if self.has_usable:
             return Refusal.NONE
         if self.options.all_down is AllDown.REFUSE:
             return Refusal.REFUSED
@@ -132,7 +137,7 @@ class Selection:
         if not found.load.enter():
             return Refusal.FULL
         if self.options.balance in (Balance.LEASTCONN, Balance.RANDOM):
-            self._cursor = (self.members.index(found) + 1) % len(self.members)
+            self._cursor = (self.places[found] + 1) % len(self.members)
         return found
 
     def leave(self, member: Member) -> None:
@@ -143,8 +148,7 @@ class Selection:
 
     def may_retry(self) -> bool:
         """Whether a session may try another server; if so it is counted until `retried`."""
-        live = sum(member.load.live for member in self.members)
-        if self.retrying >= max(RETRIES_MIN, int(live * RETRY_SHARE)):
+        if self.retrying >= max(RETRIES_MIN, int(self.live * RETRY_SHARE)):
             return False
         self.retrying += 1
         return True
@@ -156,6 +160,11 @@ class Selection:
     # Room
 
     @property
+    def has_usable(self) -> bool:
+        """Whether a server takes new sessions, room or not."""
+        return any(member.is_usable for member in self.members)
+
+    @property
     def is_full(self) -> bool:
         """Whether every usable server is full: a client that is accepted would have to wait."""
         if not self._bounded:
@@ -165,6 +174,14 @@ class Selection:
             if usable:
                 return not any(member.has_room for member in usable)
         return False
+
+    @property
+    def live(self) -> int:
+        """The sessions of all servers."""
+        return sum(member.load.live for member in self.members)
+
+    def calm(self) -> None:
+        """Nothing to do: it is told each time that the group is full."""
 
     def when_room(self, call: Callable[[], object]) -> None:
         """Call once, when a server may have room again."""

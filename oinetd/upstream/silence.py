@@ -14,8 +14,10 @@ from typing import Final, NamedTuple
 from oinetd.net.sockets import Address
 from oinetd.upstream.address_order import AddressOrder, now_ms
 from oinetd.upstream.destination import Destination
+from oinetd.upstream.group import Group
+from oinetd.upstream.member import Member
 
-__all__ = ["ANSWERED_TIMES", "SILENCE_S", "Trail", "in_order", "note_answered", "patience_s"]
+__all__ = ["ANSWERED_TIMES", "SILENCE_S", "Trail", "in_order", "note_answered", "note_server_answered", "patience_s"]
 
 SILENCE_S: Final = 4.0
 """How long a client that never got an answer stays with one address. Both lanes use this constant.
@@ -37,18 +39,29 @@ class Trail(NamedTuple):
     """The addresses that a client without answers has tried.
 
     `left` are the addresses that it left in this round, in this order; `rounds` is the number of complete rounds, and
-    `since` the loop's time when it wrote to the first of `left`.
+    `since` the loop's time when it wrote to the first of `left`. With a group, `server` is the one that it left last,
+    which it wrote to at `since`, and `moves` is how many servers it left in this round.
     """
 
     left: tuple[Address, ...] = ()
     rounds: int = 0
     since: float = 0.0
+    server: Member | None = None
+    moves: int = 0
 
     def leave(self, address: Address, asked: float, addresses: tuple[Address, ...], same: bool) -> Trail:
         """The trail of a client that leaves `address`, which it wrote to at the time `asked`, for one of `addresses`;
         `same` is whether the destination had the same addresses when the client came."""
         left = tuple(each for each in (*self.left, address) if each in addresses)
         return Trail(left, self.rounds if same else 0, self.since if self.left else asked)
+
+    def leave_server(self, server: Member, asked: float, servers: int) -> Trail:
+        """The trail of a client that leaves `server`, which it wrote to at the time `asked`, for another one of its
+        group. A round is over when there are as many moves as servers."""
+        moves, rounds = self.moves + 1, self.rounds
+        if moves >= servers:
+            moves, rounds = 0, min(rounds + 1, ROUNDS_MAX)
+        return Trail((), rounds, asked, server, moves)
 
     def arrive(self, address: Address | None) -> Trail:
         """The trail after the move to `address`; one that it had left before begins the next round."""
@@ -65,7 +78,7 @@ def patience_s(trail: Trail, answered: bool, timeout_s: float, same: bool) -> fl
     """
     if answered:
         return max(ANSWERED_TIMES * SILENCE_S, timeout_s) if timeout_s else float("inf")
-    if trail.left or not same:
+    if trail.left or trail.moves or not same:
         return SILENCE_S
     return SILENCE_S * ROUND_TIMES**trail.rounds if trail.rounds < NOT_AGAIN else float("inf")
 
@@ -78,6 +91,17 @@ def note_answered(destination: Destination, address: Address, trail: Trail) -> N
     for left in trail.left:
         if not destination.answered_since(left, trail.since):
             destination.note_failed(left, errno.ETIMEDOUT)
+
+
+def note_server_answered(group: Group, member: Member, address: Address, trail: Trail) -> None:
+    """Record the first answer of a server, from `address`. The one that the client left last counts as failed, unless
+    it has answered another client meanwhile."""
+    member.destination.connected()
+    member.destination.note_worked(address)
+    group.worked(member)
+    left = trail.server
+    if left is not None and left is not member and left in group.members and left.answered_at <= trail.since:
+        group.failed(left, errno.ETIMEDOUT)
 
 
 def in_order(order: AddressOrder, left: tuple[Address, ...]) -> Iterator[Address]:

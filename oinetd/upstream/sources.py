@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from oinetd.errors import ConfigError, Problem
 from oinetd.model import Endpoint
-from oinetd.servers import GroupOptions, Resolve, Server
+from oinetd.servers import Server
 from oinetd.upstream.destination import Destination
 
-__all__ = ["Found", "Source", "source_of"]
+__all__ = ["EachAddress", "Found", "OneServer", "Source"]
 
 
 class Found(NamedTuple):
@@ -42,20 +41,7 @@ class Source(Protocol):
         ...
 
 
-def source_of(
-    server: Server, options: GroupOptions, destination: Destination | None, source: Destination | None
-) -> Source:
-    """The source for a line; `destination` has the addresses of its host, `source` is its own local address."""
-    kind = server.resolve or options.resolve
-    if destination is None:
-        origin, what = server.origin, "files of servers" if server.is_file else "SRV records"
-        raise ConfigError(Problem(f"{what} are not supported by this version", origin.file, origin.line))
-    if kind is Resolve.EACH and not server.endpoint.is_unix:
-        return _EachAddress(server, destination, source)
-    return _One(server, destination, source)
-
-
-class _One:
+class OneServer:
     """A server with a name; its addresses are used in turn."""
 
     def __init__(self, server: Server, destination: Destination, source: Destination | None) -> None:
@@ -74,7 +60,7 @@ class _One:
         """Nothing to do."""
 
 
-class _EachAddress:
+class EachAddress:
     """Each address of a name is a server."""
 
     def __init__(self, server: Server, destination: Destination, source: Destination | None) -> None:

@@ -10,7 +10,7 @@ from oinetd.bounds import SERVERS_MAX, UPSTREAMS_MAX
 from oinetd.config import load_config, parse_config, render_config
 from oinetd.config.vocabulary import GROUP_OPTIONS, SERVER_OPTIONS
 from oinetd.errors import ConfigError
-from oinetd.model import Config, Endpoint, Protocol, Rule, RuleOptions
+from oinetd.model import Config, Endpoint, Protocol, Rule, RuleOptions, SendProxy
 from oinetd.servers import (
     AllDown,
     Balance,
@@ -27,7 +27,7 @@ from oinetd.servers import (
 EVERYTHING = r"""
 0.0.0.0 80   @web       [max-connections=2000]
 upstream web 10.0.0.7 8080 [weight=3]              # the first line makes the group
-upstream web [::1] 8080[max-connections=5,src=10.0.0.1,check-port=81,connect-timeout=2s]
+upstream web [::1] 8080[max-connections=5,src=10.0.0.1,check-port=81,connect-timeout=2s,send-proxy]
 upstream web app.example.org 8080 [backup]
 upstream web [balance=source, check=http, check-path=/healthz, check-interval=2s]
 0.0.0.0 5432 10.0.0.5,[::1],::2 5432 [balance=first, src=10.0.0.9]
@@ -48,7 +48,14 @@ def test_what_the_lines_mean() -> None:
         "web",
         (
             Server(Endpoint("10.0.0.7", 8080), weight=3),
-            Server(Endpoint("[::1]", 8080), max_connections=5, source="10.0.0.1", check_port=81, connect_timeout_s=2.0),
+            Server(
+                Endpoint("[::1]", 8080),
+                max_connections=5,
+                source="10.0.0.1",
+                check_port=81,
+                connect_timeout_s=2.0,
+                send_proxy=SendProxy.V2,
+            ),
             Server(Endpoint("app.example.org", 8080), backup=True),
         ),
         GroupOptions(balance=Balance.SOURCE, check=Check.HTTP, check_path="/healthz"),
@@ -75,7 +82,7 @@ def test_the_routes_of_a_range() -> None:
     rule = parse_config(EVERYTHING).rules[4]
     routes = list(rule.routes())
     assert [(route.bind.port, route.offset) for route in routes] == [(8000 + at, at) for at in range(10)]
-    assert {str(route.connect) for route in routes} == {"@range 0"}
+    assert {str(route.connect) for route in routes} == {"@range"}
 
 
 def test_every_option_of_a_group() -> None:
@@ -317,6 +324,7 @@ def upstreams(draw: st.DrawFn, name: str) -> Upstream:
                 draw(st.none() | st.integers(1, 65535)),
                 draw(st.none() | times),
                 Resolve.SRV if where[0] == "_" else draw(st.none() | st.sampled_from([Resolve.ONE, Resolve.EACH])),
+                draw(st.none() | st.sampled_from(SendProxy)),
             )
         )
     return Upstream(name, tuple(servers), draw(group_options))

@@ -14,7 +14,9 @@ from itertools import pairwise
 
 import pytest
 
-from oinetd.upstream.maglev import TABLE_SIZE, client_key, entry_of, fill, server_name, siphash, table_of
+from oinetd.lanes.native.groups import build_table
+from oinetd.lanes.native.plane import available
+from oinetd.upstream.maglev import TABLE_SIZE, client_key, entry_of, fill, server_name, siphash, table_of, turns_of
 
 REFERENCE = {
     0: "310e0edd47db6f72", 1: "fd67dc93c539f874", 7: "37d1018bf50002ab", 8: "6224939a79f5f593", 15: "e545be4961ca29a1",
@@ -73,6 +75,24 @@ def test_a_table_is_the_golden_one(name: str) -> None:
     assert hashlib.sha256(",".join(map(str, table_of(servers))).encode()).hexdigest() == digest
 
 
+@pytest.mark.skipif(bool(available()), reason="the extension is not built")
+@pytest.mark.parametrize("name", TABLES)
+def test_the_extension_fills_the_golden_table(name: str) -> None:
+    servers, digest = TABLES[name]
+    table = build_table(turns_of(servers, range(len(servers))))
+    assert hashlib.sha256(",".join(map(str, table)).encode()).hexdigest() == digest
+    numbers = [7 * at for at in range(len(servers))]
+    assert build_table(turns_of(servers, numbers)).tolist() == [7 * at for at in table]
+
+
+@pytest.mark.skipif(bool(available()), reason="the extension is not built")
+def test_what_the_extension_does_not_fill() -> None:
+    empty = turns_of([], [])
+    for turns in (empty, turns_of(FOUR, range(4))._replace(steps=empty.steps), turns_of(FOUR, [-1, 0, 1, 2])):
+        with pytest.raises(ValueError, match=r"a table is for servers|out of range"):
+            build_table(turns)
+
+
 def test_a_client_of_a_golden_table() -> None:
     table = table_of(FOUR)
     assert table[:16].tolist() == [1, 0, 0, 0, 0, 3, 2, 1, 3, 3, 2, 0, 1, 0, 1, 3]
@@ -128,7 +148,7 @@ def test_no_server_no_entry() -> None:
 
 
 def test_a_table_is_filled_with_pauses() -> None:
-    steps = list(fill([(b"10.0.0.%d:80" % last, 1) for last in range(50)]))
+    steps = list(fill(turns_of([(b"10.0.0.%d:80" % last, 1) for last in range(50)], range(50))))
     assert len(steps) > 20
     assert all(step is None for step in steps[:-1])
 

@@ -15,7 +15,7 @@ from oinetd.config import parse_config
 from tests.forwarding import Seen, bound
 from tests.peers import until
 
-pytestmark = pytest.mark.parametrize("engine", ["native"])
+pytestmark = pytest.mark.parametrize("engine", ["python", "native"])
 
 
 class Answers(asyncio.DatagramProtocol):

@@ -7,15 +7,18 @@ addresses; the servers themselves, which are the `load` of a `Member`, stay, and
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from oinetd.core.record import Ending
 from oinetd.core.service import Service
-from oinetd.lanes.native.plane import ENDINGS, Hub, may_self_connect, milliseconds
+from oinetd.lanes.native.plane import ENDINGS, PROXY_VERSIONS, Hub, available, may_self_connect, milliseconds
 from oinetd.net.sockets import is_numeric
 from oinetd.servers import AllDown, Balance
 from oinetd.upstream.group import Group
+from oinetd.upstream.load import LocalLoad, NewLoad
+from oinetd.upstream.maglev import Build, Turns
 from oinetd.upstream.member import Member
 
 try:
@@ -24,7 +27,7 @@ except ImportError:  # then no lane asks for a group; `plane.available` says why
     if TYPE_CHECKING:
         raise
 
-__all__ = ["compile_group", "new_server", "server_changed", "servers_by_tag", "session_parts"]
+__all__ = ["build_table", "compile_group", "means_for_groups", "server_changed", "servers_by_tag", "session_parts"]
 
 PARTS_MAX = 100
 """The sessions of a server are ended in at most this number of parts: each is a look at every session."""
@@ -35,9 +38,14 @@ FAILURES_TOLD = 3
 _BALANCES = {balance: number for number, balance in enumerate(Balance)}
 
 
-def new_server(tag: int) -> _fastpath.Server:
-    """The load of a server, in which both lanes count."""
-    return _fastpath.Server(tag)
+def means_for_groups() -> tuple[NewLoad, Build | None]:
+    """What makes the load of a server, in which both lanes count, and what builds tables quicker than Python."""
+    return (LocalLoad, None) if available() else (_fastpath.Server, build_table)
+
+
+def build_table(turns: Turns) -> array[int]:
+    """Maglev's table, quicker than in Python."""
+    return _fastpath.fill_table(*turns)
 
 
 def _native(member: Member) -> _fastpath.Server:
@@ -65,6 +73,7 @@ def compile_group(
                 is_numeric(member.destination.host),
                 tuple(address.sockaddr for address in sources),
                 milliseconds(member.config.connect_timeout_s or 0.0),
+                PROXY_VERSIONS[member.header(service.settings.send_proxy)] if service.sends_headers else 0,
             )
         )
     options = group.options

@@ -83,7 +83,7 @@ PACE_TOTALS_S = 0.05
 ENDINGS = tuple(Ending)
 """By the numbers of `_fastpath/shared/ending.pxd`."""
 _ACCEPT_PROXY = {AcceptProxy.OFF: 0, AcceptProxy.ON: 1, AcceptProxy.OPTIONAL: 2}
-_PROXY_VERSIONS = {SendProxy.OFF: 0, SendProxy.V1: 1, SendProxy.V2: 2}
+PROXY_VERSIONS = {SendProxy.OFF: 0, SendProxy.V1: 1, SendProxy.V2: 2}
 _PROXY_TLVS = {ProxyTlv.CRC32C: 1, ProxyTlv.UNIQUE_ID: 2, ProxyTlv.AUTHORITY: 4, ProxyTlv.PASS: 8}
 """The bits of `_fastpath/shared/policy.pxd`."""
 _RELAY_MODES = {RelayMode.AUTO: 0, RelayMode.COPY: 1, RelayMode.SPLICE: 2}
@@ -290,7 +290,7 @@ def compile_policy(
         lifetime_ms=milliseconds(settings.max_lifetime_s),
         keepalive=(keepalive.idle_s, keepalive.interval_s, keepalive.count),
         proxy=(
-            _PROXY_VERSIONS[settings.send_proxy],
+            PROXY_VERSIONS[settings.send_proxy],
             sum(bit for word, bit in _PROXY_TLVS.items() if word in settings.proxy_tlv),
             RUN_ID,
         ),

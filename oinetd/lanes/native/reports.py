@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from oinetd.core.registry import Registry
 from oinetd.lanes.native.groups import server_changed
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from oinetd import _fastpath
 
 __all__ = ["listen_for_reports"]
+
+GROUP_FULL: Final = 2
+"""The token of such a record."""
 
 
 def listen_for_reports(
@@ -51,11 +54,14 @@ class _Reports:
         self._loops = loops
 
     def full(self, native: _fastpath.Record) -> None:
-        """Clients wait at the gate of a rule, or of the process."""
+        """Clients wait at the gate of a rule, or of the process, or for room in a server of a group."""
         if (in_force := self._in_force.get(native.tag)) is None:
             return
-        rule = in_force.service.route.rule
-        if native.token:
+        rule, group = in_force.service.route.rule, in_force.service.group
+        if native.token == GROUP_FULL:
+            if group is not None:
+                group.found_full()
+        elif native.token:
             self._registry.on_full(rule, self._gates[rule.identity])
         else:
             self._registry.on_full(None, self._registry.gate)

@@ -20,15 +20,17 @@ def send_header(
     client: socket.socket,
     record: SessionRecord,
     settings: Settings,
+    kind: SendProxy,
     accepted: Header | None = None,
 ) -> int:
-    """Send the header for the session of `client` to its server; 0 or an errno. `accepted` is what the client sent.
+    """Send the header for the session of `client` to its server, of this kind; 0 or an errno. `accepted` is what the
+    client sent.
 
     It is the beginning of the first segment: if the client has sent something already, the kernel keeps the header
     until the client's bytes are behind it. Else it leaves at once: the server may be one that speaks first.
     """
     flags = socket.MSG_NOSIGNAL | (_MSG_MORE if _has_sent(client) else 0)
-    header = _header(client, record, settings, accepted)
+    header = _header(client, record, settings, kind, accepted)
     try:
         # An empty queue takes more than the longest header.
         return 0 if upstream.send(header, flags) == len(header) else errno.ENOBUFS
@@ -49,14 +51,16 @@ def _has_sent(client: socket.socket) -> bool:
     return True
 
 
-def _header(client: socket.socket, record: SessionRecord, settings: Settings, accepted: Header | None) -> bytes:
+def _header(
+    client: socket.socket, record: SessionRecord, settings: Settings, kind: SendProxy, accepted: Header | None
+) -> bytes:
     source = destination = None
     if accepted is not None:
         source, destination = accepted.source, accepted.destination
     elif client.family != socket.AF_UNIX:
         source, address = Party(record.client, record.client_port), bound_address(client)
         destination = Party(address.host, address.port)
-    if settings.send_proxy is SendProxy.V1:
+    if kind is SendProxy.V1:
         return write_v1(source, destination)
     tlvs = list(passed_on(accepted.tlvs)) if accepted is not None and ProxyTlv.PASS in settings.proxy_tlv else []
     if ProxyTlv.UNIQUE_ID in settings.proxy_tlv and all(tlv.type != UNIQUE_ID for tlv in tlvs):

@@ -117,6 +117,7 @@ class StreamListener(Listener):
                 self._look_later()
                 return
             if group is not None and group.is_full:
+                group.found_full()
                 self._pause()
                 group.when_room(self.start)
                 return

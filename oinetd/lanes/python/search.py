@@ -78,16 +78,7 @@ async def _try(
     limit_s = min(left_s / 2, SILENT_S) if others else left_s
     if member.config.connect_timeout_s:
         limit_s = min(limit_s, member.config.connect_timeout_s)
-    part = DialRequest(
-        member.destination,
-        member.port(request.port),
-        request.settings,
-        member.source or request.source_host,
-        request.client,
-        request.guard,
-        request.options,
-        timeout_s=max(0.0, limit_s),
-    )
+    part = request.to_server(member, max(0.0, limit_s))
     taken = False
     try:
         dialed = await dial(part)

@@ -24,6 +24,7 @@ from oinetd.lanes.python.client_watch import ClientWatch
 from oinetd.lanes.python.departure import StreamDeparture, adopted_record
 from oinetd.lanes.python.header import send_header
 from oinetd.lanes.python.preamble import PreambleStage
+from oinetd.model import SendProxy
 from oinetd.net.sockets import client_address, close_with_reset
 from oinetd.net.unix_sockets import peer_of
 
@@ -107,10 +108,7 @@ class Session:
         if service.group is not None:
             self._request = request = service.dial_request(client, record.client)
             request.tries.extend(record.tries)
-            request.member = next((each for each in service.group.members if each.name == record.server), None)
-            if request.member is not None:
-                request.member.load.force()
-                request.member.sessions[self] = self.leave_server
+            request.resume_server(record.server, self.leave_server)
         return self
 
     def start(self, loop: asyncio.AbstractEventLoop, tasks: set[asyncio.Task[None]]) -> None:
@@ -171,7 +169,8 @@ class Session:
                 assert dialed.failed is not None
                 ending, code = dialed.failed, dialed.errno
                 return
-            if service.sends_proxy and (code := self._send_header(dialed.upstream)):
+            header = service.header_for(request.member)
+            if header is not SendProxy.OFF and (code := self._send_header(dialed.upstream, header)):
                 close_with_reset(dialed.upstream)
                 ending = Ending.UPSTREAM_RESET
                 return
@@ -189,9 +188,9 @@ class Session:
             close_with_reset(self._client)  # does nothing if it is closed already
             if (asked := self._request) is not None:
                 record.tries = tuple(asked.tries)
-                if asked.member is not None and asked.group is not None:
-                    asked.member.sessions.pop(self, None)
-                    asked.group.leave(asked.member)
+                if asked.member is not None:
+                    record.server = asked.member.name
+                    asked.leave_server()
             if departed:
                 self._service.registry.depart(self._live)
             else:
@@ -247,7 +246,7 @@ class Session:
         record.tries = tuple(request.tries)
         if request.member is not None:
             record.server = request.member.name
-            request.member.sessions[self] = self.leave_server
+            request.enter_server(self.leave_server)
         if (taken_by := dialed.taken_by) is not None:
             record.upstream, record.upstream_port = taken_by.host, taken_by.port
         if dialed.failed is Ending.BIND_FAILED and service.source_host is not None:
@@ -260,9 +259,9 @@ class Session:
         close_with_reset(upstream)
         return Dialed(None, dialed.address, Ending.CONNECT_FAILED, errno.EPERM)
 
-    def _send_header(self, upstream: socket.socket) -> int:
+    def _send_header(self, upstream: socket.socket, kind: SendProxy) -> int:
         accepted = self._preamble.header if self._preamble is not None else None
-        return send_header(upstream, self._client, self._live.record, self._service.settings, accepted)
+        return send_header(upstream, self._client, self._live.record, self._service.settings, kind, accepted)
 
     def _client_gone(self) -> None:
         """The client has reset its connection while `admit` runs: its answer is not needed."""

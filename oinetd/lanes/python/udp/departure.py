@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from oinetd.core.engine import COUNTERS
-from oinetd.lanes.python.udp.session import DatagramSession, Home, places_of
+from oinetd.lanes.python.udp.home import Home, places_of
+from oinetd.lanes.python.udp.session import DatagramSession
 from oinetd.net.datagrams import name_of, sender_of
 from oinetd.net.sockets import Address, bound_address
 
@@ -54,6 +55,7 @@ class DatagramDeparture:
             "key": name_of(session.home.batch.explain(session.key)).hex(),
             "counts": [getattr(meter, name) for name in COUNTERS],
             "client": [record.client, record.client_port],
+            "server": record.server,
             "held": [len(datagram) for datagram in self._held],
             "bind": str(session.service.route.bind),
             "socket": str(bound_address(session.home.sock)),
@@ -62,6 +64,8 @@ class DatagramDeparture:
     def release(self) -> None:
         session = self._session
         session.ended = True
+        if session.request is not None:
+            session.request.leave_server()
         self._sock.close()
         session.service.registry.depart(session.live)
 
@@ -80,6 +84,7 @@ def take_up(session: DatagramSession, state: Mapping[str, Any], fd: int, pending
         raise ValueError("the datagrams are not as long as said")
     record.id, record.started = int(state["id"]), float(state["started"])
     record.connect_s = float(state.get("connect_s", 0.0))
+    record.server = str(state.get("server", ""))
     live.since = int(state["started_us"]) / 1e6
     live.meter.count_on([int(count) for count in state["counts"]])
     session.answered, session.asked = bool(state["answered"]), int(state["asked_ms"]) / 1e3

@@ -6,7 +6,7 @@ import errno
 import functools
 import socket
 
-from oinetd.core.dial import Dialed
+from oinetd.core.dial import Dialed, DialRequest
 from oinetd.core.record import Ending
 from oinetd.core.service import Service
 from oinetd.lanes.python.udp.plane import connect
@@ -37,8 +37,8 @@ class DatagramLeg(DatagramSession):
     __slots__ = ()
 
     async def connect(self) -> Dialed:
-        request, plane = self.service.dial_request(), self.home.plane
-        return await request.wait_for_names(plane.poller) or connect(request, plane.table, self.trail.left)
+        request, plane = self.ask_for_server(), self.home.plane
+        return await request.wait_for_names(plane.poller) or connect(request, plane.table, self.trail)
 
     def watch(self, sock: socket.socket) -> None:
         self.home.batch.prepare(sock)
@@ -93,13 +93,23 @@ class DatagramLeg(DatagramSession):
             return error.errno or errno.EIO
         code = batch.late_errno
         for group in groups:
-            if self.address is not None:
+            if self.request is not None:
+                self._note_server_answer(self.request)
+            elif self.address is not None:
                 if not self.live.meter.datagrams_down:
                     silence.note_answered(self.service.destination, self.address, self.trail)
                 self.service.destination.note_answer(self.address, self.home.plane.loop.time())
             self.send_down(group)
             self.heard_answer()
         return code
+
+    def _note_server_answer(self, request: DialRequest) -> None:
+        member, group = request.member, request.group
+        if member is None or group is None or self.address is None:
+            return
+        if not self.live.meter.datagrams_down:
+            silence.note_server_answered(group, member, self.address, self.trail)
+        member.answered_at = self.home.plane.loop.time()
 
     def _told(self, code: int) -> None:
         """The network told of an error."""
@@ -110,9 +120,13 @@ class DatagramLeg(DatagramSession):
             self._receive()
             if self.live.meter.datagrams_down == before:
                 break
+        member, group = self.member, self.service.group
+        destination = member.destination if member is not None else self.service.destination
         if self.address is not None:
-            self.service.destination.note_failed(self.address, code)
-        self.service.destination.failed()
+            destination.note_failed(self.address, code)
+        destination.failed()
+        if member is not None and group is not None:
+            group.failed(member, code, by=self.live)
         self.end(Ending.UPSTREAM_RESET, code)
 
 
@@ -122,7 +136,7 @@ class StreamLeg(DatagramSession):
     __slots__ = ()
 
     async def connect(self) -> Dialed:
-        request = self.service.dial_request()
+        request = self.ask_for_server()
         dialed = await self.service.dialer.dial(request)
         self.live.record.tries = tuple(request.tries)
         return dialed
@@ -136,8 +150,10 @@ class StreamLeg(DatagramSession):
             return False
         if not super().goes_on(service, now):
             return False
-        if self.address is not None:
+        if self.address is not None and self.member is None:
             service.destination.note_failed(self.address, errno.ETIMEDOUT)
+        elif self.member is not None and self.service.group is not None:
+            self.service.group.failed(self.member, errno.ETIMEDOUT)
         return True
 
     def patience_s(self, same: bool) -> float:

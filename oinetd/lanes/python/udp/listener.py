@@ -17,8 +17,8 @@ from oinetd.core.record import Ending
 from oinetd.core.service import Service
 from oinetd.lanes.python.udp.departure import DatagramDeparture, key_in, take_up
 from oinetd.lanes.python.udp.leg import DatagramLeg, StreamLeg
-from oinetd.lanes.python.udp.plane import DatagramPlane, connect
-from oinetd.lanes.python.udp.session import NOWHERE, DatagramSession
+from oinetd.lanes.python.udp.plane import NOWHERE, DatagramPlane, connect
+from oinetd.lanes.python.udp.session import DatagramSession
 from oinetd.model import AccessRule, Protocol
 from oinetd.net.datagrams import Batch, Group
 from oinetd.net.poller import LEVEL_READ
@@ -155,12 +155,23 @@ class DatagramListener(Listener):
             session = self._sessions.get(group.key)
             if session is None:
                 session = self._begin(group)
+            elif session.request is not None and self._server_has_gone(session):
+                session.end(Ending.SERVER_DOWN)
+                session = self._begin(group)
             elif session.asked and session.asked <= late:
                 session = self._go_on(session, group)
             if session is not None:
                 session.take_up(group)
             else:
                 self.service.rule.stats.datagrams_lost += group.length
+
+    def _server_has_gone(self, session: DatagramSession) -> bool:
+        """Whether the server of a session must not be used any more, and there is another one. A connection to a TCP
+        server goes on."""
+        group, member = self.service.group, session.member
+        if member is None or not member.state.is_gone or self._lingering or isinstance(session, StreamLeg):
+            return False
+        return group is None or group.has_usable
 
     def _go_on(self, session: DatagramSession, group: Group) -> DatagramSession | None:
         """The session of a client whose earlier question was not answered: a new one if it has waited too long."""
@@ -201,7 +212,7 @@ class DatagramListener(Listener):
 
     def _begin_at_once(self, session: DatagramLeg) -> None:
         """Connecting takes no time: no task is needed. A failure is told like a refusal, once for each source."""
-        dialed = connect(self.service.dial_request(), self.plane.table, session.trail.left)
+        dialed = connect(session.ask_for_server(), self.plane.table, session.trail)
         if dialed.failed is None:
             session.begin_at_once(dialed)
             return

@@ -9,16 +9,17 @@ import socket
 from oinetd.core.admission import Gate
 from oinetd.core.dial import UNRESOLVED, Dialed, DialRequest
 from oinetd.core.record import Ending
+from oinetd.lanes.python.udp.search import search_datagrams
 from oinetd.lanes.python.udp.table import SessionTable
 from oinetd.model import EngineChoice, Settings
 from oinetd.net.datagrams import Batch, new_batch
 from oinetd.net.options import ConnectOptions
 from oinetd.net.poller import Poller
-from oinetd.net.sockets import Address, connect_datagrams, is_numeric, open_datagrams
+from oinetd.net.sockets import connect_datagrams, is_numeric, open_datagrams
 from oinetd.upstream.loops import LOOP_ERRNO
-from oinetd.upstream.silence import in_order
+from oinetd.upstream.silence import Trail, in_order
 
-__all__ = ["DatagramPlane", "connect"]
+__all__ = ["NOWHERE", "DatagramPlane", "connect"]
 
 
 class DatagramPlane:
@@ -42,22 +43,26 @@ class DatagramPlane:
         return batch
 
 
+NOWHERE = Trail()
+
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-def connect(request: DialRequest, table: SessionTable, left: tuple[Address, ...] = ()) -> Dialed:
-    """A UDP socket connected to the destination. Nothing is sent, so that any address with a route will do, but for
-    those that the guard refuses.
+def connect(request: DialRequest, table: SessionTable, trail: Trail = NOWHERE) -> Dialed:
+    """A UDP socket connected to the destination, or to a server of the group, which is then `request.member`. Nothing
+    is sent, so that any address with a route will do, but for those that the guard refuses.
 
     `oinetd.upstream.address_order` says which address is tried first; one that refused datagrams counts as failed, and
-    those that the client has just `left` come after the others.
+    those that the client has left, by its `trail`, come after the others.
     If no descriptor is left, the session that has been silent for longest gives its own.
     """
+    if request.group is not None:
+        return search_datagrams(request, lambda part: connect(part, table), trail.server)
     destination, guard = request.destination, request.guard
     last = UNRESOLVED
     if request.source_host is not None and not request.source_host.resolved:
         return last
-    for address in in_order(destination.order(request.port), left):
+    for address in in_order(destination.order(request.port), trail.left):
         local = request.source_for(address)
         if request.source_host is not None and local is None:
             if last.address is None:

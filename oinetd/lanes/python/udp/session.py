@@ -11,50 +11,25 @@ import errno
 import socket
 import time
 from collections.abc import Hashable, Iterable
-from typing import Protocol
 
-from oinetd.core.dial import Dialed
+from oinetd.core.dial import Dialed, DialRequest
 from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live
 from oinetd.core.service import Service
 from oinetd.lanes.python.session import ask
-from oinetd.lanes.python.udp.plane import DatagramPlane
+from oinetd.lanes.python.udp.home import Home, Places, places_of
+from oinetd.lanes.python.udp.plane import NOWHERE
 from oinetd.lanes.python.udp.table import Queue
-from oinetd.net.datagrams import Batch, Group, Sender
+from oinetd.net.datagrams import Group, Sender
 from oinetd.net.sockets import Address, client_address, close_with_reset
+from oinetd.upstream.member import Member
 from oinetd.upstream.silence import Trail, patience_s
 
-__all__ = ["NOWHERE", "DatagramSession", "Home", "Places", "places_of"]
+__all__ = ["DatagramSession"]
 
 HELD_DATAGRAMS_MAX = 256
 HELD_SESSION_BYTES_MAX = 128 * 1024
 """What one session may hold: two of the largest datagrams, or a burst of small ones."""
-
-
-NOWHERE = Trail()
-
-Places = tuple[tuple[Address, ...], tuple[Address, ...]]
-"""The addresses that a session may write to, and those that it may write from; if there is none, any."""
-
-
-class Home(Protocol):
-    """The listener of a session."""
-
-    sock: socket.socket
-    batch: Batch
-    plane: DatagramPlane
-
-    def gone(self, session: DatagramSession) -> None:
-        """The session has ended."""
-        ...
-
-    def let_go(self, session: DatagramSession) -> None:
-        """The session is on its way to another process."""
-        ...
-
-    def take_back(self, session: DatagramSession) -> None:
-        """The session goes on here."""
-        ...
 
 
 class DatagramSession:
@@ -75,6 +50,7 @@ class DatagramSession:
         "last",
         "live",
         "queue",
+        "request",
         "rule",
         "service",
         "sock",
@@ -92,6 +68,7 @@ class DatagramSession:
         self.sock: socket.socket | None = None
         self.address: Address | None = None
         self.trail = trail
+        self.request: DialRequest | None = None
         self.known: Places | None = None
         self.ended = self.answered = False
         self.asked = self.last = 0.0
@@ -102,9 +79,21 @@ class DatagramSession:
         self._opened = False
         host, port = client_address(sender.address)
         record = SessionRecord(service.registry.gate.next_id(), service.route, host, port, time.time())
+        if service.group is not None:
+            record.group = service.group.name
         self.live = Live(record, service.rule, self.kill, datagrams=True)
 
-    # To be filled in by the kind of upstream
+    def ask_for_server(self) -> DialRequest:
+        """What to ask a dialer for. With a group, the session keeps it, to leave its server at the end."""
+        request = self.service.dial_request(host=self.live.record.client)
+        if request.group is not None:
+            self.request = request
+        return request
+
+    @property
+    def member(self) -> Member | None:
+        """Its server; None if there is no group, or it has none yet."""
+        return self.request.member if self.request is not None else None
 
     async def connect(self) -> Dialed:
         """The upstream leg."""
@@ -169,6 +158,8 @@ class DatagramSession:
 
     def drop(self, dialed: Dialed) -> None:
         """The session ended before it had its upstream leg."""
+        if self.request is not None:
+            self.request.leave_server()
         if dialed.upstream is not None:
             self.home.plane.poller.closing(dialed.upstream.fileno())
             dialed.upstream.close()
@@ -178,7 +169,11 @@ class DatagramSession:
         record = self.live.record
         self.address = dialed.address
         self.trail = self.trail.arrive(dialed.address)
-        self.known = places_of(self.service)
+        if (member := self.member) is not None and self.request is not None:
+            record.server, record.tries = member.name, tuple(self.request.tries)
+            self.request.enter_server(self.end)
+        else:
+            self.known = places_of(self.service)
         record.connect_s = time.monotonic() - self.live.since
         if (taken_by := dialed.taken_by) is not None:
             record.upstream, record.upstream_port = taken_by.host, taken_by.port
@@ -215,6 +210,8 @@ class DatagramSession:
         by what is in force now; `trail` is then that of the new session."""
         if self.address is None or self.sock is None:
             return False
+        if self.member is not None:
+            return self._leaves_server(self.member, service, now)
         places = places_of(service)
         same = places == self.known
         if now - self.asked < self.patience_s(same) or not places[0]:
@@ -224,6 +221,13 @@ class DatagramSession:
             self.trail = self.trail._replace(rounds=self.trail.rounds + 1)
             return False
         self.trail = self.trail.leave(self.address, self.asked, places[0], same)
+        return True
+
+    def _leaves_server(self, member: Member, service: Service, now: float) -> bool:
+        """Whether it leaves its server, which has not answered."""
+        if now - self.asked < self.patience_s(True):
+            return False
+        self.trail = self.trail.leave_server(member, self.asked, len(service.group.members) if service.group else 0)
         return True
 
     def patience_s(self, same: bool) -> float:
@@ -299,6 +303,7 @@ class DatagramSession:
     def adopted(self) -> None:
         """Another process had it: it takes its places here, and goes on with `go_on`."""
         self._opened = True
+        self.ask_for_server().resume_server(self.live.record.server, self.end)
         self.service.registry.adopt(self.live)
 
     def go_on(self, held: list[bytes]) -> None:
@@ -324,8 +329,9 @@ class DatagramSession:
         """Close the upstream leg, account, log. A second call does nothing."""
         if self.ended:
             return
-        self.ended = True
-        service = self.service
+        self.ended, service = True, self.service
+        if self.request is not None:
+            self.request.leave_server()
         if self.sock is not None:
             self.home.plane.poller.closing(self.sock.fileno())
             if ending in (Ending.IDLE_TIMEOUT, Ending.UPSTREAM_CLOSED):
@@ -342,8 +348,3 @@ class DatagramSession:
         service.watcher.closed(self.live.record)
         if self._task is not None and not self._task.done() and self._task is not asyncio.current_task():
             self._task.cancel()
-
-
-def places_of(service: Service) -> Places:
-    """Where sessions of `service` may write to and from at the moment."""
-    return service.destination.at(service.route.connect.port), service.source

@@ -7,7 +7,8 @@ import socket
 from oinetd.core.dial import DialRequest
 from oinetd.lanes.python.udp.plane import DatagramPlane, connect
 from oinetd.net.sockets import Address
-from oinetd.upstream.silence import Trail, note_answered, patience_s
+from oinetd.upstream.member import Member
+from oinetd.upstream.silence import Trail, note_answered, note_server_answered, patience_s
 
 __all__ = ["Way"]
 
@@ -30,6 +31,8 @@ class Way:
         if not self._asked:
             self._asked = now
             return None
+        if self._request.member is not None:
+            return self._ask_server(self._request.member, now, timeout_s)
         places = self._places()
         same = places == self._known
         if now - self._asked < patience_s(self._trail, self._answered, timeout_s, same) or not places[0]:
@@ -39,7 +42,7 @@ class Way:
             self._trail = self._trail._replace(rounds=self._trail.rounds + 1)
             return None
         trail = self._trail.leave(self.address, self._asked, places[0], same)
-        dialed = connect(self._request, self._plane.table, trail.left)
+        dialed = connect(self._request, self._plane.table, trail)
         self._asked = now
         if dialed.upstream is None or dialed.address is None:
             return None
@@ -47,9 +50,31 @@ class Way:
         self.address = dialed.address
         return dialed.upstream
 
+    def _ask_server(self, member: Member, now: float, timeout_s: float) -> socket.socket | None:
+        """A socket to another server of the group."""
+        group = self._request.group
+        if group is None or now - self._asked < patience_s(self._trail, self._answered, timeout_s, True):
+            return None
+        self._trail = self._trail.leave_server(member, self._asked, len(group.members))
+        dialed = connect(self._request, self._plane.table, self._trail)
+        self._asked = now
+        if dialed.upstream is None or dialed.address is None:
+            return None
+        self._answered = False
+        self.address = dialed.address
+        return dialed.upstream
+
     def answered(self, now: float) -> None:
         """Datagrams came from the address."""
         self._asked = 0.0
+        member, group = self._request.member, self._request.group
+        if member is not None and group is not None:
+            if not self._answered:
+                self._answered = True
+                note_server_answered(group, member, self.address, self._trail)
+            self._trail = Trail()
+            member.answered_at = now
+            return
         if not self._answered:
             self._answered = True
             note_answered(self._destination, self.address, self._trail)
@@ -58,9 +83,17 @@ class Way:
 
     def refused(self, code: int) -> None:
         """Nobody listens at the address."""
+        member, group = self._request.member, self._request.group
+        if member is not None and group is not None:
+            member.destination.note_failed(self.address, code)
+            member.destination.failed()
+            group.failed(member, code, by=self)
+            return
         self._destination.note_failed(self.address, code)
         self._destination.failed()
 
     def _places(self) -> tuple[tuple[Address, ...], tuple[Address, ...]]:
         """Where a socket may write to and from now."""
+        if self._request.group is not None:
+            return (), ()
         return self._destination.at(self._request.port), self._request.sources

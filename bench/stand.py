@@ -142,7 +142,8 @@ class Stand:
             stack.callback(group.close)
         return group
 
-    def _log(self, name: str) -> Path:
+    def log(self, name: str) -> Path:
+        """A file for what a program says."""
         self._logs += 1
         return self.directory / f"{self._logs}-{name}.log"
 
@@ -174,7 +175,7 @@ class Stand:
         program = Program(
             self.cores.pinned("server", command),
             self.run,
-            self._log("server"),
+            self.log("server"),
             place=self.topology.server,
             groups=self._load_groups(),
             env={VARIABLE: self.key},
@@ -192,7 +193,7 @@ class Stand:
         program = Program(
             self.cores.pinned("client", command),
             self.run,
-            self._log("client"),
+            self.log("client"),
             place=self.topology.client,
             groups=self._load_groups(),
             env={VARIABLE: self.key},
@@ -238,7 +239,7 @@ class Stand:
             group = self._group(stack, f"subject{self._logs}")
             place, isolation = self.topology.forwarder, None
             if place.namespace:
-                isolation = Isolation(self.run, place, group, self._log("namespaces"))
+                isolation = Isolation(self.run, place, group, self.log("namespaces"))
                 stack.callback(isolation.close)
                 place = isolation.place
             changed: list[str] = []
@@ -252,7 +253,7 @@ class Stand:
                 program = Program(
                     self.cores.pinned("forwarder", command),
                     self.run,
-                    self._log(subject.name),
+                    self.log(subject.name),
                     place=place,
                     groups=group.directories if group else [],
                     env={**subject.environment(), **(environment or {})},

@@ -29,6 +29,15 @@ FAILOVER_SUBJECTS = """
 subjects: oinetd-native, oinetd-python (`oinetd`); haproxy, nginx, haproxy-trixie, nginx-trixie (`peer`); or `all`.
 """
 
+UPGRADE_SUBJECTS = """
+subjects: oinetd-native, oinetd-python (`oinetd`); haproxy, nginx, the same with -trixie (`peer`); or `all`.
+"""
+
+SCALING_SUBJECTS = """
+subjects: native-auto (`oinetd`); haproxy, nginx, the same with -trixie (`peer`); or `all`. Each is there for each
+number of threads.
+"""
+
 UDP_SUBJECTS = """
 subjects: direct (`floor`); oinetd-native, oinetd-python (`oinetd`); rinetd, socat, nginx, nginx-trixie (`peer`); or
 `all`. A client is an address and port. --buffers has no meaning here.
@@ -51,6 +60,23 @@ def add_measurements(commands: Commands) -> None:
         that stay, 64 of either: errors that clients see, and percentiles before, while it happens, and after.
         """,
         measure, parents=[common], epilog=FAILOVER_SUBJECTS,
+    )  # fmt: skip
+    commands.add(
+        "scaling", "one to all threads, 1 to 10,000 connections: rate, CPU, how even the threads are",
+        """
+        Round trips on connections that stay, and connections that ask once, for each number of threads (--threads, or 1
+        to the number of cores): rates, percentiles, and the work of the busiest thread or process by the mean of all.
+        """,
+        measure, parents=[common], epilog=SCALING_SUBJECTS,
+    )  # fmt: skip
+    commands.add(
+        "upgrade", "replaced under load: what clients notice, and what stays behind",
+        """
+        oinetd upgrade, and the seamless reload of HAProxy and nginx, while connections come, wait half-closed, ask and
+        stream, over TCP and UDP: failures, the longest gap and pause, and connections left in old processes after 60 s
+        (with --quick: 3 s). Then 9000 idle connections.
+        """,
+        measure, parents=[common], epilog=UPGRADE_SUBJECTS,
     )  # fmt: skip
     udp = commands.add(
         "udp", "datagrams: rate, loss, CPU seconds per million, round trips",
@@ -167,10 +193,14 @@ def experiment(name: str, options: Options) -> Experiment:
     from bench.experiments.micro import Micro
     from bench.experiments.mixed import Mixed
     from bench.experiments.rate import Rate
+    from bench.experiments.scaling import Scaling
     from bench.experiments.throughput import Throughput
     from bench.experiments.udp import Udp
+    from bench.experiments.upgrade import Upgrade
 
-    kinds: tuple[type[Experiment], ...] = (Connections, Failover, Latency, Micro, Mixed, Rate, Throughput, Udp)
+    kinds: tuple[type[Experiment], ...] = (
+        Connections, Failover, Latency, Micro, Mixed, Rate, Scaling, Throughput, Udp, Upgrade,
+    )  # fmt: skip
     return {kind.name: kind for kind in kinds}[name](options)
 
 

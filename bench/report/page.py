@@ -18,11 +18,13 @@ from bench.tables import ambience, faults
 
 __all__ = ["ORDER", "TITLES", "render_page", "write_page"]
 
-ORDER = ("throughput", "latency", "rate", "failover", "udp", "connections", "micro")
+ORDER = ("throughput", "latency", "rate", "scaling", "upgrade", "failover", "udp", "connections", "micro")
 TITLES = {
     "throughput": "Throughput",
     "latency": "Round trips",
     "rate": "Connections a second, and idle ones",
+    "scaling": "More threads, more connections",
+    "upgrade": "Replaced under load",
     "failover": "One of four servers fails",
     "udp": "Datagrams",
     "connections": "The table of engines",
@@ -38,6 +40,13 @@ _INTRODUCTIONS = {
     "its answer before it asks again. Percentiles are of all round trips.",
     "rate": "Each connection is opened, carries 64 bytes each way and is closed. Idle connections have carried one "
     "byte and are then silent.",
+    "scaling": "Round trips of 64 bytes on connections that stay, and connections that ask once, with one to as many "
+    "threads as there are cores. Imbalance is the work of the busiest thread or process by the mean of all: 1 is even, "
+    "the number of threads is all in one. oinetd lets one thread do what one can do, so its imbalance means something "
+    "only if the busiest one is near a whole core.",
+    "upgrade": "Each forwarder is replaced while clients come, wait, ask and stream: oinetd by `oinetd upgrade`, "
+    "HAProxy by a new process that takes the listeners from the old one (`-x`, `-sf`), nginx by HUP. Connections left "
+    "behind are those that processes of before the last replacement still have.",
     "failover": "Four servers behind each forwarder, with the same checks and timeouts if it has them. One is "
     "killed, frozen (it accepts, and says nothing), refused by a firewall, or slowed to a tenth, while 64 short "
     "connections at a time, or requests on 64 connections that stay, go through. Connections that stand on a killed "

@@ -52,6 +52,7 @@ def _of_kill(parser: argparse.ArgumentParser) -> None:
 def _of_upgrade(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="PATH", help="start this program in place of the present one")
     parser.add_argument("--dry-run", action="store_true", help="start it, and say what would move")
+    _json(parser)
 
 
 def _of_servers(parser: argparse.ArgumentParser) -> None:

@@ -206,7 +206,9 @@ def upgrade(client: Client, said: argparse.Namespace) -> int:
         raise _Refused(answer)
     found = answer.value
     moved, staying = found["moved"], found["staying"]
-    if found["dry_run"]:
+    if said.json:
+        print(json.dumps(found))
+    elif found["dry_run"]:
         print(f"{number_of(moved, 'session')} would move, {staying} would stay")
     else:
         print(

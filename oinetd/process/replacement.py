@@ -162,5 +162,6 @@ def report_document(report: Report) -> Mapping[str, Any]:
         "moved": report.moved,
         "staying": report.staying,
         "duration_s": round(report.duration_s, 3),
+        "moving_s": round(report.moving_s, 3),
         "dry_run": report.dry_run,
     }

@@ -47,12 +47,14 @@ class UpgradeFailed(OinetdError):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an upgrade did: the new process, and how many sessions moved and stay."""
+    """What an upgrade did: the new process, and how many sessions moved and stay; `moving_s` is how long these took of
+    all the time."""
 
     pid: int
     moved: int
     staying: int
     duration_s: float
+    moving_s: float = 0.0
     dry_run: bool = False
 
 
@@ -105,6 +107,7 @@ class Giver:
                 staying = self.moves.staying - would_move
                 return Report(0, would_move, staying, time.monotonic() - began, dry_run=True)
             paused = True
+            paused_at = time.monotonic()
             self.moves.pause()
             await self._send(Frame("go", {"next_id": self.moves.id_for_another()}))
             moved = await self._hand_over() + await self._hand_over_datagrams()
@@ -112,7 +115,8 @@ class Giver:
             await self._send(Frame("finish", {"counters": self.moves.counters(), **last()}))
             await self._receive("done")
             done(self._process.pid)
-            return Report(self._process.pid, moved, self.moves.staying, time.monotonic() - began)
+            now = time.monotonic()
+            return Report(self._process.pid, moved, self.moves.staying, now - began, now - paused_at)
         except (ChannelClosed, BadFrame, OSError) as error:
             await self._give_up(paused)
             raise UpgradeFailed(f"the new process failed: {error}") from None

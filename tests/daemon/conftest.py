@@ -67,8 +67,8 @@ def start(reaper: None, oinetd: Callable[..., Oinetd], environ: dict[str, str]) 
     """Starts daemons that can be replaced; the processes that took over end with the test."""
     started: list[Oinetd] = []
 
-    def run(text: str, *words: str) -> Oinetd:
-        started.append(oinetd(text, *words, environ=environ).ready())
+    def run(text: str, *words: str, **more: Any) -> Oinetd:
+        started.append(oinetd(text, *words, environ=environ, **more).ready())
         return started[-1]
 
     yield run

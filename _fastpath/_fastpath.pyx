@@ -34,13 +34,16 @@ from shared.gate cimport (
     gate_drop, gate_enter, gate_force, gate_hold, gate_leave, gate_new, preamble_enter, preamble_is_full,
     preamble_leave, source_count, source_enter, source_leave,
 )
-from shared.ending cimport ENDING_BAD_PROXY_HEADER
-from shared.facts cimport facts_new
+from shared.ending cimport ENDING_BAD_PROXY_HEADER, ENDING_BAD_TLS_HELLO
+from shared.facts cimport Facts, facts_name, facts_named, facts_new, facts_protocols
 from shared.group cimport (
     BALANCE_FIRST, SERVERS_MAX, TABLE_SIZE, TRIES_MAX, Group as GroupState, Member as Member_t, Search, group_drop,
     group_is_full, group_members, group_pick, group_select,
 )
 from shared.maglev cimport maglev_fill
+from shared.names cimport (
+    NAME_EXACT, NAME_NONE, NAME_WILDCARD, Names as NamesState, names_add, names_choose, names_new,
+)
 from shared.inbox cimport (
     MESSAGE_ABORT_ALL, MESSAGE_JUDGE, MESSAGE_KILL, MESSAGE_LEAVE, MESSAGE_MOVED, MESSAGE_PAIR, MESSAGE_PIPES,
     MESSAGE_RETRY, MESSAGE_SHED, MESSAGE_SNAPSHOT, MESSAGE_STOP, MESSAGE_TAKE_OUT, MESSAGE_UDP_ADD, MESSAGE_UDP_COUNT,
@@ -60,7 +63,7 @@ from preamble.proxy cimport HEADER_BYTES_MAX, ProxyHeader, proxy_read, proxy_rea
 from preamble.proxy_write cimport LINE_ROOM_BYTES, proxy_begin_v2, proxy_end_v2, proxy_write_v1, tlv_put
 from tcp.listener cimport unix_time
 from shared.policy cimport (
-    OPTION_BYTES_MAX, SOCKET_OPTIONS_MAX, Policy as PolicyState, SocketOption, policy_drop, policy_hold,
+    OPTION_BYTES_MAX, SOCKET_OPTIONS_MAX, Policy as PolicyState, SocketOption, names_drop, policy_drop, policy_hold,
 )
 from tcp.flow cimport SCRATCH_BYTES
 from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
@@ -340,6 +343,10 @@ cdef class Gate:
 
     def calm(self):
         oi_put(&self.gate.full_told, 0)
+
+    @property
+    def rate_waits(self):
+        return oi_get(&self.gate.rate_waits)
 
     @property
     def full(self):
@@ -712,9 +719,45 @@ cdef class Group:
 
 
 @cython.final
+cdef class Names:
+    cdef NamesState *names
+    cdef tuple policies
+
+    def __cinit__(self, entries, tuple policies=()):
+        cdef bytes name, protocol
+        cdef Policy policy
+        cdef uint32_t kind
+        room = sum([len(name) + len(protocol) for name, protocol, _ in entries])
+        self.names = names_new(<uint32_t> len(entries), room, <uint32_t> len(policies))
+        if self.names == NULL:
+            raise MemoryError
+        self.policies = policies
+        for policy in policies:
+            policy_hold(policy.policy)
+            self.names.policies[self.names.policy_count] = policy.policy
+            self.names.policy_count += 1
+        for name, protocol, number in entries:
+            kind = NAME_EXACT if name else NAME_NONE
+            if name.startswith(b"*."):
+                kind = NAME_WILDCARD
+                name = name[2:]
+            names_add(self.names, kind, <const uint8_t *> <const char *> name, <uint32_t> len(name),
+                      <const uint8_t *> <const char *> protocol, <uint32_t> len(protocol), number)
+
+    def __dealloc__(self):
+        if self.names != NULL:
+            names_drop(self.names)
+
+    def choose(self, bytes name, bytes protocols):
+        return names_choose(self.names, <const uint8_t *> <const char *> name, <uint32_t> len(name),
+                            <const uint8_t *> <const char *> protocols, <uint32_t> len(protocols))
+
+
+@cython.final
 cdef class Policy:
     cdef PolicyState *policy
     cdef readonly Group group
+    cdef readonly Names names
 
     def __cinit__(
         self, uint64_t tag, Gate gate, *, addresses=(), looping=(), bint may_self_connect=False,
@@ -725,6 +768,7 @@ cdef class Policy:
         uint32_t flip_bytes=0, uint32_t move_turns=0, uint32_t silence_ms=4000,
         source_prefix=(32, 64), Policy before=None, int64_t peer_uid=-1,
         int protocol=0, options=(), proxy=(0, 0, 0), accept=(0, 0, ()), uint64_t bandwidth=0,
+        Names names=None, uint32_t peek_ms=0,
     ):
         cdef SocketOption *option
         cdef bytes value
@@ -771,6 +815,11 @@ cdef class Policy:
         self.policy.proxy_version, self.policy.proxy_tlv, self.policy.run_id = proxy
         self.policy.accept_proxy, self.policy.proxy_ms, trusted = accept
         _compile(&self.policy.trust, [list(trusted), [], [], []])
+        self.policy.peek_ms = peek_ms
+        if names is not None:
+            oi_add(&names.names.references, 1)
+            self.policy.names = names.names
+            self.names = names
         self.policy.flip_bytes = min(flip_bytes, <uint32_t> SCRATCH_BYTES)
         self.policy.move_turns = move_turns
 
@@ -781,6 +830,10 @@ cdef class Policy:
     cdef _known_to(self, Hub hub):
         """Let the servers of its group wake the reactors when they have room."""
         cdef Server server
+        cdef Policy policy
+        if self.names is not None:
+            for policy in self.names.policies:
+                policy._known_to(hub)
         if self.group is not None:
             for server in self.group.servers:
                 server.hub = hub
@@ -836,7 +889,7 @@ cdef class Policy:
 Record = namedtuple("Record", (
     "kind", "id", "tag", "token", "started", "client", "client_port", "upstream", "upstream_port", "connect_s",
     "duration_s", "bytes_up", "bytes_down", "ending", "errno", "moved_by", "datagrams_up", "datagrams_down",
-    "datagrams_lost", "idle_s", "tries", "credentials", "server", "peer",
+    "datagrams_lost", "idle_s", "tries", "credentials", "server", "peer", "hello",
 ), module="oinetd._fastpath")
 
 cdef object new_tuple = tuple.__new__
@@ -870,6 +923,21 @@ cdef tuple _tries(RecordState *record):
         for i in range(record.tries.count) if item[i].error
     ])
     tries_free(record)
+    return found
+
+
+cdef tuple _hello(RecordState *record):
+    """The server name and the protocols of a TLS hello, freed with all that the client said; None without a hello."""
+    found = None
+    if record.facts == NULL:
+        return None
+    if record.facts.name_bytes or record.facts.protocol_bytes:
+        found = (
+            (<char *> facts_name(record.facts))[:record.facts.name_bytes].decode(),
+            (<char *> facts_protocols(record.facts))[:record.facts.protocol_bytes],
+        )
+    free(record.facts)
+    record.facts = NULL
     return found
 
 
@@ -931,9 +999,14 @@ cdef class Passport:
         cdef Conn *conn = self._must_be_held()
         cdef Dir *flow
         flows = []
-        peer = None
-        if conn.facts != NULL:
+        peer = hello = None
+        if conn.facts != NULL and conn.facts.headed:
             peer = [_text(&conn.facts.peer), conn.facts.peer.port, conn.facts.unknown]
+        if conn.facts != NULL and (conn.facts.name_bytes or conn.facts.protocol_bytes):
+            hello = [
+                (<char *> facts_name(conn.facts))[:conn.facts.name_bytes].decode(),
+                (<char *> facts_protocols(conn.facts))[:conn.facts.protocol_bytes].hex(),
+            ]
         for way in range(2):
             flow = &conn.dir[way]
             flows.append([
@@ -946,6 +1019,7 @@ cdef class Passport:
             "client": (<char *> &conn.client)[:sizeof(Address)].hex(),
             "upstream": (<char *> &conn.upstream)[:sizeof(Address)].hex(),
             "flows": flows, "credentials": _credentials(&conn.client), "peer": peer,
+            "hello": hello,
             "tries": _tried(conn.attempts),
             "texts": [_text(&conn.client), conn.client.port, _text(&conn.upstream), conn.upstream.port],
         }
@@ -1117,13 +1191,10 @@ cdef class Hub:
         return self.texts[place]
 
     cdef tuple _peer(self, RecordState *record):
-        """Who connected, if the client is the one of a header, and the port; freed."""
-        if record.facts == NULL:
+        """Who connected, if the client is the one of a header, and the port."""
+        if record.facts == NULL or not record.facts.headed:
             return None
-        peer = (self._known_text(&record.facts.peer), record.facts.peer.port)
-        free(record.facts)
-        record.facts = NULL
-        return peer
+        return self._known_text(&record.facts.peer), record.facts.peer.port
 
     cdef object _record(self, RecordState *record):
         """A record, and what it owns is taken from it."""
@@ -1132,7 +1203,7 @@ cdef class Hub:
             record.client.port, self._known_text(&record.upstream), record.upstream.port, record.connect_us * 1e-6,
             record.duration_us * 1e-6, record.up, record.down, record.ending, record.error, record.moved_by,
             record.datagrams_up, record.datagrams_down, record.datagrams_lost, record.idle_us * 1e-6,
-            _tries(record), _credentials(&record.client), record.server, self._peer(record),
+            _tries(record), _credentials(&record.client), record.server, self._peer(record), _hello(record),
         ))
 
     cdef _reclaim(self):
@@ -1265,6 +1336,8 @@ cdef class Hub:
     ):
         cdef Passport passport
         cdef Address client, upstream, address
+        cdef bytes name, protocols
+        cdef Facts *named
         cdef Dir *flow
         cdef Conn *conn
         self._must_run()
@@ -1282,6 +1355,9 @@ cdef class Hub:
             raise ValueError("not a connection")
         if not token and policy.policy.gate == NULL:
             raise ValueError("the policy has no gate")
+        hello = state.get("hello")
+        if hello is not None:
+            name, protocols = hello[0].encode(), bytes.fromhex(hello[1])
         peer = state.get("peer")
         if peer is not None:
             host, port, unknown = str(peer[0]), int(peer[1]) & 0xFFFF, bool(peer[2])
@@ -1303,6 +1379,13 @@ cdef class Hub:
             if conn.facts != NULL:
                 conn.facts.peer = address
                 conn.facts.unknown = unknown
+        if hello is not None:
+            named = facts_named(
+                conn.facts, <const uint8_t *> <char *> name, <uint32_t> len(name),
+                <const uint8_t *> <char *> protocols, <uint32_t> len(protocols))
+            if named != NULL:
+                free(conn.facts)
+                conn.facts = named
         conn.attempts = _attempts(tries)
         conn.kept_alive = facts[3] != 0
         conn.first_eof = <unsigned char> min(facts[4], 2)
@@ -1580,7 +1663,7 @@ cdef class Hub:
             if each.count:
                 records.append(new_tuple(Record, (
                     RECORD_COUNTED, each.count, each.tag, 0, 0.0, "", 0, "", 0, 0.0, 0.0, 0, 0, each.ending, 0, 0,
-                    0, 0, 0, 0.0, (), None, 0,
+                    0, 0, 0, 0.0, (), None, 0, None, None,
                 )))
                 each.count = 0
 
@@ -1607,7 +1690,7 @@ cdef class Hub:
                 taken += 1
                 if (
                     not totals_only or record.kind != RECORD_CLOSED or record.token
-                    or record.ending == ENDING_BAD_PROXY_HEADER
+                    or record.ending in (ENDING_BAD_PROXY_HEADER, ENDING_BAD_TLS_HELLO)
                 ):
                     records.append(self._record(record))
                 else:

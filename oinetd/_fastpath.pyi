@@ -54,6 +54,9 @@ class Record(NamedTuple):
     that of an invalid PROXY header it is the fault, 32 bits above the byte that shows it."""
     peer: tuple[str, int] | None
     """Who connected, if the client is the one of a PROXY header, and the port."""
+    hello: tuple[str, bytes] | None
+    """What a TLS hello wants: the server by name, and the protocols, a length byte before each, the last one perhaps
+    cut."""
 
 def kernel_features() -> dict[str, int]:
     """What this kernel and this process offer to the data plane.
@@ -134,6 +137,9 @@ class Gate:
         """Take a place whether there is one or not: for a session that another process let in."""
     def calm(self) -> None:
         """The next time that clients have to wait here is told again."""
+    @property
+    def rate_waits(self) -> int:
+        """Connections that waited for their turn by the rate, ever."""
     @property
     def full(self) -> int:
         """How often somebody found no place."""
@@ -277,6 +283,17 @@ class Group:
         """Whether a client that is accepted now would have to wait for room in a server."""
 
 @final
+class Names:
+    """Which rule serves a client of a listener that rules share, by the server name and the protocols of its hello.
+
+    `entries` are a name (`*.` for any first label, empty for whatever name), a protocol (empty for any), and the number
+    of the rule, of which no two have a name and a protocol in common. `policies` are those of the rules.
+    """
+
+    def __new__(cls, entries: Sequence[tuple[bytes, bytes, int]], policies: tuple[Policy, ...] = ()) -> Names: ...
+    def choose(self, name: bytes, protocols: bytes) -> int:
+        """The number of the rule, -1 if there is none; each of the protocols is behind its length."""
+
 class Policy:
     """What is in force for a listener or a pair; immutable. `tag` comes back in every record that goes by it.
 
@@ -323,11 +340,16 @@ class Policy:
         protocol: int = 0,
         options: Sequence[tuple[int, bool, int, int, bytes]] = (),
         bandwidth: int = 0,
+        names: Names | None = None,
+        peek_ms: int = 0,
         before: Policy | None = None,
     ) -> Policy: ...
     @property
     def group(self) -> Group | None:
         """Its group."""
+    @property
+    def names(self) -> Names | None:
+        """The table of a listener that rules share."""
     def address(self, at: int, server: int = 0) -> tuple[str, int]:
         """Host and port of address number `at` of the destination, or of the server with this tag in its group."""
     def begin_search(self) -> int:

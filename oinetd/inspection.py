@@ -60,7 +60,7 @@ class Inspection:
 
     def rules(self) -> list[RuleState]:
         """How each rule is served, where it listens, what it has moved."""
-        served = [(each.service.route.rule, each.sock) for each in self._listeners.values()]
+        served = [(one.route.rule, each.sock) for each in self._listeners.values() for one in each.service.each]
         return rule_states(self.stats(), self._reload.lanes_of if self._stopped is not None else {}, served)
 
     def stats(self) -> Stats:

@@ -326,14 +326,13 @@ class Reload:
     def _refresh_group(self, group: Group) -> None:
         """Servers of a group have come or gone."""
         for listener in self._listeners.values():
-            if listener.service.group is group:
+            if any(one.group is group for one in listener.service.each):
                 listener.refresh()
 
     def _refresh(self, destination: Destination) -> None:
         looping = self._loops.refresh()
         for listener in self._listeners.values():
             service = listener.service
-            concerned = destination in (service.destination, service.source_host) or service.group is not None
-            if service.guard in looping or concerned:
+            if service.guard in looping or service.concerns(destination):
                 listener.refresh()
         asyncio.get_running_loop().call_soon(self._unresolved.move, self._listeners)

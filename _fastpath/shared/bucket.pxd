@@ -43,6 +43,17 @@ cdef inline uint64_t bucket_take(uint64_t *self, uint64_t cost_ns, uint64_t dept
             return 0
 
 
+cdef inline uint64_t bucket_book(uint64_t *self, uint64_t cost_ns, uint64_t depth_ns, uint64_t now_ns) noexcept nogil:
+    """Take what costs `cost_ns` out of a bucket of `depth_ns`; from when on it may be used, `now_ns` for at once. Those
+    that come later wait behind it."""
+    cdef uint64_t used, begin
+    while True:     # ends: each failure means that another thread succeeded
+        used = oi_see(self)
+        begin = used if used > now_ns else now_ns
+        if oi_replace(self, used, begin + cost_ns):
+            return begin + cost_ns - depth_ns if begin + cost_ns > now_ns + depth_ns else now_ns
+
+
 cdef inline void bucket_give(uint64_t *self, uint64_t cost_ns) noexcept nogil:
     """Give back what was taken and not used."""
     oi_raise_by(self, <uint64_t> 0 - cost_ns)

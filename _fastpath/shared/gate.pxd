@@ -45,6 +45,8 @@ cdef struct Gate:
     uint64_t preamble_waiting   # atomic: a reactor stopped accepting because these have half of the places
     uint64_t lost               # atomic: datagrams of clients that were not admitted, since they were last counted
     uint64_t forged             # atomic: of these, those whose source address cannot be true
+    uint64_t rate_waits         # atomic: connections that waited for their turn by the rate, ever
+    uint64_t rate_waiting       # atomic: the next connection has waited
     uint64_t next_id            # atomic: the process gate numbers all sessions of both lanes
     Budget *budget              # NULL for the gate of a rule
     uint64_t cost               # descriptors of one session

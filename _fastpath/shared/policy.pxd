@@ -13,6 +13,7 @@ from base.linux cimport AF_INET, AF_UNIX
 from base.atomic cimport oi_add, oi_raise_by
 from shared.gate cimport Gate, gate_drop
 from shared.group cimport Group, Member, group_drop, group_members
+from shared.names cimport Names, names_free
 from shared.target cimport Targets, targets_drop
 from shared.source cimport Prefix
 
@@ -76,6 +77,8 @@ cdef struct Policy:
     uint8_t relay
     uint8_t accept_proxy        # whether clients begin with a header
     uint32_t proxy_ms           # for all of it
+    uint32_t peek_ms            # for a TLS hello
+    Names *names                # of a listener that rules share: they are chosen by the hello; else NULL
     Access trust                # in its first list: the peers that may send one
     uint8_t proxy_version       # of the header that the server gets first; 0 is none
     uint8_t proxy_tlv           # what a header of version 2 says besides addresses
@@ -86,8 +89,19 @@ cdef inline void policy_hold(Policy *self) noexcept nogil:
     oi_add(&self.references, 1)
 
 
+cdef inline void names_drop(Names *self) noexcept nogil:
+    """One reference less; with the last one those to its policies go, which have no names of their own."""
+    cdef uint32_t i
+    if oi_raise_by(&self.references, <uint64_t> -1) == 1:
+        for i in range(self.policy_count):
+            policy_drop(<Policy *> self.policies[i])
+        names_free(self)
+
+
 cdef inline void policy_drop(Policy *self) noexcept nogil:
     if oi_raise_by(&self.references, <uint64_t> -1) == 1:
+        if self.names != NULL:
+            names_drop(self.names)
         access_free(&self.access)
         access_free(&self.trust)
         if self.gate != NULL:

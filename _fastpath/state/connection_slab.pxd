@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from base.address cimport Address
 from shared.attempt cimport Attempts
 from shared.facts cimport Facts
-from shared.inbox cimport Message
+from shared.inbox cimport MESSAGE_ACCEPTED, Message
 from shared.policy cimport Policy, policy_targets
 from shared.target cimport Targets
 from shared.throttle cimport Throttle, throttle_is_wanted, throttle_new
@@ -25,7 +25,11 @@ cdef enum:
     CONN_RELAY = 2
     CONN_FLUSH = 3              # one side failed; the other is reset when its send queue is empty
     CONN_CLOSED = 4             # over, and waiting for room in the ring
-    CONN_PREAMBLE = 5           # accepted, and a PROXY header is awaited
+    CONN_PREAMBLE = 5           # accepted, and something is awaited before it is admitted:
+
+    STAGE_HEADER = 1            # a PROXY header,
+    STAGE_HELLO = 2             # a TLS hello,
+    STAGE_RATE = 3              # its turn by the rate of its rule
 
     HOLDS_NOTHING = 0
     HOLDS_BLOCK = 1
@@ -96,6 +100,7 @@ cdef struct Conn:
     uint8_t kept_alive          # keep-alive is set on the upstream leg
     uint8_t address             # number of the address that is tried on the upstream side, or that took the connection
     uint8_t ending
+    uint8_t stage               # in the preamble: STAGE_...
     int32_t error               # errno of the ending
     uint8_t first_eof           # 1 + the side that said FIN first; 0 is none
     uint8_t first_failed        # 1 + the side that failed first; 0 is none
@@ -103,9 +108,9 @@ cdef struct Conn:
     int flush_left              # bytes in the send queue at the last look
     uint32_t low_water          # in the preamble: bytes from which the kernel tells of them
     uint32_t limit_ms           # connecting: how long after the accept the present server has; 0 is no limit
-    uint64_t flush_ms           # when that queue last shrank
-    uint64_t dial_ms            # when the connect of the upstream side began
-    Facts *facts                # NULL if no header was accepted
+    uint64_t flush_ms           # when that queue last shrank; in the preamble: when its turn comes
+    uint64_t dial_ms            # when the connect of the upstream side began, or in the preamble the look at a hello
+    Facts *facts                # NULL if no header was accepted and no hello was read
     Attempts *attempts          # NULL if no address has failed and none was tried beside another
     Throttle *throttle          # NULL if nothing bounds its bytes
     Policy *policy
@@ -113,7 +118,7 @@ cdef struct Conn:
     uint32_t turn               # of this search, in the order of addresses
     uint32_t work               # turns of late, see `passport.pxd`
     uint32_t work_window
-    uint64_t told               # how many records the ring had seen when the one that it was opened was in
+    uint64_t told               # in the preamble its listener; then how many records the ring had seen with its opening
     uint64_t id
     uint64_t token
     double started_s            # Unix time
@@ -139,7 +144,8 @@ cdef inline Conn *conn_take(Slab *self, const Message *message) noexcept nogil:
     cdef Conn *conn = <Conn *> slab_take(self)
     if conn == NULL:
         return NULL
-    if throttle_is_wanted(message.policy):
+    # After a preamble it is the client in the header that is bounded.
+    if throttle_is_wanted(message.policy) and not (message.kind == MESSAGE_ACCEPTED and message.token):
         conn.throttle = throttle_new(message.policy, &message.client)
         if conn.throttle == NULL:
             slab_give(self, &conn.slot)

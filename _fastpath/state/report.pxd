@@ -4,10 +4,11 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from base.address cimport Address
-from base.atomic cimport oi_show
+from base.atomic cimport oi_add, oi_put, oi_show, oi_swap
 from base.linux cimport c_assert
+from shared.gate cimport Gate
 from shared.policy cimport Policy
-from shared.ring cimport RING_RESERVE, Record, ring_push, ring_room, ring_slot
+from shared.ring cimport RECORD_FULL, RING_RESERVE, Record, ring_push, ring_room, ring_slot
 from state.reactor cimport Reactor
 
 
@@ -56,4 +57,18 @@ cdef inline void report_refused(
     record.id = id
     record.started_s = started_s
     record.client = client[0]
+    record_push(reactor)
+
+
+cdef inline void report_full(Reactor *reactor, const Policy *policy, Gate *gate) noexcept nogil:
+    """A client finds no room at a gate: count it, and tell once. If the ring is full, the next one tells."""
+    cdef Record *record
+    oi_add(&gate.full, 1)
+    if oi_swap(&gate.full_told, 1):
+        return
+    record = record_begin(reactor, RECORD_FULL, policy)
+    if record == NULL:
+        oi_put(&gate.full_told, 0)
+        return
+    record.token = gate == policy.gate
     record_push(reactor)

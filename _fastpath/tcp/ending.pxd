@@ -13,7 +13,8 @@ from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_see
 from shared.attempt cimport Attempt, attempts_add, attempts_items, attempts_new
 from shared.admission cimport sources_leave
 from shared.ending cimport (
-    ENDING_BAD_PROXY_HEADER, ENDING_CLIENT_CLOSED, ENDING_CLIENT_RESET, ENDING_DENIED, ENDING_LIMITED,
+    ENDING_BAD_PROXY_HEADER, ENDING_BAD_TLS_HELLO, ENDING_CLIENT_CLOSED, ENDING_CLIENT_RESET, ENDING_DENIED,
+    ENDING_LIMITED,
     ENDING_NOT_ALLOWED, ENDING_NOT_TRUSTED, ENDING_PEEK_TIMEOUT, ENDING_UPSTREAM_CLOSED, ENDING_UPSTREAM_RESET,
 )
 from shared.facts cimport facts_copy
@@ -82,7 +83,7 @@ cdef inline bint report_try(Reactor *reactor, Conn *conn) noexcept nogil:
         record.kind = RECORD_RELAYED if conn.handed_over else RECORD_CLOSED
         record.tries = conn.attempts    # the reader of the record frees them
         record.facts = conn.facts
-        if conn.ending == ENDING_BAD_PROXY_HEADER:
+        if conn.ending == ENDING_BAD_PROXY_HEADER or conn.ending == ENDING_BAD_TLS_HELLO:
             record.server = record.token
             record.token = 0
         conn.attempts = NULL

@@ -12,10 +12,12 @@ from base.linux cimport (
     ECONNRESET, ENOBUFS, EPIPE, MSG_MORE, MSG_NOSIGNAL, c_getsockname, c_send, errno, sockaddr, sockaddr_storage,
     socklen_t,
 )
-from preamble.proxy cimport HEADER_BYTES_MAX, TLV_CRC32C, TLV_NOOP, TLV_UNIQUE_ID, big_16, tlv_find
+from preamble.proxy cimport HEADER_BYTES_MAX, TLV_AUTHORITY, TLV_CRC32C, TLV_NOOP, TLV_UNIQUE_ID, big_16, tlv_find
 from preamble.proxy_write cimport proxy_begin_v2, proxy_end_v2, proxy_write_v1, snprintf, tlv_put
-from shared.facts cimport Facts, facts_tlvs
-from shared.policy cimport PROXY_CHECKSUM, PROXY_PASS, PROXY_UNIQUE_ID, Policy, policy_proxy_version
+from shared.facts cimport Facts, facts_name, facts_tlvs
+from shared.policy cimport (
+    PROXY_AUTHORITY, PROXY_CHECKSUM, PROXY_PASS, PROXY_UNIQUE_ID, Policy, policy_proxy_version,
+)
 from state.connection_slab cimport CLIENT, UPSTREAM, Conn
 
 cdef enum:
@@ -28,7 +30,7 @@ cdef inline void ends_of(const Conn *conn, Address *client, Address *reached) no
     cdef socklen_t size = sizeof(place)
     client[0] = conn.client
     reached.family = 0
-    if conn.facts != NULL:
+    if conn.facts != NULL and conn.facts.headed:
         reached[0] = conn.facts.reached
         if conn.facts.unknown:
             client.family = 0
@@ -38,11 +40,11 @@ cdef inline void ends_of(const Conn *conn, Address *client, Address *reached) no
         address_read(reached, &place)
 
 
-cdef inline bint passes_unique_id(const Conn *conn) noexcept nogil:
-    """Whether the header that was accepted has a unique ID that is passed on."""
+cdef inline bint passes(const Conn *conn, int kind) noexcept nogil:
+    """Whether the header that was accepted has a TLV of this type that is passed on."""
     return (
         conn.policy.proxy_tlv & PROXY_PASS and conn.facts != NULL
-        and tlv_find(facts_tlvs(conn.facts), conn.facts.tlv_bytes, TLV_UNIQUE_ID) != NULL
+        and tlv_find(facts_tlvs(conn.facts), conn.facts.tlv_bytes, kind) != NULL
     )
 
 
@@ -73,7 +75,10 @@ cdef inline uint32_t header_write(const Conn *conn, uint8_t *header) noexcept no
     if policy_proxy_version(policy, conn.member) == 1:
         return proxy_write_v1(<char *> header, &client, &reached)
     at = proxy_begin_v2(header, &client, &reached, False)
-    if at and policy.proxy_tlv & PROXY_UNIQUE_ID and not passes_unique_id(conn):
+    if at and policy.proxy_tlv & PROXY_AUTHORITY and conn.facts != NULL and conn.facts.name_bytes:
+        if not passes(conn, TLV_AUTHORITY):
+            at = tlv_put(header, at, TLV_AUTHORITY, facts_name(conn.facts), conn.facts.name_bytes, checksum)
+    if at and policy.proxy_tlv & PROXY_UNIQUE_ID and not passes(conn, TLV_UNIQUE_ID):
         snprintf(unique, sizeof(unique), b"%016llx%016llx", <unsigned long long> policy.run_id,
                  <unsigned long long> conn.id)
         at = tlv_put(header, at, TLV_UNIQUE_ID, <const uint8_t *> unique, UNIQUE_ID_BYTES, checksum)

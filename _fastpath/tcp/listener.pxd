@@ -20,7 +20,7 @@ from tcp.backoff cimport accept_pause, accept_recovered, is_shortage
 from tcp.connect cimport watch
 from tcp.search cimport dial_go
 from shared.ending cimport ENDING_ACCEPT_FAILED, ENDING_LIMITED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED
-from state.report cimport record_begin, record_push, record_slot, report_refused, ring_has_reserve
+from state.report cimport record_slot, report_full, report_refused, ring_has_reserve
 from tcp.ending cimport finish, listeners_wake, report
 from shared.gate cimport Gate, gate_enter_or_wait, gate_leave, preamble_enter, preamble_is_full, preamble_leave
 from shared.group cimport group_is_full
@@ -30,11 +30,12 @@ from base.linux cimport (
     pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_storage, socklen_t,
 )
 from shared.policy cimport Policy, policy_drop, policy_hold
-from tcp.preamble cimport peer_judge, preamble_begin
+from tcp.admit cimport peer_judge
+from tcp.preamble cimport preamble_begin
 from tcp.reclaim cimport descriptors_make_room
-from shared.ring cimport RECORD_CLOSED, RECORD_FULL, Record
+from shared.ring cimport RECORD_CLOSED
 from state.load cimport LOAD_HIGH, reactor_for_new
-from state.connection_slab cimport CLIENT, CONN_PREAMBLE, Conn, conn_take
+from state.connection_slab cimport CLIENT, CONN_PREAMBLE, STAGE_HEADER, STAGE_HELLO, Conn, conn_take
 from state.reactor cimport Hub, Listener, Reactor
 from shared.target cimport targets_begin
 from tcp.target_report cimport group_found_full
@@ -93,7 +94,7 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
         if watch(reactor, conn, CLIENT) != 0:
             finish(reactor, conn, ENDING_SOCKET_FAILED, errno, True)
         else:
-            preamble_begin(reactor, conn)
+            preamble_begin(reactor, conn, message.token)
         return True
     oi_add(&conn.policy.gate.admitted, 1)
     if oi_get(&reactor.hub.totals_only) == 0:
@@ -126,9 +127,11 @@ cdef inline void admit(Reactor *reactor, Message *message) noexcept nogil:
     if refusal:
         refuse(reactor, message, refusal, 0)
         return
-    if headed:
-        message.token = 1       # its preamble is awaited
+    if headed or policy.names != NULL:      # its preamble is awaited
+        message.token |= STAGE_HEADER if headed else STAGE_HELLO
         preamble_enter(hub.gate)
+    else:
+        message.token = 0
     policy_hold(policy)
     server = reactor if oi_get(&reactor.load) < LOAD_HIGH else reactor_for_new(hub)
     if server != reactor and inbox_post(&server.inbox, message):
@@ -136,18 +139,6 @@ cdef inline void admit(Reactor *reactor, Message *message) noexcept nogil:
         return
     begun = conn_begin(reactor, message)
     c_assert(begun)     # for the same reason as in `refuse`
-
-
-cdef inline void found_full(Reactor *reactor, const Policy *policy, Gate *gate) noexcept nogil:
-    """Clients have to wait at a gate: count it, and tell once. There is room in the ring, as in `refuse`."""
-    cdef Record *record
-    oi_add(&gate.full, 1)
-    if oi_swap(&gate.full_told, 1):
-        return
-    record = record_begin(reactor, RECORD_FULL, policy)
-    c_assert(record != NULL)
-    record.token = gate == policy.gate
-    record_push(reactor)
 
 
 cdef inline bint connect_is_due(Reactor *reactor, Gate *gate) noexcept nogil:
@@ -164,6 +155,7 @@ cdef inline bint connect_is_due(Reactor *reactor, Gate *gate) noexcept nogil:
     if when_us == 0:
         return True
     when_us += 1
+    oi_put(&gate.rate_waiting, 1)
     if reactor.connect_us == 0 or when_us < reactor.connect_us:
         reactor.connect_us = when_us
     return False
@@ -188,7 +180,7 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
     if policy.group != NULL and policy.group.bounded and group_is_full(policy.group):
         group_found_full(reactor, policy)
         return False
-    if policy.accept_proxy and preamble_is_full(hub.gate):
+    if (policy.accept_proxy or policy.names != NULL) and preamble_is_full(hub.gate):
         oi_show(&hub.gate.preamble_waiting, 1)
         if preamble_is_full(hub.gate):
             return False
@@ -196,13 +188,13 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
         return False
     if not gate_enter_or_wait(policy.gate):
         connect_give(policy.gate)
-        found_full(reactor, policy, policy.gate)
+        report_full(reactor, policy, policy.gate)
         return False
     if not gate_enter_or_wait(hub.gate):
         if not descriptors_make_room(reactor, hub.gate.cost) or not gate_enter_or_wait(hub.gate):
             gate_leave(policy.gate)
             connect_give(policy.gate)
-            found_full(reactor, policy, hub.gate)
+            report_full(reactor, policy, hub.gate)
             return False
     memset(&message, 0, sizeof(message))
     message.fd = c_accept4(listener.fd, <sockaddr *> &peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
@@ -210,6 +202,7 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
         error = errno
         leave_gates(reactor, policy, NULL, 0)
         connect_give(policy.gate)
+        oi_put(&policy.gate.rate_waiting, 0)
         if error == EAGAIN or error == EINVAL:      # EINVAL: it no longer listens
             oi_put(&listener.ready[reactor.index], 0)
             return False
@@ -217,10 +210,13 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
             accept_pause(reactor, error)
             return False
         return True     # a client that has gone again, or an error of the network that belongs to it: the next one
+    if oi_get(&policy.gate.rate_waiting) and oi_swap(&policy.gate.rate_waiting, 0):
+        oi_add(&policy.gate.rate_waits, 1)
     address_read(&message.client, &peer)
     if address_is_unix(&message.client):
         address_identify(&message.client, message.fd)
     message.kind = MESSAGE_ACCEPTED
+    message.token = (<uint64_t> listener.generation << 32) | (listener.index << 2)
     message.policy = policy
     message.id = oi_add(&hub.gate.next_id, 1)
     message.started_s = unix_time()

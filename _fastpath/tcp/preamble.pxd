@@ -1,61 +1,38 @@
-"""The preamble stage: the PROXY header of a client is read before the client is admitted.
+"""The preamble stage: what a client sends before it is admitted, which is the header of a proxy, and then a TLS hello.
 
-It is looked at where it is (MSG_PEEK) and taken when it is whole. Nothing is kept meanwhile: the scratch of the reactor
-serves each look, and the low-water mark of the socket grows to what the parser needs, so that few looks are enough. The
-kernel keeps the mark below the receive buffer.
+It is looked at where it is (MSG_PEEK); a header is taken when it is whole, a hello stays. Nothing is kept meanwhile:
+the scratch of the reactor serves each look, and the low-water mark of the socket grows to what the parser needs, so
+that few looks are enough. The kernel keeps the mark below the receive buffer.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from base.address cimport Address, address_is_unix
-from base.atomic cimport oi_add, oi_get
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
 from base.linux cimport (
-    EAGAIN, ECONNRESET, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLRDHUP, MSG_PEEK, SOL_SOCKET, SO_RCVLOWAT, c_recv,
-    c_setsockopt, errno,
+    EAGAIN, ECONNRESET, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLRDHUP, MSG_PEEK, c_recv, errno,
 )
 from base.socket cimport socket_error
 from preamble.fault cimport FOUND_INVALID, FOUND_MORE
 from preamble.proxy cimport HEADER_BYTES_MAX, ProxyHeader, proxy_read
-from shared.access cimport access_decide, access_denies_all, access_trusts
+from shared.access cimport access_decide
 from shared.admission cimport sources_enter, sources_leave
 from shared.ending cimport (
-    ENDING_BAD_PROXY_HEADER, ENDING_CLIENT_CLOSED, ENDING_CLIENT_RESET, ENDING_DENIED, ENDING_LIMITED,
-    ENDING_NOT_TRUSTED, ENDING_PROXY_TIMEOUT, ENDING_SOCKET_FAILED,
+    ENDING_BAD_PROXY_HEADER, ENDING_CLIENT_CLOSED, ENDING_CLIENT_RESET, ENDING_LIMITED, ENDING_PEEK_TIMEOUT,
+    ENDING_PROXY_TIMEOUT, ENDING_SOCKET_FAILED,
 )
 from shared.facts cimport Facts, facts_new
-from shared.policy cimport ACCEPT_OPTIONAL, PROXY_PASS, Policy
-from state.connection_slab cimport CLIENT, CONN_CONNECTING, Conn
+from shared.policy cimport PROXY_PASS
+from state.connection_slab cimport CLIENT, STAGE_HEADER, STAGE_HELLO, STAGE_RATE, Conn
 from state.reactor cimport Reactor
-from state.wheel cimport wheel_arm, wheel_disarm
+from state.wheel cimport wheel_arm
+from tcp.admit cimport low_water, peek_left_ms, policy_renew, preamble_admit
 from tcp.deadline cimport left_of
-from tcp.ending cimport finish, preamble_over, report
-from tcp.search cimport dial_go
-
-
-cdef inline int peer_judge(const Policy *policy, const Address *peer, bint *headed) noexcept nogil:
-    """The ending of a peer that is refused before a byte is read, or 0; and whether it has to send a header."""
-    headed[0] = False
-    if address_is_unix(peer):       # mode and owner of the socket decide who they are
-        headed[0] = True
-        return 0
-    if access_denies_all(&policy.access, peer):
-        return ENDING_DENIED
-    if access_trusts(&policy.trust, peer):
-        headed[0] = True
-        return 0
-    return 0 if policy.accept_proxy == ACCEPT_OPTIONAL else ENDING_NOT_TRUSTED
-
-
-cdef inline void low_water(Conn *conn, uint32_t size) noexcept nogil:
-    """Have the kernel tell of bytes when there are so many, or the end."""
-    cdef int mark = <int> size
-    if conn.low_water != size:
-        conn.low_water = size
-        c_setsockopt(conn.side[CLIENT].fd, SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof(mark))
+from tcp.ending cimport finish
+from tcp.hello cimport hello_begin, hello_look
 
 
 cdef inline bint header_take(Reactor *reactor, Conn *conn, const ProxyHeader *header) noexcept nogil:
     """Take the header out of the socket; from now on the client is the one in it. False without memory."""
-    cdef bint passes = conn.policy.proxy_tlv & PROXY_PASS
+    cdef bint passes = conn.policy.proxy_tlv & PROXY_PASS or conn.policy.names != NULL
     cdef Facts *facts = facts_new(reactor.scratch + header.tlvs, header.length - header.tlvs if passes else 0)
     if facts == NULL:
         return False
@@ -69,34 +46,27 @@ cdef inline bint header_take(Reactor *reactor, Conn *conn, const ProxyHeader *he
     return True
 
 
-cdef inline void preamble_admit(Reactor *reactor, Conn *conn) noexcept nogil:
-    """The header is there: decide on the client. `conn` may be gone afterwards."""
-    cdef Policy *policy = conn.policy
-    cdef int refusal = access_decide(&policy.access, &conn.client)
+cdef inline void header_over(Reactor *reactor, Conn *conn, bint ended) noexcept nogil:
+    """The header was taken: the hello is next if rules share the listener. `conn` may be gone afterwards."""
     cdef int counted
-    wheel_disarm(&reactor.wheel, conn)
-    if refusal == 0:
-        counted = sources_enter(reactor.hub.gate, policy, &conn.client, False)
-        if counted < 0:
+    cdef int refusal = policy_renew(reactor, conn)
+    if refusal == 0 and conn.policy.names != NULL:
+        refusal = access_decide(&conn.policy.access, &conn.client)
+        if refusal == 0:
+            counted = sources_enter(reactor.hub.gate, conn.policy, &conn.client, False)
+            if counted >= 0:
+                conn.counted = <unsigned char> counted
+                hello_begin(reactor, conn, ended)
+                return
             refusal = ENDING_LIMITED
-        else:
-            conn.counted = <unsigned char> counted
     if refusal:
-        finish(reactor, conn, refusal, 0, False)
+        finish(reactor, conn, refusal, 0, True)
         return
-    preamble_over(reactor)
-    conn.state = CONN_CONNECTING
-    oi_add(&policy.gate.admitted, 1)
-    if conn.limit_ms:       # which is counted from the accept
-        conn.limit_ms += <uint32_t> ((reactor.now_us - conn.started_us) // 1000)
-    if oi_get(&reactor.hub.totals_only) == 0:
-        conn.opened_due = 1
-        report(reactor, conn)
-    dial_go(reactor, conn)
+    preamble_admit(reactor, conn)
 
 
-cdef inline void preamble_look(Reactor *reactor, Conn *conn, bint ended) noexcept nogil:
-    """Look at what has come; `ended` if nothing follows it. `conn` may be gone afterwards."""
+cdef inline void header_look(Reactor *reactor, Conn *conn, bint ended) noexcept nogil:
+    """Look at what has come of a header; `ended` if nothing follows it. `conn` may be gone afterwards."""
     cdef ProxyHeader header
     cdef int64_t got = c_recv(conn.side[CLIENT].fd, reactor.scratch, HEADER_BYTES_MAX + 1, MSG_PEEK)
     cdef int found
@@ -123,29 +93,51 @@ cdef inline void preamble_look(Reactor *reactor, Conn *conn, bint ended) noexcep
     low_water(conn, 1)
     # What is behind the header has had its event.
     conn.side[CLIENT].rd = got > header.length or ended
-    preamble_admit(reactor, conn)
+    header_over(reactor, conn, ended)
 
+
+# The stage
 
 cdef inline void preamble_event(Reactor *reactor, Conn *conn, uint32_t events) noexcept nogil:
     """An event of a client whose preamble is awaited. `conn` may be gone afterwards."""
+    cdef bint ended = events & (EPOLLRDHUP | EPOLLHUP) != 0
     if events & EPOLLERR or (events & EPOLLHUP and not conn.side[CLIENT].local):
         finish(reactor, conn, ENDING_CLIENT_RESET, socket_error(conn.side[CLIENT].fd, ECONNRESET), True)
-    else:
-        preamble_look(reactor, conn, events & (EPOLLRDHUP | EPOLLHUP) != 0)
+    elif conn.stage == STAGE_HEADER:
+        header_look(reactor, conn, ended)
+    elif conn.stage == STAGE_HELLO:
+        hello_look(reactor, conn, ended)
 
 
-cdef inline void preamble_begin(Reactor *reactor, Conn *conn) noexcept nogil:
-    """A client that has to send a header was accepted. `conn` may be gone afterwards."""
+cdef inline void preamble_begin(Reactor *reactor, Conn *conn, uint64_t awaited) noexcept nogil:
+    """A client that has to send something first was accepted. `conn` may be gone afterwards.
+
+    `awaited` is the stage, behind the number and the generation of its listener.
+    """
     conn.low_water = 1
+    conn.told = awaited
+    conn.stage = <uint8_t> (awaited & 3)
+    if conn.stage == STAGE_HELLO:
+        hello_begin(reactor, conn, False)
+        return
     if conn.policy.proxy_ms:
         wheel_arm(&reactor.wheel, conn, reactor.now_ms, conn.policy.proxy_ms)
-    preamble_look(reactor, conn, False)
+    header_look(reactor, conn, False)
 
 
 cdef inline void preamble_due(Reactor *reactor, Conn *conn) noexcept nogil:
     """Its timer fired. `conn` may be gone afterwards."""
-    cdef uint64_t left_ms = left_of(conn.started_us // 1000, conn.policy.proxy_ms, reactor.now_ms)
+    cdef uint64_t left_ms
+    if conn.stage == STAGE_RATE and reactor.now_ms >= conn.flush_ms:
+        preamble_admit(reactor, conn)
+        return
+    if conn.stage == STAGE_HEADER:
+        left_ms = left_of(conn.started_us // 1000, conn.policy.proxy_ms, reactor.now_ms)
+    elif conn.stage == STAGE_RATE and conn.flush_ms != <uint64_t> -1:
+        left_ms = left_of(conn.flush_ms, 0, reactor.now_ms)
+    else:
+        left_ms = peek_left_ms(reactor, conn)
     if left_ms:
         wheel_arm(&reactor.wheel, conn, reactor.now_ms, left_ms)
     else:
-        finish(reactor, conn, ENDING_PROXY_TIMEOUT, 0, True)
+        finish(reactor, conn, ENDING_PROXY_TIMEOUT if conn.stage == STAGE_HEADER else ENDING_PEEK_TIMEOUT, 0, True)

@@ -118,6 +118,7 @@ def rule_document(state: RuleState, second: Rate | None, minute: Rate | None) ->
         "endings": {ending.value: count for ending, count in counts.endings.most_common()},
         "full": counts.full,
         "times_full": counts.times_full,
+        "rate_waits": counts.rate_waits,
         "rate": _rate(second),
         "rate_minute": _rate(minute),
     }

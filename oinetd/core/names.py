@@ -21,13 +21,14 @@ class NameTable(Generic[_T]):
     """`entries` are the names of each rule, its protocols, and what to choose. No two have a name and a protocol in
     common."""
 
-    __slots__ = ("_exact", "_unnamed", "_wildcard")
+    __slots__ = ("_exact", "_unnamed", "_wildcard", "entries")
 
     def __init__(self, entries: Iterable[tuple[tuple[str, ...], tuple[str, ...], _T]]) -> None:
         self._exact: dict[str, dict[bytes, _T]] = {}
         self._wildcard: dict[str, dict[bytes, _T]] = {}
         self._unnamed: dict[bytes, _T] = {}
-        for names, protocols, choice in entries:
+        self.entries = tuple(entries)
+        for names, protocols, choice in self.entries:
             for name in names or ("",):
                 if name.startswith(WILDCARD):
                     found = self._wildcard.setdefault(name.removeprefix(WILDCARD), {})

@@ -6,8 +6,9 @@ Both lanes and every engine end in these values, and the log and the counters ar
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from oinetd.model import Route
 from oinetd.net.unix_sockets import Credentials
@@ -131,6 +132,20 @@ class Totals(NamedTuple):
     datagrams_up: int
     datagrams_down: int
     datagrams_lost: int
+    rate_waits: int = 0
+
+    def plus(self, other: Totals) -> Totals:
+        """Both together."""
+        return Totals(*map(sum, zip(self, other, strict=True)))
+
+
+ALPN_CHARS_MAX: Final = 255
+"""Of the protocols that a record has."""
+
+
+def alpn_text(protocols: Iterable[bytes]) -> str:
+    """The protocols of a TLS hello as a record has them."""
+    return b",".join(protocols).decode("ascii", "backslashreplace")[:ALPN_CHARS_MAX]
 
 
 class Try(NamedTuple):

@@ -323,9 +323,11 @@ class Registry:
         for identity, totals in (native or {}).items():
             rules[identity].accepted += totals.admitted
             rules[identity].live += totals.live
+            rules[identity].rate_waits += totals.rate_waits
             self._count_moved(rules[identity], totals)
         for identity, entry in self._rules.items():
             self._count_moved(rules[identity], entry.moved)
+            rules[identity].rate_waits += entry.buckets.waits
         every = rules.values()
         return Stats(
             live=sum(stats.live for stats in every),

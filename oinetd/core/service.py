@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,9 +73,20 @@ class Service:
     group: Group | None = None
 
     @property
+    def each(self) -> Iterable[Service]:
+        """The services of the rules that share a listener; this one if it is that of one rule."""
+        return (self,) if self.names is None else (service for _, _, service in self.names.entries)
+
+    @property
     def resolved(self) -> bool:
-        """Whether the destination has an address, and so has the source if one is asked for."""
-        return self.destination.resolved and (self.source_host is None or self.source_host.resolved)
+        """Whether every destination has an address, and so has the source if one is asked for."""
+        return all(
+            one.destination.resolved and (one.source_host is None or one.source_host.resolved) for one in self.each
+        )
+
+    def concerns(self, destination: Destination) -> bool:
+        """Whether a change of the addresses of `destination` is one of this service."""
+        return any(destination in (one.destination, one.source_host) or one.group is not None for one in self.each)
 
     @property
     def source(self) -> tuple[Address, ...]:

@@ -19,13 +19,15 @@ def entry_of_listener(first: RuleEntry) -> RuleEntry:
 
 
 def choose_rule(registry: Registry, live: Live, rule: RuleEntry) -> bool:
-    """Let a session go on as one of `rule`; False if the rule has no place for it."""
-    if not rule.gate.enter():
+    """Let a session go on as one of `rule`, before it moves anything; False if the rule has no place for it: then
+    it is counted there until it ends, which is now."""
+    placed = rule.gate.enter()
+    if not placed:
         registry.on_full(rule.rule, rule.gate)
-        return False
+        rule.gate.force()
     live.rule.gate.leave()
     for entry, change in ((live.rule, -1), (rule, 1)):
         entry.stats.live += change
         entry.stats.accepted += change
     live.rule, live.meter = rule, CountedMeter(rule.moved)  # nothing has moved yet
-    return True
+    return placed

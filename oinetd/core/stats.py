@@ -20,7 +20,7 @@ class RuleStats:
     away, `failed` those whose upstream leg could not be made. `endings` counts the ends by kind. Datagrams are those of
     the sides that are UDP; lost are those of refused clients, too, and forged are those of the lost whose source
     address cannot be true. `full` says that a limit is reached and the next client waits for a place, `times_full` how
-    often that began.
+    often that began. `rate_waits` counts the connections that waited for their turn by `rate`.
     """
 
     live: int = 0
@@ -36,6 +36,7 @@ class RuleStats:
     datagrams_forged: int = 0
     full: bool = False
     times_full: int = 0
+    rate_waits: int = 0
 
 
 @dataclass(frozen=True, slots=True)

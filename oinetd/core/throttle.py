@@ -45,6 +45,11 @@ class Bucket:
         self.paid_until = begin + cost_s
         return 0.0
 
+    def book(self, cost_s: float, depth_s: float, now: float) -> float:
+        """Take what costs `cost_s`; from when on it may be used, 0 for at once. Those that come later wait behind."""
+        self.paid_until = max(self.paid_until, now) + cost_s
+        return 0.0 if self.paid_until <= now + depth_s + 1e-9 else self.paid_until - depth_s
+
     def give(self, cost_s: float) -> None:
         """Give back what was taken and not used."""
         self.paid_until -= cost_s
@@ -112,6 +117,8 @@ class RuleBuckets:
         "rule_rate",
         "source_rate",
         "users",
+        "waiting",
+        "waits",
     )
 
     def __init__(self) -> None:
@@ -121,6 +128,8 @@ class RuleBuckets:
         self.users = 0
         self.rate = self.rate_per_source = Rate()
         self.bandwidth = self.rule_rate = self.source_rate = 0
+        self.waiting = False  # the next connection has waited
+        self.waits = 0  # connections that waited for their turn, ever
 
     def configure(self, settings: Settings) -> None:
         """Put the rates of a rule in force, for live connections as well but for the bandwidth of each."""
@@ -132,12 +141,26 @@ class RuleBuckets:
         """Take one connection of the rule's rate: 0, or the monotonic time at which there is one."""
         if not self.rate:
             return 0.0
-        return self.connects.take(self.rate.interval_s, self.rate.depth_s, time.monotonic())
+        due = self.connects.take(self.rate.interval_s, self.rate.depth_s, time.monotonic())
+        self.waiting = self.waiting or due > 0.0
+        return due
 
     def connect_given_back(self) -> None:
         """Nobody was there."""
+        self.waiting = False
         if self.rate:
             self.connects.give(self.rate.interval_s)
+
+    def connected(self) -> None:
+        """Somebody was there."""
+        self.waits += self.waiting
+        self.waiting = False
+
+    def turn(self) -> float:
+        """The turn of a connection by the rate: 0, or the monotonic time of it."""
+        turn = self.connects.book(self.rate.interval_s, self.rate.depth_s, time.monotonic()) if self.rate else 0.0
+        self.waits += turn > 0.0
+        return turn
 
     def source_is_due(self, source: object) -> bool:
         """Whether the rate of a source allows one more connection; it is counted then."""

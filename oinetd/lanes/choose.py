@@ -95,9 +95,13 @@ class Lanes:
             reasons.append(reason)
         native = self.native.engine if self.native.running and wanted is not EngineChoice.PYTHON else None
         why = reasons[0] if reasons else "asked for" if wanted is EngineChoice.NATIVE else "default"
-        if self._tapped and Protocol.UDP in (rule.bind.protocol, rule.connect.protocol):
+        tcp = Protocol.UDP not in (rule.bind.protocol, rule.connect.protocol)
+        if self._tapped and not tcp:
             why += "; tap sees only TCP"
-        return Choice(lane, *self.python.means(config, rule, native), why)
+        engine, dialer = self.python.means(config, rule, native)
+        if lane is self.python and native is not None and engine is not native and tcp:
+            why += "; bandwidth-per-rule and bandwidth-per-source need the Python engine"
+        return Choice(lane, engine, dialer, why)
 
     def choose_unresolved(self, choice: Choice) -> Choice:
         """How a rule of `choice` is served while a name of it has no address: only the Python lane can wait for one."""

@@ -34,7 +34,7 @@ IDS_KEPT = 100_000
 
 _COUNTERS = (
     "accepted", "refused", "failed", "bytes_up", "bytes_down", "datagrams_up", "datagrams_down", "datagrams_lost",
-    "datagrams_forged",
+    "datagrams_forged", "rate_waits",
 )  # fmt: skip
 
 

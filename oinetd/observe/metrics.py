@@ -109,6 +109,7 @@ def _of_rules(found: Measured) -> Iterator[Metric]:
     queued = _gauge("accept_queue_length", "Clients in the accept queues of the first 64 ports of the rule.", rule)
     full = _gauge("rule_full", "1 if a limit is reached and clients wait.", rule)
     times_full = _counter("rule_became_full", "How often a limit was reached.", rule)
+    waits = _counter("rule_rate_waits", "Connections that waited for their turn by the rate of the rule.", rule)
     lanes = _gauge("rule_info", "Always 1; the lane that serves the rule.", (("rule", "lane"),))
     for state in found.rules:
         name, counts = state.name, state.counts
@@ -127,7 +128,8 @@ def _of_rules(found: Measured) -> Iterator[Metric]:
             lanes.of((name, state.lane), 1)
         full.of((name,), counts.full)
         times_full.of((name,), counts.times_full)
-    for each in (live, accepted, ended, moved, datagrams, lost, queued, full, times_full, lanes):
+        waits.of((name,), counts.rate_waits)
+    for each in (live, accepted, ended, moved, datagrams, lost, queued, full, times_full, waits, lanes):
         yield each.family
 
 

@@ -63,6 +63,8 @@ def _counts(counts: Stats | RuleStats) -> str:
 
 def _limits(counts: Stats | RuleStats) -> str:
     """Whether the limit is or was reached."""
+    waited = getattr(counts, "rate_waits", 0)
+    rate = f", {_some(waited, 'connection')} waited for the rate" if waited else ""
     if counts.full:
-        return ", full: clients wait in the accept queue"
-    return f", was full {_some(counts.times_full, 'time')}" if counts.times_full else ""
+        return ", full: clients wait in the accept queue" + rate
+    return (f", was full {_some(counts.times_full, 'time')}" if counts.times_full else "") + rate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from oinetd import AccessRule, Ending, Rule, Settings, Verb
+from oinetd import AccessRule, Config, Ending, Rule, Settings, Verb
 from oinetd.config import parse_config, parse_rule
 from oinetd.model import LogFormat
 from oinetd.observe.formats import line_format
@@ -67,6 +67,39 @@ async def test_the_client_is_the_one_in_the_header(lane: str, header: bytes, cli
     assert (record.peer, record.bytes_up, record.bytes_down) == ("127.0.0.1", 5, 5)
     line = json.loads(line_format(LogFormat.JSON).closed(record, 0.0))
     assert (line["client"], line["peer"], line["peer_port"]) == (client.host, "127.0.0.1", record.peer_port)
+
+
+@in_lanes
+async def test_a_reload_while_a_header_is_awaited(lane: str) -> None:
+    """What is in force when the header is complete decides: access, trust, and the destination."""
+    seen = Seen()
+    async with looking(wanted=1, headed=False) as old, looking(wanted=1, headed=False) as new:
+        port = free_port()
+
+        def config(server: tuple[str, int], *behind: str) -> Config:
+            said = f"127.0.0.1 {port} {server[0]} {server[1]} [accept-proxy, {lane_options(lane)}]\n"
+            return parse_config(said + "\n".join(behind))
+
+        async with served(lane, *config(old.address, TRUST).rules, seen=seen) as forwarder:
+            for again, ending in (
+                (config(new.address, TRUST), None),
+                (config(new.address, TRUST, "deny 192.0.2.*"), Ending.DENIED),
+                (config(new.address, "trust 192.0.2.1"), Ending.NOT_TRUSTED),
+            ):
+                await forwarder.reload(config(old.address, TRUST))
+                peer = await dial(("127.0.0.1", port))
+                await peer.send(b"PROXY ")
+                await until(lambda: len(forwarder.sessions()) == 1)
+                await forwarder.reload(again)
+                with contextlib.suppress(ConnectionError):
+                    await peer.send(write_v1(CLIENT, REACHED)[6:] + b"x")
+                if ending is None:
+                    assert (await new.taken.get()).data == b"x"
+                peer.close()
+                await until(lambda: seen.closed)
+                assert ending is None or seen.closed[-1].ending is ending
+                seen.closed.clear()
+            assert old.taken.empty()
 
 
 @in_lanes

@@ -262,6 +262,60 @@ async def test_limits_and_access_of_the_chosen_rule(lane: str) -> None:
 
 
 @in_lanes
+async def test_counters_of_each_rule(lane: str) -> None:
+    """Sessions, bytes, refusals: each is counted for the rule that was chosen; what came to no rule, for the first."""
+    rules = ("sni=a.example.org", "sni=b.example.org", "sni=c.example.org, max-connections=1")
+    async with named(lane, *rules) as names:
+        forwarder = names.forwarder
+        assert forwarder is not None
+        config = names.config(*rules)
+        peers = []
+        for name, at in (("b.example.org", 1), ("c.example.org", 2), ("b.example.org", 1)):
+            peers.append(await dial(("127.0.0.1", names.port)))
+            await peers[-1].send(hello(name))
+            await names.servers[at].taken.get()
+        assert await names.taken_by(hello("c.example.org")) == -1
+        assert await names.taken_by(hello("d.example.org")) == -1
+
+        def counts(field: str) -> list[int]:
+            stats = forwarder.stats().rules
+            return [getattr(stats[rule], field) for rule in config.rules]
+
+        size = len(hello("b.example.org"))
+        await until(lambda: counts("bytes_up") == [0, 2 * size, size])
+        await until(lambda: counts("refused") == [1, 0, 1])
+        assert counts("live") == [0, 2, 1]
+        await forwarder.reload(config)
+        for peer in peers:
+            peer.close()
+        await until(lambda: forwarder.stats().live == 0)
+        assert counts("bytes_up") == [0, 2 * size, size]
+        assert counts("accepted") == [1, 2, 2]
+        assert [state.lane for state in forwarder.rules()] == ["native" if lane == "native" else "python"] * 3
+        assert all(state.in_force for state in forwarder.rules())
+
+
+@in_lanes
+async def test_the_rate_of_the_chosen_rule(lane: str) -> None:
+    """Clients above it wait in the preamble, others do not; whoever would wait for too long is reset."""
+    seen = Seen()
+    rules = ("sni=a.example.org, rate=2/s:1, peek-timeout=0.7", "sni=b.example.org, peek-timeout=0.7")
+    async with named(lane, *rules, seen=seen) as names:
+        forwarder = names.forwarder
+        assert forwarder is not None
+        for each in names.servers:
+            each.wanted = len(hello("a.example.org"))
+        first = await asyncio.gather(*(names.taken_by(hello("a.example.org")) for _ in range(4)))
+        assert sorted(first) == [-1, -1, 0, 0]
+        assert await names.taken_by(hello("b.example.org")) == 1
+        await until(lambda: len(seen.closed) == 5)
+        waits = {rule.options.sni: counts.rate_waits for rule, counts in forwarder.stats().rules.items()}
+        assert waits == {("a.example.org",): 3, ("b.example.org",): 0}
+    endings = [record.ending for record in seen.closed]
+    assert endings.count(Ending.PEEK_TIMEOUT) == 2
+
+
+@in_lanes
 async def test_a_reload_adds_and_takes_names(lane: str) -> None:
     async with named(lane, "sni=a.example.org", "sni=b.example.org", "sni=c.example.org") as names:
         assert names.forwarder is not None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from oinetd.core.names import NameTable
 from oinetd.lanes.native.plane import available
 from oinetd.preamble import proxy_protocol, proxy_writer, tls_hello
 from oinetd.preamble.progress import Invalid, NeedMore
@@ -144,3 +145,38 @@ def test_families_differ() -> None:
     first, second = Party("192.0.2.7", 1), Party("2001:db8::1", 2)
     for version, write in ((1, proxy_writer.write_v1), (2, proxy_writer.write_v2)):
         assert write_proxy_header(version, first, second) == write(first, second)  # type: ignore[operator]
+
+
+labels = st.sampled_from(["a", "b", "www", "x-y", "_t"])
+chosen_names = st.lists(labels, min_size=0, max_size=3).map(".".join)
+rule_names = st.one_of(
+    chosen_names, st.lists(labels, min_size=1, max_size=2).map(lambda parts: ".".join(["*", *parts]))
+)
+spoken = st.lists(st.sampled_from([b"h2", b"h3", b"http/1.1", b"\n\n"]), max_size=3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(rule_names, st.sampled_from(["", "h2", "h3", "http/1.1"])), unique=True, max_size=40),
+    st.lists(st.tuples(chosen_names, spoken), max_size=20),
+)
+def test_same_rule_is_chosen(rules: list[tuple[str, str]], clients: list[tuple[str, list[bytes]]]) -> None:
+    from oinetd._fastpath import Names
+
+    entries = [
+        ((name,) if name else (), (protocol,) if protocol else (), at) for at, (name, protocol) in enumerate(rules)
+    ]
+    table = NameTable(entries)
+    native = Names([(name.encode(), protocol.encode(), at) for at, (name, protocol) in enumerate(rules)])
+    for name, protocols in clients:
+        wire = b"".join(bytes([len(each)]) + each for each in protocols)
+        wanted = table.choose(name, protocols)
+        assert native.choose(name.encode(), wire) == (-1 if wanted is None else wanted)
+
+
+def test_thousands_of_names() -> None:
+    from oinetd._fastpath import Names
+
+    native = Names([(f"n{nth}.example.org".encode(), b"", nth) for nth in range(20_000)])
+    assert all(native.choose(f"n{nth}.example.org".encode(), b"\2h2") == nth for nth in range(0, 20_000, 37))
+    assert native.choose(b"n20000.example.org", b"") == -1

@@ -25,12 +25,12 @@ def test_rules_and_sessions() -> None:
 
 
 def test_limits() -> None:
-    waiting, calm = RuleStats(full=True, times_full=3), RuleStats(times_full=3)
+    waiting, calm = RuleStats(full=True, times_full=3), RuleStats(times_full=3, rate_waits=2)
     other = Rule(Endpoint("0.0.0.0", 8081), Endpoint("example.org", 80))
     lines = list(summary(Stats(0, 0, 0, 0, 0, 0, {RULE: waiting, other: calm}, room=229), []))
     assert lines[0].endswith(", room for 229 connections")
     assert lines[1].endswith(", full: clients wait in the accept queue")
-    assert lines[2].endswith(", was full 3 times")
+    assert lines[2].endswith(", was full 3 times, 2 connections waited for the rate")
 
 
 def test_not_all_of_very_many_sessions() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from oinetd.core.lane import Departing
 from oinetd.core.record import SessionRecord
 from oinetd.core.service import Service
+from oinetd.lanes.native.records import set_names
 from oinetd.model import Endpoint, Rule
 from oinetd.net.sockets import bound_address
 from oinetd.net.unix_sockets import Credentials
@@ -145,6 +146,8 @@ def _adopted_record(state: Mapping[str, Any], service: Service) -> SessionRecord
         record.credentials = Credentials(*map(int, state["credentials"]))
     if (peer := state.get("peer")) is not None:
         record.peer, record.peer_port = str(peer[0]), int(peer[1])
+    if (hello := state.get("hello")) is not None:
+        set_names(record, str(hello[0]), bytes.fromhex(hello[1]))
     if service.group is not None:
         record.group = service.group.name
     return record

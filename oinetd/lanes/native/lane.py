@@ -26,6 +26,7 @@ from oinetd.lanes.native.departure import Departures
 from oinetd.lanes.native.engine import NativeEngine
 from oinetd.lanes.native.groups import compile_group, servers_by_tag, session_parts
 from oinetd.lanes.native.listener import ReactorDatagrams, ReactorListener
+from oinetd.lanes.native.named import Chosen, compile_chooser
 from oinetd.lanes.native.plane import (
     CLOSED,
     COUNTED,
@@ -90,6 +91,7 @@ class NativeLane:
         self._tags = itertools.count(1)
         self._in_force: dict[int, InForce] = {}
         self._gates: dict[Endpoint | Rule, _fastpath.Gate] = {}
+        self._fronts: dict[Endpoint | Rule, _fastpath.Gate] = {}  # of listeners that rules share, by their first one
         self._live: dict[int, SessionRecord] = {}
         self._unused: list[int] = []
         self._ended = 0
@@ -128,12 +130,9 @@ class NativeLane:
         else:
             try:
                 self.start(config)
-                if self._tapped and rule.bind.protocol is Protocol.TCP:
-                    reason, error = "the program has a tap", "a tap needs the Python lane: write engine=auto"
-                elif rule.options.sni or rule.options.alpn:
-                    reason, error = "sni needs the Python lane", "sni needs the Python lane: write engine=auto"
-                else:
+                if not (self._tapped and rule.bind.protocol is Protocol.TCP):
                     return "the program has an admit hook" if self._hooked else None
+                reason, error = "the program has a tap", "a tap needs the Python lane: write engine=auto"
             except EngineUnavailable as unavailable:
                 reason = str(unavailable)
                 error = f"{reason}; `engine auto` would fall back to the Python lane"
@@ -182,7 +181,7 @@ class NativeLane:
 
     @property
     def busy(self) -> bool:
-        return sum(gate.admitted for gate in self._gates.values()) > self._ended
+        return sum(gate.admitted for gate in (*self._gates.values(), *self._fronts.values())) > self._ended
 
     def settle(self) -> None:
         if self.hub.totals_only:  # otherwise it would call hooks
@@ -196,7 +195,10 @@ class NativeLane:
         return {identity: (HistogramCounts(*two[0]), HistogramCounts(*two[1])) for identity, two in counted}
 
     def totals(self) -> Mapping[Endpoint | Rule, Totals]:
-        return {identity: Totals(*gate.totals) for identity, gate in self._gates.items()}
+        found = {identity: Totals(*gate.totals, gate.rate_waits) for identity, gate in self._gates.items()}
+        for identity, gate in self._fronts.items():
+            found[identity] = found[identity].plus(Totals(*gate.totals))
+        return found
 
     def sessions(self) -> Iterator[SessionRecord]:
         live = self.hub.snapshot_parts()
@@ -247,17 +249,45 @@ class NativeLane:
 
     def compile(self, listener: ReactorListener) -> tuple[int, _fastpath.Policy]:
         """A policy for the service of `listener`, and its tag; what the one in force knows of addresses is kept."""
-        tag, service = next(self._tags), listener.service
+        service, names = listener.service, listener.service.names
+        if names is None:
+            listener.chosen = {}
+            return self._compile(listener, service, listener.tag)
+        found = [self._compile_chosen(listener, one) for one in service.each]
+        listener.chosen = {one.service.route.rule.identity: one for one in found}
+        tag, identity = next(self._tags), service.route.rule.identity
+        gate = self._fronts.setdefault(identity, new_gate())
+        policy = compile_chooser(tag, gate, service, tuple(one.policy for one in found))
+        self._in_force[tag] = InForce(listener, service, policy, {})
+        return tag, policy
+
+    def _compile_chosen(self, listener: ReactorListener, service: Service) -> Chosen:
+        """The policy of a rule that shares a listener; the one in force if nothing changed."""
+        known = listener.chosen.get(service.route.rule.identity)
+        addresses = None if service.group is not None else (
+            service.destination.at(service.route.place), service.source,
+            service.guard is not None and service.guard.addresses,
+        )  # fmt: skip
+        if known is not None and known.service is service and addresses is not None and known.addresses == addresses:
+            return known
+        tag, policy = self._compile(listener, service, 0 if known is None else known.tag)
+        return Chosen(tag, service, addresses, policy)
+
+    def _compile(self, listener: ReactorListener, service: Service, known: int) -> tuple[int, _fastpath.Policy]:
+        """A policy for a service; `known` is the tag of the one before."""
+        tag = next(self._tags)
         rule, settings, guard, options = service.route.rule, service.settings, service.guard, service.route.rule.options
         gate = self._gates.setdefault(rule.identity, new_gate())
         set_bounds(gate, options, settings)
-        before = self._in_force[listener.tag].policy if listener.tag else None
+        before = self._in_force[known].policy if known else None
         group = None
         addresses: tuple[Address, ...] = ()
         if service.group is None:
             addresses = service.destination.at(service.route.place)
         else:
-            group = compile_group(service.group, service, self.hub.local_ports, before and before.group)
+            group = compile_group(
+                service.group, service, self.hub.local_ports, None if before is None else before.group
+            )
         policy = compile_policy(
             tag,
             gate,
@@ -293,7 +323,7 @@ class NativeLane:
         """
         for tag in self._unused:
             del self._in_force[tag]
-        current = {listener.tag for listener in self.listeners}
+        current = {tag for listener in self.listeners for tag in listener.tags}
         self._unused = [
             tag for tag, in_force in self._in_force.items() if tag not in current and not in_force.policy.in_use
         ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from oinetd.core.lane import Departing, Listener
 from oinetd.core.service import Service
 from oinetd.lanes.native.departure import DatagramDeparture
+from oinetd.lanes.native.named import Chosen
 from oinetd.lanes.native.plane import Hub, compile_policy
-from oinetd.model import AccessRule
+from oinetd.lanes.native.records import split_protocols
+from oinetd.model import AccessRule, Endpoint, Rule
 
 if TYPE_CHECKING:
     from oinetd import _fastpath
@@ -20,13 +22,17 @@ __all__ = ["ReactorDatagrams", "ReactorListener"]
 
 
 class ReactorListener(Listener):
-    """A listening TCP socket, which all reactors accept on. `tag` is that of the policy in force, 0 before `start`."""
+    """A listening TCP socket, which all reactors accept on. `tag` is that of the policy in force, 0 before `start`.
+
+    `chosen` are the rules that share it, by their identity.
+    """
 
     lane: NativeLane
 
     def __init__(self, lane: NativeLane, sock: socket.socket, service: Service) -> None:
         super().__init__(lane, sock, service)
         self.tag = 0
+        self.chosen: dict[Endpoint | Rule, Chosen] = {}
         self._hub: Hub = lane.hub
         self._index = 0
 
@@ -60,7 +66,27 @@ class ReactorListener(Listener):
         self, state: Mapping[str, Any], fds: tuple[int, ...], pending: tuple[bytes, bytes]
     ) -> Callable[[], object] | None:
         client, upstream = fds
-        return self.lane.departures.adopt(self.tag, state, (client, upstream), pending)
+        return self.lane.departures.adopt(self._tag_for(state), state, (client, upstream), pending)
+
+    def _tag_for(self, state: Mapping[str, Any]) -> int:
+        """Of the policy for a connection of another process: if rules share the listener, of the one for its names."""
+        if self.service.names is None:
+            return self.tag
+        name, protocols = state.get("hello") or ("", "")
+        service = self.service.names.choose(str(name), split_protocols(bytes.fromhex(protocols)))
+        return 0 if service is None else self.chosen[service.route.rule.identity].tag
+    def current(self, service: Service) -> Service:
+        """What is in force now for the rule of a `service` of this listener; that one if the rule is no more."""
+        if self.service.names is None:
+            return self.service
+        chosen = self.chosen.get(service.route.rule.identity)
+        return service if chosen is None else chosen.service
+
+    @property
+    def tags(self) -> Iterator[int]:
+        """Of the policies in force."""
+        yield self.tag
+        yield from (chosen.tag for chosen in self.chosen.values())
 
     def emptied(self) -> None:
         """The last session of a UDP socket that lingers has ended."""

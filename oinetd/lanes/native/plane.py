@@ -258,6 +258,7 @@ def compile_policy(
     peer_uid: int | None = None,
     trusts: tuple[AccessRule, ...] = (),
     options: ConnectOptions = NO_CONNECT_OPTIONS,
+    names: _fastpath.Names | None = None,
 ) -> _fastpath.Policy:
     """Settings in the form of the data plane; `access` are the global rules and the rule's own.
 
@@ -265,10 +266,6 @@ def compile_policy(
     connections. `udp_timeout_s` is the idle timeout of UDP sessions.
     """
     keepalive: KeepAlive = settings.keepalive
-    patterns: tuple[list[tuple[int, bytes]], ...] = ([], [], [], [])
-    for stage, rules in enumerate(access):
-        for rule in compile_access(each for each in rules if each.verb is not Verb.TRUST):
-            patterns[2 * stage + (rule.verb is Verb.DENY)].append((int(rule.kind), rule.data))
     return _fastpath.Policy(
         tag,
         gate,
@@ -279,7 +276,7 @@ def compile_policy(
         may_broadcast=may_broadcast,
         sources=sources,
         looping=looping,
-        access=patterns,
+        access=_patterns(access),
         relay=_relay_mode(settings, options),
         buffer_bytes=settings.buffer_bytes,
         pipe_bytes=settings.pipe_bytes,
@@ -299,6 +296,8 @@ def compile_policy(
             milliseconds(settings.proxy_timeout_s),
             [(int(rule.kind), rule.data) for rule in compile_access(trusts)],
         ),
+        names=names,
+        peek_ms=milliseconds(settings.peek_timeout_s),
         flip_bytes=flip_bytes,
         move_turns=move_turns,
         silence_ms=milliseconds(silence.SILENCE_S),
@@ -308,6 +307,15 @@ def compile_policy(
         bandwidth=settings.bandwidth_bytes,
         options=[each[1:] for each in options.raw()],
     )
+
+
+def _patterns(access: tuple[tuple[AccessRule, ...], ...]) -> tuple[list[tuple[int, bytes]], ...]:
+    """Global allow, global deny, own allow, own deny."""
+    patterns: tuple[list[tuple[int, bytes]], ...] = ([], [], [], [])
+    for stage, rules in enumerate(access):
+        for rule in compile_access(each for each in rules if each.verb is not Verb.TRUST):
+            patterns[2 * stage + (rule.verb is Verb.DENY)].append((int(rule.kind), rule.data))
+    return patterns
 
 
 def may_self_connect(addresses: tuple[SocketAddress, ...], local_ports: range) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from oinetd.core.preamble import InvalidPreambles
-from oinetd.core.record import Ending, SessionRecord, Try
+from oinetd.core.record import Ending, SessionRecord, Try, alpn_text
 from oinetd.core.service import Service
 from oinetd.net.address import UNIX_CLIENT
 from oinetd.net.unix_sockets import Credentials
@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from oinetd import _fastpath
     from oinetd.lanes.native.listener import ReactorListener
 
-__all__ = ["InForce", "fill_record", "new_record", "tell_invalid", "upstream_of"]
+__all__ = ["InForce", "fill_record", "new_record", "set_names", "split_protocols", "tell_invalid", "upstream_of"]
 
+_INVALID: Mapping[Ending | None, str] = {
+    Ending.BAD_PROXY_HEADER: "an invalid PROXY header",
+    Ending.BAD_TLS_HELLO: "a broken TLS hello",
+}
 _MOVED_BY = ("", "copy", "splice", "auto")
 
 
@@ -43,6 +47,8 @@ def new_record(native: _fastpath.Record, service: Service) -> SessionRecord:
         record.group = service.group.name
     if native.peer is not None:
         _introduce(record, native)
+    if native.hello is not None:
+        set_names(record, *native.hello)
     return record
 
 
@@ -53,11 +59,25 @@ def _introduce(record: SessionRecord, native: _fastpath.Record) -> None:
     record.peer, record.peer_port = native.peer
 
 
+def split_protocols(protocols: bytes) -> list[bytes]:
+    """Protocols that each have a length byte before them."""
+    found = []
+    while protocols:
+        found.append(protocols[1 : 1 + protocols[0]])
+        protocols = protocols[1 + protocols[0] :]
+    return found
+
+
+def set_names(record: SessionRecord, server_name: str, protocols: bytes) -> None:
+    """What the TLS hello wants. The last one of the protocols may be cut."""
+    record.server_name, record.alpn = server_name, alpn_text(split_protocols(protocols))
+
+
 def tell_invalid(record: SessionRecord, native: _fastpath.Record, preambles: InvalidPreambles) -> None:
-    """Say what was wrong with a PROXY header, if that was the end."""
-    if record.ending is Ending.BAD_PROXY_HEADER:
+    """Say what was wrong with a PROXY header or a TLS hello, if that was the end."""
+    if (what := _INVALID.get(record.ending)) is not None:
         found = Invalid(Fault(native.server >> 32), native.server & 0xFFFFFFFF)
-        preambles.tell(record.route, record.client, f"an invalid PROXY header ({found})")
+        preambles.tell(record.route, record.client, f"{what} ({found})")
 
 
 def upstream_of(native: _fastpath.Record, policy: _fastpath.Policy) -> tuple[str, int]:
@@ -79,6 +99,8 @@ def fill_record(record: SessionRecord, native: _fastpath.Record, in_force: InFor
         record.relay = _MOVED_BY[native.moved_by] or in_force.service.settings.relay.value
     if native.peer is not None and not record.peer:
         _introduce(record, native)
+    if native.hello is not None and not (record.server_name or record.alpn):
+        set_names(record, *native.hello)
     record.connect_s, record.duration_s = native.connect_s, native.duration_s
     record.bytes_up, record.bytes_down = native.bytes_up, native.bytes_down
     record.datagrams_up, record.datagrams_down = native.datagrams_up, native.datagrams_down

@@ -70,7 +70,7 @@ class _Reports:
         """An address of a destination, or of a server, begins to fail, or works again."""
         in_force = self._in_force.get(native.tag)
         if in_force is not None and in_force.listener.tag:
-            destination = in_force.listener.service.destination
+            destination = in_force.listener.current(in_force.service).destination
             if native.server:
                 destination = in_force.servers[native.server].destination
             destination.health.changed(*upstream_of(native, in_force.policy), native.errno)
@@ -85,7 +85,7 @@ class _Reports:
         """Several connects failed in a row: names are resolved again."""
         in_force = self._in_force.get(native.tag)
         if in_force is not None and in_force.listener.tag:
-            service = in_force.listener.service
+            service = in_force.listener.current(in_force.service)
             service.destination.look_up_again()
             if service.source_host is not None:
                 service.source_host.look_up_again()

@@ -156,8 +156,10 @@ class StreamListener(Listener):
                 self._back_off(error)
             return False
         self._pause_s = 0.0
+        service.rule.buckets.connected()
         client.setblocking(False)
-        Session(service, service.registry.gate.next_id(), client, peer).start(self._loop, self._tasks)
+        session_id = service.registry.gate.next_id()
+        Session(service, session_id, client, peer, lambda: self.service).start(self._loop, self._tasks)
         return True
 
     def _back_off(self, error: OSError) -> None:

@@ -6,16 +6,21 @@ First the header of the PROXY protocol, which is taken out of the socket; then t
 from __future__ import annotations
 
 import asyncio
+import errno
+import math
 import socket
+import time
 from collections.abc import Callable, Coroutine
+from typing import TypeVar
 
-from oinetd.core.names import NameTable
 from oinetd.core.preamble import Preamble
-from oinetd.core.record import Ending
+from oinetd.core.record import Ending, alpn_text
 from oinetd.core.registry import Live
 from oinetd.core.service import Service
 from oinetd.core.sharing import choose_rule
+from oinetd.lanes.python.client_watch import ClientWatch
 from oinetd.lanes.python.peek import Found, Peek
+from oinetd.model import AcceptProxy
 from oinetd.net.sockets import client_address
 from oinetd.preamble import proxy_protocol, tls_hello
 from oinetd.preamble.progress import Invalid, NeedMore
@@ -24,8 +29,7 @@ from oinetd.preamble.tls_hello import HELLO_WIRE_BYTES_MAX, Hello
 
 __all__ = ["PreambleStage"]
 
-ALPN_CHARS_MAX = 255
-"""Of the protocols that a record has."""
+_T = TypeVar("_T")
 
 
 class PreambleStage:
@@ -33,13 +37,23 @@ class PreambleStage:
 
     From the beginning to `leave` the session counts as one whose preamble is being read. The peer is counted where its
     source is bounded until the header is there; after that the client is. `header` is None if the client is the peer
-    itself, which sends none. `peer` is for access rules. `service` is that of the rule that the hello chose.
+    itself, which sends none. `peer` is for access rules. `service` is that of the rule that the hello chose, of those
+    that are in force when the preamble is complete.
     """
 
-    __slots__ = ("_client", "_inside", "_live", "_preamble", "errno", "header", "peer", "service")
+    __slots__ = ("_client", "_in_force", "_inside", "_live", "_preamble", "errno", "header", "peer", "service")
 
-    def __init__(self, service: Service, preamble: Preamble, live: Live, client: socket.socket, peer: str) -> None:
+    def __init__(
+        self,
+        service: Service,
+        preamble: Preamble,
+        live: Live,
+        client: socket.socket,
+        peer: str,
+        in_force: Callable[[], Service],
+    ) -> None:
         self.service = service
+        self._in_force = in_force
         self._preamble = preamble
         self._live = live
         self._client = client
@@ -60,15 +74,38 @@ class PreambleStage:
         is_unix = self._client.family == socket.AF_UNIX
         refusal, headed = self._preamble.judge(self.peer, is_unix)
         if refusal is None and headed:
-            refusal = await self._counted(self._read_header)
-        names = self.service.names
-        if refusal is not None or names is None:
+            connected = self.peer
+            refusal = await self._counted(self._read_header) or self._renew(connected, is_unix)
+        if refusal is not None or self.service.names is None:
             return refusal
         if not is_unix and (refusal := self._preamble.everybody.decide(self.peer)) is not None:
             return refusal
-        return await self._counted(lambda: self._choose(names))
+        deadline = time.monotonic() + self._preamble.peek_timeout_s if self._preamble.peek_timeout_s else math.inf
+        found = await self._counted(self._read_hello)
+        if isinstance(found, Ending):
+            return found
+        assert found is not None
+        return self._renew() or self._choose(found) or await self._wait_for_turn(deadline)
 
-    async def _counted(self, read: Callable[[], Coroutine[None, None, Ending | None]]) -> Ending | None:
+    def _renew(self, connected: str = "", is_unix: bool = True) -> Ending | None:
+        """Go by what is in force now: a reload may have changed it while something was awaited.
+
+        `connected` is the peer, if a header was read.
+        """
+        service = self._in_force()
+        if service is self.service:
+            return None
+        live, self.service = self._live, service
+        live.record.route = service.route
+        if live.rule is not service.rule and not choose_rule(service.registry, live, service.rule):
+            return Ending.LIMITED
+        if service.preamble is not None:
+            self._preamble = service.preamble
+            if connected and self._preamble.accept is not AcceptProxy.OFF:
+                return self._preamble.judge(connected, is_unix)[0]
+        return None
+
+    async def _counted(self, read: Callable[[], Coroutine[None, None, _T]]) -> _T | Ending:
         """Read something while the source is counted as it is known now."""
         registry = self.service.registry
         if not registry.admit_source(self._live):
@@ -108,8 +145,7 @@ class PreambleStage:
             self.peer = header.source.host
             record.client, record.client_port = client_address(header.source)
 
-    async def _choose(self, names: NameTable[Service]) -> Ending | None:
-        """Let the client's hello choose the rule that serves it."""
+    async def _read_hello(self) -> Hello | Ending:
         record = self._live.record
         found = await self._peek(
             tls_hello.feed, HELLO_WIRE_BYTES_MAX, self._preamble.peek_timeout_s, Ending.PEEK_TIMEOUT
@@ -121,14 +157,40 @@ class PreambleStage:
             return Ending.BAD_TLS_HELLO
         assert isinstance(found, Hello)
         record.server_name = found.server_name
-        record.alpn = b",".join(found.protocols).decode("ascii", "backslashreplace")[:ALPN_CHARS_MAX]
+        record.alpn = alpn_text(found.protocols)
+        return found
+
+    def _choose(self, found: Hello) -> Ending | None:
+        """Let the client's hello choose the rule that serves it."""
+        names, record = self.service.names, self._live.record
+        if names is None:
+            return None
         service = names.choose(found.server_name, found.protocols)
         if service is None:
             return Ending.NO_SNI_RULE
-        if not choose_rule(service.registry, self._live, service.rule):
-            return Ending.LIMITED
         self.service, record.route = service, service.route
-        return None
+        return None if choose_rule(service.registry, self._live, service.rule) else Ending.LIMITED
+
+    async def _wait_for_turn(self, deadline: float) -> Ending | None:
+        """Wait until the rate of the rule lets the client in, at most until `deadline`."""
+        buckets = self._live.rule.buckets
+        turn = buckets.turn()
+        if not turn:
+            return None
+        if late := turn > deadline:
+            buckets.connect_given_back()
+        loop = asyncio.get_running_loop()
+        gone = loop.create_future()
+        watch = ClientWatch(loop, self.service.dialer.poller, self._client, lambda: gone.set_result(None))
+        try:
+            await asyncio.wait([gone], timeout=min(turn, deadline) - time.monotonic())
+            if gone.done():
+                self.errno = errno.ECONNRESET
+                return Ending.CLIENT_RESET
+        finally:
+            watch.close()
+            gone.cancel()
+        return Ending.PEEK_TIMEOUT if late else None
 
     def _tell(self, what: str) -> None:
         self.service.registry.invalid_preambles.tell(self.service.route, self._live.record.client, what)

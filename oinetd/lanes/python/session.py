@@ -10,7 +10,7 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Self
 
@@ -59,7 +59,14 @@ class Session:
     _live: Live
     _preamble: PreambleStage | None
 
-    def __init__(self, service: Service, session_id: int, client: socket.socket, peer: tuple[str, int]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        session_id: int,
+        client: socket.socket,
+        peer: tuple[str, int],
+        in_force: Callable[[], Service] | None = None,
+    ) -> None:
         host, port = client_address(peer)
         record = SessionRecord(session_id, service.route, host, port, time.time())
         self._set_up(service, client, record)
@@ -69,7 +76,9 @@ class Session:
             self._peer = peer[0]  # as the socket gave it
         service.registry.enter(self._live)
         if service.preamble is not None:
-            self._preamble = PreambleStage(service, service.preamble, self._live, client, self._peer)
+            self._preamble = PreambleStage(
+                service, service.preamble, self._live, client, self._peer, in_force or (lambda: service)
+            )
 
     def _set_up(self, service: Service, client: socket.socket, record: SessionRecord) -> None:
         self._service = service

@@ -1336,7 +1336,7 @@ cdef class Hub:
     ):
         cdef Passport passport
         cdef Address client, upstream, address
-        cdef bytes name, protocols
+        cdef bytes server_name, protocols
         cdef Facts *named
         cdef Dir *flow
         cdef Conn *conn
@@ -1357,7 +1357,8 @@ cdef class Hub:
             raise ValueError("the policy has no gate")
         hello = state.get("hello")
         if hello is not None:
-            name, protocols = hello[0].encode(), bytes.fromhex(hello[1])
+            server_name = (<str?> hello[0]).encode()
+            protocols = bytes.fromhex(hello[1])
         peer = state.get("peer")
         if peer is not None:
             host, port, unknown = str(peer[0]), int(peer[1]) & 0xFFFF, bool(peer[2])
@@ -1381,7 +1382,7 @@ cdef class Hub:
                 conn.facts.unknown = unknown
         if hello is not None:
             named = facts_named(
-                conn.facts, <const uint8_t *> <char *> name, <uint32_t> len(name),
+                conn.facts, <const uint8_t *> <char *> server_name, <uint32_t> len(server_name),
                 <const uint8_t *> <char *> protocols, <uint32_t> len(protocols))
             if named != NULL:
                 free(conn.facts)

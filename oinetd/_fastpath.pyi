@@ -294,6 +294,7 @@ class Names:
     def choose(self, name: bytes, protocols: bytes) -> int:
         """The number of the rule, -1 if there is none; each of the protocols is behind its length."""
 
+@final
 class Policy:
     """What is in force for a listener or a pair; immutable. `tag` comes back in every record that goes by it.
 

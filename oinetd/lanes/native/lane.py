@@ -264,14 +264,9 @@ class NativeLane:
     def _compile_chosen(self, listener: ReactorListener, service: Service) -> Chosen:
         """The policy of a rule that shares a listener; the one in force if nothing changed."""
         known = listener.chosen.get(service.route.rule.identity)
-        addresses = None if service.group is not None else (
-            service.destination.at(service.route.place), service.source,
-            service.guard is not None and service.guard.addresses,
-        )  # fmt: skip
-        if known is not None and known.service is service and addresses is not None and known.addresses == addresses:
+        if known is not None and known.is_of(service):
             return known
-        tag, policy = self._compile(listener, service, 0 if known is None else known.tag)
-        return Chosen(tag, service, addresses, policy)
+        return Chosen.of(service, *self._compile(listener, service, 0 if known is None else known.tag))
 
     def _compile(self, listener: ReactorListener, service: Service, known: int) -> tuple[int, _fastpath.Policy]:
         """A policy for a service; `known` is the tag of the one before."""

@@ -75,6 +75,7 @@ class ReactorListener(Listener):
         name, protocols = state.get("hello") or ("", "")
         service = self.service.names.choose(str(name), split_protocols(bytes.fromhex(protocols)))
         return 0 if service is None else self.chosen[service.route.rule.identity].tag
+
     def current(self, service: Service) -> Service:
         """What is in force now for the rule of a `service` of this listener; that one if the rule is no more."""
         if self.service.names is None:

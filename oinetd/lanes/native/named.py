@@ -32,6 +32,22 @@ class Chosen(NamedTuple):
     addresses: object
     policy: _fastpath.Policy
 
+    @classmethod
+    def of(cls, service: Service, tag: int, policy: _fastpath.Policy) -> Chosen:
+        """For a policy that was compiled just now."""
+        return cls(tag, service, _addresses(service), policy)
+
+    def is_of(self, service: Service) -> bool:
+        """Whether the policy would be the same."""
+        return self.service is service and self.addresses is not None and self.addresses == _addresses(service)
+
+
+def _addresses(service: Service) -> object:
+    if service.group is not None:
+        return None
+    looping = None if service.guard is None else service.guard.addresses
+    return service.destination.at(service.route.place), service.source, looping
+
 
 def compile_names(table: NameTable[Service], policies: tuple[_fastpath.Policy, ...]) -> _fastpath.Names:
     """The table in the form of the data plane; `policies` are those of its entries."""

@@ -99,7 +99,7 @@ class Lanes:
         if self._tapped and not tcp:
             why += "; tap sees only TCP"
         engine, dialer = self.python.means(config, rule, native)
-        if lane is self.python and native is not None and engine is not native and tcp:
+        if lane is self.python and native not in (None, engine) and tcp and not self._tapped:
             why += "; bandwidth-per-rule and bandwidth-per-source need the Python engine"
         return Choice(lane, engine, dialer, why)
 

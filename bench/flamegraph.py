@@ -19,11 +19,11 @@ _LEAST_WIDTH = 0.4
 """Boxes below this many pixels are left out: they could not be seen."""
 
 _STYLE = """
-text{font:11px ui-monospace,monospace;fill:#111}
-.title{font:600 14px sans-serif;fill:#222}.note{font:11px sans-serif;fill:#555}
-rect.b{stroke:#fff;stroke-width:.6}g:hover>rect.b{stroke:#000}svg{background:#fff}
-@media(prefers-color-scheme:dark){svg{background:#161a1d}.title{fill:#eee}.note{fill:#aaa}rect.b{stroke:#161a1d}}
+.flame{background:#fff}.flame text{font:11px ui-monospace,monospace;fill:#111}
+.flame .title{font:600 14px sans-serif;fill:#222}.flame .note{font:11px sans-serif;fill:#555}
+.flame rect{stroke:#fff;stroke-width:.6}.flame g:hover>rect{stroke:#000}
 """
+"""On paper in either scheme of colours; of its own class, so that it may stand in a page."""
 
 
 @dataclass
@@ -49,7 +49,8 @@ def flamegraph(stacks: Stacks, title: str) -> str:
     depth = root.depth
     height = _TOP + depth * ROW + MARGIN
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="flame" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}">',
         f"<style>{_STYLE}</style>",
         f'<text class="title" x="{MARGIN}" y="18">{escape(title)}</text>',
         f'<text class="note" x="{MARGIN}" y="34">{root.count} samples of processor time; point at a box</text>',
@@ -70,7 +71,7 @@ def _draw(frame: _Frame, x: float, level: int, scale: float, bottom: float, tota
     label = frame.name if len(frame.name) <= letters else f"{frame.name[: letters - 1]}…" if letters > 3 else ""
     tip = f"{frame.name}: {frame.count} samples, {100 * frame.count / total:.1f} %"
     parts.append(
-        f'<g><title>{escape(tip)}</title><rect class="b" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROW}" '
+        f'<g><title>{escape(tip)}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{ROW}" '
         f'rx="2" fill="{_colour(frame.name)}"/>'
         + (f'<text x="{x + 3:.1f}" y="{y + 12:.1f}">{escape(label)}</text>' if label else "")
         + "</g>"

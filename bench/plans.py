@@ -59,7 +59,7 @@ def run_plan(steps: Sequence[str], out: Path, page: Path, more: Sequence[str], c
 
     The status is the worst of the steps. It goes on after a step that failed, not after one that was interrupted.
     """
-    from bench.report import write_page
+    from bench.report import newest_kept, write_page
 
     started, begin = time.time(), time.monotonic()
     table = Table(title="what was measured", title_justify="left")
@@ -77,7 +77,8 @@ def run_plan(steps: Sequence[str], out: Path, page: Path, more: Sequence[str], c
             break
     results = newest(_since(out, started))
     if results:
-        write_page(results, page)
+        kept = {name: run for name, run in newest_kept([out]).items() if run.started >= started}
+        write_page(results, page, kept)
     console.print(table)
     console.print(f"after {time.monotonic() - begin:.0f} s, the page: {page}", highlight=False, soft_wrap=True)
     return worst if results else 1

@@ -9,7 +9,16 @@ from pathlib import Path
 
 from bench.tools import need
 
-__all__ = ["SAMPLES_PER_S", "Stacks", "fold", "parse_script", "record_command", "script_command", "softirq_share"]
+__all__ = [
+    "SAMPLES_PER_S",
+    "Stacks",
+    "fold",
+    "parse_script",
+    "record_command",
+    "script_command",
+    "softirq_share",
+    "unfold",
+]
 
 SAMPLES_PER_S = 499
 """Not a divisor of the kernel's tick, so that samples do not fall on it."""
@@ -65,3 +74,12 @@ def softirq_share(stacks: Stacks) -> float | None:
 def fold(stacks: Stacks) -> list[str]:
     """One line for each stack, `a;b;c 12`, as other tools read them."""
     return [f"{';'.join(stack)} {count}" for stack, count in sorted(stacks.items())]
+
+
+def unfold(lines: Iterable[str]) -> Stacks:
+    """What `fold` has written."""
+    stacks: Stacks = Counter()
+    for line in lines:
+        names, _, count = line.rpartition(" ")
+        stacks[tuple(names.split(";"))] += int(count)
+    return stacks

@@ -99,7 +99,8 @@ def _add_reports(commands: Commands) -> None:
     report = commands.add(
         "report", "one HTML page from stored results, or the figures in README.md and docs/performance.md",
         """
-        Writes one self-contained HTML page from the newest result of each experiment. With `--pages` it rewrites the
+        Writes one self-contained HTML page from the newest complete result of each experiment, and the newest runs of
+        lab and capture beside them. With `--pages` it rewrites the
         parts of README.md and docs/performance.md between the markers `<!-- bench:begin -->` and `<!-- bench:end -->`
         instead, and the plots in docs/bench.
         """,
@@ -152,12 +153,13 @@ def _agree(arguments: argparse.Namespace, console: Console) -> int:
 
 def _report(arguments: argparse.Namespace, console: Console) -> int:
     need_libraries("matplotlib", "jinja2")
-    from bench.report import write_page, write_pages
+    from bench.report import newest_kept, write_page, write_pages
     from bench.results import load_results, newest
 
-    results = newest(load_results(arguments.results or [RESULTS_DIR]))
+    places = arguments.results or [RESULTS_DIR]
+    results = newest(load_results(places))
     if arguments.pages is None:
-        write_page(results, arguments.out)
+        write_page(results, arguments.out, newest_kept(places))
         console.print(f"written: {arguments.out}", highlight=False)
         return 0
     changed = write_pages(results, arguments.pages, check=arguments.check)

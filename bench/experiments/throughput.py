@@ -22,7 +22,7 @@ from bench.meter import Spent, metered
 from bench.meter import client_command as own_command
 from bench.profiling import SOFTIRQ_S, count_events, count_syscalls, sample_stacks, softirq_of
 from bench.results import Result, Sample
-from bench.stacks import softirq_share
+from bench.stacks import fold, softirq_share
 from bench.stand import WARM_UP_S, Running, Stand
 from bench.subjects import Subject
 from bench.tables import print_profiles
@@ -133,7 +133,9 @@ class Throughput(Experiment):
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         path = self.options.out / f"flamegraph-{stamp}-{running.subject.name}.svg"
         path.write_text(flamegraph(stacks, f"{running.subject.name}: eight streams up"))
-        return {"file": path.name, "samples": stacks.total(), "softirq": softirq_share(stacks)}
+        return {
+            "file": path.name, "samples": stacks.total(), "softirq": softirq_share(stacks), "stacks": fold(stacks),
+        }  # fmt: skip
 
     def show(self, result: Result, console: Console) -> int:
         status = super().show(result, console)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from bench.report.kept import newest_kept
 from bench.report.markdown import write_pages
 from bench.report.page import write_page
 
-__all__ = ["write_page", "write_pages"]
+__all__ = ["newest_kept", "write_page", "write_pages"]

@@ -15,7 +15,7 @@ from bench.statistics import Summary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "udp_plots"]
+__all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "mixed_plots", "udp_plots"]
 
 _INK = plots._INK
 _SIZE = plots._FONT_SIZE
@@ -24,7 +24,7 @@ _HEADLINE_CASE = "P8"
 
 def all_plots(result: Result) -> list[Plot]:
     """Every plot of one experiment."""
-    makers = {"latency": latency_curves, "udp": udp_plots, "failover": failover_plots}
+    makers = {"latency": latency_curves, "mixed": mixed_plots, "udp": udp_plots, "failover": failover_plots}
     maker = makers.get(result.experiment)
     return plots.plots_of(result) + (maker(result) if maker and result.measured() else [])
 
@@ -156,6 +156,15 @@ def udp_plots(result: Result) -> list[Plot]:
         for case in result.cases()
         if "32 under way" in case
     ]
+
+
+def mixed_plots(result: Result) -> list[Plot]:
+    """What small messages wait for, and how much goes by beside them."""
+    found = []
+    for case in result.cases():
+        keys = ("p99_us", "beside_gbit_s") if "streams" in case else ("p50_us", "p99_us")
+        found.append(plots._bar_plot(result, f"mixed-{plots._slug(case)}", f"Small messages, {case}", case, keys))
+    return found
 
 
 def failover_plots(result: Result) -> list[Plot]:

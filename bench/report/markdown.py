@@ -10,9 +10,10 @@ from bench.errors import BenchError
 from bench.experiments.micro import INTERCEPT, SLOPE, lines_of_cost
 from bench.machine import summary_line
 from bench.profiles import softirq_profile
-from bench.report.charts import all_plots
-from bench.report.page import ORDER, TITLES, when
+from bench.report.charts import all_plots, headline
+from bench.report.page import when
 from bench.report.plots import Plot
+from bench.report.words import ORDER, TITLES
 from bench.results import Result, SubjectInfo
 
 __all__ = ["BEGIN", "END", "performance_section", "readme_figures", "write_pages"]
@@ -20,7 +21,7 @@ __all__ = ["BEGIN", "END", "performance_section", "readme_figures", "write_pages
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
 MADE_BY = "<!-- Made by `python -m bench report --pages` from bench/results: change nothing here by hand. -->"
-PLOTS = ("throughput-p1", "buffers", "latency", "rate", "memory", "micro")
+PLOTS = ("headline", "throughput-p1", "buffers", "latency", "rate", "memory", "micro")
 """Those that docs/performance.md shows; the HTML report shows all."""
 
 _FIGURES = (
@@ -49,6 +50,8 @@ def write_pages(results: Mapping[str, Result], root: Path, *, check: bool = Fals
     """
     docs = root / "docs"
     shown = {plot.name: plot for result in results.values() for plot in all_plots(result) if plot.name in PLOTS}
+    if first := headline(results):
+        shown[first.name] = first
     pages = {
         root / "README.md": readme_figures(results),
         docs / "performance.md": performance_section(results, shown),
@@ -105,15 +108,17 @@ def performance_section(results: Mapping[str, Result], plots: Mapping[str, Plot]
 def _performance(results: Mapping[str, Result], plots: Mapping[str, Plot]) -> Iterator[str]:
     yield from (MADE_BY, "")
     yield from (f"{BRACKETS} `n/a` is what cannot be had on the machine.", "")
+    if first := plots.get("headline"):
+        yield from (f"![{first.title}](bench/headline.svg)", "")
     makers = {
         "throughput": _throughput, "latency": _latency, "rate": _rate, "udp": _udp, "connections": _engines,
-        "micro": _micro,
+        "micro": _micro, "mixed": _mixed, "failover": _failover,
     }  # fmt: skip
     for name in ORDER:
         if name not in results:
             continue
         result = results[name]
-        facts = f"{when(result)}, {result.precision}, commit {result.machine['commit']}"
+        facts = f"{when(result.started)}, {result.precision}, commit {result.machine['commit']}"
         yield from (f"## {TITLES[name]}", "", f"{facts}, on {summary_line(result.machine)}.", "")
         yield from makers[name](result)
         if profile := softirq_profile(result):
@@ -276,6 +281,30 @@ def _udp(result: Result) -> list[str]:
                 wanted.append((case, "datagrams_per_s", f"{load}: datagrams/s"))
             wanted.append((case, "cpu_s_per_million", "CPU s/million"))
         lines += [f"{shape}:", "", *_figures(result, wanted)]
+    return lines
+
+
+def _mixed(result: Result) -> list[str]:
+    wanted = []
+    for case in result.cases():
+        beside = case.partition(", ")[2]
+        wanted += [(case, "p50_us", f"{beside}: p50 µs"), (case, "p99_us", "p99 µs")]
+        if result.values("direct", case, "beside_gbit_s"):
+            wanted.append((case, "beside_gbit_s", "streams, Gbit/s"))
+    small = result.cases()[0].partition(", ")[0] if result.cases() else ""
+    return [f"{small}:", "", *_figures(result, wanted)]
+
+
+def _failover(result: Result) -> list[str]:
+    """A table for each load: what clients saw while one of four servers failed."""
+    lines = []
+    for load in dict.fromkeys(case.partition(", ")[2] for case in result.cases()):
+        wanted = []
+        for case in result.cases():
+            fault, _, its_load = case.partition(", ")
+            if its_load == load:
+                wanted += [(case, "during_errors", f"{fault}: errors"), (case, "during_p99_us", "p99 µs")]
+        lines += [f"{load}, 64 at a time:", "", *_figures(result, wanted)]
     return lines
 
 

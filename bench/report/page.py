@@ -4,62 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.columns import BRACKETS, Column, cell, columns_of
 from bench.experiments.micro import INTERCEPT, SLOPE, lines_of_cost
+from bench.flamegraph import flamegraph
+from bench.lab.report import render
 from bench.machine import summary_line
 from bench.profiles import Profile, profiles_of
 from bench.report.charts import all_plots, headline
+from bench.report.kept import Kept
+from bench.report.markup import parts_of
 from bench.report.plots import Plot
+from bench.report.words import INTRODUCTIONS, ORDER, TITLES
 from bench.results import Result
+from bench.stacks import unfold
 from bench.tables import ambience, faults
 
-__all__ = ["ORDER", "TITLES", "render_page", "write_page"]
-
-ORDER = ("throughput", "latency", "rate", "scaling", "upgrade", "failover", "udp", "connections", "micro")
-TITLES = {
-    "throughput": "Throughput",
-    "latency": "Round trips",
-    "rate": "Connections a second, and idle ones",
-    "scaling": "More threads, more connections",
-    "upgrade": "Replaced under load",
-    "failover": "One of four servers fails",
-    "udp": "Datagrams",
-    "connections": "The table of engines",
-    "micro": "What one exchange costs",
-}
-_INTRODUCTIONS = {
-    "throughput": "Streams between two namespaces, through each forwarder in a third one; the end that gets them "
-    "checks every byte. CPU is the forwarder's own processor time for 10⁹ bytes: the figure to compare. On few cores, "
-    "client and server take the processor from the forwarder, and the throughput shows what they leave. The kernel "
-    "does much of the work of receiving in soft interrupts, and charges it to what ran on that core just then: so CPU "
-    "holds some work of others, and others hold some of the forwarder's.",
-    "latency": "Requests and answers of equal size, on one connection and on many, with every connection waiting for "
-    "its answer before it asks again. Percentiles are of all round trips.",
-    "rate": "Each connection is opened, carries 64 bytes each way and is closed. Idle connections have carried one "
-    "byte and are then silent.",
-    "scaling": "Round trips of 64 bytes on connections that stay, and connections that ask once, with one to as many "
-    "threads as there are cores. Imbalance is the work of the busiest thread or process by the mean of all: 1 is even, "
-    "the number of threads is all in one. oinetd lets one thread do what one can do, so its imbalance means something "
-    "only if the busiest one is near a whole core.",
-    "upgrade": "Each forwarder is replaced while clients come, wait, ask and stream: oinetd by `oinetd upgrade`, "
-    "HAProxy by a new process that takes the listeners from the old one (`-x`, `-sf`), nginx by HUP. Connections left "
-    "behind are those that processes of before the last replacement still have.",
-    "failover": "Four servers behind each forwarder, with the same checks and timeouts if it has them. One is "
-    "killed, frozen (it accepts, and says nothing), refused by a firewall, or slowed to a tenth, while 64 short "
-    "connections at a time, or requests on 64 connections that stay, go through. Connections that stand on a killed "
-    "server are lost with it whatever the forwarder does.",
-    "udp": "UDP to UDP. With a number under way, a datagram is sent when the answer to an earlier one is here: "
-    "percentiles are of all round trips, and each is two datagrams forwarded. With a number offered, the client sends "
-    "at that rate whatever becomes of them, and the server counts. CPU is for a million datagrams that arrived.",
-    "connections": "Each column is the client's and the same for all engines. Socket creation: socket() and connect(). "
-    "Job setup: from connected until a first byte has come through. Download: from the request to the last byte, all "
-    "connections at once. Run time: from the first socket() to the last close().",
-    "micro": "One exchange at a time on one connection: eight bytes up, a payload down. A line through the forwarder's "
-    "processor time says what an exchange costs and what each byte adds.",
-}
+__all__ = ["render_page", "when", "write_page"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +36,32 @@ class _Table:
 @dataclass(frozen=True, slots=True)
 class _Section:
     name: str
-    title: str
-    introduction: str
     facts: str
-    tables: list[_Table]
-    plots: list[Plot]
-    notes: list[str]
-    faults: list[str]
-    ambience: list[str]
-    profiles: list[Profile]
-    configurations: list[tuple[str, str]]
-    result: Result
+    machine: dict[str, str]
+    topology: dict[str, str]
+    tables: list[_Table] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    ambience: list[str] = field(default_factory=list)
+    profiles: list[Profile] = field(default_factory=list)
+    configurations: list[tuple[str, str]] = field(default_factory=list)
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+    """Title and SVG, complete in itself; folded away."""
+    parts: list[tuple[str, str]] = field(default_factory=list)
+    """Title and HTML; the first one is open."""
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.name]
+
+    @property
+    def introduction(self) -> str:
+        return INTRODUCTIONS[self.name]
 
 
-def render_page(results: Mapping[str, Result]) -> str:
-    """The page of the newest result of each experiment."""
+def render_page(results: Mapping[str, Result], kept: Mapping[str, Kept] | None = None) -> str:
+    """The page of the newest result of each experiment, and of the newest runs of lab and capture."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(
@@ -95,19 +69,54 @@ def render_page(results: Mapping[str, Result]) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     sections = [_section(results[name]) for name in ORDER if name in results]
-    machines = dict.fromkeys(summary_line(section.result.machine) for section in sections)
+    makers = {"lab": _lab, "capture": _capture}
+    sections += [make(kept[name]) for name, make in makers.items() if kept and name in kept]
+    machines = dict.fromkeys(summary_line(section.machine) for section in sections)
     return environment.get_template("page.html.j2").render(
         sections=sections, machines=list(machines), headline=headline(results), brackets=BRACKETS
     )
 
 
-def write_page(results: Mapping[str, Result], path: Path) -> None:
+def write_page(results: Mapping[str, Result], path: Path, kept: Mapping[str, Kept] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_page(results))
+    path.write_text(render_page(results, kept))
 
 
-def when(result: Result) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(result.started))
+def when(started: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started))
+
+
+def _facts(started: float, precision: str, machine: dict[str, str]) -> str:
+    return f"{when(started)}; {precision}; commit {machine['commit']}; {summary_line(machine)}"
+
+
+def _lab(kept: Kept) -> _Section:
+    meta = kept.facts["meta"]
+    return _Section(
+        "lab", _facts(kept.started, f"windows of {meta['seconds']:g} s, of {meta['target']}", meta["machine"]),
+        meta["machine"], meta["topology"], parts=parts_of(render(kept.facts)),
+    )  # fmt: skip
+
+
+def _capture(kept: Kept) -> _Section:
+    facts = kept.facts
+    settings = facts["settings"]
+    precision = f"{settings['rounds']} rounds of {settings['seconds']:g} s, through {facts['subject']}"
+    drawn = (kept.directory / "capture.svg").read_text()
+    return _Section(
+        "capture", _facts(kept.started, precision, facts["machine"]), facts["machine"], facts["topology"],
+        notes=facts["verdicts"],
+        pictures=[("Captured, cost, and the ranges of the tiny ring", drawn[drawn.index("<svg") :])],
+    )  # fmt: skip
+
+
+def _flames(result: Result) -> list[tuple[str, str]]:
+    """The flame graphs of a run apart."""
+    return [
+        (f"Flame graph of {name}", flamegraph(unfold(each["stacks"]), f"{name}: eight streams up"))
+        for name, each in result.profiles.get("flamegraph", {}).items()
+        if "stacks" in each
+    ]
 
 
 def _section(result: Result) -> _Section:
@@ -127,10 +136,10 @@ def _section(result: Result) -> _Section:
             for name, line in lines_of_cost(result).items()
         ]
     return _Section(
-        name=result.experiment,
-        title=TITLES[result.experiment],
-        introduction=_INTRODUCTIONS[result.experiment],
-        facts=f"{when(result)}; {result.precision}; commit {result.machine['commit']}; {summary_line(result.machine)}",
+        result.experiment,
+        _facts(result.started, result.precision, result.machine),
+        result.machine,
+        result.topology,
         tables=tables,
         plots=all_plots(result),
         notes=notes,
@@ -138,7 +147,7 @@ def _section(result: Result) -> _Section:
         ambience=ambience(result),
         profiles=profiles_of(result),
         configurations=[(each.name, each.configuration) for each in result.subjects if each.configuration],
-        result=result,
+        pictures=_flames(result),
     )
 
 

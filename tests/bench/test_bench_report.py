@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,8 +13,9 @@ from rich.console import Console
 
 from bench.columns import Column, cell
 from bench.errors import BenchError
-from bench.report import write_page, write_pages
+from bench.report import newest_kept, write_page, write_pages
 from bench.report.markdown import BEGIN, END, readme_figures
+from bench.report.markup import parts_of
 from bench.report.page import render_page
 from bench.report.plots import plots_of
 from bench.results import Result, Sample, SubjectInfo, load_results, newest
@@ -38,6 +40,14 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
     "rate": {
         "connect/close × 16": ("per_second", "cpu_us", "p50_us", "p99_us"),
         "1000 idle": ("private_bytes_each", "kernel_bytes_each"),
+    },
+    "mixed": {
+        "64B × 16 at 2000/s, alone": ("p50_us", "p99_us", "cpu_us"),
+        "64B × 16 at 2000/s, beside 4 streams": ("p50_us", "p99_us", "beside_gbit_s"),
+    },
+    "failover": {
+        f"{fault}, connect/close": ("during_errors", "during_p99_us", "during_p99.9_us")
+        for fault in ("killed", "frozen")
     },
     "connections": {
         "100 × 200 MiB": (
@@ -205,7 +215,7 @@ def test_the_pages_are_rewritten_between_their_markers(results: dict[str, Result
     assert set(write_pages(results, tmp_path, check=True)) >= set(pages)
     assert all("stale" in page.read_text() for page in pages)
     changed = write_pages(results, tmp_path)
-    names = ("throughput-p1", "buffers", "latency", "rate", "memory", "micro")
+    names = ("headline", "throughput-p1", "buffers", "latency", "rate", "memory", "micro")
     assert set(changed) == {*pages, *(tmp_path / "docs" / "bench" / f"{name}.svg" for name in names)}
     for page in pages:
         text = page.read_text()
@@ -278,3 +288,69 @@ def test_the_guide_tells_buffers_and_threads(tmp_path: Path) -> None:
         "- `native-copy` with 2 threads, CPU s/GB by `buffersize`: 16K 0.500, 64K 0.300.",
         "- `native-copy`, CPU s/GB by `threads`: 1 0.200, 2 0.300.",
     ]
+
+
+def kept_runs(root: Path) -> None:
+    """A run of the lab and one of the capture, as they are kept, and one of either that is older."""
+    for stamp, started in (("lab-1", 1.0), ("lab-2", 2.0)):
+        directory = root / stamp
+        directory.mkdir()
+        meta = {
+            "target": f"relay of {stamp}", "machine": MACHINE, "machine_line": "a machine", "seconds": 1.0,
+            "topology": {"name": "netns"}, "started": started, "windows": {"S1": "a small file"}, "missing": ["None"],
+        }  # fmt: skip
+        (directory / "figures.json").write_text(json.dumps({"meta": meta, "windows": {"S1": {}}}))
+    directory = root / "capture-1"
+    directory.mkdir()
+    facts = {
+        "started": 3.0, "machine": MACHINE, "subject": "native-auto", "topology": {"name": "netns"},
+        "settings": {"seconds": 1.0, "rounds": 1}, "verdicts": ["the ring missed 0.0000 %"],
+    }  # fmt: skip
+    (directory / "capture.json").write_text(json.dumps(facts))
+    (directory / "capture.svg").write_text('<?xml version="1.0"?><svg class="kept"></svg>')
+    (root / "lab-3").mkdir()
+    (root / "lab-3" / "figures.json").write_text("{")
+
+
+def test_the_page_has_the_newest_runs_of_lab_and_capture(tmp_path: Path) -> None:
+    kept_runs(tmp_path)
+    page = render_page({}, newest_kept([tmp_path]))
+    assert "relay of lab-2" in page
+    assert "relay of lab-1" not in page
+    assert "the ring missed 0.0000 %" in page
+    assert '<svg class="kept">' in page
+    assert "<?xml" not in page
+    assert page.count("The machine of this section") == 2
+
+
+def test_the_labs_markdown_becomes_html() -> None:
+    text = (
+        "# Title\n\n## Summary\n\n- `a<b` is **great**\n- two\n\n"
+        "## S1: x\n\n### Counters\n\n| a | b |\n|---|--:|\n| c | 1 |\n\nEnd.\n"
+    )
+    (summary, first), (title, second) = parts_of(text)
+    assert (summary, title) == ("Summary", "S1: x")
+    assert first == '<ul class="notes"><li><code>a&lt;b</code> is <b>great</b></li><li>two</li></ul>'
+    assert "<h4>Counters</h4>" in second
+    assert "<th>a</th><th>b</th>" in second
+    assert "<tr><td>c</td><td>1</td></tr>" in second
+    assert second.count("<tr>") == 2
+
+
+def test_flame_graphs_and_counters_are_in_the_page() -> None:
+    result = make("throughput")
+    result.profiles = {
+        "flamegraph": {
+            "haproxy": {"file": "x.svg", "samples": 3, "softirq": 0.4, "stacks": ["main;recv 2", "main 1"]},
+        },
+        "perf": {"haproxy": {"gigabytes": 2.0, "counts": {"cycles": None, "context-switches": 10.0}}},
+        "strace": {
+            "haproxy": {"gigabytes": 2.0, "calls": [{"name": "splice", "calls": 8, "errors": 1, "seconds": 1.0}]},
+        },
+        "netperf": {"haproxy": {"TCP_RR": {"per_second": 1e4, "p50_us": 90.0, "p90_us": 95.0, "p99_us": 99.0}}},
+    }  # fmt: skip
+    page = render_page({"throughput": result})
+    assert "Flame graph of haproxy" in page
+    assert "recv: 2 samples, 66.7 %" in page
+    for text in ("perf stat", "context-switches", "System calls of haproxy", "splice", "netperf", "TCP_RR"):
+        assert text in page

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench.columns import BRACKETS, COLUMNS, Column, cell, plain
+from bench.columns import BRACKETS, COLUMNS, Column, cell, columns_of, plain
 from bench.errors import BenchError
 from bench.experiments.micro import INTERCEPT, SLOPE, lines_of_cost
 from bench.machine import summary_line
@@ -120,7 +120,7 @@ def _performance(results: Mapping[str, Result], plots: Mapping[str, Plot]) -> It
         result = results[name]
         facts = f"{when(result.started)}, {result.precision}, commit {result.machine['commit']}"
         yield from (f"## {TITLES[name]}", "", f"{facts}, on {summary_line(result.machine)}.", "")
-        yield from makers[name](result)
+        yield from makers.get(name, _by_case)(result)
         if profile := softirq_profile(result):
             yield from (f"{profile.title}:", "", *_rows(profile.head, profile.rows), profile.note, "")
         for plot in plots.values():
@@ -282,6 +282,19 @@ def _udp(result: Result) -> list[str]:
             wanted.append((case, "cpu_s_per_million", "CPU s/million"))
         lines += [f"{shape}:", "", *_figures(result, wanted)]
     return lines
+
+
+def _by_case(result: Result) -> list[str]:
+    """A table of the main columns for each case."""
+    lines = []
+    for case in result.cases():
+        wanted = [(case, column.key, _headed(column)) for column in columns_of(result, case, main=True)]
+        lines += [f"{case}:", "", *_figures(result, wanted)]
+    return lines
+
+
+def _headed(column: Column) -> str:
+    return f"{column.title}, {column.unit}" if column.unit else column.title
 
 
 def _mixed(result: Result) -> list[str]:

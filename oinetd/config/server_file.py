@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from typing import Final
 
 from oinetd.bounds import SERVERS_MAX
@@ -57,7 +58,7 @@ def _content(path: str) -> bytes:
 def parse_servers(text: str, file: str) -> tuple[Server, ...]:
     """The servers in `text`. Raises `ConfigError` with all problems."""
     problems: list[Problem] = []
-    servers: list[ServerLine] = []
+    servers: dict[str, ServerLine] = {}
     for statement in read_statements(text, file):
         before = len(problems)
         line, words = statement.line, statement.words
@@ -73,23 +74,23 @@ def parse_servers(text: str, file: str) -> tuple[Server, ...]:
         except Mistake as mistake:
             problems.append(line.problem(mistake.message, place.column, place.width, mistake.hint))
         else:
-            servers.append(found)
+            servers[found.server.name.lower()] = found
     if problems:
         raise ConfigError(*problems)
-    return tuple(each.server for each in servers)
+    return tuple(each.server for each in servers.values())
 
 
-def _check(new: ServerLine, servers: list[ServerLine]) -> None:
+def _check(new: ServerLine, servers: Mapping[str, ServerLine]) -> None:
     """Raises `Mistake` for a server that cannot be in a file, or not beside the others."""
     server = new.server
     if server.is_file or server.resolve not in (None, Resolve.ONE):
         raise Mistake("a file of servers has addresses and names of single servers", USAGE)
     if len(server.endpoint.ports) > 1:
         raise Mistake("a server in a file has one port", USAGE)
-    for known in servers:
-        if known.server.name.lower() == server.name.lower():
-            raise Mistake(f"the server {server} is in the file twice, also in line {known.line.number}")
-    if servers and servers[0].server.endpoint.protocol is not server.endpoint.protocol:
-        raise Mistake("tcp and udp in one file", f"the server in line {servers[0].line.number} decides")
+    if (known := servers.get(server.name.lower())) is not None:
+        raise Mistake(f"the server {server} is in the file twice, also in line {known.line.number}")
+    first = next(iter(servers.values()), new)
+    if first.server.endpoint.protocol is not server.endpoint.protocol:
+        raise Mistake("tcp and udp in one file", f"the server in line {first.line.number} decides")
     if len(servers) >= SERVERS_MAX:
         raise Mistake(f"the file has more than {SERVERS_MAX} servers")

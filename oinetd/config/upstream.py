@@ -158,6 +158,7 @@ class GroupDraft:
     index: int
     first: UpstreamLine
     servers: list[tuple[int, ServerLine]] = field(default_factory=list)
+    named: dict[str, ServerLine] = field(default_factory=dict)
     said: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -175,10 +176,10 @@ class GroupDraft:
                 self.servers.append((index, said.server))
 
     def _misfit(self, new: ServerLine) -> Problem | None:
-        for _, known in self.servers:
-            if known.server.name.lower() == new.server.name.lower():
-                message = f"the server {new.server} is in the group {self.name} twice, also in line {known.line}"
-                return new.line.problem(message, new.word.column, new.word.width)
+        known = self.named.setdefault(new.server.name.lower(), new)
+        if known is not new:
+            message = f"the server {new.server} is in the group {self.name} twice, also in line {known.line}"
+            return new.line.problem(message, new.word.column, new.word.width)
         if new.server.endpoint.protocol is Protocol.UDP and new.server.send_proxy not in (None, SendProxy.OFF):
             message = f"send-proxy is for TCP, and the server {new.server} is reached over UDP"
             return new.line.problem(message, new.word.column, new.word.width, "remove send-proxy from this server")

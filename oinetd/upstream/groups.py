@@ -167,7 +167,7 @@ class Groups:
     def found_by(self, group: str, line: Server) -> list[Found]:
         """The servers of this moment that a line of a group stands for; none if there is no such line."""
         wanted = self._wanted.get(group)
-        if wanted is None:
+        if wanted is None or line.is_address:  # what DNS says of those is kept by their destinations
             return []
         each = zip(wanted.upstream.servers, wanted.sources, strict=True)
         return next((source.servers() for server, source in each if server == line), [])

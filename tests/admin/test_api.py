@@ -12,6 +12,7 @@ import pytest
 
 from oinetd import ConfigError, Problem
 from oinetd.admin.instance import DRAINING
+from oinetd.admin.print import explain_lines
 from tests.admin.echo import echo_server
 from tests.admin.rig import Admin, administered
 from tests.admin.schema import OPENAPI, faults
@@ -206,6 +207,33 @@ async def test_an_explanation_names_rule_lane_and_the_line_that_decides(
         assert (value["verdict"], why in value["why"]) == (verdict, True), value
         if value["rule"]:
             assert value["lane"] == {"fast": "native", "slow": "python"}[value["rule"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "verdict", "chosen"),
+    [("balance=first", "served", [2]), ("balance=random", "served", [2, 3]), ("all-down=refuse", "no-server", [])],
+)
+async def test_an_explanation_names_the_server(options: str, verdict: str, chosen: list[int], tmp_path: Path) -> None:
+    servers = "".join(f"upstream web 10.0.0.{last} 80{' [backup]' if last == 4 else ''}\n" for last in range(1, 5))
+    text = f"127.0.0.1 0 @web\n{servers}upstream web [{options}]\n"
+    async with administered(tmp_path, text) as admin:
+        admin.forwarder.set_server("web", "10.0.0.1:80", state="drain")
+        if not chosen:
+            for last in (2, 3, 4):
+                admin.forwarder.set_server("web", f"10.0.0.{last}:80", state="maint")
+        port = bound(admin.forwarder)[1]
+        _, value = await admin.json(f"/v1/explain?address=127.0.0.1&port={port}&client=192.0.2.1")
+        assert faults(value, schema_of("/v1/explain")) == []
+        assert (value["verdict"], value["destination"]) == (verdict, "@web")
+        assert value["addresses"] == [f"10.0.0.{last}" for last in range(1, 5)]
+        found = {each["name"]: each for each in value["servers"]}
+        assert [last for last in range(1, 5) if found[f"10.0.0.{last}:80"]["chosen"]] == chosen
+        assert found["10.0.0.1:80"]["why"] == "drain (operator)"
+        if chosen:
+            assert found["10.0.0.4:80"]["why"] == "backup: used when no other server is usable"
+        assert any("drain (operator)" in line for line in explain_lines(value))
+        _, rules = await admin.json("/v1/rules")
+        assert rules["rules"][0]["connect"] == "@web"
 
 
 async def rates_of(admin: Admin) -> Any:

@@ -171,6 +171,23 @@ def test_a_socket_without_a_rule_is_told(oinetd: Start, listener: socket.socket)
     assert daemon.stop() == 0
 
 
+def test_stored_sockets_of_a_process_that_crashed(oinetd: Start) -> None:
+    """One serves on, with the clients in its queue; one that no rule needs is closed and taken out of the store."""
+    host = own_address()
+    with socket.create_server((host, 0)) as kept, socket.create_server((host, 0)) as unused:
+        place = kept.getsockname()
+        names = f"oinetd-tcp-{host}-{place[1]}:oinetd-tcp-other-1"
+        with Client(place) as early:
+            daemon = oinetd(
+                f"{host} {place[1]} UPSTREAM\n", environ={"FDSTORE": "9"}, **handed(kept, unused, names=names)
+            ).ready()
+            assert early.echo(b"early") == b"early"
+        until(lambda: daemon.manager.count("FDNAME=oinetd-tcp-other-1"), "the word about the other")
+        assert daemon.manager.read()[-1] == "FDSTOREREMOVE=1\nFDNAME=oinetd-tcp-other-1"
+        assert "no rule has this address" not in daemon.said
+        assert daemon.stop() == 0
+
+
 def held(listener: socket.socket, rule: str, oinetd: Start) -> str:
     """What a daemon that is given `listener` and cannot serve `rule` says."""
     daemon = oinetd(f"{rule} UPSTREAM\n", **handed(listener))

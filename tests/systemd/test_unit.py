@@ -187,3 +187,50 @@ def test_sockets_of_the_service_manager_bridge_a_restart(guest: Boot) -> None:
         ("oinetd.service", "active"),
         ("oinetd.socket", "active"),
     }
+
+
+UPGRADE_AND_CRASH = """\
+import json, os, signal, socket, subprocess, time
+
+def show(name):
+    words = ["systemctl", "show", "-P", name, "oinetd.service"]
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+
+def main_pid():
+    return int(show("MainPID"))
+
+def until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+with socket.create_connection(("127.0.0.1", 80), 20) as lasting:
+    lasting.sendall(b"before")
+    assert lasting.recv(6) == b"before"
+    old = main_pid()
+    done = subprocess.run(["oinetd", "upgrade", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    new = json.loads(done.stdout)["pid"]
+    assert main_pid() == new != old
+    assert open("/run/oinetd/oinetd.pid").read() == f"{new}\\n"
+    lasting.sendall(b"after")
+    assert lasting.recv(5) == b"after"
+    until(lambda: not os.path.exists(f"/proc/{old}"))
+    assert show("ActiveState") == "active"
+# systemd sees the end of a process that it did not start, and the next one has the sockets of it.
+os.kill(new, signal.SIGKILL)
+until(lambda: not os.path.exists(f"/proc/{new}"))
+with socket.create_connection(("127.0.0.1", 80), 20) as early:
+    early.sendall(b"early")
+    assert early.recv(5) == b"early"
+assert main_pid() not in (0, old, new)
+print(show("NRestarts"), show("NFileDescriptorStore"))
+"""
+
+
+def test_an_upgrade_and_a_crash_under_the_service_manager(guest: Boot) -> None:
+    """The main process is another one, and clients that come after a crash wait until the next one serves."""
+    machine = guest({"etc/oinetd.conf": RULES, **SERVER})
+    serve(machine)
+    assert machine.python(UPGRADE_AND_CRASH).split() == ["1", "1"]

@@ -92,3 +92,31 @@ def test_the_environment(more: dict[str, str], watchdog_s: float) -> None:
 
 def test_a_watchdog_without_a_manager() -> None:
     assert ServiceManager.of({"WATCHDOG_USEC": "30000000"}, 77).watchdog_s == 0.0
+
+
+def test_listeners_are_stored_by_name_and_taken_out(inbox: socket.socket) -> None:
+    manager = ServiceManager(abstract(inbox), stores=True)
+    manager.keeps(["oinetd-tcp-gone-1"])
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        manager.store({"oinetd-tcp-a-1": one, "oinetd-tcp-b-2": two})
+        manager.store({"oinetd-tcp-b-2": two})
+        assert inbox.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=oinetd-tcp-gone-1"
+        stored = {}
+        for _ in range(2):
+            text, fds, _, _ = socket.recv_fds(inbox, 1000, 4)
+            with socket.socket(fileno=fds[0]) as copy:
+                stored[text.decode()] = copy.getsockname()
+        assert stored == {
+            "FDSTORE=1\nFDNAME=oinetd-tcp-a-1\nFDPOLL=0": one.getsockname(),
+            "FDSTORE=1\nFDNAME=oinetd-tcp-b-2\nFDPOLL=0": two.getsockname(),
+        }
+        assert inbox.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=oinetd-tcp-a-1"
+    with pytest.raises(BlockingIOError):
+        inbox.recv(1000)
+
+
+@pytest.mark.parametrize(("said", "stores"), [("512", True), ("1", True), ("0", False), ("", False), ("x", False)])
+def test_a_store_is_one_that_the_manager_tells_of(said: str, stores: bool) -> None:
+    environ = {"NOTIFY_SOCKET": "@somewhere", "FDSTORE": said}
+    manager = ServiceManager.of(environ, os.getpid())
+    assert (manager.stores, "FDSTORE" in environ) == (stores, False)

@@ -80,3 +80,4 @@ def start(reaper: None, oinetd: Callable[..., Oinetd], environ: dict[str, str]) 
         if later:  # the first one has ended, or does so without those
             until(lambda daemon=daemon: daemon.process.poll() is not None, "the end of the first process")
             until(lambda daemon=daemon: not group_lives(daemon.pid), "the end of those that took over")
+        assert "Traceback" not in daemon.said, daemon.said

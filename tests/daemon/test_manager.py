@@ -25,7 +25,7 @@ def test_ready_only_when_it_listens(oinetd: Start) -> None:
     assert daemon.manager.notices[0].split("\n") == [
         "READY=1",
         f"MAINPID={daemon.pid}",
-        "STATUS=Forwarding from 1 addresses",
+        "STATUS=Forwarding from 1 address",
     ]
     assert daemon.stop() == 0
     (stopping,) = daemon.manager.read()[1:]
@@ -54,7 +54,7 @@ def test_a_reload_is_told_with_its_time(oinetd: Start) -> None:
 def test_a_failed_reload_is_told_in_the_status(oinetd: Start) -> None:
     daemon = oinetd(RULE).ready()
     daemon.reload("bogus\n")
-    assert "Forwarding from 1 addresses; the last reload failed: " in daemon.manager.read()[-1]
+    assert "Forwarding from 1 address; the last reload failed: " in daemon.manager.read()[-1]
     assert daemon.manager.count("READY=1") == 2
     assert daemon.stop() == 0
 

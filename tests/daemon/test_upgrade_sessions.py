@@ -160,7 +160,7 @@ def test_connections_of_the_python_lane_lose_nothing(
 ) -> None:
     """With its own engine, and with the reactors' (a server name needs this lane)."""
     port, log = free_port(), tmp_path / "log"
-    start(f"logfile {log}\nlogformat json\nengine {engine}\n127.0.0.1 {port} UPSTREAM [sni=a.example]\n")
+    daemon = start(f"logfile {log}\nlogformat json\nengine {engine}\n127.0.0.1 {port} UPSTREAM [sni=a.example]\n")
     hello, data = real_hello("a.example"), os.urandom(1 << 20) * 24
     with Client(("127.0.0.1", port)) as idle, Client(("127.0.0.1", port)) as bulk:
         for client in (idle, bulk):
@@ -193,6 +193,7 @@ def test_connections_of_the_python_lane_lose_nothing(
     assert sorted(line["bytes_up"] for line in closings(log)) == [len(hello) + 10, len(hello) + len(data)]
     (rule,) = rules_of(tmp_path, environ)
     assert (rule["accepted"], rule["live"], rule["bytes_up"]) == (2, 0, 2 * len(hello) + 10 + len(data))
+    assert "Traceback" not in daemon.said
 
 
 @pytest.mark.parametrize("engine", LANES)

@@ -52,8 +52,8 @@ class Session:
     """One client of one route. `run` is its whole life, and never raises for what peers do."""
 
     __slots__ = (
-        "_carried", "_client", "_cut_by", "_gone", "_killed", "_live", "_opened", "_peer", "_preamble", "_request",
-        "_revoked", "_routed", "_service", "_task",
+        "_carried", "_client", "_cut_by", "_departed", "_gone", "_killed", "_live", "_opened", "_peer", "_preamble",
+        "_request", "_revoked", "_routed", "_service", "_task",
     )  # fmt: skip
 
     _live: Live
@@ -84,7 +84,7 @@ class Session:
         self._service = service
         self._client = client
         self._task: asyncio.Task[None] | None = None
-        self._killed = self._gone = self._opened = self._revoked = False
+        self._killed = self._gone = self._opened = self._revoked = self._departed = False
         self._routed: Routed | None = None
         self._cut_by: Ending | None = None
         self._request: DialRequest | None = None
@@ -147,7 +147,7 @@ class Session:
 
     async def run(self) -> None:
         """Live. The session ends with its record complete, whatever happens."""
-        record, departed = self._live.record, False
+        record = self._live.record
         ending, code = Ending.ABORTED, 0
         try:
             if self._carried is not None:
@@ -187,7 +187,7 @@ class Session:
             record.relay = service.settings.relay.value if record.engine == "native" else "copy"
             ending, code = await self._relay(dialed.upstream)
         except Departed:
-            departed = True
+            self._departed = True
         except asyncio.CancelledError:
             # Killed, or the program ends. The engine has waited for the exact counts.
             ending, code = self._cut()
@@ -200,7 +200,7 @@ class Session:
                 if asked.member is not None:
                     record.server = asked.member.name
                     asked.leave_server()
-            if departed:
+            if self._departed:
                 self._service.registry.depart(self._live)
             else:
                 self._end(ending, code)
@@ -279,7 +279,7 @@ class Session:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         # A task that is cancelled before its first step never comes to its `finally`.
-        if self._live.record.ending is None:
+        if self._live.record.ending is None and not self._departed:
             close_with_reset(self._client)
             self._end(Ending.ABORTED, 0)
 

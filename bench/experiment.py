@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bench.results import Result, Sample, SubjectInfo
 from bench.stand import Running, Stand
 from bench.subjects import Subject, choose
 
-__all__ = ["Case", "Experiment", "Options", "check", "info", "must_be_writable", "perform"]
+__all__ = ["Case", "Experiment", "Options", "check", "info", "must_be_writable", "perform", "planned_s"]
 
 START_S = 0.6
 """About how long a subject takes to start and stop; for the reckoning of how long a run takes."""
@@ -80,11 +81,18 @@ class Experiment:
         raise NotImplementedError
 
     def chosen_cases(self) -> list[Case]:
-        """The cases that were asked for; all without such a wish. Raises `BenchError` if one is not known."""
+        """The cases that were asked for, by name or pattern; all without such a wish.
+
+        Raises `BenchError` if there is none of that name.
+        """
         known = {case.name: case for case in self.cases()}
-        if unknown := [name for name in self.options.cases if name not in known]:
-            raise BenchError(f"no case is called {unknown[0]}; there are: {'; '.join(known)}")
-        return [known[name] for name in self.options.cases] or list(known.values())
+        chosen: dict[str, Case] = {}
+        for pattern in self.options.cases:
+            found = fnmatch.filter(known, pattern)
+            if not found:
+                raise BenchError(f"no case is called {pattern}; there are: {'; '.join(known)}")
+            chosen |= {name: known[name] for name in found}
+        return list(chosen.values()) or list(known.values())
 
     def prepare(self) -> None:
         """Raise `ToolMissing` where something is missing without which nothing can be measured."""
@@ -157,10 +165,7 @@ def perform(experiment: Experiment, console: Console) -> Result:
         ready = [subject for subject, info in zip(subjects, result.subjects, strict=True) if not info.unavailable]
         infos = {each.name: each for each in result.subjects}
         cases = experiment.chosen_cases()
-        round_s = len(ready) * (START_S + experiment.warm_up_s + sum(case.seconds for case in cases))
-        planned_s = round_s * experiment.round_count
-        planned_s += len(ready) * (CHECK_S * options.check + experiment.apart_s())
-        with Plan(console, planned_s) as plan:
+        with Plan(console, planned_s(experiment, len(ready), cases)) as plan:
             if options.topology == "auto" and stand.topology.name == "loopback":
                 plan.say("on loopback: namespaces of its own need root, and pyroute2")
             for each in result.subjects:
@@ -179,6 +184,13 @@ def perform(experiment: Experiment, console: Console) -> Result:
                 plan.say("interrupted: what was measured so far is kept")
     result.finished = time.time()
     return result
+
+
+def planned_s(experiment: Experiment, subjects: int, cases: Sequence[Case]) -> float:
+    """About how long it takes to measure so many subjects in these cases."""
+    round_s = START_S + experiment.warm_up_s + sum(case.seconds for case in cases)
+    once_s = CHECK_S * experiment.options.check + experiment.apart_s()
+    return subjects * (experiment.round_count * round_s + once_s)
 
 
 def must_be_writable(directory: Path) -> None:

@@ -23,7 +23,7 @@ __all__ = ["FULL", "QUICK", "run_plan"]
 
 QUICK = (
     "throughput --quick --seconds 0.4 --no-iperf3 --softirq",
-    "latency --quick --seconds 0.4 --no-check",
+    "latency --quick --seconds 0.4 --no-check --cases '64B × 1;64B × 64'",
     "rate --quick --seconds 0.4 --rounds 1 --no-check",
     "mixed --quick --rounds 1 --seconds 0.5 --no-check",
     "udp --quick --seconds 0.25 --rounds 1 --subjects direct,oinetd-native,oinetd-python,nginx",
@@ -36,18 +36,20 @@ QUICK = (
 
 _PEERS = "nginx,nginx-trixie,rinetd"
 _COPYING = f"haproxy,haproxy-trixie,{_PEERS}"
+_SIZES = ";".join(f"len(payload)={size}" for size in (1, 64, 2048, 16 << 10, 64 << 10, 256 << 10))
 FULL = (
-    "throughput --seconds 0.5 --no-iperf3 --softirq --buffers 8K,16K,64K,256K "
+    "throughput --seconds 0.4 --no-iperf3 --softirq --buffers 8K,16K,64K,256K "
     f"--subjects floor,native-auto,native-splice,native-copy,python,haproxy-splice,haproxy-splice-trixie,{_PEERS}",
-    "latency --seconds 0.7 --softirq --cases '64B × 1;64B × 64' "
-    f"--subjects floor,native-auto,native-copy,python,{_COPYING},ref-tasks",
-    f"rate --seconds 0.7 --softirq --subjects native-auto,python,{_COPYING}",
-    "mixed --seconds 0.7 --subjects direct,native-auto,python,haproxy,nginx",
-    "failover --seconds 0.5 --rounds 1",
-    "udp --seconds 0.3 --rate 50000",
+    f"latency --seconds 0.6 --softirq --cases '64B × 1;64B × 64' --subjects floor,native-auto,python,{_COPYING}",
+    "rate --seconds 0.5 --softirq --cases 'connect/close × 16;connect/close × 64;* idle' "
+    f"--subjects native-auto,python,{_COPYING}",
+    "mixed --seconds 0.5 --idle 2000 --subjects direct,native-auto,python,haproxy",
+    "failover --seconds 0.5 --rounds 1 --cases '*, connect/close'",
+    "udp --seconds 0.3 --rate 50000 --cases '64B*;1400B × 1, 32 under way' "
+    "--subjects direct,oinetd-native,oinetd-python,nginx,rinetd",
     "connections --scale 0.1 --rounds 6 "
     "--subjects direct,native-splice,native-copy,python,haproxy-splice,nginx,reference",
-    "micro --seconds 0.2 --subjects native-copy,native-splice,python",
+    f"micro --seconds 0.2 --cases '{_SIZES}' --subjects native-copy,native-splice,python",
     "lab --scenario S1 --seconds 1",
     "capture --quick",
 )

@@ -98,7 +98,7 @@ def measured_options() -> argparse.ArgumentParser:
         help="of each subject; of several numbers, oinetd's native modes are there for each; default: its own choice",
     )  # fmt: skip
     group.add_argument("--cases", type=cases, default=[], metavar="NAME;…",
-                       help="only these cases, by the names that tables have, such as `P8` or `64B × 1`")  # fmt: skip
+                       help="only these cases, by the names of the tables, such as `P8` or `64B × *`")  # fmt: skip
     group = parser.add_argument_group("how long")
     group.add_argument("--quick", action="store_true", help="about a minute: fewer subjects, cases and rounds")
     group.add_argument("--rounds", type=count, default=0, metavar="N", help="times that each subject has its turn")

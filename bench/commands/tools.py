@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from bench.capture.options import DESCRIPTION as CAPTURE
 from bench.capture.options import EPILOG as CAPTURE_EXAMPLES
 from bench.capture.options import add_arguments as add_capture
 from bench.commands.arguments import Commands, add_topology, measured_options, names, positive
-from bench.commands.measurements import options
+from bench.commands.measurements import add_measurements, experiment, options
 from bench.errors import BenchError
 from bench.lab.options import DESCRIPTION as LAB
 from bench.lab.options import EPILOG as LAB_EXAMPLES
@@ -100,9 +101,8 @@ def _add_reports(commands: Commands) -> None:
         "report", "one HTML page from stored results, or the figures in README.md and docs/performance.md",
         """
         Writes one self-contained HTML page from the newest complete result of each experiment, and the newest runs of
-        lab and capture beside them. With `--pages` it rewrites the
-        parts of README.md and docs/performance.md between the markers `<!-- bench:begin -->` and `<!-- bench:end -->`
-        instead, and the plots in docs/bench.
+        lab and capture. With `--pages` it rewrites the parts of README.md and docs/performance.md between the markers
+        `<!-- bench:begin -->` and `<!-- bench:end -->` instead, and the plots in docs/bench.
         """,
         _report,
     )  # fmt: skip
@@ -124,7 +124,7 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
         raise BenchError(f"no step of it is called {unknown[0]}; there are: {', '.join(s.split()[0] for s in steps)}")
     if arguments.list:
         for step in chosen:
-            console.print(f"python -m bench {step}", highlight=False, soft_wrap=True)
+            console.print(f"python -m bench {step}{_about(step)}", highlight=False, soft_wrap=True)
         return 0
     need_libraries("psutil", "rich", "matplotlib", "jinja2")
     from bench.experiment import must_be_writable
@@ -132,6 +132,19 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
     must_be_writable(arguments.out)
     more = [] if arguments.topology == "auto" else ["--topology", arguments.topology]
     return run_plan(chosen, arguments.out.resolve(), arguments.page, more, console)
+
+
+def _about(step: str) -> str:
+    """How long a step of a plan takes, as a comment behind its command; nothing is known of lab and capture."""
+    from bench.experiment import planned_s
+
+    words = shlex.split(step)
+    if words[0] in ("lab", "capture"):
+        return ""
+    parser = argparse.ArgumentParser()
+    add_measurements(Commands(parser))
+    chosen = experiment(words[0], options(parser.parse_args(words)))
+    return f"  # {planned_s(chosen, len(chosen.chosen()), chosen.chosen_cases()):.0f} s"
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from bench.experiment import Experiment, Options
 from bench.experiments.latency import Latency
+from bench.experiments.mixed import Mixed
 from bench.experiments.rate import Rate
 from bench.experiments.throughput import Throughput
 from bench.experiments.udp import Udp
@@ -45,7 +46,7 @@ class Bed:
         self._ready: list[tuple[Experiment, tuple[int, ...]]] = []
         kinds: list[tuple[type[Experiment], dict[str, Any]]] = [
             (Throughput, {"no_iperf3": True}), (Latency, {}), (Latency, {"rate": [OFFERED]}), (Rate, {}),
-            (Udp, {"rate": [1000]}),
+            (Mixed, {"idle": 20}), (Udp, {"rate": [1000]}),
         ]  # fmt: skip
         for kind, extra in kinds:
             experiment = kind(
@@ -129,6 +130,16 @@ def test_connections_that_were_there_before(bed: Bed, mode: str, wanted: str) ->
 def test_datagrams_that_are_doubled_or_changed(bed: Bed, case: str, mode: str, wanted: str) -> None:
     (peer,) = choose_from(datagram_subjects([f"{mode}={command(mode)}"]), [mode])
     judge(bed.measured(peer, case), wanted)
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted", "beside"), [("honest", "", "beside 20 idle"), ("lossy", "bytes were lost", "beside 4 streams")]
+)
+def test_what_goes_on_beside_small_messages_is_checked_too(bed: Bed, mode: str, wanted: str, beside: str) -> None:
+    sample = bed.measured(Custom(mode, command(mode)), f"64B × 16 at 2000/s, {beside}")
+    judge(sample, wanted)
+    assert sample.values["p99_us"]
+    assert ("beside_gbit_s" in sample.values) == ("streams" in beside)
 
 
 def test_a_stall_of_one_in_a_thousand_shows_at_a_fixed_rate(bed: Bed) -> None:

@@ -11,6 +11,9 @@ from rich.console import Console
 
 from bench.cli import main, parser
 from bench.commands.measurements import experiment, options
+from bench.errors import BenchError
+from bench.experiment import Options
+from bench.experiments.udp import Udp
 from bench.plans import FULL, QUICK, run_plan
 from bench.results import Result
 
@@ -56,3 +59,14 @@ def test_steps_that_fail_are_told_and_the_page_is_of_the_others(tmp_path: Path) 
     (kept,) = tmp_path.glob("*.json")
     assert Result.load(kept).experiment == "micro"
     assert "micro --subjects nothing" in said.getvalue()
+
+
+def test_cases_are_chosen_by_name_or_pattern() -> None:
+    known = Udp(Options()).cases()
+    chosen = Udp(Options(cases=["64B × 1, *", "1400B × 1, 32 under way"])).chosen_cases()
+    assert [case.name for case in chosen] == [
+        *(case.name for case in known if case.name.startswith("64B × 1, ")), "1400B × 1, 32 under way",
+    ]  # fmt: skip
+    assert Udp(Options()).chosen_cases() == known
+    with pytest.raises(BenchError, match=r"no case is called 65B.*64B × 1"):
+        Udp(Options(cases=["65B*"])).chosen_cases()

@@ -60,8 +60,13 @@ class Inspection:
 
     def rules(self) -> list[RuleState]:
         """How each rule is served, where it listens, what it has moved."""
+        return self.overview()[1]
+
+    def overview(self) -> tuple[Stats, list[RuleState]]:
+        """`stats` and `rules` of the same moment, for less than both cost."""
+        stats = self.stats()
         served = [(one.route.rule, each.sock) for each in self._listeners.values() for one in each.service.each]
-        return rule_states(self.stats(), self._reload.lanes_of if self._stopped is not None else {}, served)
+        return stats, rule_states(stats, self._reload.lanes_of if self._stopped is not None else {}, served)
 
     def stats(self) -> Stats:
         """The counters since the start."""
@@ -79,7 +84,7 @@ class Inspection:
         from oinetd.observe.metrics import Measured
 
         times = self._lanes.histograms() if self._stopped is not None else {}
-        return Measured(self.stats(), self.rules(), times, self.destinations(), self.upstreams())
+        return Measured(*self.overview(), times, self.destinations(), self.upstreams())
 
     def destinations(self) -> list[DestinationState]:
         """The names that destinations and source addresses have, each once, and what they resolve to."""

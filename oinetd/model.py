@@ -238,7 +238,7 @@ class Rule:
     def routes(self) -> Iterator[Route]:
         """The rule's pairs of single ports, in order."""
         for offset, bind_port in enumerate(self.bind.ports):
-            connect = self.connect if self.connect.host.startswith("@") else self.connect.at(self.connect.port + offset)
+            connect = self.connect if self.upstream is not None else self.connect.at(self.connect.port + offset)
             yield Route(self, self.bind.at(bind_port), connect, offset)
 
     def __str__(self) -> str:

@@ -105,7 +105,7 @@ class Api:
         self._rates.ask()
         times = reactor_times()
         loads = {each.thread: self._rates.of(each.thread, (each.running_s, each.waiting_s)) for each in times}
-        return status(self.instance, self.instance.forwarder.rules(), loads, times)
+        return status(self.instance, *self.instance.forwarder.overview(), loads, times)
 
     def rules(self) -> list[dict[str, Any]]:
         """The rules of `/v1/rules`."""
@@ -256,7 +256,7 @@ class Api:
             raise Refusal(400, "the body is a JSON object with `to` and `dry_run`") from None
         if not isinstance(program, str) or not isinstance(dry_run, bool):
             raise Refusal(400, "`to` is a path, `dry_run` true or false")
-        self._log(request, f"upgrade {program} {'(dry run)' if dry_run else ''}".rstrip())
+        self._log(request, " ".join(filter(None, ("upgrade", program, "(dry run)" * dry_run))))
         try:
             return document(await self.instance.upgrade(program, dry_run))
         except OinetdError as error:

@@ -10,7 +10,9 @@ from typing import Any
 import oinetd
 from oinetd.admin.instance import DRAINING, STARTING, Instance
 from oinetd.core.record import SessionRecord
+from oinetd.core.registry import Stats
 from oinetd.model import Protocol
+from oinetd.net.sockets import is_numeric
 from oinetd.observe.machine import ThreadTimes, descriptor_limit, descriptors_open
 from oinetd.observe.rates import Rate
 from oinetd.observe.rules import RuleState
@@ -36,10 +38,13 @@ def health(instance: Instance) -> dict[str, Any]:
 
 
 def status(
-    instance: Instance, states: list[RuleState], loads: Mapping[int, Rate | None], times: list[ThreadTimes]
+    instance: Instance,
+    stats: Stats,
+    states: list[RuleState],
+    loads: Mapping[int, Rate | None],
+    times: list[ThreadTimes],
 ) -> dict[str, Any]:
     """The overview; `loads` has the rates of the reactor threads."""
-    stats = instance.forwarder.stats()
     counts = {each.thread: each for each in instance.forwarder.reactors()}
     reactors = []
     for number, each in enumerate(times):
@@ -81,6 +86,7 @@ def status(
         "names": [
             {"host": each.host, "addresses": list(each.addresses), "error": each.error}
             for each in instance.forwarder.destinations()
+            if not is_numeric(each.host)
         ],
         "reloads": {
             "succeeded": reloads.succeeded,
@@ -98,7 +104,7 @@ def rule_document(state: RuleState, second: Rate | None, minute: Rate | None) ->
     return {
         "name": state.name,
         "bind": str(rule.bind),
-        "connect": rule.connect.host if rule.connect.host.startswith("@") else str(rule.connect),
+        "connect": str(rule.connect),
         "origin": str(rule.origin),
         "in_force": state.in_force,
         "lane": state.lane,

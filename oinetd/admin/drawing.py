@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from oinetd.admin.print import place
 from oinetd.admin.view import CLIENTS, PANES, SERVERS, SESSIONS, Snapshot, View
 from oinetd.observe.text import age, inert, rate, size
 
@@ -107,9 +108,9 @@ def _tabs(view: View, now: Snapshot, hidden: int) -> Text:
         name = f"{pane} {usable}/{len(servers)}" if pane == SERVERS else pane
         if pane == view.pane != SERVERS:
             name = f"{rate(now.total)} {pane if now.total != 1 else pane.removesuffix('s')}"
-        style = "bold reverse" if pane == view.pane else "red" if pane == SERVERS and usable < len(servers) else "dim"
-        text.append(f" {name} ", style).append(" ")
-    text.append(f" by {view.sort}", "dim")
+        style = "red" if pane == SERVERS and usable < len(servers) else "dim"
+        text.append(name, "bold underline cyan" if pane == view.pane else style).append("   ")
+    text.append(f"by {view.sort}", "dim")
     if view.rule and view.pane != SERVERS:
         text.append(f", rule {inert(view.rule)}", "cyan")
     if view.typing or view.client:
@@ -214,10 +215,3 @@ def sparkline(values: deque[float], width: int) -> str:
     top = max(last, default=0.0)
     bars = "".join(BARS[min(7, int(value / top * 7.999))] if top else BARS[0] for value in last)
     return bars.rjust(width)
-
-
-def place(host: str, port: int) -> str:
-    """`host:port`; a client of a unix socket has no port."""
-    if host.startswith("unix:"):
-        return host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -55,8 +55,13 @@ class HttpConnection:
             pass  # it had its time, or has gone
         finally:
             self._writer.close()
-            with contextlib.suppress(OSError):
-                await self._writer.wait_closed()
+            try:
+                async with asyncio.timeout(LINGER_S):
+                    await self._writer.wait_closed()
+            except TimeoutError:
+                self.abort()  # it does not read what is left for it
+            except OSError:
+                pass
 
     def abort(self) -> None:
         """Close it at once."""

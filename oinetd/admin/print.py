@@ -7,7 +7,16 @@ from typing import Any
 
 from oinetd.observe.text import age, inert, number_of, rate, size, table
 
-__all__ = ["client_lines", "event_line", "explain_lines", "rule_lines", "server_lines", "session_lines", "status_lines"]
+__all__ = [
+    "client_lines",
+    "event_line",
+    "explain_lines",
+    "place",
+    "rule_lines",
+    "server_lines",
+    "session_lines",
+    "status_lines",
+]
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
@@ -138,8 +147,8 @@ def session_lines(found: dict[str, Any]) -> list[str]:
         (
             str(each["id"]),
             each["rule"],
-            _place(each["client"], each["client_port"]),
-            _place(each["upstream"], each["upstream_port"]) if each["upstream"] else "connecting",
+            place(each["client"], each["client_port"]),
+            place(each["upstream"], each["upstream_port"]) if each["upstream"] else "connecting",
             age(each["duration_s"]),
             age(each["idle_s"]),
             size(each["bytes_up"]),
@@ -159,11 +168,11 @@ def event_line(name: str, found: dict[str, Any]) -> str:
         return f"lost: {found['count']} events, this terminal was too slow"
     if "client" not in found:
         return inert(f"{name}: " + ", ".join(f"{key} {value}" for key, value in found.items()))
-    text = f"{name:8} {found['id']} {_place(found['client'], found['client_port'])} -> {found['rule']}"
+    text = f"{name:8} {found['id']} {place(found['client'], found['client_port'])} -> {found['rule']}"
     if name == "opened":
         return inert(text)
     if found["upstream"]:
-        text += f" -> {_place(found['upstream'], found['upstream_port'])}"
+        text += f" -> {place(found['upstream'], found['upstream_port'])}"
     return inert(
         f"{text}, {found['ending']}, {age(found['duration_s'])}, "
         f"{size(found['bytes_up'])} up, {size(found['bytes_down'])} down"
@@ -189,5 +198,8 @@ def explain_lines(found: dict[str, Any]) -> list[str]:
     return [inert(line) for line in lines]
 
 
-def _place(host: str, port: int) -> str:
+def place(host: str, port: int) -> str:
+    """`host:port`; a client of a unix socket has no port."""
+    if host.startswith("unix:"):
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -77,7 +77,8 @@ class Selection:
             try:
                 selection._access = AccessControl((), (AccessRule(Verb.ALLOW, selection.client),))
             except PatternError as error:
-                raise Refusal(400, f"client: {error.message}") from None
+                why = error.message.replace(f"'allow {selection.client}'", repr(selection.client))
+                raise Refusal(400, f"client: {why}") from None
         return selection
 
     @property

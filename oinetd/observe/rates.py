@@ -7,6 +7,7 @@ almost nothing, and the first answer has a rate, too.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ ASKED_S: Final = 30.0
 """How long after the last question a sample is taken every second."""
 
 MINUTE_S: Final = 60.0
+SHORTEST_S: Final = 0.05
+"""A rate over less time says nothing."""
 
 Sample = Mapping[Hashable, tuple[float, ...]]
 
@@ -64,16 +67,16 @@ class Rates:
     def of(self, key: Hashable, now: tuple[float, ...], over_s: float = ACTIVE_S) -> Rate | None:
         """The rate of the counters of `key`, which are `now`, over about `over_s`; None before there is a sample."""
         at = self._loop.time()
-        found = None
-        for when, sample in reversed(self._samples):
-            if key in sample:
-                found = when, sample[key]
-            if at - when >= over_s * 0.9:
-                break
-        if found is None or at - found[0] < 0.05:
-            return None
-        seconds = at - found[0]
-        return Rate(seconds, tuple((new - old) / seconds for new, old in zip(now, found[1], strict=True)))
+        # Not in each of them: the hash of a key may read a whole rule.
+        since = next((n for n, (when, _) in enumerate(reversed(self._samples), 1) if at - when >= over_s * 0.9), 0)
+        first = len(self._samples) - since if since else 0
+        for when, sample in itertools.islice(self._samples, first, None):
+            seconds = at - when
+            if seconds < SHORTEST_S:
+                return None
+            if (then := sample.get(key)) is not None:
+                return Rate(seconds, tuple((new - old) / seconds for new, old in zip(now, then, strict=True)))
+        return None
 
     def _sample(self) -> None:
         now = self._loop.time()

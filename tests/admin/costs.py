@@ -48,7 +48,7 @@ def serve(pipe: Connection) -> None:
         for key, _ in poll.select():
             sock = key.fileobj
             assert isinstance(sock, socket.socket)
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, ConnectionResetError):
                 if sock is listener:
                     while True:
                         poll.register(listener.accept()[0], selectors.EVENT_READ)

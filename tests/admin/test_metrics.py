@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from oinetd import Forwarder, parse_config
+from oinetd.admin.scrape import scrape
 from oinetd.core.histogram import CONNECT_BOUNDS_S, DURATION_BOUNDS_S, Histogram
 from tests.admin.echo import echo_server
 from tests.admin.rig import administered
@@ -56,6 +61,23 @@ async def test_a_scrape_has_what_was_counted_in_both_formats(tmp_path: Path) -> 
                 assert found[key("oinetd_last_reload_success")] == 1
                 assert found[key("oinetd_max_descriptors")] > 0
             assert headers["content-type"].startswith("application/openmetrics-text")
+
+
+@pytest.mark.parametrize(
+    ("accept", "library"), [("", generate_latest), ("application/openmetrics-text", openmetrics.generate_latest)]
+)
+async def test_a_scrape_is_what_the_library_would_write(accept: str, library: Callable[[Any], bytes]) -> None:
+    odd = CounterMetricFamily("odd", 'back\\slash "quote" line\nend', labels=("z", "a"))
+    odd.add_metric(('q"\\\n', "é"), 1234567.5)
+    odd.add_metric(("", ""), float("inf"))
+    async with Forwarder(parse_config("127.0.0.1 0 127.0.0.1 9\n127.0.0.1 0/udp 127.0.0.1 9/udp\n")) as forwarder:
+        found = [*forwarder.collector().collect(), odd]
+
+        class Same:
+            def collect(self) -> list[Any]:
+                return found
+
+        assert (await scrape(Same(), accept)).body == library(Same())
 
 
 async def test_a_listener_for_metrics_has_nothing_else(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from oinetd.observe.text import inert
 from tests.admin.echo import echo_server
 from tests.admin.rig import Admin, administered, parsed
 from tests.forwarding import bound, echoes
+from tests.peers import until
 
 RULE = "127.0.0.1 0 127.0.0.1 9\n"
 TOKEN = "0123456789abcdef0123"
@@ -278,6 +279,21 @@ async def test_a_client_has_ten_seconds(tmp_path: Path, monkeypatch: pytest.Monk
         assert await admin.raw(b"") == b""
         got = await admin.raw(b"POST /v1/reload HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n")
         assert parsed(got)[0] == 408
+
+
+async def test_a_client_that_does_not_read_its_answers_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oinetd.admin.http.REQUEST_S", 0.2)
+    monkeypatch.setattr("oinetd.admin.http.LINGER_S", 0.05)
+    async with administered(tmp_path, RULE) as admin:
+        served = admin.server._open[0].listener
+        assert served is not None
+        _, writer = await admin.connect()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"GET /v1/openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n" * 400)
+        await until(lambda: served.busy)
+        assert (await admin.json("/v1/health"))[0] == 200
+        await until(lambda: not served._served)
+        writer.transport.abort()
 
 
 async def test_only_some_clients_get_events(tmp_path: Path) -> None:

@@ -88,6 +88,17 @@ def status(
             for each in instance.forwarder.destinations()
             if not is_numeric(each.host)
         ],
+        "groups": [
+            {
+                "name": each.name,
+                "servers": len(each.servers),
+                "usable": sum(server.state.value == "up" for server in each.servers),
+                "live": sum(server.live for server in each.servers),
+                "full": each.full,
+                "times_full": each.times_full,
+            }
+            for each in instance.forwarder.upstreams()
+        ],
         "reloads": {
             "succeeded": reloads.succeeded,
             "failed": reloads.failed,

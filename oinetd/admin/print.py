@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Final
 
 from oinetd.observe.text import age, inert, number_of, rate, size, table
 
@@ -17,6 +17,9 @@ __all__ = [
     "session_lines",
     "status_lines",
 ]
+
+GROUPS_MAX: Final = 64
+"""Groups that `oinetd status` has a line for; `oinetd servers` has all."""
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
@@ -50,9 +53,19 @@ def status_lines(found: dict[str, Any]) -> list[str]:
         )
     for each in found["names"]:
         lines.append(f"name {each['host']}: {', '.join(each['addresses']) or each['error'] or 'no answer yet'}")
+    lines += [_group_line(each) for each in found["groups"][:GROUPS_MAX]]
+    if len(found["groups"]) > GROUPS_MAX:
+        lines.append(f"and {len(found['groups']) - GROUPS_MAX} more groups")
     done = f"reloads: {reloads['succeeded']} succeeded, {reloads['failed']} failed"
     lines.append(done + (f"; the last one failed: {reloads['last_error']}" if reloads["last_error"] else ""))
     return [inert(part) for line in lines for part in line.split("\n")]
+
+
+def _group_line(group: dict[str, Any]) -> str:
+    line = f"group {group['name']}: {group['usable']} of {group['servers']} servers usable, {group['live']} sessions"
+    if group["full"]:
+        return f"{line}, FULL: clients wait for room in a server"
+    return f"{line}, was full {group['times_full']} times" if group["times_full"] else line
 
 
 def rule_lines(found: dict[str, Any]) -> list[str]:

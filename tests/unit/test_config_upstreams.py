@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from oinetd.bounds import SERVERS_MAX, UPSTREAMS_MAX
 from oinetd.config import load_config, parse_config, render_config
+from oinetd.config.server_file import parse_servers
 from oinetd.config.vocabulary import GROUP_OPTIONS, SERVER_OPTIONS
 from oinetd.errors import ConfigError
 from oinetd.model import Config, Endpoint, Protocol, Rule, RuleOptions, SendProxy
@@ -381,3 +382,16 @@ def test_any_line_is_read_or_refused(text: str, begin: str) -> None:
             assert 1 <= problem.column <= len(begin + text) + 1
     else:
         assert parse_config(render_config(config)) == config
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(ALPHABET + "\n", max_size=80))
+def test_any_file_of_servers_is_read_or_refused(text: str) -> None:
+    try:
+        servers = parse_servers(text, "/run/web.servers")
+    except ConfigError as error:
+        for problem in error.problems:
+            assert problem.message
+            assert problem.line
+    else:
+        assert len({server.name.lower() for server in servers}) == len(servers)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from oinetd import Forwarder
+from oinetd.admin.print import status_lines
 from oinetd.admin.servers import group_documents
 from oinetd.core import capacity
+from tests.admin.rig import administered
+from tests.admin.schema import faults
+from tests.admin.test_api import schema_of
 from tests.forwarding import bound, exchange, in_one_loop
 from tests.peers import dial, until
 from tests.upstream.servers import backends, forwarding_to
@@ -43,3 +49,16 @@ async def test_a_full_group_is_said_once(
         "group web: full (all servers, 2 of 2 sessions), clients wait in the accept queue",
         "group web: room again (0 connections live)",
     ]
+
+
+@in_one_loop
+async def test_the_status_has_a_line_for_each_group(tmp_path: Path) -> None:
+    text = "127.0.0.1 0 @web\nupstream web 10.0.0.1 80\nupstream web 10.0.0.2 80\n"
+    async with administered(tmp_path, text) as admin:
+        admin.forwarder.set_server("web", "10.0.0.2:80", state="drain")
+        _, value = await admin.json("/v1/status")
+        assert faults(value, schema_of("/v1/status")) == []
+        assert "group web: 1 of 2 servers usable, 0 sessions" in status_lines(value)
+        value["groups"][0].update(full=True)
+        line = next(line for line in status_lines(value) if line.startswith("group web"))
+        assert line.endswith(", 0 sessions, FULL: clients wait for room in a server")

@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.histogram import lower_bound
-from bench.report import plots
-from bench.report.plots import Plot, colour_of
+from bench.report.drawing import FONT_SIZE, INK, Plot, bar_plot, colour_of, figure_of, legend, plain_sizes, slug
+from bench.report.plots import plots_of
 from bench.results import Result, SubjectInfo
 from bench.statistics import Summary
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "mixed_plots", "udp_plots"]
 
-_INK = plots._INK
-_SIZE = plots._FONT_SIZE
 _HEADLINE_CASE = "P8"
 
 
@@ -26,7 +24,7 @@ def all_plots(result: Result) -> list[Plot]:
     """Every plot of one experiment."""
     makers = {"latency": latency_curves, "mixed": mixed_plots, "udp": udp_plots, "failover": failover_plots}
     maker = makers.get(result.experiment)
-    return plots.plots_of(result) + (maker(result) if maker and result.measured() else [])
+    return plots_of(result) + (maker(result) if maker and result.measured() else [])
 
 
 def headline(results: Mapping[str, Result]) -> Plot | None:
@@ -47,7 +45,7 @@ def headline(results: Mapping[str, Result]) -> Plot | None:
 
 
 def _costs_and_rates(shown: Sequence[tuple[SubjectInfo, Summary, Summary]], case: str) -> Figure:
-    figure, (axes,) = plots._figure(10, 4.6)
+    figure, (axes,) = figure_of(10, 4.6)
     for subject, rate, cost in shown:
         colour = colour_of(subject)
         axes.plot([rate.low, rate.high], [cost.median] * 2, color=colour, alpha=0.45, linewidth=1.5)
@@ -56,12 +54,12 @@ def _costs_and_rates(shown: Sequence[tuple[SubjectInfo, Summary, Summary]], case
     for x, y, name in _apart(
         [(rate.median, cost.median, subject.name + subject.mark) for subject, rate, cost in shown]
     ):
-        axes.annotate(name, (x, y), xytext=(8, 6), textcoords="offset points", color=_INK, fontsize=_SIZE)
+        axes.annotate(name, (x, y), xytext=(8, 6), textcoords="offset points", color=INK, fontsize=FONT_SIZE)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.15)
-    axes.set_xlabel("Gbit/s, eight streams (right is better)" if case == "P8" else f"Gbit/s, {case}", color=_INK)
-    axes.set_ylabel("CPU s of the forwarder for 10⁹ bytes (down is better)", color=_INK)
+    axes.set_xlabel("Gbit/s, eight streams (right is better)" if case == "P8" else f"Gbit/s, {case}", color=INK)
+    axes.set_ylabel("CPU s of the forwarder for 10⁹ bytes (down is better)", color=INK)
     return figure
 
 
@@ -86,7 +84,7 @@ def latency_curves(result: Result) -> list[Plot]:
     offered = [case for case in result.cases() if "offered" in case]
     curves = [case for case in result.cases() if case.startswith("64B") and "offered" not in case]
     curves = curves or (offered if len(offered) == 1 else [])
-    if any(_tail(result, subject.name, case) for subject in _plain(result) for case in curves):
+    if any(_tail(result, subject.name, case) for subject in plain_sizes(result) for case in curves):
         found.append(Plot("latency-curves", "Percentiles of all round trips", partial(_tails, result, curves)))
     if len(offered) > 1:
         found.append(Plot("latency-load", "Latency against load", partial(_load_curve, result, offered)))
@@ -94,9 +92,9 @@ def latency_curves(result: Result) -> list[Plot]:
 
 
 def _tails(result: Result, cases: Sequence[str]) -> Figure:
-    figure, panels = plots._figure(10, 3.8, len(cases))
+    figure, panels = figure_of(10, 3.8, len(cases))
     for panel, case in zip(panels, cases, strict=True):
-        for subject in _plain(result):
+        for subject in plain_sizes(result):
             points = _tail(result, subject.name, case)
             if points:
                 xs, ys = zip(*points, strict=True)
@@ -107,8 +105,8 @@ def _tails(result: Result, cases: Sequence[str]) -> Figure:
         panel.set_yticks([0.5, 0.1, 0.01, 0.001, 0.0001], ["p50", "p90", "p99", "p99.9", "p99.99"])
         panel.minorticks_off()
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace(",", "\u202f"))
-        panel.set_title(f"{case}: µs (left is better)", color=_INK, fontsize=_SIZE + 1, loc="left")
-    plots._legend(panels[-1])
+        panel.set_title(f"{case}: µs (left is better)", color=INK, fontsize=FONT_SIZE + 1, loc="left")
+    legend(panels[-1])
     return figure
 
 
@@ -128,8 +126,8 @@ def _tail(result: Result, subject: str, case: str) -> list[tuple[float, float]]:
 
 
 def _load_curve(result: Result, cases: Sequence[str]) -> Figure:
-    figure, (axes,) = plots._figure(10, 3.8)
-    for subject in _plain(result):
+    figure, (axes,) = figure_of(10, 3.8)
+    for subject in plain_sizes(result):
         rates, values = [], []
         for case in cases:
             rate, latency = (result.figure(subject.name, case, key) for key in ("offered_per_s", "p99_us"))
@@ -139,20 +137,16 @@ def _load_curve(result: Result, cases: Sequence[str]) -> Figure:
         axes.plot(rates, values, "o-", color=colour_of(subject), label=subject.name, markersize=4)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace(",", "\u202f"))
-    axes.set_xlabel("requests offered a second", color=_INK)
-    axes.set_title(
-        "p99 from the time that a request was due, µs (lower is better)", color=_INK, loc="left", fontsize=11
-    )
-    plots._legend(axes)
+    axes.set_xlabel("requests offered a second", color=INK)
+    axes.set_title("p99 from the time that a request was due, µs (lower is better)", color=INK, loc="left", fontsize=11)
+    legend(axes)
     return figure
 
 
 def udp_plots(result: Result) -> list[Plot]:
     """How many datagrams a second, and what a million costs."""
     return [
-        plots._bar_plot(
-            result, f"udp-{plots._slug(case)}", f"Datagrams, {case}", case, ("datagrams_per_s", "cpu_s_per_million")
-        )
+        bar_plot(result, f"udp-{slug(case)}", f"Datagrams, {case}", case, ("datagrams_per_s", "cpu_s_per_million"))
         for case in result.cases()
         if "32 under way" in case
     ]
@@ -163,7 +157,7 @@ def mixed_plots(result: Result) -> list[Plot]:
     found = []
     for case in result.cases():
         keys = ("p99_us", "beside_gbit_s") if "streams" in case else ("p50_us", "p99_us")
-        found.append(plots._bar_plot(result, f"mixed-{plots._slug(case)}", f"Small messages, {case}", case, keys))
+        found.append(bar_plot(result, f"mixed-{slug(case)}", f"Small messages, {case}", case, keys))
     return found
 
 
@@ -172,9 +166,5 @@ def failover_plots(result: Result) -> list[Plot]:
     found = []
     for case in result.cases():
         keys = ("during_errors", "during_p99.9_us")
-        found.append(plots._bar_plot(result, f"failover-{plots._slug(case)}", f"One of four, {case}", case, keys))
+        found.append(bar_plot(result, f"failover-{slug(case)}", f"One of four, {case}", case, keys))
     return found
-
-
-def _plain(result: Result) -> list[SubjectInfo]:
-    return [subject for subject in result.measured() if "@" not in subject.name]

@@ -11,8 +11,8 @@ from bench.experiments.micro import INTERCEPT, SLOPE, lines_of_cost
 from bench.machine import summary_line
 from bench.profiles import softirq_profile
 from bench.report.charts import all_plots, headline
+from bench.report.drawing import Plot
 from bench.report.page import when
-from bench.report.plots import Plot
 from bench.report.words import ORDER, TITLES
 from bench.results import Result, SubjectInfo
 

@@ -14,9 +14,9 @@ from bench.lab.report import render
 from bench.machine import summary_line
 from bench.profiles import Profile, profiles_of
 from bench.report.charts import all_plots, headline
+from bench.report.drawing import Plot
 from bench.report.kept import Kept
 from bench.report.markup import parts_of
-from bench.report.plots import Plot
 from bench.report.words import INTRODUCTIONS, ORDER, TITLES
 from bench.results import Result
 from bench.stacks import unfold

@@ -11,7 +11,7 @@ from bench.errors import BenchError
 from bench.histogram import bucket_of
 from bench.identity import RunName
 from bench.report.charts import all_plots, headline
-from bench.report.plots import Plot
+from bench.report.drawing import Plot
 from bench.results import Result, Sample, SubjectInfo
 from bench.subjects import Route, Setup
 from bench.subjects.failover import failover_subjects

@@ -65,8 +65,11 @@ class Inspection:
     def overview(self) -> tuple[Stats, list[RuleState]]:
         """`stats` and `rules` of the same moment, for less than both cost."""
         stats = self.stats()
+        return stats, self._states(stats)
+
+    def _states(self, stats: Stats) -> list[RuleState]:
         served = [(one.route.rule, each.sock) for each in self._listeners.values() for one in each.service.each]
-        return stats, rule_states(stats, self._reload.lanes_of if self._stopped is not None else {}, served)
+        return rule_states(stats, self._reload.lanes_of if self._stopped is not None else {}, served)
 
     def stats(self) -> Stats:
         """The counters since the start."""
@@ -83,8 +86,14 @@ class Inspection:
     def _measured(self) -> Measured:
         from oinetd.observe.metrics import Measured
 
-        times = self._lanes.histograms() if self._stopped is not None else {}
-        return Measured(*self.overview(), times, self.destinations(), self.upstreams())
+        stats = self.stats()
+        return Measured(
+            stats,
+            lambda: self._states(stats),
+            lambda: self._lanes.histograms() if self._stopped is not None else {},
+            self.destinations(),
+            self.upstreams(),
+        )
 
     def destinations(self) -> list[DestinationState]:
         """The names that destinations and source addresses have, each once, and what they resolve to."""

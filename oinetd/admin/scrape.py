@@ -54,12 +54,19 @@ async def scrape(collector: Collector, accept: str) -> Response:
         samples = family.samples
         for at in range(0, len(samples), SAMPLES):
             parts.append(_lines(samples[at : at + SAMPLES]))
-            if time.monotonic() - began > STEP_S:
-                await asyncio.sleep(0)
-                began = time.monotonic()
+            began = await _turn(began)
+        began = await _turn(began)
     if modern:
         parts.append(_END)
     return Response(b"".join(parts), content_type=OPENMETRICS if modern else TEXT)
+
+
+async def _turn(began: float) -> float:
+    """Let others have their turn if it is time; when this one began."""
+    if time.monotonic() - began <= STEP_S:
+        return began
+    await asyncio.sleep(0)
+    return time.monotonic()
 
 
 def _head(family: Metric, modern: bool) -> bytes:

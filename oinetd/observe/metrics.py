@@ -34,11 +34,14 @@ Families = Iterable[Metric]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One snapshot; `times` has durations and connect times by the `identity` of rules."""
+    """One snapshot; what takes a while is asked for when it is needed, so that others have their turn in between.
+
+    `times` gives durations and connect times by the `identity` of rules.
+    """
 
     stats: Stats
-    rules: list[RuleState]
-    times: Mapping[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]
+    rules: Callable[[], list[RuleState]]
+    times: Callable[[], Mapping[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]]
     names: list[DestinationState]
     groups: tuple[UpstreamStatus, ...] = ()
 
@@ -64,10 +67,11 @@ class Collector(CollectorBase):
         yield _gauge("build_info", "Always 1; the labels say what runs.", (("version", "python"),)).of(
             (_version(), platform.python_version()), 1
         )
-        yield from _of_rules(found)
-        yield from _of_times(found)
-        yield from _of_servers(found)
         yield from _of_process(found)
+        states = found.rules()
+        yield from _of_servers(found)
+        yield from _of_rules(states)
+        yield from _of_times(states, found.times())
         yield from self._more()
 
 
@@ -97,7 +101,7 @@ def _counter(name: str, text: str, labels: Iterable[tuple[str, ...]] = ((),)) ->
     return _Family(CounterMetricFamily(f"oinetd_{name}", text, labels=names))
 
 
-def _of_rules(found: Measured) -> Iterator[Metric]:
+def _of_rules(states: list[RuleState]) -> Iterator[Metric]:
     rule = (("rule",),)
     way = (("rule", "direction"),)
     live = _gauge("live_sessions", "Sessions now.", rule)
@@ -111,7 +115,7 @@ def _of_rules(found: Measured) -> Iterator[Metric]:
     times_full = _counter("rule_became_full", "How often a limit was reached.", rule)
     waits = _counter("rule_rate_waits", "Connections that waited for their turn by the rate of the rule.", rule)
     lanes = _gauge("rule_info", "Always 1; the lane that serves the rule.", (("rule", "lane"),))
-    for state in found.rules:
+    for state in states:
         name, counts = state.name, state.counts
         live.of((name,), counts.live)
         accepted.of((name,), counts.accepted)
@@ -133,13 +137,15 @@ def _of_rules(found: Measured) -> Iterator[Metric]:
         yield each.family
 
 
-def _of_times(found: Measured) -> Iterator[Metric]:
+def _of_times(
+    states: list[RuleState], times: Mapping[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]
+) -> Iterator[Metric]:
     durations = HistogramMetricFamily("oinetd_session_duration_seconds", "How long sessions lasted.", labels=("rule",))
     connects = HistogramMetricFamily(
         "oinetd_connect_duration_seconds", "From the accept to the connection with the server.", labels=("rule",)
     )
-    for state in found.rules:
-        counted = found.times.get(state.rule.identity)
+    for state in states:
+        counted = times.get(state.rule.identity)
         if counted is None:
             continue
         for family, bounds, counts in (

@@ -202,8 +202,8 @@ def answers(forwarder: Subject) -> None:
     """How long answers take, and how long the loop is held."""
     for name, target, time_ms, held_ms in (
         ("scrape", "/metrics", 20.0, 1.0),
-        ("status", "/v1/status", 20.0, 1.0),
-        ("rules", "/v1/rules", 20.0, 1.0),
+        ("status", "/v1/status", 20.0, 10.0),
+        ("rules", "/v1/rules", 20.0, 10.0),
         ("sessions", "/v1/sessions", 300.0, 10.0),
         ("sessions, sort=bytes", "/v1/sessions?sort=bytes", 300.0, 10.0),
         ("sessions, sort=bytes, limit=200", "/v1/sessions?sort=bytes&limit=200", 300.0, 10.0),

@@ -17,7 +17,7 @@ from tests.admin.echo import echo_server
 from tests.admin.rig import Admin, administered
 from tests.admin.schema import OPENAPI, faults
 from tests.forwarding import bound, echoes
-from tests.peers import Peer, dial
+from tests.peers import Peer, dial, free_port
 
 
 @contextlib.asynccontextmanager
@@ -65,6 +65,7 @@ async def test_the_table_of_routes_is_that_of_the_openapi_file(tmp_path: Path) -
         "/v1/rules",
         "/v1/servers",
         "/v1/sessions",
+        "/v1/clients?client=127.*&limit=5",
         "/v1/openapi.json",
         "/v1/explain?address=127.0.0.1&port=1",
     ],
@@ -92,6 +93,50 @@ async def test_sessions_of_both_lanes_are_listed_filtered_and_paged(tmp_path: Pa
         assert (await admin.json("/v1/sessions?client=10.*"))[1] == {"sessions": [], "total": 0, "next": None}
         assert (await admin.json("/v1/sessions?client=127.0.0.0/8"))[1]["total"] == 6
         assert (await admin.json("/v1/sessions?idle=1h"))[1]["total"] == 0
+
+
+async def test_clients_have_their_sessions_together(tmp_path: Path) -> None:
+    async with with_sessions(tmp_path, 6) as admin:
+        (client,) = (await admin.json("/v1/clients?sort=bytes"))[1]["clients"]
+        assert (client["client"], client["sessions"], client["bytes_up"]) == ("127.0.0.1", 6, 21)
+        (client,) = (await admin.json("/v1/clients?rule=fast"))[1]["clients"]
+        assert (client["sessions"], client["bytes_down"]) == (3, 9)
+        assert (await admin.json("/v1/clients?client=10.*"))[1] == {"clients": [], "total": 0}
+        status, value = await admin.json("/v1/clients?sort=id")
+        assert (status, "not one of sessions, bytes" in value["detail"]) == (400, True)
+
+
+async def test_the_status_has_the_sessions_of_each_thread(tmp_path: Path) -> None:
+    async with with_sessions(tmp_path, 6) as admin:
+        _, status = await admin.json("/v1/status")
+        assert [each["moved"] for each in status["reactors"]] == [0] * len(status["reactors"])
+        if status["lanes"]["native"]:
+            assert sum(each["sessions"] for each in status["reactors"]) == 3
+
+
+async def test_explain_knows_unix_sockets_and_rules_that_share_a_listener(tmp_path: Path) -> None:
+    port, place = free_port(), f"unix:{tmp_path}/in.sock"
+    text = f"{place} 127.0.0.1 9 [name=local]\n127.0.0.1 {port} 127.0.0.1 1 [name=a, sni=a.example]\n"
+    text += f"127.0.0.1 {port} 127.0.0.1 2 [name=b, sni=*.b.example, alpn=h2]\n"
+    async with administered(tmp_path, text) as admin:
+
+        async def explained(query: str) -> Any:
+            status, value = await admin.json(f"/v1/explain?{query}")
+            assert status == 200
+            assert faults(value, schema_of("/v1/explain")) == []
+            return value
+
+        assert (await explained(f"address={place}"))["rule"] == "local"
+        assert "local listens on" in (await explained("address=unix:/nowhere"))["why"]
+        shared = f"address=127.0.0.1&port={port}"
+        assert (await explained(f"{shared}&sni=A.example"))["rule"] == "a"
+        assert (await explained(f"{shared}&sni=x.b.example&alpn=h2"))["rule"] == "b"
+        for hello, why in (
+            ("", "none was given (--sni NAME): a is for a.example; b is for"),
+            ("&sni=c", "hello c: a is"),
+        ):
+            found = await explained(shared + hello)
+            assert (found["verdict"], why in found["why"]) == ("not served", True)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ def find_instance(name: str, path: str, environ: Mapping[str, str]) -> str:
         left = [path for path in _sockets(folders) if not _has_listener(path)]
         more = f"; {LEFT.format(', '.join(left))}" if left else ""
         raise NoInstance(f"no oinetd with an admin socket is running (looked in {' and '.join(folders)}){more}")
+    if len(found) > 1:  # those of other users do not count beside one that may be asked
+        found = [path for path in found if os.access(path, os.W_OK)] or found
     if len(found) > 1:
         raise SeveralInstances([_name_of(each) for each in found])
     return found[0]

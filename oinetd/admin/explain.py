@@ -9,6 +9,7 @@ from typing import Any
 from oinetd.admin.explain_group import add_servers, judge_servers
 from oinetd.core.access import AccessControl
 from oinetd.core.names import NameTable
+from oinetd.enums import AcceptProxy
 from oinetd.model import AccessRule, Config, Protocol, Rule, Verb
 from oinetd.observe.rules import RuleState
 from oinetd.upstream.destination import DestinationState
@@ -34,8 +35,8 @@ def explain(
     `servers_of` has the group of a rule, and its servers as the client would find them. `hello` is the server name and
     the protocols that it wants by TLS, if something is known of that.
     """
-    in_force = [state for state in states if state.in_force and state.rule.bind.protocol is protocol]
-    candidates = [state for state in in_force if port in _ports(state)]
+    on_port = [state for state in states if state.in_force and port in _ports(state)]
+    candidates = [state for state in on_port if state.rule.bind.protocol is protocol]
     served = [(how, state) for state in candidates if (how := _listens(state, address, port))]
     served.sort(key=lambda each: each[0] != "this address")
     if not served:
@@ -43,6 +44,9 @@ def explain(
             f"{state.name} listens on {', '.join(state.listening) or state.rule.bind.host}" for state in candidates
         ]
         why = "no rule listens on this port" if not others else f"no rule listens on this address: {'; '.join(others)}"
+        if not candidates and on_port:
+            hint = "without --udp" if protocol is Protocol.UDP else "--udp"
+            why = f"no rule listens on this port by {protocol.value}; {on_port[0].name} has another protocol ({hint})"
         return {"rule": None, "verdict": "not served", "why": why}
     how, state = served[0]
     sharing = [
@@ -132,7 +136,11 @@ def _addresses(rule: Rule, names: Iterable[DestinationState]) -> list[str]:
 
 
 def _limits(config: Config, state: RuleState) -> list[str]:
-    options, found = state.rule.options, []
+    options, found = state.rule.options, list[str]()
+    accepts = config.settings_of(state.rule).accept_proxy
+    if accepts is not AcceptProxy.OFF:
+        others = "all others are refused" if accepts is AcceptProxy.ON else "others are plain clients"
+        found.append(f"accept-proxy {accepts.value}: peers of trust say who their client is; {others}")
     for scope, most, live in (
         ("of the rule", options.max_connections, state.counts.live),
         ("of the process", config.max_connections or None, None),

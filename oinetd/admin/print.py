@@ -179,6 +179,9 @@ def event_line(name: str, found: dict[str, Any]) -> str:
     """One line of `oinetd events`."""
     if name == "lost":
         return f"lost: {found['count']} events, this terminal was too slow"
+    if name == "server":
+        why = f" ({found['why']})" if found["why"] else ""
+        return inert(f"{name:8} {found['group']}/{found['name']} is {found['state']}{why}")
     if "client" not in found:
         return inert(f"{name}: " + ", ".join(f"{key} {value}" for key, value in found.items()))
     text = f"{name:8} {found['id']} {place(found['client'], found['client_port'])} -> {found['rule']}"

@@ -74,8 +74,12 @@ class ServerEvents:
         return self._capacity.is_full(group.name), self._capacity.times[group.name]
 
     def unchecked(self, group: str, members: Sequence[Member]) -> None:
-        """Servers whose states are only assumed: nobody is warned of those."""
-        if not self._closed:
+        """Servers whose states are only assumed, which is no warning. Said later: another process may know them."""
+        asyncio.get_running_loop().call_soon(self._say_unchecked, group, members)
+
+    def _say_unchecked(self, group: str, members: Sequence[Member]) -> None:
+        members = [member for member in members if member.assumed]
+        if members and not self._closed:
             names = ", ".join(member.name for member in members[:NAMES_MAX])
             more = f" and {len(members) - NAMES_MAX} more" if len(members) > NAMES_MAX else ""
             log.info("group %s: not checked yet: %s%s", group, names, more)

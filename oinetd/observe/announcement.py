@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from oinetd.model import Endpoint, Protocol, Route
+from oinetd.model import Endpoint, Protocol, Route, Rule
 from oinetd.net.ports import PortKey
 from oinetd.net.sockets import Address
 
@@ -14,15 +14,16 @@ __all__ = ["listening", "no_longer"]
 
 def listening(served: Iterable[tuple[Route, Address, str]]) -> Iterator[str]:
     """A line for each run of ports of one rule: its addresses, its destination, and how it is served."""
-    rules: dict[tuple[int, str, str, str], list[tuple[Address, Endpoint]]] = {}
+    rules: dict[tuple[int, str, str, str, str], list[tuple[Address, Endpoint]]] = {}
     for route, address, how in served:
-        key = (id(route.rule), address.host, _suffix(route.bind.protocol), how)
+        key = (id(route.rule), address.host, _suffix(route.bind.protocol), _names(route.rule), how)
         rules.setdefault(key, []).append((address, route.connect))
-    for (_, _, suffix, how), pairs in rules.items():
+    for (_, _, suffix, names, how), pairs in rules.items():
         connects = dict(pairs)
         for run in _runs(connects):
             first, last = connects[run[0]], connects[run[-1]]
-            yield f"listening on {_span(run)}{suffix}, forwarding to {replace(first, last_port=last.port)} ({how})"
+            to = replace(first, last_port=last.port)
+            yield f"listening on {_span(run)}{suffix}, forwarding to {to}{names} ({how})"
 
 
 def no_longer(ports: Iterable[PortKey]) -> Iterator[str]:
@@ -33,6 +34,12 @@ def no_longer(ports: Iterable[PortKey]) -> Iterator[str]:
     for (_, protocol), addresses in hosts.items():
         for run in _runs(addresses):
             yield f"no longer listening on {_span(run)}{_suffix(protocol)}"
+
+
+def _names(rule: Rule) -> str:
+    """What a TLS client of this rule wants; other rules may share its listener."""
+    said = (("sni", rule.options.sni), ("alpn", rule.options.alpn))
+    return "".join(f" for {option}={'+'.join(wanted)}" for option, wanted in said if wanted)
 
 
 def _suffix(protocol: Protocol) -> str:

@@ -107,7 +107,7 @@ def health(client: Client, said: argparse.Namespace) -> int:
 
 
 def status(client: Client, said: argparse.Namespace) -> int:
-    """Show the overview: uptime, sessions, descriptors, threads, reloads."""
+    """Show the overview: uptime, sessions, descriptors, threads, groups, reloads."""
     return _show(_sound(client.get("/v1/status")), status_lines, said.json)
 
 

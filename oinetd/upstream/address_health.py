@@ -106,7 +106,7 @@ class AddressHealth:
             if not state.code:
                 del self._states[host, port]
             return
-        what = f"destination {self._host} {port}: "
+        what = f"destination {self._host} {port}: " if port else f"destination {self._host}: "
         if host != self._host:
             what += f"{host} "
         if state.code:

@@ -12,7 +12,7 @@ import pytest
 
 from oinetd import ConfigError, Problem
 from oinetd.admin.instance import DRAINING
-from oinetd.admin.print import explain_lines
+from oinetd.admin.print import event_line, explain_lines
 from tests.admin.echo import echo_server
 from tests.admin.rig import Admin, administered
 from tests.admin.schema import OPENAPI, faults
@@ -239,6 +239,7 @@ async def test_who_listens_too_slowly_is_told_how_much_was_lost(tmp_path: Path) 
         ("address=127.0.0.1&port={1}&client=10.0.0.8", "served", "allow 10.*"),
         ("address=127.0.0.9&port={1}", "not served", "listens on 127.0.0.1"),
         ("address=127.0.0.1&port=1", "not served", "no rule listens on this port"),
+        ("address=127.0.0.1&port={0}&protocol=udp", "not served", "fast has another protocol (without --udp)"),
     ],
 )
 async def test_an_explanation_names_rule_lane_and_the_line_that_decides(
@@ -279,6 +280,20 @@ async def test_an_explanation_names_the_server(options: str, verdict: str, chose
         assert any("drain (operator)" in line for line in explain_lines(value))
         _, rules = await admin.json("/v1/rules")
         assert rules["rules"][0]["connect"] == "@web"
+
+
+async def test_an_explanation_says_whose_word_about_clients_counts(tmp_path: Path) -> None:
+    text = "127.0.0.1 0 127.0.0.1 9 [accept-proxy]\ntrust 192.0.2.0/24\n"
+    async with administered(tmp_path, text) as admin:
+        port = bound(admin.forwarder)[1]
+        _, value = await admin.json(f"/v1/explain?address=127.0.0.1&port={port}&client=192.0.2.1")
+    assert value["limits"] == ["accept-proxy on: peers of trust say who their client is; all others are refused"]
+
+
+def test_the_event_of_a_server_is_a_sentence() -> None:
+    found = {"group": "web", "name": "192.0.2.1:80", "state": "down", "why": "check: refused", "weight": 1}
+    assert event_line("server", found) == "server   web/192.0.2.1:80 is down (check: refused)"
+    assert event_line("server", {**found, "state": "up", "why": ""}) == "server   web/192.0.2.1:80 is up"
 
 
 async def rates_of(admin: Admin) -> Any:

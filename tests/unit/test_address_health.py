@@ -94,6 +94,13 @@ async def test_one_that_changes_often_is_told_of_as_it_is_in_the_end(
     health.stop()
 
 
+async def test_a_unix_socket_has_no_port(caplog: pytest.LogCaptureFixture) -> None:
+    health = AddressHealth("unix:/run/a.sock", lambda: 1)
+    health.failed("unix:/run/a.sock", 0, errno.ECONNREFUSED)
+    assert said(caplog) == [f"destination unix:/run/a.sock: {words_for(errno.ECONNREFUSED)}"]
+    health.stop()
+
+
 async def test_nothing_is_said_after_the_end(caplog: pytest.LogCaptureFixture) -> None:
     health = AddressHealth("192.0.2.1", lambda: 1)
     health.failed("192.0.2.1", 80, errno.ETIMEDOUT)

@@ -64,6 +64,19 @@ def test_udp_listeners_say_so() -> None:
     assert list(listening(served)) == ["listening on 127.0.0.1:53-54/udp, forwarding to h.example 53-54 (so)"]
 
 
+def test_rules_that_share_a_listener_say_for_whom_they_are() -> None:
+    text = "127.0.0.1 443 h.example {} [sni={}]"
+    served = [
+        (route, at(443), "so")
+        for rule in (text.format(1, "a.example+*.example, alpn=h2"), text.format(2, "b.example"))
+        for route in routes(rule)
+    ]
+    assert list(listening(served)) == [
+        "listening on 127.0.0.1:443, forwarding to h.example 1 for sni=a.example+*.example for alpn=h2 (so)",
+        "listening on 127.0.0.1:443, forwarding to h.example 2 for sni=b.example (so)",
+    ]
+
+
 def test_those_that_go() -> None:
     ports = [PortKey(address, v6only=False) for address in (at(1), at(2), at(7), at(3, "::1"))]
     datagrams = PortKey(at(8), v6only=False, protocol=Protocol.UDP)

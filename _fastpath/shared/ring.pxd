@@ -29,7 +29,7 @@ cdef enum:
     RECORD_SERVER = 21          # connects to a server fail, `id` in a row, errno says how; at 0 it works again
     RECORD_COUNTED = 8          # ends of a policy's sessions, added up; in no ring, see `totals.pxd`
     RECORD_LOOPED = 9           # a destination (`upstream`) or a sender of datagrams (`client`) is a listener of ours
-    RECORD_FULL = 10            # clients wait for a place, `token` says where: 0 process, 1 rule, 2 servers of the group
+    RECORD_FULL = 10            # clients wait for a place, `token` says where: 0 process, 1 rule, 2 servers of a group
 
 
 cdef struct Record:

@@ -17,6 +17,7 @@ from bench.report.drawing import (
     colour_of,
     column_of,
     figure_of,
+    headed,
     legend,
     line,
     plain_sizes,
@@ -72,7 +73,7 @@ def _buffers(result: Result) -> Figure:
         panel.set_xticks(sizes, [f"{size >> 10}K" for size in sizes])
         panel.set_ylim(bottom=0)
         panel.set_xlabel("buffer", color=INK)
-        panel.set_title(f"{column.title}, {column.unit}, {case}", color=INK, fontsize=FONT_SIZE + 1, loc="left")
+        panel.set_title(f"{case}: {headed(column)}", color=INK, fontsize=FONT_SIZE + 1, loc="left")
     legend(axes[0])
     return figure
 
@@ -90,7 +91,7 @@ def _latency(result: Result) -> list[Plot]:
 
 def _ladders(result: Result, cases: Sequence[str]) -> Figure:
     """The percentiles of each subject as a ladder of dots, for the smallest message on one connection and on many."""
-    subjects = plain_sizes(result)
+    subjects = by_cost(result, plain_sizes(result), cases[0], "p50_us")
     figure, axes = figure_of(10, 0.9 + 0.34 * len(subjects), len(cases))
     for index, case in enumerate(cases):
         panel = axes[index]
@@ -106,7 +107,9 @@ def _ladders(result: Result, cases: Sequence[str]) -> Figure:
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace(",", "\u202f"))
         panel.xaxis.set_minor_formatter(lambda _value, _: "")
         rows_of(panel, len(subjects))
-        panel.set_title(f"{case}: p50 ● p90 • p99 · p99.9, µs", color=INK, fontsize=FONT_SIZE + 1, loc="left")
+        panel.set_title(
+            f"{case}: p50 ● p90 • p99 · p99.9, µs (left is better)", color=INK, fontsize=FONT_SIZE + 1, loc="left"
+        )
         panel.tick_params(which="minor", colors=INK, labelsize=FONT_SIZE - 3)
     return figure
 

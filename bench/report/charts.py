@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "mixed_plots", "udp_plots"]
 
 _HEADLINE_CASE = "P8"
+_WIDTH, _HEIGHT, _LINE = 640.0, 260.0, 13.0
+"""Of the headline's panel, about, and of a line of text in it, in points."""
 
 
 def all_plots(result: Result) -> list[Plot]:
@@ -35,7 +37,7 @@ def headline(results: Mapping[str, Result]) -> Plot | None:
     case = _HEADLINE_CASE if _HEADLINE_CASE in result.cases() else next(iter(result.cases()), "")
     shown = [
         (subject, rate, cost)
-        for subject in result.measured()
+        for subject in plain_sizes(result)
         if (rate := result.figure(subject.name, case, "gbit_s")) is not None
         and (cost := result.figure(subject.name, case, "cpu_s_per_gb")) is not None
     ]
@@ -51,31 +53,41 @@ def _costs_and_rates(shown: Sequence[tuple[SubjectInfo, Summary, Summary]], case
         axes.plot([rate.low, rate.high], [cost.median] * 2, color=colour, alpha=0.45, linewidth=1.5)
         axes.plot([rate.median] * 2, [cost.low, cost.high], color=colour, alpha=0.45, linewidth=1.5)
         axes.plot([rate.median], [cost.median], "o", color=colour, markersize=9)
-    for x, y, name in _apart(
-        [(rate.median, cost.median, subject.name + subject.mark) for subject, rate, cost in shown]
-    ):
-        axes.annotate(name, (x, y), xytext=(8, 6), textcoords="offset points", color=INK, fontsize=FONT_SIZE)
+    axes.margins(x=0.06, y=0.12)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.15)
+    scale = _WIDTH / axes.get_xlim()[1], _HEIGHT / axes.get_ylim()[1]
+    points = [(rate.median * scale[0], cost.median * scale[1], each.name + each.mark) for each, rate, cost in shown]
+    for x, y, name, left, level in _placed(points):
+        axes.annotate(
+            name, (x / scale[0], y / scale[1]), xytext=(-9 if left else 9, level - y), textcoords="offset points",
+            ha="right" if left else "left", va="center", color=INK, fontsize=FONT_SIZE,
+            arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.25, "linewidth": 0.8},
+        )  # fmt: skip
     axes.set_xlabel("Gbit/s, eight streams (right is better)" if case == "P8" else f"Gbit/s, {case}", color=INK)
     axes.set_ylabel("CPU s of the forwarder for 10⁹ bytes (down is better)", color=INK)
     return figure
 
 
-def _apart(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-    """Names of points that lie on one spot are written as one."""
-    merged: list[tuple[float, float, str]] = []
-    reach_x = max(x for x, _, _ in points) * 0.05
-    reach_y = max(y for _, y, _ in points) * 0.03
-    for x, y, name in sorted(points):
-        for index, (other_x, other_y, names) in enumerate(merged):
-            if abs(x - other_x) < reach_x and abs(y - other_y) < reach_y:
-                merged[index] = (other_x, other_y, f"{names}, {name}")
+def _placed(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str, bool, float]]:
+    """Where the names of points go, in points of the page: with what is left of it or right, and at which height.
+
+    From the left half names go to the right, and from the right half to the left, each to the nearest free height.
+    """
+    taken: list[tuple[float, float, float]] = []
+    placed = []
+    for x, y, name in sorted(points, key=lambda point: -point[1]):
+        left = x > _WIDTH / 2
+        length = len(name) * 0.56 * FONT_SIZE + 12
+        begin, end = (x - length, x) if left else (x, x + length)
+        level = y
+        for turn in range(1, 40):
+            if all(end < b or e < begin or abs(level - height) >= _LINE for b, e, height in taken):
                 break
-        else:
-            merged.append((x, y, name))
-    return merged
+            level = y + (turn + 1) // 2 * _LINE * (1 if turn % 2 else -1)
+        taken.append((begin, end, level))
+        placed.append((x, y, name, left, level))
+    return placed
 
 
 def latency_curves(result: Result) -> list[Plot]:

@@ -5,6 +5,7 @@ Labels are rules, names and kinds, never clients: their number is bounded by the
 
 from __future__ import annotations
 
+import itertools
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,11 +68,12 @@ class Collector(CollectorBase):
         yield _gauge("build_info", "Always 1; the labels say what runs.", (("version", "python"),)).of(
             (_version(), platform.python_version()), 1
         )
+        times = found.times()
         yield from _of_process(found)
         states = found.rules()
         yield from _of_servers(found)
         yield from _of_rules(states)
-        yield from _of_times(states, found.times())
+        yield from _of_times(states, times)
         yield from self._more()
 
 
@@ -140,25 +142,18 @@ def _of_rules(states: list[RuleState]) -> Iterator[Metric]:
 def _of_times(
     states: list[RuleState], times: Mapping[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]
 ) -> Iterator[Metric]:
-    durations = HistogramMetricFamily("oinetd_session_duration_seconds", "How long sessions lasted.", labels=("rule",))
-    connects = HistogramMetricFamily(
-        "oinetd_connect_duration_seconds", "From the accept to the connection with the server.", labels=("rule",)
-    )
-    for state in states:
-        counted = times.get(state.rule.identity)
-        if counted is None:
-            continue
-        for family, bounds, counts in (
-            (durations, DURATION_BOUNDS_S, counted[0]),
-            (connects, CONNECT_BOUNDS_S, counted[1]),
-        ):
-            total, buckets = 0, []
-            for bound, count in zip((*map(str, bounds), "+Inf"), counts.counts, strict=True):
-                total += count
-                buckets.append((bound, total))
-            family.add_metric([inert(state.name)], buckets, counts.sum_s)
-    yield durations
-    yield connects
+    """One family after the other: each takes as long as all the others of the rules."""
+    for name, text, bounds, which in (
+        ("session_duration", "How long sessions lasted.", DURATION_BOUNDS_S, 0),
+        ("connect_duration", "From the accept to the connection with the server.", CONNECT_BOUNDS_S, 1),
+    ):
+        family = HistogramMetricFamily(f"oinetd_{name}_seconds", text, labels=("rule",))
+        names = [*map(str, bounds), "+Inf"]
+        for state in states:
+            if (counted := times.get(state.rule.identity)) is not None:
+                totals = itertools.accumulate(counted[which].counts)
+                family.add_metric([inert(state.name)], list(zip(names, totals, strict=True)), counted[which].sum_s)
+        yield family
 
 
 def _of_servers(found: Measured) -> Iterator[Metric]:

@@ -241,9 +241,8 @@ class _Compiler:
             admin=self._admin.settings(token_file),
             **parts[""],
         )
-        unused = [
-            group for group in self._groups.values() if all(draft.said.group != group.name for draft in self._drafts)
-        ]
+        used = {draft.said.group for draft in self._drafts}
+        unused = [group for group in self._groups.values() if group.name not in used]
         lines = tuple((group.index, group.first) for group in unused)
         source = Source(self._file, config, rules, tuple(self._access_lines), lines)
         return replace(config, warnings=find_warnings(source))

@@ -11,6 +11,7 @@ from oinetd.bounds import SERVERS_MAX
 from oinetd.config.mistake import Mistake
 from oinetd.config.syntax import Word, read_statements
 from oinetd.config.upstream import ServerLine, read_server
+from oinetd.enums import Protocol
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import Origin
 from oinetd.servers import Resolve, Server
@@ -89,8 +90,7 @@ def _check(new: ServerLine, servers: Mapping[str, ServerLine]) -> None:
         raise Mistake("a server in a file has one port", USAGE)
     if (known := servers.get(server.name.lower())) is not None:
         raise Mistake(f"the server {server} is in the file twice, also in line {known.line.number}")
-    first = next(iter(servers.values()), new)
-    if first.server.endpoint.protocol is not server.endpoint.protocol:
-        raise Mistake("tcp and udp in one file", f"the server in line {first.line.number} decides")
+    if server.endpoint.protocol is Protocol.UDP:
+        raise Mistake("the servers of a file are reached over TCP", "write UDP servers into the configuration")
     if len(servers) >= SERVERS_MAX:
         raise Mistake(f"the file has more than {SERVERS_MAX} servers")

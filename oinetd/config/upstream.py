@@ -105,7 +105,8 @@ def _read_endpoint(line: Line, words: list[Word], said: Mapping[str, Any], probl
     except Mistake as mistake:
         problems.append(line.mistaken(host, mistake))
     if srv:
-        return Endpoint(host.text, 0)
+        protocol = Protocol.UDP if "._udp." in host.text.lower() else Protocol.TCP
+        return Endpoint(host.text, 0, protocol)
     if len(words) < 2:
         mistake_or_none = host_and_port(host.text)
         if mistake_or_none is not None:

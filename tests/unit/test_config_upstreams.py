@@ -112,6 +112,14 @@ def test_one_host_and_an_option_of_a_group_are_a_group() -> None:
     assert parse_config("0.0.0.0 80 app.example.org 80").rules[0].upstream is None
 
 
+def test_the_protocol_of_srv_records_is_in_their_name() -> None:
+    config = parse_config("0 53/udp @dns\nupstream dns _dns._udp.example.org [resolve=srv]\n")
+    assert config.rules[0].connect.protocol is Protocol.UDP
+    assert parse_config(render_config(config)) == config
+    with pytest.raises(ConfigError, match="over TCP"):
+        parse_servers("10.0.0.1 53/udp\n", "x")
+
+
 def test_passive_off() -> None:
     (rule,) = parse_config("0.0.0.0 80 a,b 80 [passive=off]").rules
     assert rule.upstream is not None

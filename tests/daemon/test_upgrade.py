@@ -151,7 +151,7 @@ def test_a_bad_configuration_changes_nothing(
 
 def test_a_dry_run_says_what_would_move(start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]) -> None:
     port, other = free_port(), free_port()
-    daemon = start(f"127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM [sni=a.example]\n")
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM [sni=a.example, engine=python]\n")
     with Client(("127.0.0.1", port)) as one, Client(("127.0.0.1", other)):
         assert one.echo(b"x") == b"x"
         until(lambda: rules_of(tmp_path, environ)[1]["live"] == 1, "the client that has not said its server name")
@@ -194,7 +194,9 @@ def test_sessions_that_cannot_move_stay_until_they_end(
 ) -> None:
     """A client that has not said which server it wants is served by the old process."""
     port, other = free_port(), free_port()
-    daemon = start(f"connect-timeout 0.1s\n127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM [sni=a.example]\n")
+    daemon = start(
+        f"connect-timeout 0.1s\n127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM [sni=a.example, engine=python]\n"
+    )
     hello = real_hello("a.example")
     with Client(("127.0.0.1", other)) as stays:
         until(lambda: rules_of(tmp_path, environ)[1]["live"] == 1, "the client that has not said its server name")

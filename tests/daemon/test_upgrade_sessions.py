@@ -161,7 +161,7 @@ def test_connections_of_the_python_lane_lose_nothing(
     """With its own engine, and with the reactors' (a server name needs this lane)."""
     port, log = free_port(), tmp_path / "log"
     daemon = start(f"logfile {log}\nlogformat json\nengine {engine}\n127.0.0.1 {port} UPSTREAM [sni=a.example]\n")
-    hello, data = real_hello("a.example"), os.urandom(1 << 20) * 24
+    hello, data = real_hello("a.example"), os.urandom(1 << 20) * 64
     with Client(("127.0.0.1", port)) as idle, Client(("127.0.0.1", port)) as bulk:
         for client in (idle, bulk):
             assert client.echo(hello) == hello

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Self
 
 from oinetd.core.dial import Dialed, DialRequest
-from oinetd.core.engine import Carried, Departed, Leaving
+from oinetd.core.engine import COUNTERS, Carried, Departed, Leaving
 from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live
 from oinetd.core.router import Decide, Routed
@@ -105,14 +105,17 @@ class Session:
         began, moved_at = int(state["began_us"]) / 1e6, int(state["moved_at_us"]) / 1e6
         carried = Carried(state["relayed"], pending)
         carried.state["flows" if record.engine == "native" else "idle_s"]  # what no relay goes on without
-        client, upstream = (socket.socket(fileno=fd) for fd in fds)
+        counts = [int(count) for count in state["counts"]]
+        if len(counts) != len(COUNTERS):
+            raise ValueError("not the counts of a session")
+        client, upstream = (socket.socket(fileno=fd) for fd in fds)  # nothing below raises
         self._set_up(service, client, record)
         for sock in (client, upstream):
             sock.setblocking(False)
         self._opened = True
         self._carried = upstream, carried
         self._live.since, self._live.meter.moved_at = began, moved_at
-        self._live.meter.count_on([int(count) for count in state["counts"]])
+        self._live.meter.count_on(counts)
         service.registry.adopt(self._live)
         if service.group is not None:
             self._request = request = service.dial_request(client, record.client)

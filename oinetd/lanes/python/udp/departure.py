@@ -86,7 +86,10 @@ def take_up(session: DatagramSession, state: Mapping[str, Any], fd: int, pending
     record.connect_s = float(state.get("connect_s", 0.0))
     record.server = str(state.get("server", ""))
     live.since = int(state["started_us"]) / 1e6
-    live.meter.count_on([int(count) for count in state["counts"]])
+    counts = [int(count) for count in state["counts"]]
+    if len(counts) != len(COUNTERS):
+        raise ValueError("not the counts of a session")
+    live.meter.count_on(counts)
     session.answered, session.asked = bool(state["answered"]), int(state["asked_ms"]) / 1e3
     session.last = live.meter.moved_at = int(state["last_ms"]) / 1e3
     session.trail = session.trail._replace(rounds=int(state["rounds"]))

@@ -1,0 +1,154 @@
+"""Sessions that one forwarder lets go of and another one goes on with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from oinetd import Forwarder, SessionRecord, parse_config
+from oinetd.lanes.native.plane import available
+from tests.peers import Peer, dial, free_port, until
+
+ENGINES = ["python"] if available() else ["python", "auto"]
+
+
+async def admit(record: SessionRecord) -> bool:
+    """With a hook, the Python lane accepts; the reactors relay if they may."""
+    return True
+
+
+@asynccontextmanager
+async def two(text: str) -> AsyncIterator[tuple[Forwarder, Forwarder, list[SessionRecord]]]:
+    """A forwarder that serves, and one that has its listener and serves nothing yet; what the second one has closed."""
+    closed: list[SessionRecord] = []
+    async with Forwarder(parse_config(text), admit=admit) as old:
+        copies = [sock.dup() for sock in old.moves.sockets()]
+        new = Forwarder(parse_config(text), admit=admit, on_close=closed.append, lent=copies, hold_back=True)
+        async with new:
+            yield old, new, closed
+
+
+@asynccontextmanager
+async def far_end() -> AsyncIterator[tuple[str, Callable[[], Awaitable[Peer]], ExitStack]]:
+    """A server: its place as a rule has it, its next connection, and what is closed in the end."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as sock, ExitStack() as stack:
+        sock.setblocking(False)
+
+        async def accepted() -> Peer:
+            connection, _ = await loop.sock_accept(sock)
+            peer = Peer(connection)
+            stack.callback(peer.close)
+            return peer
+
+        yield "{} {}".format(*sock.getsockname()), accepted, stack
+
+
+def carry(departing: Any, new: Forwarder) -> Any:
+    """What the other process gets: copies of the descriptors, bytes, and a text."""
+    fds = tuple(os.dup(fd) for fd in departing.descriptors)
+    begin = new.moves.adopt(json.loads(json.dumps(departing.state())), fds, departing.pending)
+    if begin is None:
+        for fd in fds:
+            os.close(fd)
+    return begin
+
+
+async def all_out(forwarder: Forwarder) -> Any:
+    """Its only session, once it can move."""
+    found: list[Any] = []
+
+    def out() -> bool:
+        found.extend(forwarder.moves.take_out(10)[0])
+        return bool(found)
+
+    await until(out)
+    (departing,) = found
+    return departing
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_connection_of_the_python_lane_goes_on(engine: str) -> None:
+    async with far_end() as (place, accepted, stack):
+        port = free_port()
+        async with two(f"engine {engine}\n127.0.0.1 {port} {place}\n") as (old, new, closed):
+            client = await dial(("127.0.0.1", port))
+            stack.callback(client.close)
+            far = await accepted()
+            await client.send(b"before")
+            assert await far.read(6) == b"before"
+            (record,) = old.sessions()
+            departing = await all_out(old)
+            await client.send(b"meanwhile")
+            begin = carry(departing, new)
+            departing.release()
+            begin()
+            assert await far.read(9) == b"meanwhile"
+            await far.send(b"answer")
+            assert await client.read(6) == b"answer"
+            await until(lambda: not old.sessions())
+            (after,) = new.sessions()
+            assert (after.id, after.started, after.engine) == (record.id, record.started, record.engine)
+            assert (after.client_port, after.upstream_port) == (record.client_port, record.upstream_port)
+            await finish(client, far)
+            await until(lambda: bool(closed))
+            assert (closed[0].bytes_up, closed[0].bytes_down, closed[0].id) == (15, 6, record.id)
+            stats = new.stats()
+            assert (stats.accepted, stats.live, old.stats().accepted) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_one_that_comes_back_or_is_killed_on_its_way(engine: str) -> None:
+    async with far_end() as (place, accepted, stack):
+        port = free_port()
+        async with two(f"engine {engine}\n127.0.0.1 {port} {place}\n") as (old, _, _closed):
+            client = await dial(("127.0.0.1", port))
+            stack.callback(client.close)
+            far = await accepted()
+            await client.send(b"before")
+            assert await far.read(6) == b"before"
+            departing = await all_out(old)
+            await client.send(b"meanwhile")
+            old.moves.put_back(departing)
+            assert await far.read(9) == b"meanwhile"
+            departing = await all_out(old)
+            assert old.kill(departing.id)
+            old.moves.put_back(departing)
+            with pytest.raises(ConnectionResetError):
+                await client.read_all()
+            await until(lambda: not old.sessions())
+
+
+@pytest.mark.parametrize("change", [{"id": "x"}, {"client": 7}, {"relayed": {}}, {"counts": [1]}, {"tries": [1]}])
+async def test_what_is_no_session_is_refused(change: dict[str, Any]) -> None:
+    async with far_end() as (place, accepted, stack):
+        port = free_port()
+        async with two(f"engine python\n127.0.0.1 {port} {place}\n") as (old, new, _):
+            client = await dial(("127.0.0.1", port))
+            stack.callback(client.close)
+            far = await accepted()
+            await client.send(b"x")
+            assert await far.read(1) == b"x"
+            departing = await all_out(old)
+            with pytest.raises((ValueError, TypeError, KeyError)):
+                new.moves.adopt({**departing.state(), **change}, departing.descriptors, (b"", b""))
+            with pytest.raises(ValueError, match="not the sockets"):
+                new.moves.adopt(departing.state(), departing.descriptors[:1], (b"", b""))
+            old.moves.put_back(departing)
+            await client.send(b"y")
+            assert await far.read(1) == b"y"
+            assert not new.sessions()
+
+
+async def finish(client: Peer, far: Peer) -> None:
+    client.sock.shutdown(socket.SHUT_WR)
+    assert await far.read_all() == b""
+    far.sock.shutdown(socket.SHUT_WR)
+    assert await client.read_all() == b""

@@ -768,7 +768,7 @@ cdef class Policy:
         uint32_t flip_bytes=0, uint32_t move_turns=0, uint32_t silence_ms=4000,
         source_prefix=(32, 64), Policy before=None, int64_t peer_uid=-1,
         int protocol=0, options=(), proxy=(0, 0, 0), accept=(0, 0, ()), uint64_t bandwidth=0,
-        Names names=None, uint32_t peek_ms=0,
+        Names names=None, uint32_t peek_ms=0, bint from_client=False,
     ):
         cdef SocketOption *option
         cdef bytes value
@@ -816,6 +816,7 @@ cdef class Policy:
         self.policy.accept_proxy, self.policy.proxy_ms, trusted = accept
         _compile(&self.policy.trust, [list(trusted), [], [], []])
         self.policy.peek_ms = peek_ms
+        self.policy.from_client = from_client
         if names is not None:
             oi_add(&names.names.references, 1)
             self.policy.names = names.names

@@ -343,6 +343,7 @@ class Policy:
         bandwidth: int = 0,
         names: Names | None = None,
         peek_ms: int = 0,
+        from_client: bool = False,
         before: Policy | None = None,
     ) -> Policy: ...
     @property

@@ -47,6 +47,9 @@ __all__ = [
 ]
 
 
+FROM_CLIENT = "client"
+"""In place of a source address: that of the client."""
+
 UDP_TIMEOUT_S = 72.0
 """The life of a silent UDP session if `timeout=` is absent or 0, as in rinetd."""
 
@@ -162,6 +165,16 @@ class RuleOptions:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+
+    @property
+    def from_client(self) -> bool:
+        """Whether outgoing connections come from the address of their client (`src=client`)."""
+        return self.source == FROM_CLIENT
+
+    @property
+    def source_host(self) -> str | None:
+        """The local address of outgoing connections, as a host to resolve; None if there is none."""
+        return None if self.from_client else self.source
 
     @property
     def datagram_timeout_s(self) -> float:

@@ -55,6 +55,7 @@ cdef struct Policy:
     Group *group                # the servers to choose from; NULL if the destination is a single one
     uint64_t loops_said[2]      # atomic: of a destination, of a source
     bint has_source             # `src=`: the outgoing end is bound to ...
+    bint from_client            # or to the address of the client
     int option_count
     SocketOption options[SOCKET_OPTIONS_MAX]
     int protocol                # of a stream socket towards the server; 0 is TCP

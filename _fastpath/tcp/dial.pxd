@@ -10,9 +10,10 @@ The client is registered but not read: its bytes and its FIN wait in the kernel,
 """
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from base.socket cimport close_with_reset
-from base.address cimport Address, SocketAddress, address_read
+from base.address cimport Address, SocketAddress, address_is_four, address_is_unix, address_read
 from base.atomic cimport oi_get
 from shared.attempt cimport Attempt
 from tcp.backoff cimport accept_pause, is_shortage
@@ -24,7 +25,9 @@ from shared.ending cimport (
 from tcp.ending cimport attempt_add, attempt_note
 from shared.gate cimport budget_give, budget_take
 from tcp.loop cimport came_back, leads_back
-from base.linux cimport EAFNOSUPPORT, EAGAIN, ELOOP, EPOLL_CTL_ADD, errno
+from base.linux cimport (
+    AF_INET, AF_INET6, AF_UNIX, EAFNOSUPPORT, EAGAIN, ELOOP, EPOLL_CTL_ADD, errno, sockaddr_in, sockaddr_in6,
+)
 from shared.policy cimport Policy, source_for
 from state.connection_slab cimport KIND_ATTEMPT, KIND_UPSTREAM, UPSTREAM, Conn, conn_targets, event_data
 from state.reactor cimport Reactor
@@ -109,6 +112,24 @@ cdef inline void dial_note(Reactor *reactor, Conn *conn, int at, int ending, int
         attempt.error = error
 
 
+cdef inline void client_source(const Conn *conn, int family, SocketAddress *source) noexcept nogil:
+    """The client's address as the source of a connection to this family; of size 0 if it has none."""
+    cdef sockaddr_in *four = <sockaddr_in *> &source.place
+    memset(source, 0, sizeof(SocketAddress))
+    if address_is_unix(&conn.client) or (conn.facts != NULL and conn.facts.unknown):
+        return
+    if address_is_four(&conn.client):
+        if family == AF_INET:
+            four.sin_family = AF_INET
+            memcpy(&four.sin_addr, &conn.client.ip[12], 4)
+            source.size = sizeof(sockaddr_in)
+    elif family == AF_INET6:
+        source.place.six.sin6_family = AF_INET6
+        memcpy(&source.place.six.sin6_addr, conn.client.ip, 16)
+        source.place.six.sin6_scope_id = conn.client.scope
+        source.size = sizeof(sockaddr_in6)
+
+
 cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
     """A socket on its way to address number `at`. TRY_FAILED: that is noted. -errno: no descriptor is left, or with
     EAGAIN the accept queue of a unix socket is full."""
@@ -116,9 +137,14 @@ cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
     cdef Target *target = &conn_targets(conn).items[at]
     cdef bint from_source = False
     cdef const SocketAddress *source = source_for(policy, conn.member, &target.place, &from_source)
+    cdef SocketAddress own
     cdef Address address
     cdef int ending = ENDING_CONNECT_FAILED
     cdef int fd
+    if policy.from_client and not from_source and target.place.place.six.sin6_family != AF_UNIX:
+        client_source(conn, target.place.place.six.sin6_family, &own)
+        source = &own
+        from_source = True
     if from_source and source.size == 0:
         if conn.ending == ENDING_RESOLVE_FAILED:    # no other address has anything to tell
             conn.ending = ENDING_BIND_FAILED

@@ -99,7 +99,7 @@ class _Listeners:
             host = parse_host(bind.host).unmapped
             for address in (host, *_localhost(host)) if bind.port or bind.is_unix else ():
                 self._held.setdefault((bind.protocol, address), []).append((bind.last_port, bind.port, index))
-            source = parse_host(rule.options.source).unmapped if rule.options.source else host
+            source = parse_host(rule.options.source_host).unmapped if rule.options.source_host else host
             self._ours.update(shown.packed for shown in (host, source) if shown.packed and not shown.wildcard)
         for held in self._held.values():
             held.sort()
@@ -147,7 +147,7 @@ def _localhost(host: Host) -> tuple[Host, ...]:
 def _targets(rule: Rule, destination: Endpoint) -> Iterator[Host]:
     """The hosts that a connection to a destination of the rule reaches: addresses, or the name itself."""
     host = parse_host(destination.host).unmapped
-    source = parse_host(rule.options.source).unmapped if rule.options.source else Host(b"")
+    source = parse_host(rule.options.source_host).unmapped if rule.options.source_host else Host(b"")
     if host.name:
         yield host
         yield from (each for each in _localhost(host) if len(source.packed) in (0, len(each.packed)))

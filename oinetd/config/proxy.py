@@ -34,6 +34,9 @@ def proxy_problems(
         if sending is not None and said.bind.protocol is Protocol.UDP:
             message = f"send-proxy is for rules from TCP to TCP, and the server {sending} of @{said.group} has it"
             yield index, said.line.problem(message, word.column, word.width, "remove send-proxy from the server")
+        if options.from_client and Protocol.UDP in (said.bind.protocol, said.connect.protocol):
+            message = "src=client is for rules from TCP to TCP"
+            yield index, said.line.problem(message, word.column, word.width, "write an address of this machine")
         if (options.sni or options.alpn) and Protocol.UDP in (said.bind.protocol, said.connect.protocol):
             message = "sni and alpn are for rules from TCP to TCP"
             yield index, said.line.problem(message, word.column, word.width, "remove them from this rule")

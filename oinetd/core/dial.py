@@ -11,7 +11,7 @@ from oinetd.core.record import Ending, Try
 from oinetd.model import Settings
 from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
 from oinetd.net.poller import Poller
-from oinetd.net.sockets import Address
+from oinetd.net.sockets import Address, lookup
 from oinetd.upstream.destination import Destination
 from oinetd.upstream.group import Group
 from oinetd.upstream.loops import LoopGuard
@@ -30,6 +30,7 @@ class DialRequest:
     if the dial is cancelled. `timeout_s` stands before the connect timeout of the settings.
 
     With a `group`, its servers are searched for the client at `host`, and `port` is the offset in the rule's range;
+    `from_client` is the address that it comes from if that is the client's, empty if the client has none.
     `member` is then the server that was found, in which the session is counted until `leave_server`.
     """
 
@@ -46,6 +47,7 @@ class DialRequest:
     host: str = ""
     member: Member | None = None
     cut: Cut | None = None
+    from_client: str | None = None
 
     def to_server(self, member: Member, timeout_s: float | None = None) -> DialRequest:
         """The same for one server of the group."""
@@ -58,6 +60,7 @@ class DialRequest:
             self.guard,
             self.options,
             timeout_s=timeout_s,
+            from_client=None if member.source is not None else self.from_client,
         )
 
     def enter_server(self, cut: Cut) -> None:
@@ -95,8 +98,15 @@ class DialRequest:
         return self.settings.connect_timeout_s if self.timeout_s is None else self.timeout_s
 
     @property
+    def has_source(self) -> bool:
+        """Whether the connection has to come from a certain address."""
+        return self.source_host is not None or self.from_client is not None
+
+    @property
     def sources(self) -> tuple[Address, ...]:
         """The source addresses of this moment; empty if the kernel chooses."""
+        if self.from_client is not None:
+            return lookup(self.from_client)[:1] if self.from_client else ()
         return self.source_host.at(0) if self.source_host is not None else ()
 
     def source_for(self, address: Address) -> Address | None:

@@ -104,8 +104,10 @@ class Service:
             return SendProxy.OFF
         return self.settings.send_proxy if member is None else member.header(self.settings.send_proxy)
 
-    def dial_request(self, client: socket.socket | None = None, host: str = "") -> DialRequest:
-        """What to ask the dialer for, for one session of the client at `host`."""
+    def dial_request(
+        self, client: socket.socket | None = None, host: str = "", *, unknown: bool = False
+    ) -> DialRequest:
+        """What to ask the dialer for, for one session of the client at `host`; `unknown` if it has no address."""
         return DialRequest(
             self.destination,
             self.route.place,
@@ -116,4 +118,5 @@ class Service:
             self.connect_options,
             group=self.group,
             host=host,
+            from_client=("" if unknown else host) if self.route.rule.options.from_client else None,
         )

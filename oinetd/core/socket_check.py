@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import socket
+from collections.abc import Sequence
 
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import Protocol, Rule
@@ -16,13 +17,14 @@ from oinetd.net.options import (
     fastopen_is_off,
     probe,
 )
+from oinetd.net.transparent import delivers_marked
 
 __all__ = ["check_options"]
 
 log = logging.getLogger("oinetd")
 
 
-def check_options(rules: Iterable[Rule]) -> None:
+def check_options(rules: Sequence[Rule]) -> None:
     """Try the options of all rules. Raises `ConfigError` with each that the kernel refuses."""
     problems: list[Problem] = []
     tried: dict[tuple[ListenOptions | ConnectOptions, Protocol], str] = {}
@@ -40,6 +42,8 @@ def check_options(rules: Iterable[Rule]) -> None:
             problems.append(Problem(what, rule.origin.file, rule.origin.line, hint=remedy))
     if problems:
         raise ConfigError(*problems)
+    if any(rule.options.from_client for rule in rules) and delivers_marked(socket.AF_INET) is False:
+        log.warning("src=client: answers of servers would not come here: `oinetd transparent` prints what is needed")
     if fastopen and fastopen_is_off():
         log.warning("fastopen: not in force for clients: set net.ipv4.tcp_fastopen to 3")
 

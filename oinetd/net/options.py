@@ -32,6 +32,7 @@ IPPROTO_MPTCP: Final = 262
 """From linux/in.h."""
 _IP_TOS, _IP_FREEBIND = 1, 15
 _IPV6_TCLASS, _IPV6_FREEBIND = 67, 78
+_IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _SO_BINDTODEVICE, _SO_MARK = 25, 36
 _TCP_DEFER_ACCEPT, _TCP_CONGESTION, _TCP_FASTOPEN, _TCP_FASTOPEN_CONNECT = 9, 13, 23, 30
 """From linux/in.h, linux/in6.h, asm/socket.h and linux/tcp.h."""
@@ -122,6 +123,7 @@ class ConnectOptions(_Options):
     fastopen: bool = False
     mptcp: bool = False
     congestion: str = ""
+    from_client: bool = False
 
     @classmethod
     def of(cls, options: RuleOptions) -> Self:
@@ -134,6 +136,9 @@ class ConnectOptions(_Options):
         return IPPROTO_MPTCP if self.mptcp else 0
 
     def raw(self) -> Iterator[RawOption]:
+        if self.from_client:
+            yield RawOption("src=client", socket.AF_INET, False, socket.IPPROTO_IP, _IP_TRANSPARENT, _number(1))
+            yield RawOption("src=client", socket.AF_INET6, False, socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, _number(1))
         if self.out_interface:
             name = os.fsencode(self.out_interface)
             yield RawOption("out-interface", 0, False, socket.SOL_SOCKET, _SO_BINDTODEVICE, name)
@@ -185,7 +190,9 @@ _REMEDIES: Final = {
     ("out-interface", errno.ENODEV): "there is no such interface (`ip link` lists them)",
     ("interface", errno.EPERM): "needs CAP_NET_RAW",
     ("out-interface", errno.EPERM): "needs CAP_NET_RAW",
-    ("mark", errno.EPERM): "needs CAP_NET_ADMIN",
+    ("mark", errno.EPERM): "needs CAP_NET_ADMIN; a process that has changed its user has to be started again for it",
+    ("src=client", errno.EPERM): "needs CAP_NET_ADMIN or CAP_NET_RAW; a process that has changed its user has to be "
+    "started again for it",
     ("congestion", errno.ENOENT): "load its module: `modprobe tcp_NAME`; "
     "net.ipv4.tcp_available_congestion_control lists what there is",
     ("congestion", errno.EPERM): "add it to net.ipv4.tcp_allowed_congestion_control",

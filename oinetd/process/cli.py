@@ -58,6 +58,7 @@ oinetd top                                 the same, live
 oinetd servers, drain, maint, ready, weight GROUP/SERVER   of groups
 oinetd health                              exit code 0 if it serves, 1 if not
 oinetd kill ID, reload, upgrade            what changes something
+oinetd transparent [-c FILE]               what routing needs for src=client
 oinetd explain ADDRESS PORT                which rule serves it, and why so
 
 signals:         HUP reloads, TERM and INT drain and exit, USR1 reopens the log,
@@ -81,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["demo"]:
             return _demo(words[1:])
-        forward = words[:1] == ["forward"]
+        forward, transparent = words[:1] == ["forward"], words[:1] == ["transparent"]
         parser = command_parser(forward=forward)
-        said, extra = parser.parse_known_args(words[1:] if forward else words)
+        said, extra = parser.parse_known_args(words[1:] if forward or transparent else words)
         if extra:
             parser.error(_unexpected(extra[0]))
         lines = said.lines or []
@@ -122,6 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         name=said.name or "",
         admin_path=said.admin or "",
     )
+    if transparent:
+        from oinetd.process.transparent import show
+
+        return show(options)
     if said.test or said.show:
         return _look(options, show=said.show, strict=said.strict, resolve=said.resolve)
     # Imported here: the event loop takes longer to import than the rest of the start.

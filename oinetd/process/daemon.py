@@ -119,7 +119,7 @@ class Daemon:
         self._forwarder = Forwarder(config, inherited=sockets.passed, lent=sockets.lent, hold_back=bool(self._taker))
         self._forwarder.open_log(log)
         if self._options.identity is not None and self._taker is None:
-            drop_root(self._options.identity, config.log)
+            drop_root(self._options.identity, config)
 
     async def run(self) -> int:
         """Start, serve, drain and stop; returns the exit code."""

@@ -12,11 +12,11 @@ import pwd
 from dataclasses import dataclass
 from typing import Final, Self
 
-from oinetd.model import LogSettings
+from oinetd.model import Config
 from oinetd.observe.connection_log import ConnectionLog
 from oinetd.safe_open import give_empty_file
 
-__all__ = ["Identity", "drop_root"]
+__all__ = ["Identity", "drop_root", "kept_for"]
 
 PR_SET_KEEPCAPS: Final = 8
 PR_CAPBSET_READ: Final = 23
@@ -25,6 +25,8 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 CAP_NET_BIND_SERVICE: Final = 10
+CAP_NET_ADMIN: Final = 12
+CAP_NET_RAW: Final = 13
 LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
 """From linux/prctl.h and linux/capability.h; version 3 has two 32-bit words for each set."""
 
@@ -33,6 +35,10 @@ CAPABILITIES_MAX: Final = 64
 
 KEPT: Final = 1 << CAP_NET_BIND_SERVICE
 """Sockets are bound after the change of user, at start and for rules that a reload adds."""
+
+KEPT_FOR_MARK: Final = 1 << CAP_NET_ADMIN
+KEPT_FOR_SRC_CLIENT: Final = 1 << CAP_NET_RAW
+"""Only if a rule has `mark`, or `src=client` (IP_TRANSPARENT, ip(7)): each connection to a server sets it."""
 
 IMPORTED_LATER: Final = (
     "concurrent.futures.thread",
@@ -79,13 +85,13 @@ class Identity:
         gid = entry.gr_gid if entry else int(group) if group else account.pw_gid
         return cls(account.pw_uid, gid, tuple(sorted(os.getgrouplist(account.pw_name, gid))))
 
-    def assume(self) -> None:
-        """Become this user for good. Raises `OSError` if the process may not.
+    def assume(self, kept: int = KEPT) -> None:
+        """Become this user for good, with the capabilities `kept`. Raises `OSError` if the process may not.
 
         Only the calling thread changes its capabilities, so the process must have no other thread; later threads
-        inherit what is left. The one capability left is to bind ports below 1024: in the effective, permitted and
-        bounding sets. A program that it starts has only the rights of the user (no_new_privs, and empty inheritable
-        and ambient sets).
+        inherit what is left. The capabilities left are to bind ports below 1024, and what the rules need for their
+        connections: in the effective, permitted and bounding sets. A program that it starts has only the rights of the
+        user (no_new_privs, and empty inheritable and ambient sets).
         """
         if (os.getuid(), os.getgid()) == (self.uid, self.gid) and os.geteuid() == self.uid:
             return
@@ -94,7 +100,7 @@ class Identity:
         libc = ctypes.CDLL(None, use_errno=True)
         if self.uid:
             # While the process is root: this needs a capability itself.
-            _limit_bounding_set(libc, KEPT)
+            _limit_bounding_set(libc, kept)
         libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
         # In this order: a process that is no longer root cannot change its groups.
         os.setgroups(self.groups)
@@ -102,7 +108,7 @@ class Identity:
         os.setresuid(self.uid, self.uid, self.uid)
         libc.prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0)
         if self.uid:
-            _keep_only(libc, KEPT)
+            _keep_only(libc, kept)
         libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
         if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
             logger.warning("cannot set no_new_privs: %s", os.strerror(ctypes.get_errno()))
@@ -125,7 +131,7 @@ def _limit_bounding_set(libc: ctypes.CDLL, kept: int) -> None:
 def _keep_only(libc: ctypes.CDLL, capabilities: int) -> None:
     """Reduce the calling thread to `capabilities`, or to none if it does not have them. Raises `OSError`."""
     header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
-    for kept in (capabilities, 0):
+    for kept in (capabilities, KEPT, 0):
         # Effective, permitted, inheritable: the low words, then the high ones.
         sets = (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0)
         if libc.capset(header, sets) == 0:
@@ -133,13 +139,21 @@ def _keep_only(libc: ctypes.CDLL, capabilities: int) -> None:
     else:
         number = ctypes.get_errno()
         raise OSError(number, f"cannot drop the capabilities of root: {os.strerror(number)}")
-    if kept != capabilities:
+    if not kept:
         logger.info("CAP_NET_BIND_SERVICE not available: ports below 1024 cannot be bound, at start or on reload")
 
 
-def drop_root(identity: Identity, log: LogSettings) -> None:
+def kept_for(config: Config) -> int:
+    """The capabilities that the rules need for as long as they serve."""
+    options = [rule.options for rule in config.rules]
+    mark = KEPT_FOR_MARK if any(each.mark for each in options) else 0
+    return KEPT | mark | (KEPT_FOR_SRC_CLIENT if any(each.from_client for each in options) else 0)
+
+
+def drop_root(identity: Identity, config: Config) -> None:
     """Become `identity`. The new user, who has to reopen the log, becomes its owner if it is still empty."""
+    log = config.log
     if ConnectionLog.is_file(log):
         with contextlib.suppress(FileNotFoundError):
             give_empty_file(log.file, identity.uid, identity.gid)
-    identity.assume()
+    identity.assume(kept_for(config))

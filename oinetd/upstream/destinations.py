@@ -43,8 +43,8 @@ class Destinations:
                 self._add(self._key(rule), rule.origin, "destination")
             else:
                 self._add_servers(rule.upstream, self.refresh_of(rule))
-            if rule.options.source:
-                self._add((rule.options.source, self.refresh_of(rule), True), rule.origin, "source address")
+            if rule.options.source_host:
+                self._add((rule.options.source_host, self.refresh_of(rule), True), rule.origin, "source address")
 
     def _add_servers(self, upstream: Upstream, refresh_s: float) -> None:
         for server in upstream.servers:
@@ -123,7 +123,7 @@ class Destinations:
 
     def source_of(self, rule: Rule) -> Destination | None:
         """The source address of `rule`; None if the kernel chooses it."""
-        source = rule.options.source
+        source = rule.options.source_host
         return self._hosts[source, self.refresh_of(rule), True][0] if source else None
 
     def start(self, on_change: Callable[[Destination], object]) -> None:

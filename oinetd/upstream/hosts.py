@@ -24,7 +24,7 @@ def _hosts(config: Config) -> Iterator[tuple[str | None, Origin, str]]:
         yield rule.bind.address, rule.origin, "address to listen on"
         if rule.upstream is None:
             yield rule.connect.address, rule.origin, "destination"
-        yield rule.options.source, rule.origin, "source address"
+        yield rule.options.source_host, rule.origin, "source address"
         if rule.upstream is None:
             continue
         yield rule.upstream.options.source, rule.upstream.origin, "source address"

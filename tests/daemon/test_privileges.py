@@ -151,11 +151,11 @@ WATCH = """
 import os, sys
 import oinetd.process.privileges
 
-def assume(self, real=oinetd.process.privileges.Identity.assume):
+def assume(self, *kept, real=oinetd.process.privileges.Identity.assume):
     entries = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
     sockets = sum("socket:" in os.readlink(each) for each in entries if os.path.lexists(each))
     print("threads", len(os.listdir("/proc/self/task")), "sockets", sockets, file=sys.stderr)
-    real(self)
+    real(self, *kept)
     sys.meta_path.insert(0, Late())
 
 class Late:

@@ -305,6 +305,7 @@ def compile_policy(
         peer_uid=-1 if peer_uid is None else peer_uid,
         protocol=options.protocol,
         bandwidth=settings.bandwidth_bytes,
+        from_client=options.from_client,
         options=[each[1:] for each in options.raw()],
     )
 

@@ -136,7 +136,7 @@ class _Search:
             self._tried |= 1 << at
             address = self._order.addresses[at]
             local, guard = self._request.source_for(address), self._request.guard
-            if local is None and self._request.source_host is not None and not address.is_unix:
+            if local is None and self._request.has_source and not address.is_unix:
                 if self._last.address is None:
                     self._last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
                 continue

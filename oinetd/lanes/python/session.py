@@ -168,7 +168,7 @@ class Session:
                 ending, code = self._cut()
                 return
             service = self._service
-            self._request = request = service.dial_request(self._client, record.client)
+            self._request = request = service.dial_request(self._client, record.client, unknown=self._is_unknown)
             if self._routed is not None:
                 request.destination, request.port = self._routed
                 request.guard = request.group = None
@@ -274,6 +274,13 @@ class Session:
     def _send_header(self, upstream: socket.socket, kind: SendProxy) -> int:
         accepted = self._preamble.header if self._preamble is not None else None
         return send_header(upstream, self._client, self._live.record, self._service.settings, kind, accepted)
+
+    @property
+    def _is_unknown(self) -> bool:
+        """Whether the client has no address: it is one of a unix socket, or its proxy does not say."""
+        if self._preamble is not None and self._preamble.header is not None:
+            return self._preamble.header.source is None
+        return self._client.family == socket.AF_UNIX
 
     def _client_gone(self) -> None:
         """The client has reset its connection while `admit` runs: its answer is not needed."""

@@ -1,0 +1,147 @@
+"""`src=client`: the server sees the address of the client, whoever relays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from oinetd import Ending
+from oinetd.config import parse_config
+from oinetd.errors import ConfigError
+from oinetd.net.transparent import delivers_marked
+from oinetd.process.transparent import transparent_lines
+from tests.forwarding import Seen
+from tests.peers import dial, free_port, until
+from tests.preamble.lanes import in_lanes, lane_options, looking, served
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@root
+@in_lanes
+async def test_the_server_sees_the_client(lane: str) -> None:
+    seen = Seen()
+    async with looking(wanted=1, headed=False) as upstream:
+        port, host = free_port(), upstream.address[0]
+        lines = [
+            f"{bind} {port} {host} {upstream.address[1]} [src=client, {lane_options(lane)}]"
+            for bind in ("127.0.0.1", "::1")
+        ]
+        async with served(lane, *parse_config("\n".join(lines)).rules, seen=seen):
+            peer = await dial(("127.0.0.1", port), source="127.0.0.77")
+            await peer.send(b"x")
+            taken = await upstream.taken.get()
+            assert taken.peer.sock.getpeername()[0] == "127.0.0.77"
+            peer.close()
+            with contextlib.suppress(ConnectionError):
+                (await dial(("::1", port))).close()
+            await until(lambda: len(seen.closed) == 2)
+    (failed,) = (record for record in seen.closed if record.ending is Ending.BIND_FAILED)
+    assert failed.client == "::1"
+
+
+def test_only_from_tcp_to_tcp() -> None:
+    with pytest.raises(ConfigError, match="src=client is for rules from TCP to TCP"):
+        parse_config("0.0.0.0 53/udp 192.0.2.1 53/udp [src=client]")
+
+
+def test_nothing_is_needed_without_it() -> None:
+    assert list(transparent_lines(parse_config("0.0.0.0 80 192.0.2.1 80"))) == [
+        "no rule has src=client: nothing is needed"
+    ]
+
+
+def inside(namespace: str, *command: str, check: bool = True) -> str:
+    done = subprocess.run(["ip", "netns", "exec", namespace, *command], capture_output=True, text=True, check=check)
+    return done.stdout
+
+
+@contextlib.contextmanager
+def three_machines() -> Iterator[tuple[str, str, str]]:
+    """A client, a router with oinetd, and a server whose gateway is the router."""
+    names = tuple(f"{role}-{uuid.uuid4().hex[:8]}" for role in ("c", "r", "s"))
+    client, router, server = names
+    try:
+        for name in names:
+            subprocess.run(["ip", "netns", "add", name], check=True)
+            inside(name, "ip", "link", "set", "lo", "up")
+        for far, number in ((client, 1), (server, 2)):
+            inside(router, "ip", "link", "add", f"to{number}", "type", "veth", "peer", "name", "to0", "netns", far)
+            for name, link, end in ((router, f"to{number}", 1), (far, "to0", 2)):
+                inside(name, "ip", "addr", "add", f"10.77.{number}.{end}/24", "dev", link)
+                inside(name, "ip", "link", "set", link, "up")
+            inside(far, "ip", "route", "add", "default", "via", f"10.77.{number}.1")
+        yield client, router, server
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+SERVER = """
+import socket
+listener = socket.create_server(("10.77.2.2", 8080))
+print("ready", flush=True)
+for _ in range(2):
+    client, peer = listener.accept()
+    client.sendall(peer[0].encode())
+    client.close()
+"""
+CLIENT = "import socket; print(socket.create_connection(('10.77.1.1', 9090), 10).makefile().read())"
+
+
+@root
+@pytest.mark.parametrize("engine", ["native", "python"])
+def test_from_another_machine(tmp_path: Path, engine: str) -> None:
+    """With what `oinetd transparent` prints, as an unprivileged user, and with nothing missing afterwards."""
+    if shutil.which("nft") is None:
+        pytest.skip("nft is missing")
+    conf = tmp_path / "oinetd.conf"
+    conf.write_text(f"admin off\n10.77.1.1 9090 10.77.2.2 8080 [src=client, engine={engine}]\n")
+    conf.chmod(0o644)
+    with three_machines() as (client, router, server), contextlib.ExitStack() as stack:
+        oinetd = [sys.executable, "-m", "oinetd", "-c", str(conf)]
+        said = inside(router, *oinetd[:3], "transparent", *oinetd[3:])
+        assert "# missing: for IPv4" in said
+        inside(router, "sh", "-ec", said)
+        assert "missing" not in inside(router, *oinetd[:3], "transparent", *oinetd[3:])
+        enter = ["ip", "netns", "exec"]
+        started = [
+            stack.enter_context(
+                subprocess.Popen([*enter, server, sys.executable, "-c", SERVER], stdout=subprocess.PIPE)
+            ),
+            stack.enter_context(
+                subprocess.Popen([*enter, router, *oinetd, "-f", "-u", "nobody"], stderr=subprocess.PIPE, text=True)
+            ),
+        ]
+        try:
+            assert started[0].stdout is not None
+            assert started[0].stdout.readline() == b"ready\n"
+            assert started[1].stderr is not None
+            lines = []
+            while not (lines and re.search("listening on", lines[-1])):
+                lines.append(started[1].stderr.readline())
+                assert lines[-1], lines
+            assert not any("src=client" in line for line in lines)
+            assert inside(client, sys.executable, "-c", CLIENT).strip() == "10.77.1.2"
+        finally:
+            for each in started:
+                each.kill()
+                each.wait()
+
+
+def test_without_an_answer_it_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> socket.socket:
+        raise OSError
+
+    monkeypatch.setattr(socket, "socket", refused)
+    assert delivers_marked(socket.AF_INET) is None

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tests.faults.invariants import Broken, Done, Holdings, check_holdings, check_log, holdings
@@ -39,12 +39,10 @@ class Clients(Load):
     done: list[Done] = field(default_factory=list)
     plant: Plant = field(default_factory=Plant)
     kills: Callable[[], int] = lambda: 0
-    troubles: Callable[[], int] = lambda: 0
-    """How often oinetd has had a reason of its own to reset connections."""
 
     async def client(self, address: tuple[str, int]) -> None:
         """One connection; what its closing line has to say is kept if it ended well."""
-        key, kills, troubles = next(self._keys), self.kills(), self.troubles()
+        key, kills = next(self._keys), self.kills()
         try:
             peer = await asyncio.wait_for(dial(self.plant.way(address)), CLIENT_S)
         except OSError:
@@ -58,10 +56,13 @@ class Clients(Load):
                 self.faults[:] = [each for each in self.faults if not each.startswith(f"connection {key}, down: a FIN")]
                 self.broken += 1
             else:
-                self.done.append(Done(port, up + 8, down, whole=troubles == self.troubles()))
+                self.done.append(Done(port, up + 8, down))
                 self.ended += 1
-        except (ConnectionError, TimeoutError):
+        except ConnectionError:
             self.broken += 1
+        except TimeoutError:
+            self.broken += 1
+            peer.reset()  # a FIN in the middle would be this client's
         except Mixture:
             pass  # it is in `faults`
         finally:
@@ -78,7 +79,7 @@ class Driver:
     def __init__(self, stage: Stage, seed: int, plant: Plant) -> None:
         self.stage = stage
         self.choice = random.Random(seed)
-        self.load = Clients(self.choice, plant=plant, kills=stage.deaths, troubles=lambda: stage.troubles)
+        self.load = Clients(self.choice, plant=plant, kills=stage.deaths)
         self.events: list[str] = []
         self.rounds = 0
         self.sessions = 0
@@ -98,12 +99,15 @@ class Driver:
             names = () if planted else self.choice.sample(kinds(self.stage), self.choice.randint(1, 3))
             kills = not planted and self.choice.random() < KILL_SHARE
             killing = self._kill(round_s * self.choice.random()) if kills else None
-            sure, deaths = len(self.load.done), self.stage.kills
+            sure, deaths, troubles = len(self.load.done), self.stage.kills, self.stage.troubles
             await self._round(round_s, names, killing)
             if killing is None:
                 if deaths != self.stage.kills:
                     # A client that has sent everything and read everything has ended; the server that died had not.
                     del self.load.done[sure:]
+                await self._quiet()
+                if troubles != self.stage.troubles:
+                    self.load.done[sure:] = [replace(each, whole=False) for each in self.load.done[sure:]]
                 await self._check()
             else:
                 await self._begin_anew()

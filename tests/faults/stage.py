@@ -83,6 +83,8 @@ class Stage:
         """Processes that were replaced and may still have sessions."""
         self.stayed = 0
         """Sessions that were left to them."""
+        self.left = 0
+        """The same, ever: they are reset when the time to drain is over."""
         self.upgrades = 0
         self._changes = threading.Lock()
 
@@ -152,8 +154,8 @@ class Stage:
 
     @property
     def troubles(self) -> int:
-        """Counts calls that have failed, and upgrades: both may reset connections, an upgrade after its drain."""
-        return self.upgrades + (self.control.failed if self.control is not None else 0)
+        """How often oinetd has had a reason of its own to reset connections that its clients have done with."""
+        return self.left + (self.control.failed if self.control is not None else 0)
 
     def restart_upstream(self) -> None:
         """Kill the servers, and start them again."""
@@ -200,6 +202,7 @@ class Stage:
             if answer.returncode == 0 and done is not None:
                 self.old.append(self.daemon)
                 self.stayed += int(done[2])
+                self.left += int(done[2])
                 self.upgrades += 1
                 with contextlib.suppress(ProcessLookupError):  # it was killed
                     self.daemon = Adopted(int(done[1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from oinetd.admin.client import Client, NoInstance
 from tests.daemon.name_server import NameServer
 from tests.daemon.process import ROOT
 from tests.faults.adopted import Adopted
@@ -131,7 +131,9 @@ class Stage:
         return process
 
     def _ready(self) -> bool:
-        return self.admin.exists() and self.ask("health").returncode == 0
+        with contextlib.suppress(NoInstance):
+            return Client(str(self.admin)).get("/v1/health").status == 200
+        return False
 
     def ask(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command that asks the daemon."""
@@ -147,9 +149,9 @@ class Stage:
 
     def status(self) -> dict[str, Any]:
         """The overview that the daemon gives."""
-        answer = self.ask("status", "--json")
-        assert answer.returncode == 0, answer.stderr
-        found: dict[str, Any] = json.loads(answer.stdout)
+        answer = Client(str(self.admin)).get("/v1/status")
+        assert answer.status == 200, answer
+        found: dict[str, Any] = answer.value
         return found
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.faults.driver import ROUND_S, Driver
 from tests.faults.invariants import Broken
+from tests.faults.kinds import KINDS
 from tests.faults.plants import PLANTS, Plant
 from tests.faults.stage import Stage
 
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--round", type=float, default=ROUND_S, help="seconds of one round")
     parser.add_argument("--plant", choices=PLANTS, default="", help="a fault that has to be found")
+    parser.add_argument("--only", choices=sorted(KINDS), nargs="*", default=(), help="no other faults than these")
     said = parser.parse_args()
     if os.environ.get(INSIDE) is None:
         if os.geteuid() != 0:
@@ -48,7 +50,7 @@ def main() -> int:
             return subprocess.run([*words, *prepare], env={**os.environ, INSIDE: folder}, check=False).returncode
     print(f"seed {said.seed}", flush=True)
     stage = Stage(Path(os.environ[INSIDE]), said.seed, leaky=said.plant == "leaked-descriptor")
-    driver = Driver(stage, said.seed, Plant(said.plant))
+    driver = Driver(stage, said.seed, Plant(said.plant), said.only)
     try:
         stage.open()
         asyncio.run(driver.run(said.minutes * 60, said.round))

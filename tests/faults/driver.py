@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -39,10 +40,13 @@ class Clients(Load):
     done: list[Done] = field(default_factory=list)
     plant: Plant = field(default_factory=Plant)
     kills: Callable[[], int] = lambda: 0
+    ways: dict[int, int] = field(default_factory=dict)
+    """The port of the rule of each connection."""
 
     async def client(self, address: tuple[str, int]) -> None:
         """One connection; what its closing line has to say is kept if it ended well."""
         key, kills = next(self._keys), self.kills()
+        self.ways[key] = address[1]
         try:
             peer = await asyncio.wait_for(dial(self.plant.way(address)), CLIENT_S)
         except OSError:
@@ -76,12 +80,13 @@ class Clients(Load):
 class Driver:
     """One run on a stage. `events` says what happened, for whoever looks for the reason of a broken invariant."""
 
-    def __init__(self, stage: Stage, seed: int, plant: Plant) -> None:
+    def __init__(self, stage: Stage, seed: int, plant: Plant, only: Sequence[str] = ()) -> None:
         self.stage = stage
         self.choice = random.Random(seed)
         self.load = Clients(self.choice, plant=plant, kills=stage.deaths)
         self.events: list[str] = []
         self.rounds = 0
+        self._kinds = [name for name in kinds(stage) if not only or name in only]
         self.sessions = 0
         self._before = Holdings(0, 0, 0, 0)
         self._uncounted = 0, 0
@@ -96,7 +101,7 @@ class Driver:
         while not self.rounds or time.monotonic() < end:
             # What is planted has to be found for itself.
             planted = bool(self.load.plant.name)
-            names = () if planted else self.choice.sample(kinds(self.stage), self.choice.randint(1, 3))
+            names = () if planted else self.choice.sample(self._kinds, min(len(self._kinds), self.choice.randint(1, 3)))
             kills = not planted and self.choice.random() < KILL_SHARE
             killing = self._kill(round_s * self.choice.random()) if kills else None
             sure, deaths, troubles = len(self.load.done), self.stage.kills, self.stage.troubles
@@ -230,7 +235,12 @@ class Driver:
         """No stream was wrong, for clients and servers. Raises `Broken`."""
         found = [*self.load.faults, *(self.stage.found.read_text().splitlines() if self.stage.found.exists() else ())]
         if found:
-            raise Broken(f"bytes: {found[:3]}")
+            ways = {
+                key: self.load.ways.get(key)
+                for line in found
+                for key in map(int, re.findall(r"connection (\d+)", line))
+            }
+            raise Broken(f"bytes: {found[:3]}, by way of {ways}")
 
     def _lines(self) -> list[str]:
         text = self.stage.log.read_text(errors="replace") if self.stage.log.exists() else ""

@@ -83,6 +83,8 @@ class ServiceManager:
         self._stored.update(names)
 
     def stopping(self, status: str) -> None:
+        """A stop has begun. Nothing is kept over it: listeners refuse clients from now on, also for who has copies."""
+        self.store({})
         self._send(f"STOPPING=1\nSTATUS={_line(status)}", SEND_WAIT_S)
 
     def status(self, status: str) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from oinetd.errors import OinetdError
 from oinetd.lanes.moves import Moves
 from oinetd.upgrade.channel import Channel, ChannelClosed
 from oinetd.upgrade.frames import VERSION, BadFrame, Frame
+from oinetd.upgrade.offspring import Offspring
 
 __all__ = ["ENVIRONMENT", "Giver", "Report", "UpgradeFailed", "child_environment", "is_trusted"]
 
@@ -78,7 +78,7 @@ class Giver:
     inherited: Sequence[socket.socket] = ()
     ready: bool = False
     _channel: Channel | None = None
-    _process: subprocess.Popen[bytes] | None = None
+    _process: Offspring | None = None
     _out: list[Departing] = field(default_factory=list)
     _declined: list[Departing] = field(default_factory=list)
 
@@ -133,14 +133,7 @@ class Giver:
         with theirs:
             environment = {**self.environment, ENVIRONMENT: str(theirs.fileno())}
             starting = asyncio.ensure_future(
-                asyncio.to_thread(
-                    subprocess.Popen,
-                    self.command,
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    env=environment,
-                    cwd="/",
-                )
+                asyncio.to_thread(Offspring.start, self.command, environment, (theirs.fileno(),))
             )
             try:
                 self._process = await asyncio.shield(starting)
@@ -242,17 +235,15 @@ class Giver:
     def _end_process(self) -> None:
         """Wait until the new process has ended."""
         assert self._process is not None
-        try:
-            self._process.wait(KILL_WAIT_S)
-        except subprocess.TimeoutExpired:
+        if not self._process.wait(KILL_WAIT_S):
             self._process.kill()
-            self._process.wait()
+            self._process.wait(KILL_WAIT_S)
 
     async def _give_up(self, paused: bool) -> None:
         """The new process has not taken over: what it did not acknowledge goes on here, and this one accepts again."""
         if self._process is not None:
             self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+            await asyncio.to_thread(self._process.wait, KILL_WAIT_S)
         self._put_back(self._out)
         self._put_back(self._declined)
         if paused:

@@ -72,6 +72,17 @@ def test_a_watchdog_for_somebody_else(oinetd: Start) -> None:
     assert daemon.stop() == 0
 
 
+def test_a_stop_takes_listeners_out_of_the_store(oinetd: Start) -> None:
+    """They refuse clients from then on, and so would the next process that gets them."""
+    daemon = oinetd(RULE, environ={"FDSTORE": "512"}).ready()
+    until(lambda: daemon.manager.count("FDSTORE=1"), "the listener")
+    (kept,) = [notice for notice in daemon.manager.notices if notice.startswith("FDSTORE=1\n")]
+    name = next(line for line in kept.split("\n") if line.startswith("FDNAME="))
+    assert daemon.stop() == 0
+    assert daemon.manager.read()[-2:][0] == f"FDSTOREREMOVE=1\n{name}"
+    assert daemon.manager.notices[-1].startswith("STOPPING=1\n")
+
+
 def test_a_manager_that_is_gone_is_no_harm(oinetd: Start) -> None:
     daemon = oinetd(RULE, environ={"NOTIFY_SOCKET": "@oinetd-nobody-is-here"})
     daemon.wait_said("listening on")

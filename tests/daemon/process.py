@@ -185,6 +185,9 @@ class Oinetd:
             self.process.kill()
             self.process.wait()
         self.manager.close()
+        with contextlib.suppress(ChildProcessError):  # those that have ended and were left to us
+            while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                pass
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
             raise AssertionError("it left processes behind")

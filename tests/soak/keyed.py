@@ -128,6 +128,7 @@ async def talk(load: Load, peer: Peer, key: int, *, up: bool) -> None:
             if choice.random() < 0.05:
                 await asyncio.sleep(choice.random() / 100)
         if theirs.at != due:
+            await asyncio.sleep(0)  # the writer may have got the reset a moment ago, and has not run yet
             if write_failed:  # a reset is told once, to whoever calls first; the other one reads an end
                 raise ConnectionResetError
             load.faults.append(f"connection {key}, {'down' if up else 'up'}: a FIN after {theirs.at} of {due} bytes")

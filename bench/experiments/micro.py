@@ -42,7 +42,7 @@ LARGE = (4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
 QUICK = (1, 64, 2048, 16 << 10, 64 << 10, 256 << 10)
 _ASKED_BYTES = 8
 """Of a request."""
-_WARM_UP_S = 0.05
+_WARM_UP_S = 0.1
 _OVERHEAD_S = 0.35
 _PROFILED_S = 3.0
 _PROFILED_SIZE = 16 << 10

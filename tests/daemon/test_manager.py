@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -160,13 +161,28 @@ def test_what_is_no_listening_tcp_socket_is_refused(oinetd: Start, listener: soc
         given = handed(datagrams, idle, file, listener, names="one:two:three:four")  # type: ignore[arg-type]
         daemon = oinetd(f"{host} {port} UPSTREAM\n", **given).ready()
     daemon.wait_said(
-        r"warning: inherited descriptor 3 \(one\): closed, neither a listening TCP socket nor a bound UDP socket"
+        r"warning: inherited descriptor 3 \(one\): closed, neither a listening socket nor a bound UDP socket"
     )
     daemon.wait_said(r"warning: inherited descriptor 4 \(two\)")
     daemon.wait_said(r"warning: inherited descriptor 5 \(three\)")
     with Client((host, port)) as client:
         assert client.echo(b"hello") == b"hello"
     assert daemon.stop() == 0
+
+
+def test_a_unix_socket_that_is_handed_over(oinetd: Start, tmp_path: Path) -> None:
+    """Its file is the service manager's: it stays."""
+    path = tmp_path / "handed"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as early:
+        listener.bind(str(path))
+        listener.listen()
+        early.connect(str(path))
+        daemon = oinetd(f"unix:{path} UPSTREAM\n", **handed(listener)).ready()
+        early.sendall(b"early")
+        assert early.recv(5) == b"early"
+        assert "inherited" not in daemon.said
+        assert daemon.stop() == 0
+        assert path.is_socket()
 
 
 def test_sockets_for_another_process_are_left_alone(oinetd: Start) -> None:

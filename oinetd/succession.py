@@ -40,17 +40,19 @@ class Succession(Inspection):
             except (LookupError, ValueError, TypeError) as error:
                 log.warning("upgrade: a server keeps nothing of its state: %s", error)
 
-    def check_access(self) -> None:
-        """Let the access rules in force hold for sessions that another process let in; see `on-deny`."""
+    def settle_in(self) -> None:
+        """The other process is done: let the access rules in force hold for sessions that it let in (see `on-deny`),
+        and open the log anew if the file was renamed meanwhile, which only that process was told."""
         self._reload.check_access()
+        self._connection_log.reopen()
 
     def log_descriptor(self) -> int:
         """A copy of the descriptor of the log file; -1 if the log is no open file."""
         return self._connection_log.descriptor()
 
-    def flush_log(self) -> None:
-        """Have the lines written that are queued; waits for the file, two seconds at most."""
-        self._connection_log.flush()
+    def flush_log(self) -> bool:
+        """Have the lines written that are queued; waits for the file, two seconds at most. Whether all are."""
+        return self._connection_log.flush()
 
     def stored(self) -> dict[str, socket.socket]:
         """The listening sockets of the internet by names, for a service manager that keeps them over a crash."""

@@ -14,6 +14,9 @@ class Away:
         self._ids: set[int] = set()
         self.killed: set[int] = set()
 
+    def __contains__(self, session_id: int) -> bool:
+        return session_id in self._ids
+
     def leave(self, session_id: int) -> None:
         """A session is on its way."""
         self._ids.add(session_id)

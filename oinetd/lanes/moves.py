@@ -6,12 +6,14 @@ a document. It can move between two reads, in both lanes. What is connecting, or
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from oinetd.core.histogram import HistogramCounts
@@ -122,14 +124,17 @@ class Moves:
 
     def put_back(self, each: Departing) -> None:
         """A session goes on here."""
-        number = each.id
+        self._go_on(each.id, each.put_back)
+
+    def _go_on(self, number: int, begin: Callable[[], object]) -> None:
+        """Let a session go on here, and end it if that was said meanwhile."""
         killed = self.registry.away.come_back(number)
         try:
-            each.put_back()
+            begin()
         except OSError as error:
             log.error("session %d ends: %s", number, error.strerror)
-        if killed:
-            self.lanes.kill(number, known=True)
+        if killed:  # once it has begun: what is cancelled before could not clean up
+            asyncio.get_running_loop().call_soon(lambda: self.lanes.kill(number, known=True))
 
     @property
     def staying(self) -> int:
@@ -158,7 +163,11 @@ class Moves:
             raise ValueError("not the sockets of a session")
         for fd in fds:
             os.set_blocking(fd, False)
-        return listener.adopt(state, fds, pending)
+        begin, number = listener.adopt(state, fds, pending), int(state["id"])
+        if begin is None:
+            return None
+        self.registry.away.leave(number)  # until it goes on
+        return partial(self._go_on, number, begin)
 
     def _listener_for(self, state: Mapping[str, Any]) -> Listener | None:
         """The listener that has its socket, of UDP sessions, or its address, of connections."""

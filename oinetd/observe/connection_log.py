@@ -163,10 +163,9 @@ class ConnectionLog:
         self._format = line_format(settings.format)
         self._writer = LineWriter(_target(settings.file), self._on_trouble, opened=descriptor)
 
-    def flush(self) -> None:
-        """Write the queued lines, within two seconds; no line is left half written."""
-        if isinstance(self._writer, LineWriter):
-            self._writer.flush()
+    def flush(self) -> bool:
+        """Write the queued lines, within two seconds; no line is left half written. Whether all were written."""
+        return self._writer.flush() if isinstance(self._writer, LineWriter) else True
 
     def reconfigure(self, settings: LogSettings) -> None:
         """Switch to `settings`; lines logged before the call still go to the old file."""

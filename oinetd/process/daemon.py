@@ -115,7 +115,7 @@ class Daemon:
                 pid_file.acquire()
             self._pid_file = pid_file
         self._administration.open(config)
-        self._manager.keeps(sockets.names)
+        self._manager.keeps(sockets.names if self._taker is None else self._taker.facts.get("stored", {}))
         self._forwarder = Forwarder(config, inherited=sockets.passed, lent=sockets.lent, hold_back=bool(self._taker))
         self._forwarder.open_log(log)
         if self._options.identity is not None and self._taker is None:
@@ -170,7 +170,7 @@ class Daemon:
             self._forwarder.restore_servers(self._taker.facts.get("servers", ()), counters=False)
             last = await self._taker.take(self._forwarder.moves)
             self._forwarder.restore_servers(last.get("servers", ()), counters=True)
-            self._forwarder.check_access()
+            self._forwarder.settle_in()
             self._reload_wanted = bool(last.get("reload"))
             if last.get("stop"):
                 self._stop.set()

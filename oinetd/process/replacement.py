@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from oinetd.forwarder import Forwarder
+from oinetd.model import Config
 from oinetd.observe.text import number_of
 from oinetd.process.administration import Administration
 from oinetd.process.invocation import Options
@@ -26,6 +27,8 @@ logger = logging.getLogger("oinetd")
 
 CONNECT_MARGIN_S: Final = 1.0
 """Sessions that are connecting are waited for this much longer than their connect-timeout."""
+CONNECT_WAIT_MAX_S: Final = 60.0
+"""And no longer than this: the new process hears nothing meanwhile, and must not take this one for dead."""
 
 PID_FILE: Final = "pid "
 ADMIN: Final = "admin "
@@ -94,17 +97,20 @@ class Replacement:
         log = forwarder.log_descriptor()
         if log >= 0:
             files[LOG + forwarder.config.log.file] = log
-        settings = [forwarder.config.settings_of(rule) for rule in forwarder.config.rules]
-        connect_s = max((each.connect_timeout_s for each in settings), default=0.0)
         self._giver = Giver(
             forwarder.moves,
             new_command(self._options, self._words, self._base, program),
             {**child_environment(os.environ), **self._manager.environment},
             files,
-            {"base": self._base, "servers": forwarder.server_documents(), "dry_run": dry_run},
+            {
+                "base": self._base,
+                "servers": forwarder.server_documents(),
+                "stored": self._manager.stored,
+                "dry_run": dry_run,
+            },
             forwarder.config.upgrade_timeout_s or None,
-            connect_s + CONNECT_MARGIN_S,
-            forwarder.flush_log,
+            connect_wait_s(forwarder.config),
+            settling(forwarder.flush_log),
             forwarder.inherited,
         )
         told: list[bool] = []
@@ -130,6 +136,23 @@ class Replacement:
             report.staying,
         )
         return report
+
+
+def connect_wait_s(config: Config) -> float:
+    """How long sessions that are connecting are waited for."""
+    limits = (config.settings_of(rule).connect_timeout_s for rule in config.rules)
+    return min(max(limits, default=0.0) + CONNECT_MARGIN_S, CONNECT_WAIT_MAX_S)
+
+
+def settling(flush: Callable[[], bool]) -> Callable[[], None]:
+    """`flush` as long as it succeeds: a log that cannot be written is waited for once, not with each batch."""
+    writes = True
+
+    def settle() -> None:
+        nonlocal writes
+        writes = writes and flush()
+
+    return settle
 
 
 def adopt_files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import time
@@ -13,6 +14,9 @@ __all__ = ["STORED", "ServiceManager"]
 
 STORED: Final = "oinetd-"
 """What the names of stored listeners begin with."""
+
+UNKNOWN: Final = 0
+"""An inode."""
 
 SEND_WAIT_S: Final = 1.0
 """How long a change of state waits for a manager whose queue is full. A status or a keep-alive does not wait."""
@@ -30,7 +34,7 @@ class ServiceManager:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self.watchdog_s = watchdog_s if address else 0.0
         self.stores = stores and bool(address)
-        self._stored: set[str] = set()
+        self._stored: dict[str, int] = {}
 
     @classmethod
     def of(cls, environ: MutableMapping[str, str], pid: int) -> Self:
@@ -71,16 +75,24 @@ class ServiceManager:
         """Have these kept, by name, and none of earlier calls that are not among them."""
         if not self.stores:
             return
-        for name in self._stored - sockets.keys():
+        now = {name: os.fstat(sock.fileno()).st_ino for name, sock in sockets.items()}
+        # A listener with other options has another socket, and the same name.
+        kept = {name for name, inode in self._stored.items() if inode in (UNKNOWN, now.get(name)) and name in now}
+        for name in self._stored.keys() - kept:
             self._send(f"FDSTOREREMOVE=1\nFDNAME={name}", SEND_WAIT_S)
-        for name in sockets.keys() - self._stored:
+        for name in now.keys() - kept:
             # Not polled: a listener is ready as long as a client waits, and an event would take it out of the store.
             self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", SEND_WAIT_S, sockets[name].fileno())
-        self._stored = set(sockets)
+        self._stored = now
 
-    def keeps(self, names: Iterable[str]) -> None:
-        """The manager has these in its store already."""
-        self._stored.update(names)
+    @property
+    def stored(self) -> dict[str, int]:
+        """What it keeps: the names, each with the inode of the socket."""
+        return dict(self._stored)
+
+    def keeps(self, names: Iterable[str] | Mapping[str, int]) -> None:
+        """The manager has these in its store already; with inodes if those are known."""
+        self._stored.update(names if isinstance(names, Mapping) else dict.fromkeys(names, UNKNOWN))
 
     def stopping(self, status: str) -> None:
         """A stop has begun. Nothing is kept over it: listeners refuse clients from now on, also for who has copies."""
@@ -98,13 +110,11 @@ class ServiceManager:
         if not self._address:
             return
         # A new socket for each notification: they are rare, and an idle process keeps no descriptor for them.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))] if descriptor >= 0 else []
+        # The manager may have gone or be too busy; it has timeouts of its own.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.settimeout(wait_s)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))] if descriptor >= 0 else []
-            try:
-                sender.sendmsg([text.encode()], rights, 0, self._address)
-            except OSError:
-                return  # The manager has gone or is too busy; it has timeouts of its own.
+            sender.sendmsg([text.encode()], rights, 0, self._address)
 
 
 def _line(text: str) -> str:

@@ -20,7 +20,8 @@ VERSION: Final = 1
 
 DESCRIPTORS_MAX: Final = 250
 """In one frame: the kernel takes 253 (SCM_MAX_FD), and those in flight count against the limit of the sender."""
-DOCUMENT_BYTES_MAX: Final = 4 << 20
+DOCUMENT_BYTES_MAX: Final = 64 << 20
+"""The last frame has the counters of every rule and server, half a kilobyte each."""
 BYTES_MAX: Final = 64 << 20
 
 _HEADER: Final = struct.Struct("!4sIIH")

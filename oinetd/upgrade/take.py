@@ -109,7 +109,10 @@ class Taker:
                         for begin in begins.values():
                             begin()
                 elif frame.kind == "finish":
-                    moves.restore(frame.document["counters"])
+                    try:
+                        moves.restore(frame.document["counters"])
+                    except (ValueError, KeyError, TypeError) as error:  # of another version
+                        logger.warning("upgrade: counters are not understood and begin anew: %s", repr(error))
                     moves.start_datagrams()
                     self.finished = True
                     await self._send(Frame("done", {}))

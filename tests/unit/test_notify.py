@@ -120,3 +120,28 @@ def test_a_store_is_one_that_the_manager_tells_of(said: str, stores: bool) -> No
     environ = {"NOTIFY_SOCKET": "@somewhere", "FDSTORE": said}
     manager = ServiceManager.of(environ, os.getpid())
     assert (manager.stores, "FDSTORE" in environ) == (stores, False)
+
+
+def test_a_listener_with_another_socket_takes_the_place_of_the_first_in_the_store(inbox: socket.socket) -> None:
+    manager, name = ServiceManager(abstract(inbox), stores=True), "oinetd-tcp-a-1"
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        manager.store({name: one})
+        manager.store({name: one})
+        heir = ServiceManager(abstract(inbox), stores=True)
+        heir.keeps(manager.stored)
+        heir.store({name: two})
+        said = [inbox.recv(1000).decode().split("\n")[0] for _ in range(3)]
+    assert said == ["FDSTORE=1", "FDSTOREREMOVE=1", "FDSTORE=1"]
+    with pytest.raises(BlockingIOError):
+        inbox.recv(1000)
+
+
+def test_a_notice_for_which_there_is_no_descriptor_is_left_out(
+    inbox: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> socket.socket:
+        raise OSError(24, "Too many open files")
+
+    manager = ServiceManager(abstract(inbox))
+    monkeypatch.setattr(socket, "socket", none_left)
+    manager.replaced_by(1)

@@ -141,7 +141,8 @@ class PythonLane:
         return True
 
     def take_out(self, at_most: int) -> tuple[list[Departing], int]:
-        return take_out(self._registry.live.values(), at_most)
+        away = self._registry.away
+        return take_out((live for live in self._registry.live.values() if live.record.id not in away), at_most)
 
     def end_quiet(self) -> None:
         self.datagrams.table.end_quiet()

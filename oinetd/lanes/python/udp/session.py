@@ -171,7 +171,7 @@ class DatagramSession:
         self.trail = self.trail.arrive(dialed.address)
         if (member := self.member) is not None and self.request is not None:
             record.server, record.tries = member.name, tuple(self.request.tries)
-            self.request.enter_server(self.end)
+            self.request.enter_server(self.kill)
         else:
             self.known = places_of(self.service)
         record.connect_s = time.monotonic() - self.live.since
@@ -303,7 +303,7 @@ class DatagramSession:
     def adopted(self) -> None:
         """Another process had it: it takes its places here, and goes on with `go_on`."""
         self._opened = True
-        self.ask_for_server().resume_server(self.live.record.server, self.end)
+        self.ask_for_server().resume_server(self.live.record.server, self.kill)
         self.service.registry.adopt(self.live)
 
     def go_on(self, held: list[bytes]) -> None:
@@ -320,10 +320,10 @@ class DatagramSession:
             self.hold(held)
             self.forward_held()
 
-    def kill(self) -> None:
-        """End the session; the record says `aborted`."""
+    def kill(self, ending: Ending = Ending.ABORTED) -> None:
+        """End the session, which may be on its way to another process; the record says how."""
         if not self.service.registry.away.kill(self.live.record.id):
-            self.end(Ending.ABORTED)
+            self.end(ending)
 
     def end(self, ending: Ending, code: int = 0) -> None:
         """Close the upstream leg, account, log. A second call does nothing."""

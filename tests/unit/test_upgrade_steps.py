@@ -1,0 +1,181 @@
+"""The steps of an upgrade, one process at a time: what goes wrong in one of them costs no more than that."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from oinetd import Ending, Forwarder, SessionRecord, parse_config
+from oinetd.lanes.moves import Moves
+from oinetd.lanes.server_events import python_sessions
+from oinetd.process.replacement import connect_wait_s, settling
+from oinetd.upgrade.channel import Channel
+from oinetd.upgrade.frames import Frame, Header
+from oinetd.upgrade.take import PATIENCE_S, Taker
+from tests.forwarding import bound, in_one_loop
+from tests.peers import dial, server, until
+from tests.peers import echo as echo_bytes
+from tests.udp.rig import Party, echo
+
+
+async def served_by_python(rules: str, closed: list[SessionRecord]) -> Forwarder:
+    forwarder = Forwarder(parse_config(f"engine python\n{rules}"), on_close=closed.append)
+    await forwarder.start()
+    return forwarder
+
+
+@in_one_loop
+async def test_a_udp_session_on_its_way_ends_with_its_server() -> None:
+    closed: list[SessionRecord] = []
+    with echo() as upstream, Party() as client:
+        port = upstream.address[1]
+        forwarder = await served_by_python(f"127.0.0.1 0/udp @dns\nupstream dns 127.0.0.1 {port}/udp\n", closed)
+        try:
+            await client.ask(b"hello", bound(forwarder))
+            groups = forwarder._reload.groups
+            assert groups is not None
+            (member,) = next(iter(groups)).members
+            (departing,) = forwarder.moves.take_out_datagrams(10)
+            (cut,) = python_sessions(member)
+            cut(Ending.SERVER_DOWN)
+            assert not closed
+            forwarder.moves.put_back(departing)
+            forwarder.moves.resume()
+            await until(lambda: len(closed) == 1)
+            assert member.load.live == 0
+            assert await client.ask(b"again", bound(forwarder)) == b"again"
+        finally:
+            await forwarder.stop()
+
+
+@in_one_loop
+async def test_connections_on_their_way_are_not_waited_for() -> None:
+    closed: list[SessionRecord] = []
+    async with server(echo_bytes) as address:
+        forwarder = await served_by_python(f"127.0.0.1 0 127.0.0.1 {address[1]}\n", closed)
+        try:
+            client = await dial(bound(forwarder))
+            await until(lambda: bool(relaying(forwarder)))
+            (departing,), left = forwarder.moves.take_out(10)
+            again = forwarder.moves.take_out(10)
+            forwarder.moves.put_back(departing)
+            assert (left, again) == (0, ([], 0))
+            client.close()
+            await until(lambda: len(closed) == 1)
+        finally:
+            await forwarder.stop()
+
+
+def relaying(forwarder: Forwarder) -> list[Any]:
+    return [live for live in forwarder.moves.registry.live.values() if live.relaying is not None]
+
+
+@in_one_loop
+async def test_a_document_that_is_no_session_leaves_its_descriptors_open() -> None:
+    closed: list[SessionRecord] = []
+    async with server(echo_bytes) as address:
+        forwarder = await served_by_python(f"127.0.0.1 0 127.0.0.1 {address[1]}\n", closed)
+        ends = socket.socketpair()
+        try:
+            client = await dial(bound(forwarder))
+            await until(lambda: bool(relaying(forwarder)))
+            (departing,), _ = forwarder.moves.take_out(10)
+            said = {**departing.state(), "counts": [1, 2, 3]}
+            forwarder.moves.put_back(departing)
+            with contextlib.suppress(ValueError):
+                forwarder.moves.adopt(said, (ends[0].fileno(), ends[1].fileno()), (b"", b""))
+            gc.collect()
+            for end in ends:
+                os.fstat(end.fileno())
+            client.close()
+            await until(lambda: len(closed) == 1)
+        finally:
+            for end in ends:
+                end.close()
+            await forwarder.stop()
+
+
+class Story:
+    """The new process with faults: what it was told to do."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+
+    def start_streams(self) -> None:
+        self.did.append("streams")
+
+    def start_datagrams(self) -> None:
+        self.did.append("datagrams")
+
+    def number_from(self, least: int) -> None:
+        self.did.append(f"from {least}")
+
+    def restore(self, counters: Any) -> None:
+        raise ValueError("other buckets")
+
+
+@in_one_loop
+async def test_counters_that_are_not_understood_do_not_undo_an_upgrade() -> None:
+    ours, theirs = socket.socketpair()
+    moves: Any = Story()
+    with Channel(theirs, 10.0) as old:
+        taking = asyncio.ensure_future(Taker(Channel(ours, 10.0)).take(moves))
+        assert (await asyncio.to_thread(old.receive)).kind == "ready"
+        for frame in (Frame("go", {"next_id": 7}), Frame("finish", {"counters": {"rules": [1]}, "stop": True})):
+            await asyncio.to_thread(old.send, frame)
+        assert (await asyncio.to_thread(old.receive)).kind == "done"
+        old.close()
+        assert (await taking)["stop"] is True
+    assert moves.did == ["from 7", "streams", "datagrams"]
+
+
+def test_a_session_that_cannot_go_on_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    class Away:
+        def come_back(self, number: int) -> bool:
+            return False
+
+    class Listener:
+        def adopt(self, state: Any, *_: object) -> Callable[[], object]:
+            return lambda: fail(state["id"])
+
+    def fail(number: int) -> None:
+        raise OSError(errno.ENOSPC, "no watch is left")
+
+    moves: Any = Moves.__new__(Moves)
+    limits: Any = type("Limits", (), {"registry": type("Registry", (), {"away": Away()})})
+    moves.limits = limits
+    moves._go_on(5, Listener().adopt({"id": 5}))
+    assert "session 5 ends: no watch is left" in caplog.text
+
+
+def test_the_counters_of_many_rules_fit_into_a_frame() -> None:
+    frame = Frame("finish", {"rules": ["x" * 1000] * 20_000})
+    head, rest = frame.encode()
+    assert Frame.decode(Header.read(head), rest, ()) == Frame("finish", {**frame.document, "kind": "finish"})
+
+
+def test_the_new_process_does_not_give_up_before_the_old_one() -> None:
+    config = parse_config("connect-timeout 1h\n127.0.0.1 1 127.0.0.1 2\n")
+    assert connect_wait_s(config) <= PATIENCE_S / 2
+    assert connect_wait_s(parse_config("connect-timeout 3s\n127.0.0.1 1 127.0.0.1 2\n")) == 4.0
+
+
+def test_a_log_that_cannot_be_written_is_waited_for_once() -> None:
+    calls: list[int] = []
+
+    def flush() -> bool:
+        calls.append(1)
+        return len(calls) < 3
+
+    settle = settling(flush)
+    for _ in range(10):
+        settle()
+    assert len(calls) == 3

@@ -60,6 +60,7 @@ class ReactorListener(Listener):
             self._remove()
             self.lane.listeners.discard(self)
             self.tag = 0
+            self.chosen = {}  # the lane forgets policies that are not in force
             self._hub.fetch_soon()
 
     def adopt(

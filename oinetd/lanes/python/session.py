@@ -103,7 +103,6 @@ class Session:
         """
         self, record = cls.__new__(cls), adopted_record(state, service)
         began, moved_at = int(state["began_us"]) / 1e6, int(state["moved_at_us"]) / 1e6
-        counts = [int(count) for count, _ in zip(state["counts"], COUNTERS, strict=True)]
         carried = Carried(state["relayed"], pending)
         carried.state["flows" if record.engine == "native" else "idle_s"]  # what no relay goes on without
         counts = [int(count) for count in state["counts"]]

@@ -30,6 +30,8 @@ __all__ = ["main", "shares", "socket_address"]
 
 PATIENCE_S = 3.0
 """How long all connections together may take to be greeted by the server."""
+OPENING_PATIENCE_S = 15.0
+"""How long connections that are opened one by one may take in all: some forwarders get slower with each."""
 CLOSE_PATIENCE_MS = 1000
 _START_S = 0.02
 """Until all threads run."""
@@ -95,6 +97,7 @@ class Connections:
         first = secrets.randbits(30) << 32
         opened: list[tuple[int, int, int]] = []
         deadline = time.monotonic() + PATIENCE_S
+        latest = time.monotonic() + OPENING_PATIENCE_S
         for number in range(first, first + options.connections):
             begin = time.monotonic_ns()
             fd, connect_ns = native().load_open(key, address, KINDS[kind], number, up, down)
@@ -105,6 +108,9 @@ class Connections:
             elif each_alone:
                 deadline = time.monotonic() + PATIENCE_S
                 if not made._greeted(fd, number, deadline, begin, connect_ns):
+                    break
+                if time.monotonic() > latest:
+                    made.faults.append(f"the others took more than {OPENING_PATIENCE_S:g} s")
                     break
             else:
                 opened.append((fd, number, connect_ns))

@@ -449,3 +449,26 @@ async def test_silent_clients(lane: str) -> None:
         await until(lambda: names.forwarder is not None and len(names.forwarder.sessions()) == 10)
     for peer in silent[10:]:
         peer.close()
+
+
+@pytest.mark.parametrize("lane", ["native", "python"])
+async def test_a_thousand_clients_that_say_nothing_or_half(lane: str) -> None:
+    """Each is gone at its deadline, and honest clients are served meanwhile."""
+    seen = Seen()
+    options = "accept-proxy, proxy-timeout=1, peek-timeout=1"
+    header = write_v1(Party("192.0.2.7", 40000), Party("198.51.100.9", 443))
+    rules = (f"sni=a.example.org, {options}", options)
+    async with named(lane, *rules, seen=seen, wanted=len(HELLO), behind="trust 127.*") as names:
+        silent = []
+        for nth in range(1000):
+            silent.append(await dial(("127.0.0.1", names.port)))
+            await silent[-1].send((b"", header[:20], header + HELLO[:30])[nth % 3])
+        honest = await dial(("127.0.0.1", names.port))
+        await honest.send(header + HELLO)
+        assert (await names.servers[0].taken.get()).data == HELLO
+        await until(lambda: len(seen.closed) == 1000)
+        endings = [record.ending for record in seen.closed]
+        assert endings.count(Ending.PROXY_TIMEOUT) == 667
+        assert endings.count(Ending.PEEK_TIMEOUT) == 333
+        for peer in (*silent, honest):
+            peer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import math
 import os
 import socket
 import time
@@ -59,13 +60,15 @@ class Channel:
         ancillary = []
         if frame.descriptors:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", frame.descriptors))]
+        patience_s = self.sock.gettimeout()
+        deadline = math.inf if patience_s is None else time.monotonic() + patience_s
         try:
             while True:
                 try:
                     sent = self.sock.sendmsg([header], ancillary)
                     break
                 except OSError as error:
-                    if error.errno != errno.ETOOMANYREFS:
+                    if error.errno != errno.ETOOMANYREFS or time.monotonic() >= deadline:
                         raise
                     time.sleep(TOO_MANY_PAUSE_S)
             self.sock.sendall(header[sent:] + rest)

@@ -15,7 +15,7 @@ from oinetd.lanes.moves import Moves
 from oinetd.lanes.native.plane import available
 from oinetd.lanes.server_events import python_sessions
 from oinetd.process.replacement import connect_wait_s, settling
-from oinetd.upgrade.channel import Channel
+from oinetd.upgrade.channel import Channel, ChannelClosed
 from oinetd.upgrade.frames import Frame, Header
 from oinetd.upgrade.take import PATIENCE_S, Taker
 from tests.forwarding import bound, in_one_loop
@@ -176,3 +176,19 @@ def test_a_log_that_cannot_be_written_is_waited_for_once() -> None:
     for _ in range(10):
         settle()
     assert len(calls) == 3
+
+
+def test_descriptors_that_nobody_takes_are_waited_for_no_longer_than_an_answer() -> None:
+    class Crowded:
+        def settimeout(self, timeout_s: float | None) -> None:
+            self.timeout_s = timeout_s
+
+        def gettimeout(self) -> float | None:
+            return self.timeout_s
+
+        def sendmsg(self, *_: object) -> int:
+            raise OSError(errno.ETOOMANYREFS, "Too many references")
+
+    sock: Any = Crowded()
+    with pytest.raises(ChannelClosed, match="Too many references"):
+        Channel(sock, 0.02).send(Frame("go", {}))

@@ -16,7 +16,7 @@ address | faults)
     # Python itself keeps memory to the end; what the data plane leaks shows in its own counters.
     export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
     tests="tests/engine/native tests/unit/test_fastpath_access.py tests/unit/test_fastpath_gate.py
-        tests/unit/test_fastpath_group.py
+        tests/unit/test_fastpath_group.py tests/unit/test_moves.py
         tests/udp/test_batch.py tests/udp/test_lanes.py tests/udp/test_reactor.py tests/udp/test_reload.py"
     if [ "$kind" = faults ]; then
         tests=tests/soak/test_faults.py
@@ -38,7 +38,7 @@ thread)
     export TSAN_OPTIONS="halt_on_error=1:exitcode=66:ignore_noninstrumented_modules=1"
     tests="tests/engine/native/test_accept.py tests/engine/native/test_groups.py tests/engine/native/test_moving.py tests/engine/native/test_passport.py
         tests/engine/native/test_pipes.py tests/unit/test_fastpath_gate.py
-        tests/unit/test_forwarder_threads.py tests/udp/test_reactor.py"
+        tests/unit/test_forwarder_threads.py tests/unit/test_moves.py tests/udp/test_reactor.py"
     ;;
 *)
     echo "usage: $0 address|thread|faults [pytest options]" >&2

@@ -15,6 +15,7 @@ import pytest
 from oinetd import Forwarder, SessionRecord, parse_config
 from oinetd.lanes.native.plane import available
 from tests.peers import Peer, dial, free_port, until
+from tests.udp.rig import Party
 
 ENGINES = ["python"] if available() else ["python", "auto"]
 
@@ -25,12 +26,12 @@ async def admit(record: SessionRecord) -> bool:
 
 
 @asynccontextmanager
-async def two(text: str) -> AsyncIterator[tuple[Forwarder, Forwarder, list[SessionRecord]]]:
+async def two(text: str, hook: Any = admit) -> AsyncIterator[tuple[Forwarder, Forwarder, list[SessionRecord]]]:
     """A forwarder that serves, and one that has its listener and serves nothing yet; what the second one has closed."""
     closed: list[SessionRecord] = []
-    async with Forwarder(parse_config(text), admit=admit) as old:
+    async with Forwarder(parse_config(text), admit=hook) as old:
         copies = [sock.dup() for sock in old.moves.sockets()]
-        new = Forwarder(parse_config(text), admit=admit, on_close=closed.append, lent=copies, hold_back=True)
+        new = Forwarder(parse_config(text), admit=hook, on_close=closed.append, lent=copies, hold_back=True)
         async with new:
             yield old, new, closed
 
@@ -152,3 +153,47 @@ async def finish(client: Peer, far: Peer) -> None:
     assert await far.read_all() == b""
     far.sock.shutdown(socket.SHUT_WR)
     assert await client.read_all() == b""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_udp_sessions_go_on_or_come_back(engine: str) -> None:
+    """With the port that the server knows; what comes meanwhile waits."""
+    port = free_port()
+    with Party() as upstream, Party() as one, Party() as other:
+        text = f"engine {engine}\n127.0.0.1 {port}/udp 127.0.0.1 {upstream.address[1]}/udp\n"
+        async with two(text, None) as (old, new, closed):
+            senders = []
+            for client in (one, other):
+                client.send(b"question", ("127.0.0.1", port))
+                senders.append((await upstream.receive())[1])
+            departing = old.moves.take_out_datagrams(10)
+            assert len(departing) == 2
+            assert not old.moves.take_out_datagrams(10)
+            for client, sender in zip((one, other), senders, strict=True):
+                client.send(b"meanwhile", ("127.0.0.1", port))
+                upstream.send(b"answer", sender)
+            for each in departing:
+                old.moves.put_back(each)
+            old.moves.resume()
+            for client in (one, other):
+                assert (await client.receive())[0] == b"answer"
+                assert (await upstream.receive())[0] == b"meanwhile"
+            departing = old.moves.take_out_datagrams(10)
+            bad = {**departing[0].state(), "key": "00"}
+            with pytest.raises(ValueError, match="not a"):
+                new.moves.adopt(bad, departing[0].descriptors, (b"", b""))
+            elsewhere = {**departing[0].state(), "socket": "127.0.0.1 9/udp"}
+            assert new.moves.adopt(elsewhere, departing[0].descriptors, (b"", b"")) is None
+            for each in departing:
+                begin = carry(each, new)
+                each.release()
+                begin()
+            new.moves.start_datagrams()
+            for client, sender in zip((one, other), senders, strict=True):
+                client.send(b"again", ("127.0.0.1", port))
+                assert await upstream.receive() == (b"again", sender)
+            await until(lambda: [each.datagrams_up for each in new.sessions()] == [3, 3])
+            assert not old.sessions()
+            stats = new.stats()
+            assert (stats.accepted, stats.live, stats.datagrams_up) == (2, 2, 2)
+        assert sorted(each.datagrams_up for each in closed) == [3, 3]

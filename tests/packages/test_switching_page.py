@@ -74,7 +74,7 @@ def follow(one: Guest, block: str) -> None:
     """The lines of a block, one after the other."""
     assert len(block.splitlines()) <= COMMANDS_MAX
     for line in block.splitlines():
-        one.run("sh", "-euc", f"cd /; {line}")
+        one.run("sh", "-euc", f"PATH=/usr/local/bin:$PATH; cd /; {line}")
 
 
 def serves_as(one: Guest, unit: str, log: str) -> None:

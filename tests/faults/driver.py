@@ -57,7 +57,6 @@ class Clients(Load):
             await asyncio.wait_for(self._talk(peer, key), CLIENT_S)
             up, down = (random.Random(4 * key + way).choice(SIZES) for way in (True, False))
             if kills != self.kills():
-                self.faults[:] = [each for each in self.faults if not each.startswith(f"connection {key}, down: a FIN")]
                 self.broken += 1
             else:
                 self.done.append(Done(port, up + 8, down))
@@ -71,6 +70,8 @@ class Clients(Load):
             pass  # it is in `faults`
         finally:
             peer.close()
+            if kills != self.kills():  # the kernel ends the connections of a dead process
+                self.faults[:] = [each for each in self.faults if not each.startswith(f"connection {key}, down: a FIN")]
 
     async def _talk(self, peer: Peer, key: int) -> None:
         await peer.send(key.to_bytes(8, "big"))

@@ -24,6 +24,7 @@ __all__ = ["Stage"]
 
 PATIENCE_S = 300.0
 """Of one step; a run may have the least of a busy machine."""
+EX_CONFIG = 78
 UPSTREAM = 7000
 RULES = {
     7001: "127.0.0.1 7001 127.0.0.1 7000\n",
@@ -127,6 +128,11 @@ class Stage:
                 [self.command, "-f", "-c", self.conf], stdin=subprocess.DEVNULL, stdout=said, stderr=said
             )
         until(lambda: process.poll() is not None or self._ready(), "oinetd")
+        if process.returncode == EX_CONFIG:  # a bad one was written a moment ago
+            with contextlib.suppress(OSError):  # the disk may be full
+                self.write()
+            time.sleep(0.1)
+            return self._start_daemon()
         assert process.poll() is None, self.said.read_text()[-2000:]
         return process
 

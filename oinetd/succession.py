@@ -41,10 +41,8 @@ class Succession(Inspection):
                 log.warning("upgrade: a server keeps nothing of its state: %s", error)
 
     def settle_in(self) -> None:
-        """The other process is done: let the access rules in force hold for sessions that it let in (see `on-deny`),
-        and open the log anew if the file was renamed meanwhile, which only that process was told."""
+        """The other process is done: let the access rules in force hold for sessions that it let in; see `on-deny`."""
         self._reload.check_access()
-        self._connection_log.reopen()
 
     def log_descriptor(self) -> int:
         """A copy of the descriptor of the log file; -1 if the log is no open file."""

@@ -88,6 +88,7 @@ class StreamDeparture:
         }
 
     def release(self) -> None:
+        self._live.relaying = None  # until its task has ended it is waited for: its counts still go down
         self._leaving.release()
 
     def put_back(self) -> None:

@@ -142,7 +142,8 @@ class PythonLane:
 
     def take_out(self, at_most: int) -> tuple[list[Departing], int]:
         away = self._registry.away
-        return take_out((live for live in self._registry.live.values() if live.record.id not in away), at_most)
+        found = (live for live in self._registry.live.values() if live.relaying is None or live.record.id not in away)
+        return take_out(found, at_most)
 
     def end_quiet(self) -> None:
         self.datagrams.table.end_quiet()

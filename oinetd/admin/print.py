@@ -182,6 +182,8 @@ def event_line(name: str, found: dict[str, Any]) -> str:
     if name == "server":
         why = f" ({found['why']})" if found["why"] else ""
         return inert(f"{name:8} {found['group']}/{found['name']} is {found['state']}{why}")
+    if name == "reload":
+        return inert(f"{name:8} " + ("succeeded" if found["succeeded"] else f"failed: {found['error']}"))
     if "client" not in found:
         return inert(f"{name}: " + ", ".join(f"{key} {value}" for key, value in found.items()))
     text = f"{name:8} {found['id']} {place(found['client'], found['client_port'])} -> {found['rule']}"

@@ -5,7 +5,7 @@ All problems are found in one pass. No name is resolved, no file is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,15 +56,17 @@ class _Draft:
         connect = upstream.endpoint if upstream is not None and upstream.name else said.connect
         return Rule(said.bind, connect, said.options, tuple(self.access), origin, upstream)
 
-    def problem(self, groups: Mapping[str, GroupDraft]) -> Problem | None:
-        """What is wrong between the rule and its group; None if nothing is."""
+    def problem(self, groups: Mapping[str, GroupDraft], faulty: Set[str]) -> Problem | None:
+        """What is wrong between the rule and its group; None if nothing is, or if a line of the group is `faulty`."""
         said = self.said
         place = said.connect_word.column, said.connect_word.width
         if not said.group:
             return None
         group = groups.get(said.group)
+        if group is None and said.group in faulty:
+            return None
         if group is None:
-            hint = did_you_mean(said.group, groups, "names") or f"write upstream {said.group} address port"
+            hint = did_you_mean(said.group, [*groups, *faulty], "names") or f"write upstream {said.group} address port"
             return said.line.problem(f"there is no group {shown(said.group)}", *place, hint)
         ports = len(said.bind.ports)
         for _, each in group.servers:
@@ -124,6 +126,7 @@ class _Compiler:
         self._access_lines: list[AccessLine] = []
         self._said: dict[str, Any] = {}
         self._groups: dict[str, GroupDraft] = {}
+        self._faulty: set[str] = set()  # groups with lines that have mistakes: what they lack is said there
         self._admin = AdminDraft()
 
     @property
@@ -190,7 +193,9 @@ class _Compiler:
         problems: list[Problem] = []
         said = read_upstream(statement, problems)
         self._problems.extend((index, problem) for problem in problems)
-        if said is not None:
+        if said is None:
+            self._faulty.update(word.text for word in statement.words[1:2])
+        else:
             self._group_of(index, said).take(index, said, self._problems)
 
     def _group_of(self, index: int, said: UpstreamLine) -> GroupDraft:
@@ -208,8 +213,8 @@ class _Compiler:
         said = [draft.said for draft in self._drafts]
         found = conflicts(said, listeners)
         self._problems.extend((self._drafts[index].index, problem) for index, problem in found)
-        wrong = [(draft.index, draft.problem(self._groups)) for draft in self._drafts]
-        wrong += [(group.index, group.problem()) for group in self._groups.values()]
+        wrong = [(draft.index, draft.problem(self._groups, self._faulty)) for draft in self._drafts]
+        wrong += [(group.index, group.problem()) for name, group in self._groups.items() if name not in self._faulty]
         self._problems.extend((index, problem) for index, problem in wrong if problem is not None)
         token_file = self._said.pop("admin.token_file", "")
         self._problems.extend(self._admin.problems(token_file))

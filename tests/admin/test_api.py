@@ -290,10 +290,12 @@ async def test_an_explanation_says_whose_word_about_clients_counts(tmp_path: Pat
     assert value["limits"] == ["accept-proxy on: peers of trust say who their client is; all others are refused"]
 
 
-def test_the_event_of_a_server_is_a_sentence() -> None:
+def test_events_of_servers_and_reloads_are_sentences() -> None:
     found = {"group": "web", "name": "192.0.2.1:80", "state": "down", "why": "check: refused", "weight": 1}
     assert event_line("server", found) == "server   web/192.0.2.1:80 is down (check: refused)"
     assert event_line("server", {**found, "state": "up", "why": ""}) == "server   web/192.0.2.1:80 is up"
+    assert event_line("reload", {"succeeded": True, "error": ""}) == "reload   succeeded"
+    assert event_line("reload", {"succeeded": False, "error": "a.conf:1:1: no"}) == "reload   failed: a.conf:1:1: no"
 
 
 async def rates_of(admin: Admin) -> Any:

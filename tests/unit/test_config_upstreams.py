@@ -403,3 +403,13 @@ def test_any_file_of_servers_is_read_or_refused(text: str) -> None:
             assert problem.line
     else:
         assert len({server.name.lower() for server in servers}) == len(servers)
+
+
+def test_a_group_is_not_missed_where_its_lines_have_the_mistakes() -> None:
+    text = "0.0.0.0 80 @web\n0.0.0.0 81 @wbe\nupstream web 10.0.0.1 80 [wieght=3]\nupstream web [check=tcp]\n"
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    assert [(problem.line, problem.hint) for problem in caught.value.problems] == [
+        (2, "did you mean 'web'?"),
+        (3, "did you mean 'weight'?"),
+    ]

@@ -197,7 +197,8 @@ class JsonLines(_Words):
     `Ending`, `error` the name of `errno`, empty at 0. Datagrams are counted if a side of the rule is UDP.
     `tries` are the addresses that did not take the connection, if there are any. A client of a unix socket has
     `peer_uid`, `peer_gid` and `peer_pid`. With a PROXY header `peer` and `peer_port` are those of the connection.
-    `server_name` and `alpn` are those of a TLS hello.
+    `server_name` and `alpn` are those of a TLS hello. `name` is the option of the rule, by which commands and metrics
+    call it.
     """
 
     __slots__ = ()
@@ -246,6 +247,7 @@ class JsonLines(_Words):
             f'"bind":{quoted(route.bind.host)},"bind_port":{route.bind.port}'
             f',"connect":{quoted(route.connect.host)},"connect_port":{route.connect.port}'
             f',"rule":{quoted(str(route.rule))},"origin":{quoted(str(route.rule.origin))}'
+            + (f',"name":{quoted(name)}' if (name := route.rule.options.name) else "")
         )
 
 

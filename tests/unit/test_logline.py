@@ -5,11 +5,12 @@ import errno
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from oinetd.core.record import Ending, SessionRecord, Try
-from oinetd.model import Endpoint, LogFormat, Origin, Route, Rule
+from oinetd.model import Endpoint, LogFormat, Origin, Route, Rule, RuleOptions
 from oinetd.observe.formats import ROUTES_MAX, STATUS, RinetdLines, line_format
 
 RULE = Rule(Endpoint("0.0.0.0", 8080), Endpoint("example.org", 80), origin=Origin("/etc/oinetd.conf", 7))
@@ -78,6 +79,11 @@ def test_json_opened(zone: Callable[[str], None]) -> None:
         "rule": "0.0.0.0 8080 -> example.org 80",
         "origin": "/etc/oinetd.conf:7",
     }
+
+
+def test_json_has_the_name_of_a_rule_that_has_one() -> None:
+    named = record_of(route=route_of(replace(RULE, options=RuleOptions(name="web"))))
+    assert json.loads(line_format(LogFormat.JSON).opened(named, NOON))["name"] == "web"
 
 
 def test_json_closed_has_every_fact(zone: Callable[[str], None]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from oinetd.enums import Protocol
 
-__all__ = ["NOWHERE", "UNIX_PREFIX", "Endpoint", "Origin", "SharedEndpoint"]
+__all__ = ["NOWHERE", "ORIGINAL", "UNIX_PREFIX", "Endpoint", "Origin", "SharedEndpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,10 @@ NOWHERE = Origin()
 
 UNIX_PREFIX = "unix:"
 """What the address of a unix socket begins with: `unix:/path`, or `unix:@name` in the abstract name space."""
+
+
+ORIGINAL = "original"
+"""In place of a destination's address and port: where the client was going before its packets were brought here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,11 @@ class Endpoint:
         return self.host.startswith(UNIX_PREFIX)
 
     @property
+    def is_original(self) -> bool:
+        """Whether it stands, as a destination, for the address that each client wanted."""
+        return self.host == ORIGINAL and not self.last_port
+
+    @property
     def ports(self) -> range:
         return range(self.port, self.last_port + 1)
 
@@ -77,7 +86,7 @@ class Endpoint:
         return Endpoint(self.host, port, self.protocol)
 
     def __str__(self) -> str:
-        if self.is_unix or (self.host.startswith("@") and not self.port):
+        if self.is_unix or self.is_original or (self.host.startswith("@") and not self.port):
             return self.host
         return f"{self.host} {self.span}" + ("/udp" if self.protocol is Protocol.UDP else "")
 

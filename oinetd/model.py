@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from oinetd.admin_settings import DEFAULT_ADMIN, AdminSettings
 from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_type, check_types
-from oinetd.endpoint import NOWHERE, UNIX_PREFIX, Endpoint, Origin
+from oinetd.endpoint import NOWHERE, ORIGINAL, UNIX_PREFIX, Endpoint, Origin
 from oinetd.enums import AcceptProxy, EngineChoice, LogFormat, OnDeny, Protocol, ProxyTlv, RelayMode, SendProxy, Verb
 from oinetd.errors import ConfigError, Problem
 from oinetd.file_state import FileSource
@@ -19,6 +19,7 @@ from oinetd.quantities import KEEP_ALIVE, NO_RATE, SOURCE_PREFIX, KeepAlive, Rat
 from oinetd.servers import Server, Upstream, all_named
 
 __all__ = [
+    "ORIGINAL",
     "SOURCE_PREFIX",
     "UNIX_PREFIX",
     "AcceptProxy",
@@ -115,9 +116,9 @@ class RuleOptions:
     sessions, `max_connections_per_source` those of one client address; 0 is no bound.
 
     `unix_mode` and `unix_owner` (`user:group`) are those of the file of a unix socket to listen on, `peer_user` is
-    the only user that may serve a unix destination, by name or number. `freebind`, `interface` and `defer_accept_s`
-    are options of the listening socket, `out_interface`, `mark` and `dscp` of the sockets towards the server,
-    `fastopen`, `mptcp` and `congestion` of both. `sni` and `alpn` are what TLS clients of the rule want.
+    the only user that may serve a unix destination, by name or number. `freebind`, `interface`, `defer_accept_s` and
+    `transparent` are options of the listening socket, `out_interface`, `mark` and `dscp` of the sockets towards the
+    server, `fastopen`, `mptcp` and `congestion` of both. `sni` and `alpn` are what TLS clients of the rule want.
     """
 
     name: str | None = None
@@ -128,6 +129,7 @@ class RuleOptions:
     freebind: bool | None = None
     interface: str | None = None
     defer_accept_s: float | None = None
+    transparent: bool | None = None
     out_interface: str | None = None
     mark: int | None = None
     dscp: int | None = None
@@ -207,7 +209,11 @@ class Rule:
         bind, connect = len(self.bind.ports), len(self.connect.ports)
         if bind != connect:
             raise ValueError(f"{bind} ports to listen on, {connect} to connect to: the two ranges have one length")
-        if not self.connect.port and not self.connect.is_unix:
+        if self.connect.is_original:
+            if not self.options.transparent or self.bind.protocol is Protocol.UDP:
+                message = "the destination original needs a rule for TCP with transparent"
+                raise ConfigError(Problem(message, self.origin.file, self.origin.line))
+        elif not self.connect.port and not self.connect.is_unix:
             raise ConfigError(Problem("port 0 cannot be a destination", self.origin.file, self.origin.line))
 
     def _check_upstream(self, upstream: Upstream) -> None:

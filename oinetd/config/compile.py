@@ -14,6 +14,7 @@ from oinetd.config.admin import AdminDraft
 from oinetd.config.conflict import conflicts
 from oinetd.config.lint import AccessLine, Source, find_warnings
 from oinetd.config.mistake import Mistake, did_you_mean, shown
+from oinetd.config.original import original_problems
 from oinetd.config.proxy import proxy_problems
 from oinetd.config.rule import RuleLine, read_rule
 from oinetd.config.sharing import Shared, sharing_problems
@@ -47,6 +48,10 @@ class _Draft:
     @property
     def trusts(self) -> bool:
         return any(rule.verb is Verb.TRUST for rule in self.access)
+
+    @property
+    def allows(self) -> bool:
+        return any(rule.verb is Verb.ALLOW for rule in self.access)
 
     def rule(self, groups: Mapping[str, Upstream]) -> Rule:
         said, origin = self.said, Origin(self.said.line.file, self.said.line.number)
@@ -232,6 +237,9 @@ class _Compiler:
         trusts = ((draft.index, draft.said, at in believing) for at, draft in enumerate(self._drafts))
         servers = {name: [each.server for _, each in group.servers] for name, group in self._groups.items()}
         self._problems.extend(proxy_problems(trusts, settings, servers))
+        allowed = any(rule.verb is Verb.ALLOW for rule in self._global_access)
+        allows = ((draft.index, draft.said, allowed or draft.allows) for draft in self._drafts)
+        self._problems.extend(original_problems(allows, settings))
         if self._problems:
             self._problems.sort(key=lambda item: item[0])
             raise ConfigError(*(problem for _, problem in self._problems))

@@ -54,7 +54,7 @@ def _rule(rule: Rule) -> str:
         if any(server != Server(server.endpoint) for server in upstream.servers):
             raise ValueError("a configuration cannot contain servers with options in a group without a name")
         options += _group_options(upstream.options, beside_rule=True)
-    connect = _one_word(rule.connect.host) if upstream is not None and upstream.name else _endpoint(rule.connect)
+    connect = _one_word(rule.connect.host) if upstream is not None and upstream.name else _destination(rule.connect)
     sides = f"{_endpoint(rule.bind)}  {connect}"
     return f"{sides}  [{', '.join(options)}]" if options else sides
 
@@ -86,6 +86,10 @@ def _server_options(server: Server) -> list[str]:
         for entry in VOCABULARY
         if entry.server and (value := getattr(server, entry.server)) is not None
     ]
+
+
+def _destination(endpoint: Endpoint) -> str:
+    return endpoint.host if endpoint.is_original else _endpoint(endpoint)
 
 
 def _endpoint(endpoint: Endpoint) -> str:

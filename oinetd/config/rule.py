@@ -10,7 +10,7 @@ from oinetd.config.address import Ports, host_and_port, parse_host, parse_ports
 from oinetd.config.mistake import Mistake, did_you_mean, nearest, shown
 from oinetd.config.options import read_options
 from oinetd.config.syntax import Line, Statement, Word
-from oinetd.config.unix_socket import is_unix, unfit_options, with_unix_ports
+from oinetd.config.unix_socket import is_original, is_unix, unfit_options, with_ports
 from oinetd.config.upstream import ServerLine, read_hosts
 from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, Entry
 from oinetd.errors import Problem
@@ -64,7 +64,7 @@ def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
     if other is not None:
         problems.append(other)
         return None
-    words = with_unix_ports(words)
+    words = with_ports(words)
     at_group = next((at for at, word in enumerate(words) if word.text.startswith("@")), len(ROLES))
     named = at_group == GROUP_AT
     roles = ROLES[:GROUP_AT] if at_group < len(ROLES) else ROLES
@@ -95,7 +95,7 @@ def read_rule(statement: Statement, problems: list[Problem]) -> RuleLine | None:
                 read(parse_host, 2)
         if bind_ports and connect_ports:
             problems.extend(_unfit_ports(line, words, bind_ports, connect_ports))
-            problems.extend(unfit_options(line, statement.options, words[0].text, words[2].text))
+            problems.extend(unfit_options(line, statement.options, words))
     problems.extend(statement.problems)
     tables: dict[str, dict[str, Entry]] = {"option": OPTIONS} if named else {"option": OPTIONS, "group": GROUP_OPTIONS}
     said: dict[str, dict[str, Any]] = read_options(line, statement.options, tables, problems, "a rule")
@@ -150,6 +150,8 @@ def _endpoint(host: Word, ports: Ports) -> Endpoint:
 
 def _unfit_ports(line: Line, words: tuple[Word, ...], bind: Ports, connect: Ports) -> Iterator[Problem]:
     """The problems of two ports that are each valid alone."""
+    if is_original(words):
+        return
     if not connect.first and not is_unix(words[2]):
         yield line.problem(
             "port 0 cannot be a destination",

@@ -14,7 +14,8 @@ _OF_THE_LISTENER = (
     "engine", "listen_backlog", "keepalive", "accept_proxy", "proxy_timeout_s", "peek_timeout_s",
 )  # fmt: skip
 _OPTIONS_OF_THE_LISTENER = (
-    "freebind", "interface", "defer_accept_s", "fastopen", "mptcp", "congestion", "unix_mode", "unix_owner",
+    "freebind", "interface", "defer_accept_s", "transparent", "fastopen", "mptcp", "congestion", "unix_mode",
+    "unix_owner",
 )  # fmt: skip
 
 

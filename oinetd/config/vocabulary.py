@@ -159,6 +159,7 @@ VOCABULARY = (
     Entry("freebind", Switch(), option="freebind"),
     Entry("interface", Name("INTERFACE", "eth0"), option="interface"),
     Entry("defer-accept", Time(), option="defer_accept_s"),
+    Entry("transparent", Switch(), option="transparent"),
     Entry("out-interface", Name("INTERFACE", "eth0"), option="out_interface"),
     Entry("mark", Mark(), option="mark"),
     Entry("dscp", Count(0, 63, {}), option="dscp"),

@@ -17,6 +17,7 @@ from oinetd.upstream.group import Group
 from oinetd.upstream.loops import LoopGuard
 from oinetd.upstream.member import Cut, Member
 from oinetd.upstream.name_wait import wait_for_names
+from oinetd.upstream.original import Original
 
 __all__ = ["UNRESOLVED", "DialRequest", "Dialed", "Dialer"]
 
@@ -39,7 +40,7 @@ class DialRequest:
     settings: Settings
     source_host: Destination | None = None
     client: socket.socket | None = None
-    guard: LoopGuard | None = None
+    guard: LoopGuard | Original | None = None
     options: ConnectOptions = NO_CONNECT_OPTIONS
     tries: list[Try] = field(default_factory=list)
     timeout_s: float | None = None

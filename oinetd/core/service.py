@@ -24,6 +24,7 @@ from oinetd.upstream.destination import Destination
 from oinetd.upstream.group import Group
 from oinetd.upstream.loops import LoopGuard
 from oinetd.upstream.member import Member
+from oinetd.upstream.original import Original
 
 __all__ = ["Callbacks", "Service", "Watcher"]
 
@@ -108,13 +109,18 @@ class Service:
         self, client: socket.socket | None = None, host: str = "", *, unknown: bool = False
     ) -> DialRequest:
         """What to ask the dialer for, for one session of the client at `host`; `unknown` if it has no address."""
+        destination, port = self.destination, self.route.place
+        guard: LoopGuard | Original | None = self.guard
+        if isinstance(destination, Original) and client is not None:
+            guard = destination
+            destination, port = destination.wanted_by(client)
         return DialRequest(
-            self.destination,
-            self.route.place,
+            destination,
+            port,
             self.settings,
             self.source_host,
             client,
-            self.guard,
+            guard,
             self.connect_options,
             group=self.group,
             host=host,

@@ -91,6 +91,7 @@ class ListenOptions(_Options):
     mptcp: bool = False
     congestion: str = ""
     defer_accept_s: float = 0.0
+    transparent: bool = False
 
     @classmethod
     def of(cls, options: RuleOptions) -> Self:
@@ -101,6 +102,9 @@ class ListenOptions(_Options):
         if self.freebind:
             yield RawOption("freebind", socket.AF_INET, False, socket.IPPROTO_IP, _IP_FREEBIND, _number(1))
             yield RawOption("freebind", socket.AF_INET6, False, socket.IPPROTO_IPV6, _IPV6_FREEBIND, _number(1))
+        if self.transparent:
+            yield RawOption("transparent", socket.AF_INET, False, socket.IPPROTO_IP, _IP_TRANSPARENT, _number(1))
+            yield RawOption("transparent", socket.AF_INET6, False, socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, _number(1))
         if self.interface:
             name = os.fsencode(self.interface)
             yield RawOption("interface", 0, False, socket.SOL_SOCKET, _SO_BINDTODEVICE, name)
@@ -185,14 +189,17 @@ def fastopen_is_off() -> bool:
         return False
 
 
+_NEEDS_RAW: Final = (
+    "needs CAP_NET_ADMIN or CAP_NET_RAW; a process that has changed its user has to be started again for it"
+)
 _REMEDIES: Final = {
     ("interface", errno.ENODEV): "there is no such interface (`ip link` lists them)",
     ("out-interface", errno.ENODEV): "there is no such interface (`ip link` lists them)",
     ("interface", errno.EPERM): "needs CAP_NET_RAW",
     ("out-interface", errno.EPERM): "needs CAP_NET_RAW",
     ("mark", errno.EPERM): "needs CAP_NET_ADMIN; a process that has changed its user has to be started again for it",
-    ("src=client", errno.EPERM): "needs CAP_NET_ADMIN or CAP_NET_RAW; a process that has changed its user has to be "
-    "started again for it",
+    ("src=client", errno.EPERM): _NEEDS_RAW,
+    ("transparent", errno.EPERM): _NEEDS_RAW,
     ("congestion", errno.ENOENT): "load its module: `modprobe tcp_NAME`; "
     "net.ipv4.tcp_available_congestion_control lists what there is",
     ("congestion", errno.EPERM): "add it to net.ipv4.tcp_allowed_congestion_control",

@@ -58,7 +58,7 @@ oinetd top                                 the same, live
 oinetd servers, drain, maint, ready, weight GROUP/SERVER   of groups
 oinetd health                              exit code 0 if it serves, 1 if not
 oinetd kill ID, reload, upgrade            what changes something
-oinetd transparent [-c FILE]               what routing needs for src=client
+oinetd transparent [-c FILE]               what routing needs for src=client, transparent
 oinetd explain ADDRESS PORT                which rule serves it, and why so
 
 signals:         HUP reloads, TERM and INT drain and exit, USR1 reopens the log,

@@ -37,8 +37,9 @@ KEPT: Final = 1 << CAP_NET_BIND_SERVICE
 """Sockets are bound after the change of user, at start and for rules that a reload adds."""
 
 KEPT_FOR_MARK: Final = 1 << CAP_NET_ADMIN
-KEPT_FOR_SRC_CLIENT: Final = 1 << CAP_NET_RAW
-"""Only if a rule has `mark`, or `src=client` (IP_TRANSPARENT, ip(7)): each connection to a server sets it."""
+KEPT_FOR_TRANSPARENT: Final = 1 << CAP_NET_RAW
+"""Only if a rule has `mark`, or `src=client` or `transparent` (IP_TRANSPARENT, ip(7)): each connection to a server sets
+it, and each new listener."""
 
 IMPORTED_LATER: Final = (
     "concurrent.futures.thread",
@@ -147,7 +148,7 @@ def kept_for(config: Config) -> int:
     """The capabilities that the rules need for as long as they serve."""
     options = [rule.options for rule in config.rules]
     mark = KEPT_FOR_MARK if any(each.mark for each in options) else 0
-    return KEPT | mark | (KEPT_FOR_SRC_CLIENT if any(each.from_client for each in options) else 0)
+    return KEPT | mark | (KEPT_FOR_TRANSPARENT if any(each.from_client or each.transparent for each in options) else 0)
 
 
 def drop_root(identity: Identity, config: Config) -> None:

@@ -12,6 +12,7 @@ from oinetd.model import Config, Origin, Rule
 from oinetd.net.sockets import is_numeric
 from oinetd.servers import Server, Upstream
 from oinetd.upstream.destination import START_PATIENCE_S, Destination, DestinationState
+from oinetd.upstream.original import Original
 
 __all__ = ["Destinations"]
 
@@ -38,8 +39,11 @@ class Destinations:
         self._known = before._hosts if before is not None else {}
         self._first = before is None
         self._hosts: dict[_Key, tuple[Destination, Origin, str]] = {}
+        self._originals: dict[Rule, Destination] = {}
         for rule in config.rules:
-            if rule.upstream is None:
+            if rule.connect.is_original:
+                self._originals[rule] = Original(rule)
+            elif rule.upstream is None:
                 self._add(self._key(rule), rule.origin, "destination")
             else:
                 self._add_servers(rule.upstream, self.refresh_of(rule))
@@ -119,7 +123,7 @@ class Destinations:
 
     def of(self, rule: Rule) -> Destination:
         """The destination of `rule`."""
-        return self._hosts[self._key(rule)][0]
+        return self._originals[rule] if rule.connect.is_original else self._hosts[self._key(rule)][0]
 
     def source_of(self, rule: Rule) -> Destination | None:
         """The source address of `rule`; None if the kernel chooses it."""

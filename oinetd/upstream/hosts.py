@@ -22,7 +22,7 @@ def names_of(config: Config) -> dict[str, tuple[Origin, str]]:
 def _hosts(config: Config) -> Iterator[tuple[str | None, Origin, str]]:
     for rule in config.rules:
         yield rule.bind.address, rule.origin, "address to listen on"
-        if rule.upstream is None:
+        if rule.upstream is None and not rule.connect.is_original:
             yield rule.connect.address, rule.origin, "destination"
         yield rule.options.source_host, rule.origin, "source address"
         if rule.upstream is None:

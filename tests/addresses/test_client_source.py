@@ -9,8 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from oinetd.config import parse_config
 from oinetd.errors import ConfigError
 from oinetd.net.transparent import delivers_marked
 from oinetd.process.transparent import transparent_lines
+from tests.addresses.machines import inside, three_machines
 from tests.forwarding import Seen
 from tests.peers import dial, free_port, until
 from tests.preamble.lanes import in_lanes, lane_options, looking, served
@@ -57,34 +56,8 @@ def test_only_from_tcp_to_tcp() -> None:
 
 def test_nothing_is_needed_without_it() -> None:
     assert list(transparent_lines(parse_config("0.0.0.0 80 192.0.2.1 80"))) == [
-        "no rule has src=client: nothing is needed"
+        "no rule has src=client or transparent: nothing is needed"
     ]
-
-
-def inside(namespace: str, *command: str, check: bool = True) -> str:
-    done = subprocess.run(["ip", "netns", "exec", namespace, *command], capture_output=True, text=True, check=check)
-    return done.stdout
-
-
-@contextlib.contextmanager
-def three_machines() -> Iterator[tuple[str, str, str]]:
-    """A client, a router with oinetd, and a server whose gateway is the router."""
-    names = tuple(f"{role}-{uuid.uuid4().hex[:8]}" for role in ("c", "r", "s"))
-    client, router, server = names
-    try:
-        for name in names:
-            subprocess.run(["ip", "netns", "add", name], check=True)
-            inside(name, "ip", "link", "set", "lo", "up")
-        for far, number in ((client, 1), (server, 2)):
-            inside(router, "ip", "link", "add", f"to{number}", "type", "veth", "peer", "name", "to0", "netns", far)
-            for name, link, end in ((router, f"to{number}", 1), (far, "to0", 2)):
-                inside(name, "ip", "addr", "add", f"10.77.{number}.{end}/24", "dev", link)
-                inside(name, "ip", "link", "set", link, "up")
-            inside(far, "ip", "route", "add", "default", "via", f"10.77.{number}.1")
-        yield client, router, server
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False)
 
 
 SERVER = """

@@ -128,6 +128,7 @@ rule_options = st.fixed_dictionaries(
             tuple
         ),
         "freebind": st.booleans(),
+        "transparent": st.booleans(),
         "interface": st.from_regex(r"[a-z][a-z0-9.-]{0,14}", fullmatch=True),
         "defer_accept_s": times,
         "out_interface": st.from_regex(r"[a-z][a-z0-9.-]{0,14}", fullmatch=True),
@@ -170,9 +171,10 @@ def rule_sets(draw: st.DrawFn) -> tuple[Rule, ...]:
 def fitting(options: RuleOptions, bind: Endpoint, connect: Endpoint) -> RuleOptions:
     """The options without those that only a unix socket, or only TCP, may have."""
     unfit = [] if bind.host.startswith("unix:/") else ["unix_mode", "unix_owner"]
-    unfit += ["freebind", "interface", "defer_accept_s"] if bind.is_unix else []
+    unfit += ["freebind", "interface", "defer_accept_s", "transparent"] if bind.is_unix else []
     unfit += ["out_interface", "mark", "dscp"] if connect.is_unix else ["peer_user"]
     unfit += ["fastopen", "mptcp", "congestion"] if bind.is_unix and connect.is_unix else []
+    unfit += ["transparent"] if bind.protocol is Protocol.UDP else []
     unfit += ["accept_proxy"] if bind.protocol is Protocol.UDP else []
     unfit += ["sni", "alpn"] if Protocol.UDP in (bind.protocol, connect.protocol) else []
     unfit += ["send_proxy", "proxy_tlv"] if Protocol.UDP in (bind.protocol, connect.protocol) else []

@@ -10,6 +10,7 @@ A UDP socket is served by one reactor, and its sessions answer through it: `rele
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +40,7 @@ from oinetd.lanes.native.plane import (
 from oinetd.lanes.native.rates import set_bounds
 from oinetd.lanes.native.records import InForce, fill_record, new_record, tell_invalid
 from oinetd.lanes.native.reports import listen_for_reports
+from oinetd.lanes.native.unserved import why_unserved
 from oinetd.model import Config, Endpoint, EngineChoice, Protocol, Rule, Settings
 from oinetd.net.forking import Held
 from oinetd.net.sockets import Address, is_numeric
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from oinetd import _fastpath
 
 __all__ = ["NativeLane"]
-
 
 LIVE_RECORDS = 128  # taken from a snapshot at a time
 
@@ -121,12 +122,11 @@ class NativeLane:
         wanted = config.settings_of(rule).engine
         if wanted is EngineChoice.PYTHON:
             return "asked for"
-        if rule.bind.protocol is not rule.connect.protocol:
-            reason = "it serves rules between UDP and TCP"
-            error = (
-                f"the native engine serves no rule from {rule.bind.protocol.value} to {rule.connect.protocol.value}; "
-                "[engine=auto] on this rule takes the Python lane"
-            )
+        if (unserved := why_unserved(rule)) is not None:
+            reason, error = unserved
+            if rule.connect.is_original:
+                with contextlib.suppress(EngineUnavailable):
+                    self.start(config)  # the engine relays for the Python lane
         else:
             try:
                 self.start(config)

@@ -1,0 +1,19 @@
+"""Rules that the native lane never serves."""
+
+from __future__ import annotations
+
+from oinetd.model import Rule
+
+__all__ = ["why_unserved"]
+
+
+def why_unserved(rule: Rule) -> tuple[str, str] | None:
+    """Why the native lane does not serve `rule`, and the error if that is asked for; None if it does."""
+    bind, connect = rule.bind.protocol, rule.connect.protocol
+    if bind is not connect:
+        reason, kind = "it serves rules between UDP and TCP", f"from {bind.value} to {connect.value}"
+    elif rule.connect.is_original:
+        reason, kind = "it serves original", "to original"
+    else:
+        return None
+    return reason, f"the native engine serves no rule {kind}; [engine=auto] on this rule takes the Python lane"

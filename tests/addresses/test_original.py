@@ -1,0 +1,217 @@
+"""`transparent` and the destination `original`: connections go to where their clients were going."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from oinetd import Ending, Endpoint, EngineChoice, Rule, RuleOptions
+from oinetd.config import parse_config
+from oinetd.config.render import render_config
+from oinetd.errors import ConfigError, EngineUnavailable
+from oinetd.lanes.native.plane import available
+from oinetd.net.options import ListenOptions, RefusedOption
+from oinetd.net.sockets import lookup
+from oinetd.process.transparent import transparent_lines
+from oinetd.upstream.original import Original
+from tests.addresses.machines import inside, three_machines
+from tests.forwarding import Seen, forwarding
+from tests.peers import dial, free_port, until
+from tests.preamble.lanes import in_lanes, lane_options, looking, served
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+SERVER = """
+import select, socket
+listeners = [socket.create_server(("10.77.2.2", port)) for port in (8080, 8081)]
+print("ready", flush=True)
+while True:
+    for listener in select.select(listeners, [], [])[0]:
+        client, peer = listener.accept()
+        client.sendall(f"{peer[0]} to {listener.getsockname()[1]}".encode())
+        client.close()
+"""
+CLIENT = """
+import socket, sys
+try:
+    print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 10).makefile().read())
+except ConnectionResetError:
+    print("reset")
+"""
+
+
+@root
+@pytest.mark.parametrize(
+    ("bind", "options", "seen"),
+    [
+        ("::", "transparent, engine=python", "10.77.2.1"),
+        ("0.0.0.0", "transparent, src=client, interface=to1", "10.77.1.2"),
+    ],
+)
+def test_connections_through_this_machine(tmp_path: Path, bind: str, options: str, seen: str) -> None:
+    """With what `oinetd transparent` prints, as an unprivileged user. Without oinetd nothing passes the router."""
+    if shutil.which("nft") is None:
+        pytest.skip("nft is missing")
+    conf = tmp_path / "oinetd.conf"
+    conf.write_text(f"admin off\nlogfile /dev/stdout\nlogformat json\n{bind} 1080 original [{options}]\nallow *\n")
+    conf.chmod(0o644)
+    with three_machines() as (client, router, server), contextlib.ExitStack() as stack:
+        inside(router, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+        oinetd = [sys.executable, "-m", "oinetd", "-c", str(conf)]
+        inside(router, "sh", "-ec", inside(router, *oinetd[:3], "transparent", *oinetd[3:]))
+        assert "missing" not in inside(router, *oinetd[:3], "transparent", *oinetd[3:])
+        enter = ["ip", "netns", "exec"]
+        started = [
+            subprocess.Popen([*enter, server, sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True),
+            subprocess.Popen(
+                [*enter, router, *oinetd, "-f", "-u", "nobody"],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            ),
+        ]  # fmt: skip
+        for each in started:
+            stack.enter_context(each)
+            stack.callback(each.kill)
+        assert started[0].stdout is not None
+        assert started[0].stdout.readline() == "ready\n"
+        assert started[1].stderr is not None
+        lines: list[str] = []
+        while not (lines and "listening on" in lines[-1]):
+            lines.append(started[1].stderr.readline())
+            assert lines[-1], lines
+        assert "it serves original" in lines[-1] or "engine=python" in options
+        assert not any("transparent" in line for line in lines[:-1]), lines
+        for port in ("8080", "8081"):
+            assert inside(client, sys.executable, "-c", CLIENT, "10.77.2.2", port).strip() == f"{seen} to {port}"
+        assert inside(client, sys.executable, "-c", CLIENT, "10.77.1.1", "1080").strip() == "reset"
+        assert started[1].stdout is not None
+        ended = []
+        while len(ended) < 3:
+            said = json.loads(started[1].stdout.readline())
+            ended += [said] if said["event"] != "opened" else []
+    assert [(each["upstream"], each["upstream_port"]) for each in ended[:2]] == [
+        ("10.77.2.2", 8080), ("10.77.2.2", 8081),
+    ]  # fmt: skip
+    assert ended[2]["client"] == "10.77.1.2"
+    native = not available() and "engine=python" not in options
+    assert ended[0]["engine"] == ("native" if native else "python")
+
+
+@root
+@pytest.mark.parametrize("bind", ["127.0.0.1", "0.0.0.0", "::", "::1"])
+async def test_never_to_ourselves(caplog: pytest.LogCaptureFixture, bind: str) -> None:
+    seen, port = Seen(), free_port()
+    rule = Rule(Endpoint(bind, port), Endpoint("original", 0), RuleOptions(transparent=True))
+    async with forwarding(rule, seen=seen):
+        for _ in range(2):
+            peer = await dial(("::1" if ":" in bind and bind != "::" else "127.0.0.1", port))
+            with contextlib.suppress(ConnectionError):
+                assert await peer.read(1) == b""
+            peer.close()
+        await until(lambda: len(seen.closed) == 2)
+    for record in seen.closed:
+        assert record.ending is Ending.CONNECT_FAILED
+        assert record.errno == errno.ELOOP
+    assert len([line for line in caplog.messages if "a client wants" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.9.9.9", "0.0.0.0", "169.254.169.254", "224.0.0.1", "255.255.255.255", "::1", "fe80::1"]
+)
+def test_special_addresses_are_refused(host: str) -> None:
+    rule = Rule(Endpoint("::", 1), Endpoint("original", 0), RuleOptions(transparent=True))
+    assert Original(rule).refuses(lookup(host, 80)[0])
+
+
+@root
+@in_lanes
+async def test_transparent_listens_on_an_address_of_others(lane: str) -> None:
+    """With a destination of its own the rule is served in every lane."""
+    async with looking(wanted=1, headed=False) as upstream:
+        port, (host, to) = free_port(), upstream.address
+        line = f"0.0.0.0 {port} {host} {to} [transparent, {lane_options(lane)}]"
+        async with served(lane, *parse_config(line).rules):
+            peer = await dial(("127.0.0.1", port))
+            await peer.send(b"x")
+            assert (await upstream.taken.get()).data == b"x"
+            peer.close()
+
+
+@root
+async def test_the_native_lane_says_that_it_cannot() -> None:
+    options = RuleOptions(transparent=True, engine=EngineChoice.NATIVE)
+    with pytest.raises(EngineUnavailable, match="no rule to original"):
+        async with forwarding(Rule(Endpoint("127.0.0.1", free_port()), Endpoint("original", 0), options)):
+            pass
+
+
+ALLOW = "\nallow 192.0.2.0/24"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "column"),
+    [
+        ("0.0.0.0 80 original" + ALLOW, "original needs the option transparent", 12),
+        ("0.0.0.0 80 original [transparent=off]" + ALLOW, "original needs the option transparent", 12),
+        ("0.0.0.0 80 original [transparent]", "original without allow", 12),
+        ("0.0.0.0 53/udp original [transparent]" + ALLOW, "original is for rules that listen on TCP", 16),
+        ("unix:/run/a original" + ALLOW, "original is for rules that listen on TCP", 13),
+        ("0.0.0.0 80-81 original [transparent]" + ALLOW, "original needs one port", 15),
+        ("0.0.0.0 0 original [transparent]" + ALLOW, "original needs one port", 11),
+        ("0.0.0.0 80 original [transparent, accept-proxy]" + ALLOW, "original and accept-proxy", 12),
+        ("0.0.0.0 80 original [transparent, balance=source]" + ALLOW, "balance has no effect on original", 35),
+        ("0.0.0.0 53/udp 192.0.2.1 53/udp [transparent]", "transparent is for rules that listen on TCP", 1),
+        ("unix:/run/a 192.0.2.1 80 [transparent]", "transparent has no effect on a unix socket", 27),
+    ],
+)
+def test_what_contradicts_itself(text: str, message: str, column: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    problem = next(each for each in caught.value.problems if each.message.startswith(message))
+    assert (problem.line, problem.column) == (1, column)
+    assert problem.hint
+
+
+def test_a_program_cannot_leave_transparent_out() -> None:
+    with pytest.raises(ConfigError, match="original needs a rule for TCP with transparent"):
+        Rule(Endpoint("0.0.0.0", 80), Endpoint("original", 0))
+
+
+def test_it_is_printed_as_it_was_written() -> None:
+    config = parse_config("0.0.0.0 1080 original [transparent]\nallow 192.0.2.0/24\noriginal 81 original 82")
+    assert "0.0.0.0 1080  original  [transparent=on]" in render_config(config)
+    assert "original 81  original 82" in render_config(config)
+    assert parse_config(render_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        ("0.0.0.0 80 original", "meta nfproto ipv4 tproxy ip to :80 meta mark"),
+        (":: 80 original", "meta l4proto tcp tproxy to :80 meta mark"),
+        ("192.0.2.1 80 original", "meta nfproto ipv4 tproxy ip to 192.0.2.1:80 meta mark"),
+        ("[2001:db8::1] 80 192.0.2.9 80", "meta nfproto ipv6 tproxy ip6 to [2001:db8::1]:80 meta mark"),
+    ],
+)
+def test_the_lines_for_nftables(rule: str, line: str) -> None:
+    found = list(transparent_lines(parse_config(f"{rule} [transparent, interface=eth7]\nallow *")))
+    (taking,) = (each for each in found if " tproxy " in each and not each.startswith("#"))
+    assert line in taking
+    assert 'iifname "eth7"' in taking
+
+
+def test_without_the_capability_the_option_is_named() -> None:
+    class Refusing(socket.socket):
+        def setsockopt(self, *_: object) -> None:  # type: ignore[override]
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with Refusing() as sock, pytest.raises(RefusedOption, match=r"transparent: .*EPERM.*CAP_NET_ADMIN or CAP_NET_RAW"):
+        ListenOptions(transparent=True).apply(sock)

@@ -13,8 +13,13 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 import uvloop
+
+# How long an example takes says something of the machine only.
+hypothesis.settings.register_profile("oinetd", deadline=None)
+hypothesis.settings.load_profile("oinetd")
 
 LEAK_PATIENCE_S = 5.0
 """How long a thread or a child that is on its way out may take; nothing waits this long unless it leaks."""

@@ -17,8 +17,8 @@ from pathlib import Path
 CHUNK = 65536
 AFTER = 1 << 20
 """Bytes that pass honestly first, so that a look at the beginning sees nothing."""
-SLOW_S = 0.13
-"""The warm-up of the loads that the tests run, and a little more."""
+SLOW_S = 0.6
+"""The warm-up of the load that it is tried with, and half as much again: a load on a busy machine begins late."""
 
 MODE = sys.argv[1] if len(sys.argv) > 1 else ""
 _answers = itertools.count()

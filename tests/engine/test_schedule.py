@@ -27,6 +27,10 @@ steps = st.lists(
 )
 
 
+PATIENCE_S = 100
+"""Bounds one that hangs: seven bytes at a time, and a move with each, take their time on a busy machine."""
+
+
 @dataclass
 class Party:
     """One peer, and the oracle for what the other one is to get."""
@@ -112,4 +116,4 @@ async def run(engine: str, schedule: list[Step], receive_bytes: int, reset_by: s
 @example([("send", True, 200_000), ("pause", True, 1), ("half-close", False, 1)], 0, "upstream")
 @example([("send", False, 8192), ("half-close", False, 1)], 4096, "upstream")
 def test_any_order_of_things(engine: str, schedule: list[Step], receive_bytes: int, reset_by: str) -> None:
-    asyncio.run(asyncio.wait_for(run(engine, schedule, receive_bytes, reset_by), 20))
+    asyncio.run(asyncio.wait_for(run(engine, schedule, receive_bytes, reset_by), PATIENCE_S))

@@ -24,10 +24,12 @@ class Key:
     def cost(self, seconds: float) -> tuple[float, float]:
         """GB of content made, and checked, in a second by one core."""
 
-def load_open(key: Key, address: bytes, kind: int, connection: int, up_bytes: int, down_bytes: int) -> tuple[int, int]:
+def load_open(
+    key: Key, address: bytes, kind: int, connection: int, up_bytes: int, down_bytes: int, preamble: bytes = b""
+) -> tuple[int, int]:
     """A connection that has said hello: its descriptor or -errno, and the ns that connecting took.
 
-    `address` is a `struct sockaddr`.
+    `address` is a `struct sockaddr`; `preamble` is sent before the hello, in one piece with it.
     """
 
 def load_greeting(key: Key, fd: int, connection: int, milliseconds: int) -> int:
@@ -68,15 +70,34 @@ def load_bulk(
     """
 
 def load_short(
-    key: Key, address: bytes, count: int, first: int, begin_ns: int, warm_up_s: float, duration_s: float
+    key: Key,
+    address: bytes,
+    count: int,
+    first: int,
+    begin_ns: int,
+    warm_up_s: float,
+    duration_s: float,
+    preamble: bytes = b"",
 ) -> dict[str, Any]:
     """Short connections, `count` at a time, numbered from `first`: counts and a histogram."""
 
 @final
 class Server:
-    """The far end of these loads, on a listening, non-blocking socket; `stop_fd` ends it when it is readable."""
+    """The far end of these loads, on a listening, non-blocking socket; `stop_fd` ends it when it is readable.
 
-    def __new__(cls, key: Key, listener: int, stop_fd: int, threads: int) -> Server: ...
+    Before the hello of each connection it wants the bytes `exact`, or a PROXY header: `proxy` is the four bytes of the
+    client's IPv4 address, and the beginning of a header of version 1 with it.
+    """
+
+    def __new__(
+        cls,
+        key: Key,
+        listener: int,
+        stop_fd: int,
+        threads: int,
+        exact: bytes | None = None,
+        proxy: bytes | None = None,
+    ) -> Server: ...
     def serve(self, index: int) -> None:
         """Be one of the threads; returns when `stop_fd` is readable."""
 

@@ -38,7 +38,9 @@ _START_S = 0.02
 
 
 def socket_address(host: str, port: int) -> bytes:
-    """`struct sockaddr_in` or `sockaddr_in6`."""
+    """`struct sockaddr_in` or `sockaddr_in6`; `sockaddr_un` where the host is `unix:PATH`."""
+    if host.startswith("unix:"):
+        return struct.pack("=H", socket.AF_UNIX) + os.fsencode(host.removeprefix("unix:")) + b"\0"
     if ":" in host:
         address = socket.inet_pton(socket.AF_INET6, host)
         return struct.pack("=H", socket.AF_INET6) + struct.pack("!HI16sI", port, 0, address, 0)
@@ -100,7 +102,7 @@ class Connections:
         latest = time.monotonic() + OPENING_PATIENCE_S
         for number in range(first, first + options.connections):
             begin = time.monotonic_ns()
-            fd, connect_ns = native().load_open(key, address, KINDS[kind], number, up, down)
+            fd, connect_ns = native().load_open(key, address, KINDS[kind], number, up, down, options.preamble)
             if fd < 0:
                 made.faults.append(fault_text(fd))
                 if time.monotonic() > deadline:
@@ -243,8 +245,9 @@ def short(options: argparse.Namespace) -> dict[str, Any]:
 
     def work(index: int, begin_ns: int) -> dict[str, Any]:
         result: dict[str, Any] = native().load_short(
-            run_key(), address, parts[index], first + (index << 48), begin_ns, options.warm_up, options.seconds
-        )
+            run_key(), address, parts[index], first + (index << 48), begin_ns, options.warm_up, options.seconds,
+            options.preamble,
+        )  # fmt: skip
         return result
 
     results = run_threads(len(parts), options.warm_up, work)
@@ -282,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--warm-up", type=float, default=0.2)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--preamble", type=bytes.fromhex, default=b"", help="sent before the hello, in hexadecimal")
     options = parser.parse_args(arguments)
     work = {"exchange": exchange, "upload": bulk, "download": bulk, "short": short, "idle": idle}
     try:

@@ -44,11 +44,17 @@ _PERCENTILES = (
     Column("p99.9_us", "p99.9", "µs", 1),
 )
 
+_WAYS = (
+    Column("lost_percent", "lost", "%", 1, main=True, help="of the rate, against plain in the same round"),
+    Column("more_cpu_percent", "more CPU", "%", 1, main=True, help="against plain in the same round"),
+)
+
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "throughput": (
         Column("gbit_s", "throughput", "Gbit/s", better="higher", main=True),
         Column("cpu_s_per_gb", "CPU", "s/GB", 3, main=True, help="the forwarder's own processor time for 10⁹ bytes"),
         Column("total_cpu_s_per_gb", "with ends", "s/GB", 3, main=True, help="client and server included"),
+        *_WAYS,
         Column("iperf_gbit_s", "iperf3: content not checked", "Gbit/s", better="higher", help="content not checked"),
         Column("iperf_cpu_s_per_gb", "CPU, content not checked", "s/GB", 3, help="content not checked"),
         Column("switches_per_s", "switches", "/s", 0, help="context switches of the forwarder"),
@@ -60,6 +66,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("offered_per_s", "offered", "/s", 0, better="higher", help="requests that fell due"),
         Column("per_second", "round trips", "/s", 0, better="higher", main=True),
         Column("cpu_us", "CPU", "µs each", 1, main=True, help="the forwarder's own processor time"),
+        *_WAYS,
         Column("total_cpu_us", "with ends", "µs each", 1, help="client and server included"),
         *_PERCENTILES,
         Column("late_percent", "never begun", "%", 2, help="of an open loop: due, and not begun before the end"),
@@ -67,6 +74,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "rate": (
         Column("per_second", "connections", "/s", 0, better="higher", main=True),
         Column("cpu_us", "CPU", "µs each", 1, main=True, help="the forwarder's own processor time"),
+        *_WAYS,
         Column("total_cpu_us", "with ends", "µs each", 1, help="client and server included"),
         *_PERCENTILES,
         Column("failures", "failed", "", 0),

@@ -21,7 +21,7 @@ from bench.plan import Plan, interleave
 from bench.programs import python_command
 from bench.results import Result, Sample, SubjectInfo
 from bench.stand import Running, Stand
-from bench.subjects import Subject, choose
+from bench.subjects import Destination, Subject, choose
 
 __all__ = ["Case", "Experiment", "Options", "check", "info", "must_be_writable", "perform", "planned_s"]
 
@@ -97,8 +97,12 @@ class Experiment:
     def prepare(self) -> None:
         """Raise `ToolMissing` where something is missing without which nothing can be measured."""
 
-    def server(self, stand: Stand) -> contextlib.AbstractContextManager[tuple[int, ...]]:
-        """The far end; gives the ports that a subject forwards to."""
+    def order(self, cases: Sequence[Case], number: int) -> list[Case]:
+        """The cases in the order of round `number`."""
+        return list(cases)
+
+    def server(self, stand: Stand) -> contextlib.AbstractContextManager[tuple[int | Destination, ...]]:
+        """The far end; gives the ports, or other places, that a subject forwards to."""
         raise NotImplementedError
 
     def warm_up(self, stand: Stand, running: Running) -> Sample | None:
@@ -119,6 +123,9 @@ class Experiment:
 
     def apart(self, stand: Stand, subject: Subject, ports: tuple[int, ...], result: Result) -> None:
         """Runs that are not timed, after those that are; what they show goes to `result.profiles`."""
+
+    def finish(self, result: Result) -> None:
+        """Fill in what can only be reckoned when all is measured."""
 
     def show(self, result: Result, console: Console) -> int:
         """Print the tables; the exit status of the command."""
@@ -182,6 +189,7 @@ def perform(experiment: Experiment, console: Console) -> Result:
             except Interrupted:
                 result.settings["interrupted"] = True
                 plan.say("interrupted: what was measured so far is kept")
+    experiment.finish(result)
     result.finished = time.time()
     return result
 
@@ -243,7 +251,7 @@ def _rounds(
             try:
                 with stand.subject(subject, *ports) as running:
                     infos[subject.name].configuration = running.configuration
-                    for sample in _subject(experiment, stand, running, cases, plan, at):
+                    for sample in _subject(experiment, stand, running, experiment.order(cases, number), plan, at):
                         sample.subject, sample.round = subject.name, number
                         sample.invalid = list(dict.fromkeys([*sample.invalid, *infos[subject.name].faults()]))
                         result.samples.append(sample)
@@ -260,7 +268,7 @@ def _rounds(
                 break
             plan.now(f"looking into {subject.name}")
             try:
-                experiment.apart(stand, subject, ports, result)
+                experiment.apart(stand, subject, tuple(port for port in ports if isinstance(port, int)), result)
             except BenchError as error:
                 plan.say(f"{subject.name}: {error}")
             plan.did(experiment.apart_s())

@@ -72,6 +72,8 @@ def client_command(running: Running, what: str, module: str = "bench.client", **
             flags.append(flag)
         elif value is not False:
             flags += [flag, str(value)]
+    if running.preamble:
+        flags += ["--preamble", running.preamble.hex()]
     return python_command(module, what, running.host, str(running.port), *flags)
 
 

@@ -19,6 +19,7 @@ from bench.identity import MARKER, RunName
 
 __all__ = [
     "ROOT",
+    "START_PATIENCE_S",
     "Place",
     "Program",
     "bound",

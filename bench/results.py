@@ -215,8 +215,12 @@ def load_results(paths: Sequence[Path]) -> list[Result]:
 
 
 def newest(results: Iterable[Result]) -> dict[str, Result]:
-    """The newest complete run of each experiment, quick or full; an interrupted one only where there is no other."""
+    """The newest complete run of each experiment, quick or full; an interrupted one only where there is no other.
+
+    Runs in several ways (`--with`) have a table of their own, and no place here.
+    """
     chosen: dict[str, Result] = {}
-    for result in sorted(results, key=lambda each: (not each.interrupted, each.started)):
+    plain = (each for each in results if not each.settings.get("with"))
+    for result in sorted(plain, key=lambda each: (not each.interrupted, each.started)):
         chosen[result.experiment] = result
     return chosen

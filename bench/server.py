@@ -1,4 +1,7 @@
-"""The far end of the bench's own loads as a process: `python -m bench.server HOST PORT [THREADS]`.
+"""The far end of the bench's own loads as a process: `python -m bench.server HOST PORT [THREADS [EXPECTED]]`.
+
+HOST may be `unix:PATH`. EXPECTED is what comes before the hello of a connection: `exact:` and bytes, or `proxy:` and
+what the native server is told of a PROXY header, in hexadecimal digits.
 
 On each line of its standard input it answers with a line of JSON: what it has counted since it began, and the processor
 time of its threads. A forwarder has no way to that.
@@ -26,13 +29,24 @@ def thread_cpu_s(thread: int | None) -> float:
     return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[0]) / 1e9
 
 
+def listening(host: str, port: int) -> socket.socket:
+    if not host.startswith("unix:"):
+        return socket.create_server((host, port), backlog=BACKLOG)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(host.removeprefix("unix:"))
+    listener.listen(BACKLOG)
+    return listener
+
+
 def main() -> None:
-    host, port, *threads = sys.argv[1:]
-    count = int(threads[0]) if threads else 1
+    host, port, *more = sys.argv[1:]
+    count = int(more[0]) if more else 1
+    kind, _, digits = more[1].partition(":") if len(more) > 1 else ("", "", "")
+    expected = {kind: bytes.fromhex(digits)} if kind else {}
     stop = os.eventfd(0)
-    with socket.create_server((host, int(port)), backlog=BACKLOG) as listener:
+    with listening(host, int(port)) as listener:
         listener.setblocking(False)
-        server = native().Server(run_key(), listener.fileno(), stop, count)
+        server = native().Server(run_key(), listener.fileno(), stop, count, **expected)
         serving = [threading.Thread(target=server.serve, args=(index,), daemon=True) for index in range(count)]
         for thread in serving:
             thread.start()

@@ -24,8 +24,8 @@ from bench.isolation import Isolation, changed_settings, settings_of
 from bench.key import VARIABLE, new_key
 from bench.leftovers import find_leftovers, remove_leftovers
 from bench.path import PLAIN, PathQuality
-from bench.programs import Program, python_command
-from bench.subjects import Route, Setup, Subject
+from bench.programs import START_PATIENCE_S, Program, python_command, wait_until
+from bench.subjects import Destination, Route, Setup, Subject
 from bench.topology import LISTEN_PORTS, Topology, topology_named
 
 __all__ = ["WARM_UP_S", "Counts", "FarEnd", "Running", "Stand"]
@@ -46,6 +46,8 @@ class Running:
     """The commands it was started with, and the files that they read."""
     changed: list[str] = field(default_factory=list)
     """Settings of the kernel that are others after the subject than before it; filled in when it has ended."""
+    preamble: bytes = b""
+    """What clients send first on each connection."""
 
     @property
     def host(self) -> str:
@@ -205,13 +207,21 @@ class Stand:
             program.stop()
 
     @contextlib.contextmanager
-    def far_end(self) -> Iterator[FarEnd]:
-        """The bench's own server, with as many threads as there are cores for it."""
-        port = self.free_port()
+    def far_end(self, expects: str = "", path: Path | None = None) -> Iterator[FarEnd]:
+        """The bench's own server, with as many threads as there are cores for it, on a port or on a unix socket.
+
+        `expects`: what comes before the hello of a connection, see `bench.server`.
+        """
+        port = 0 if path else self.free_port()
         # In a namespace of its own it listens on all addresses that a group of servers has.
         host = "0.0.0.0" if self.topology.server_addresses else self.topology.server_address
-        command = python_command("bench.server", host, str(port), str(self.cores.loads))
-        with self.server(command, port, pipe=True) as program:
+        command = python_command(
+            "bench.server", f"unix:{path}" if path else host, str(port), str(self.cores.loads),
+            *filter(None, [expects]),
+        )  # fmt: skip
+        with self.server(command, *filter(None, [port]), pipe=True) as program:
+            if path:
+                wait_until(path.exists, START_PATIENCE_S, f"the server was to listen on {path}")
             yield FarEnd(port, program)
 
     def _load_groups(self) -> list[Path]:
@@ -221,20 +231,19 @@ class Stand:
     def subject(
         self,
         subject: Subject,
-        *server_ports: int,
+        *servers: int | Destination,
         environment: dict[str, str] | None = None,
         same_ports: bool = False,
     ) -> Iterator[Running]:
-        """`subject` between the client and each server port; `same_ports`: it listens on the server's numbers.
+        """`subject` between the client and each server, named by its port; `same_ports`: it listens on their numbers.
 
         Raises `BenchError` if it does not come up.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.topology.between())
-            here, there = self.topology.forwarder_address, self.topology.server_address
-            routes = tuple(Route(here, port if same_ports else self.free_port(), there, port) for port in server_ports)
             directory = Path(tempfile.mkdtemp(prefix="subject-", dir=self.directory))
             directory.chmod(0o755)
+            routes = tuple(self._route(server, directory, same_ports) for server in servers)
             setup = Setup(self.topology, routes, directory, self.threads)
             group = self._group(stack, f"subject{self._logs}")
             place, isolation = self.topology.forwarder, None
@@ -264,9 +273,17 @@ class Stand:
                 for program, route in zip(programs, routes, strict=True):
                     program.wait_listening(route.listen_port, protocol=subject.protocol)
             elif programs:
-                ports = [route.listen_port for route in routes][: 1 if subject.grouped else None]
+                ports = [route.listen_port for route in routes if route.listen_port][: 1 if subject.grouped else None]
                 programs[0].wait_listening(*ports, protocol=subject.protocol)
             pids = tuple(program.pid for program in programs)
             account = Account(group, lambda: pids, isolation)
             text = _configuration(directory, programs)
             yield Running(subject, account, tuple(map(subject.target, routes)), pids, text, changed)
+
+    def _route(self, server: int | Destination, directory: Path, same_ports: bool) -> Route:
+        here, there = self.topology.forwarder_address, self.topology.server_address
+        if isinstance(server, int):
+            return Route(here, server if same_ports else self.free_port(), there, server)
+        listen = (f"unix:{directory}/{server.way}.sock", 0) if server.from_unix else (here, self.free_port())
+        connect = (f"unix:{server.path}", 0) if server.path else (there, server.port)
+        return Route(*listen, *connect, way=server.way)

@@ -10,8 +10,12 @@ from bench.columns import BRACKETS, Column, cell, columns_of
 from bench.machine import summary_line
 from bench.profiles import profiles_of
 from bench.results import Result, SubjectInfo
+from bench.ways import NAMES
 
-__all__ = ["print_profiles", "print_result"]
+__all__ = ["print_profiles", "print_result", "print_ways"]
+
+_SPARE = ("p50_us", "p99_us", "pss_peak_bytes")
+"""Left out of a table of ways that would be too wide."""
 
 MARKS = "! does not deliver what it is given   ½ does not pass a half-close on   ✗ not what it says, see below"
 
@@ -22,6 +26,40 @@ def print_result(result: Result, console: Console) -> None:
         columns = columns_of(result, case)
         if columns:
             console.print(_table(result, case, console))
+    _print_notes(result, console)
+
+
+def print_ways(result: Result, console: Console) -> None:
+    """One table for each load: a row for each subject and way."""
+    loads: dict[str, list[str]] = {}
+    for case in result.cases():
+        loads.setdefault(case.rpartition(", ")[0], []).append(case)
+    for load, cases in loads.items():
+        columns = columns_of(result, main=True)
+        table = _of_ways(result, load, cases, columns)
+        if console.measure(table).maximum > console.width:
+            table = _of_ways(result, load, cases, [column for column in columns if column.key not in _SPARE])
+        console.print(table)
+    console.print(Text("lost and more CPU: in per cent of plain, by pairs of the same round", style="dim"))
+    _print_notes(result, console)
+
+
+def _of_ways(result: Result, load: str, cases: list[str], columns: list[Column]) -> Table:
+    table = Table(title=f"{result.experiment}: {load}", title_justify="left", header_style="bold")
+    table.add_column("subject", no_wrap=True)
+    table.add_column("with", no_wrap=True)
+    for column in columns:
+        table.add_column(f"{column.title}\n{column.unit}", justify="right", no_wrap=True)
+    for subject in result.measured():
+        for case in sorted(cases, key=lambda case: NAMES.index(case.rpartition(", ")[2])):
+            cells = [cell(result.figure(subject.name, case, column.key), column) for column in columns]
+            name = _named(subject, bool(result.invalid(subject.name, case)))
+            table.add_row(name, case.rpartition(", ")[2], *cells)
+        table.add_section()
+    return table
+
+
+def _print_notes(result: Result, console: Console) -> None:
     notes = [
         f"{summary_line(result.machine)}; {result.topology['name']}, {_congestion(result)}",
         f"{result.precision}, commit {result.machine['commit']}. {BRACKETS}",

@@ -58,6 +58,7 @@ class Topology(Protocol):
     client: Place
     forwarder: Place
     server: Place
+    client_address: str
     forwarder_address: str
     server_address: str
     server_addresses: tuple[str, ...]
@@ -94,7 +95,7 @@ class Loopback:
     def __init__(self, run: RunName) -> None:
         self.run = run
         self.client = self.forwarder = self.server = Place()
-        self.forwarder_address = self.server_address = "127.0.0.1"
+        self.client_address = self.forwarder_address = self.server_address = "127.0.0.1"
         self.server_addresses: tuple[str, ...] = ()
         self.facts = {"congestion control": _CURRENT.read_text().strip()}
 
@@ -129,6 +130,7 @@ class Namespaces:
         self.client = Place(f"{run}-client")
         self.forwarder = Place(f"{run}-forwarder")
         self.server = Place(f"{run}-server")
+        self.client_address = "10.0.1.2"
         self.forwarder_address = "10.0.1.1"
         self.server_address = "10.0.0.2"
         self.server_addresses = tuple(f"10.0.0.{number}" for number in range(3, 2 + GROUP_SIZE))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.commands.arguments import Commands, count, counts, measured_options, positive
+from bench.commands.arguments import Commands, count, counts, measured_options, names, positive
 from bench.tools import need_libraries
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ subjects: direct (`floor`); oinetd-native, oinetd-python (`oinetd`); rinetd, soc
 """
 
 OWN_OPTIONS = (
-    "perf", "strace", "flamegraph", "softirq", "no_iperf3", "netperf", "scale", "idle", "rate", "profile",
+    "perf", "strace", "flamegraph", "softirq", "no_iperf3", "netperf", "scale", "idle", "rate", "profile", "with",
 )  # fmt: skip
 """Of single experiments: they go to `Options.extra`."""
 
@@ -103,6 +103,7 @@ def _add_streams(commands: Commands, common: argparse.ArgumentParser) -> None:
         measure, parents=[common], epilog=SUBJECTS,
     )  # fmt: skip
     _add_softirq(throughput)
+    _add_ways(throughput)
     throughput.add_argument("--no-iperf3", action="store_true", help="leave out iperf3, which runs beside the own load")
     throughput.add_argument("--perf", action="store_true", help="cycles, instructions, cache misses, branches")
     throughput.add_argument("--strace", action="store_true", help="a table of system calls")
@@ -133,6 +134,7 @@ def _add_exchanges(commands: Commands, common: argparse.ArgumentParser) -> None:
     latency.add_argument("--rate", type=counts, default=[], metavar="N,…",
                          help="requests a second at fixed times, answered or not: an open loop")  # fmt: skip
     _add_softirq(latency)
+    _add_ways(latency)
     latency.add_argument("--netperf", action="store_true", help="netperf's TCP_RR and TCP_CRR besides")
     rate = commands.add(
         "rate", "new connections per second, and what idle ones hold",
@@ -143,6 +145,7 @@ def _add_exchanges(commands: Commands, common: argparse.ArgumentParser) -> None:
         measure, parents=[common], epilog=SUBJECTS,
     )  # fmt: skip
     _add_softirq(rate)
+    _add_ways(rate)
     rate.add_argument("--idle", type=count, default=0, metavar="N",
                       help="idle connections; default 10000, or what descriptors allow")  # fmt: skip
     mixed = commands.add(
@@ -163,6 +166,14 @@ def _add_exchanges(commands: Commands, common: argparse.ArgumentParser) -> None:
         measure, parents=[common], epilog=SUBJECTS,
     )  # fmt: skip
     micro.add_argument("--profile", type=Path, metavar="FILE", help="write a pprof profile (go tool pprof reads it)")
+
+
+def _add_ways(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--with", type=names, default=[], metavar="WAY,…",
+        help="the load in several ways, each beside the plain one: plain, send-proxy, accept-proxy, sni, unix-tcp, "
+        "unix-unix; unix is the last two",
+    )  # fmt: skip
 
 
 def _add_softirq(parser: argparse.ArgumentParser) -> None:

@@ -9,14 +9,15 @@ from rich.console import Console
 
 from bench import netperf
 from bench.errors import BenchError
-from bench.experiment import Case, Experiment
+from bench.experiment import Case
+from bench.experiments.ways import InWays
 from bench.extension import native
 from bench.histogram import percentiles_us
 from bench.loads import Load, exchange_load
 from bench.profiling import SOFTIRQ_S, softirq_of
 from bench.results import Result, Sample
 from bench.stand import WARM_UP_S, Running, Stand
-from bench.subjects import Subject
+from bench.subjects import Destination, Subject
 from bench.subjects.subject import size_text
 from bench.tables import print_profiles
 from bench.tools import need
@@ -32,8 +33,9 @@ _OVERHEAD_S = 0.4
 """The client's start and end."""
 
 
-class Latency(Experiment):
+class Latency(InWays):
     name = "latency"
+    way_cases = ("64B × 1",)
     subjects = ("floor", "oinetd", "peer", "reference")
     quick_subjects = ("direct", "native-auto", "native-copy", "python", "haproxy")
     rounds, quick_rounds = 6, 2
@@ -47,7 +49,7 @@ class Latency(Experiment):
             need("netperf")
             need("netserver")
 
-    def cases(self) -> list[Case]:
+    def plain_cases(self) -> list[Case]:
         """A closed loop; with `--rate`, requests at fixed rates on 64 connections."""
         length = self.seconds_each + WARM_UP_S + _OVERHEAD_S
         if rates := self.options.extra.get("rate"):
@@ -66,7 +68,11 @@ class Latency(Experiment):
         ]
 
     @contextlib.contextmanager
-    def server(self, stand: Stand) -> Iterator[tuple[int, ...]]:
+    def server(self, stand: Stand) -> Iterator[tuple[int | Destination, ...]]:
+        if self.way_names:
+            with self.ways_server(stand) as destinations:
+                yield destinations
+            return
         with stand.far_end() as self._far:
             yield (self._far.port,)
 
@@ -103,7 +109,9 @@ class Latency(Experiment):
         return status
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
-        load = exchange_load(stand, running, self._far, seconds=self.seconds_each, **case.parameters)
+        parameters = dict(case.parameters)
+        running, far = self.reach(running, parameters.pop("way", None))
+        load = exchange_load(stand, running, far, seconds=self.seconds_each, **parameters)
         values = load_figures(load)
         if rate := case.parameters.get("rate"):
             values["offered_per_s"] = rate

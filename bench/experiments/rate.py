@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from bench.errors import BenchError
-from bench.experiment import Case, Experiment, Options
+from bench.experiment import Case, Options
 from bench.experiments.latency import load_figures
+from bench.experiments.ways import InWays
 from bench.extension import native
 from bench.loads import short_load
 from bench.meter import client_command
@@ -19,7 +20,7 @@ from bench.profiling import SOFTIRQ_S, softirq_of
 from bench.programs import descriptor_limit
 from bench.results import Result, Sample
 from bench.stand import WARM_UP_S, Running, Stand
-from bench.subjects import Subject
+from bench.subjects import Destination, Subject
 from bench.tables import print_profiles
 
 __all__ = ["Rate"]
@@ -33,8 +34,9 @@ _OPENING_PER_S = 2000
 """About how fast idle connections are opened; for the reckoning of the run's length."""
 
 
-class Rate(Experiment):
+class Rate(InWays):
     name = "rate"
+    way_cases = ("connect/close × 16",)
     subjects = ("floor", "oinetd", "native-group16", "peer", "reference")
     quick_subjects = ("direct", "native-auto", "python", "haproxy", "nginx")
     rounds, quick_rounds = 6, 2
@@ -49,7 +51,7 @@ class Rate(Experiment):
     def prepare(self) -> None:
         native()
 
-    def cases(self) -> list[Case]:
+    def plain_cases(self) -> list[Case]:
         wanted = self.options.extra.get("idle") or (1000 if self.options.quick else 10000)
         idle = min(wanted, (descriptor_limit() - _OWN_DESCRIPTORS) // 2)  # a forwarder needs two for each
         length = self.seconds_each + WARM_UP_S + _OVERHEAD_S
@@ -59,14 +61,19 @@ class Rate(Experiment):
         ]
 
     @contextlib.contextmanager
-    def server(self, stand: Stand) -> Iterator[tuple[int, ...]]:
+    def server(self, stand: Stand) -> Iterator[tuple[int | Destination, ...]]:
+        if self.way_names:
+            with self.ways_server(stand) as destinations:
+                yield destinations
+            return
         with stand.far_end() as self._far:
             yield (self._far.port,)
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
         if "idle" in case.parameters:
             return self._idle(stand, running, case)
-        load = short_load(stand, running, self._far, seconds=self.seconds_each, **case.parameters)
+        running, far = self.reach(running, case.parameters.get("way"))
+        load = short_load(stand, running, far, seconds=self.seconds_each, connections=case.parameters["connections"])
         values = {**load_figures(load), "failures": load.figures["failures"]}
         return load.sample(case.name, values, histogram=load.figures["histogram"])
 

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from bench.counters import with_ratios
 from bench.errors import BenchError
-from bench.experiment import Case, Experiment
+from bench.experiment import Case
+from bench.experiments.ways import InWays
 from bench.extension import native
 from bench.flamegraph import flamegraph
 from bench.iperf import Transfer, client_command, parse_transfer, server_command
@@ -24,7 +25,7 @@ from bench.profiling import SOFTIRQ_S, count_events, count_syscalls, sample_stac
 from bench.results import Result, Sample
 from bench.stacks import fold, softirq_share
 from bench.stand import WARM_UP_S, Running, Stand
-from bench.subjects import Subject
+from bench.subjects import Destination, Subject
 from bench.tables import print_profiles
 from bench.tools import available, need
 
@@ -37,8 +38,11 @@ _OVERHEAD_S = 0.4
 """iperf3's own beginning and end."""
 
 
-class Throughput(Experiment):
+class Throughput(InWays):
     name = "throughput"
+    way_cases = ("P1",)
+    way_subjects = ("native-auto", "native-splice", "haproxy", "haproxy-splice", "haproxy-splice-trixie", "nginx")
+    amount_key, cpu_key = "gbit_s", "cpu_s_per_gb"
     tools = ("iperf3",)
     subjects = ("floor", "oinetd", "peer", "reference")
     quick_subjects = ("direct", "native-splice", "native-copy", "python", "haproxy-splice")
@@ -54,9 +58,9 @@ class Throughput(Experiment):
     @property
     def iperf(self) -> bool:
         """Whether iperf3 is run beside the bench's own load."""
-        return available("iperf3") is not None and not self.options.extra.get("no_iperf3")
+        return available("iperf3") is not None and not self.way_names and not self.options.extra.get("no_iperf3")
 
-    def cases(self) -> list[Case]:
+    def plain_cases(self) -> list[Case]:
         length = self.seconds_each + WARM_UP_S + _OVERHEAD_S
         if self.iperf:
             length += self._iperf_seconds + _OVERHEAD_S
@@ -71,7 +75,11 @@ class Throughput(Experiment):
         return max(1, int(self.seconds_each / 2))
 
     @contextlib.contextmanager
-    def server(self, stand: Stand) -> Iterator[tuple[int, ...]]:
+    def server(self, stand: Stand) -> Iterator[tuple[int | Destination, ...]]:
+        if self.way_names:
+            with self.ways_server(stand) as destinations:
+                yield destinations
+            return
         with contextlib.ExitStack() as stack:
             self._far = stack.enter_context(stand.far_end())
             ports = [self._far.port]
@@ -81,8 +89,9 @@ class Throughput(Experiment):
             yield tuple(ports)
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
+        running, far = self.reach(running, case.parameters.get("way"))
         load = bulk_load(
-            stand, running, self._far, connections=case.parameters["streams"], up=not case.parameters["reverse"],
+            stand, running, far, connections=case.parameters["streams"], up=not case.parameters["reverse"],
             seconds=self.seconds_each,
         )  # fmt: skip
         values = _values(running, load)

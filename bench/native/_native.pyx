@@ -23,6 +23,7 @@ cimport load_server
 cimport load_serving
 cimport load_short as load_short_
 cimport pcap as pcap_file
+cimport preamble as preamble_
 from stream cimport HEAD_BYTES, NOBODY, Stream, Streams, streams_free
 
 
@@ -121,16 +122,26 @@ cdef dict totals_of(const load.LoadPlan *plan, const load.LoadTotals *totals):
     }
 
 
+cdef int preamble_of(preamble_.Preamble *made, int kind, bytes data) except -1:
+    if not preamble_.preamble_set(made, kind, <const char *>data, <size_t>len(data)):
+        raise ValueError("a preamble has at most 4096 bytes, and that of PROXY an address and a beginning")
+    return 0
+
+
 def load_open(
-    Key key not None, bytes address not None, int kind, uint64_t connection, uint64_t up_bytes, uint64_t down_bytes
+    Key key not None, bytes address not None, int kind, uint64_t connection, uint64_t up_bytes, uint64_t down_bytes,
+    bytes preamble not None=b""
 ):
+    cdef preamble_.Preamble before
     cdef const char *name = address
     cdef load.socklen_t length = len(address)
     cdef uint64_t connect_ns = 0
     cdef int status
+    preamble_of(&before, preamble_.PREAMBLE_EXACT, preamble)
     with nogil:
         status = load.load_open(
-            key.secret, <const load.sockaddr *>name, length, kind, connection, up_bytes, down_bytes, &connect_ns)
+            key.secret, <const load.sockaddr *>name, length, &before, kind, connection, up_bytes, down_bytes,
+            &connect_ns)
     return status, connect_ns
 
 
@@ -238,7 +249,7 @@ def load_bulk(
 
 def load_short(
     Key key not None, bytes address not None, int count, uint64_t first, uint64_t begin_ns, double warm_up_s,
-    double duration_s
+    double duration_s, bytes preamble not None=b""
 ):
     cdef load_short_.Calling calling
     cdef load.LoadTotals totals
@@ -251,6 +262,7 @@ def load_short(
     calling.length = len(address)
     calling.count = count
     calling.connection = first
+    preamble_of(&calling.preamble, preamble_.PREAMBLE_EXACT, preamble)
     calling.plan = plan_of(begin_ns, warm_up_s, duration_s)
     calling.totals = &totals
     calling.histogram = <uint64_t *>calloc(load.HISTOGRAM_BUCKETS, sizeof(uint64_t))
@@ -281,7 +293,9 @@ cdef class Server:
     cdef load_server.Server *server
     cdef int stop_fd
 
-    def __cinit__(self, Key key not None, int listener, int stop_fd, int threads):
+    def __cinit__(
+        self, Key key not None, int listener, int stop_fd, int threads, bytes exact=None, bytes proxy=None
+    ):
         cdef int status
         self.key = key
         self.stop_fd = stop_fd
@@ -291,6 +305,10 @@ cdef class Server:
         if self.server == NULL:
             raise MemoryError
         memcpy(&self.server.secret, key.secret, sizeof(content.Secret))
+        if exact is not None:
+            preamble_of(&self.server.preamble, preamble_.PREAMBLE_EXACT, exact)
+        elif proxy is not None:
+            preamble_of(&self.server.preamble, preamble_.PREAMBLE_PROXY, proxy)
         load_server.pthread_mutex_init(&self.server.seen.lock, NULL)
         status = load_serving.server_begin(self.server, listener, stop_fd, threads)
         if status < 0:

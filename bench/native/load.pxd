@@ -12,6 +12,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
 from content cimport HELLO_BYTES, WORD_BYTES, WORD_FIN, WORDS, Hello, Secret, hello_make, keyed_word
+from preamble cimport PREAMBLE_BYTES_MAX, Preamble
 
 
 cdef extern from * nogil:
@@ -211,11 +212,12 @@ cdef inline void load_patience(int fd, uint64_t milliseconds) noexcept nogil:
 
 
 cdef inline int load_open(
-    const Secret *secret, const sockaddr *address, socklen_t length, uint64_t kind, uint64_t connection,
-    uint64_t up_bytes, uint64_t down_bytes, uint64_t *connect_ns
+    const Secret *secret, const sockaddr *address, socklen_t length, const Preamble *preamble, uint64_t kind,
+    uint64_t connection, uint64_t up_bytes, uint64_t down_bytes, uint64_t *connect_ns
 ) noexcept nogil:
     """A connected, blocking socket that has said hello, or -errno. `connect_ns` is what socket() and connect() took."""
     cdef Hello hello
+    cdef char request[PREAMBLE_BYTES_MAX + HELLO_BYTES]
     cdef int on = 1
     cdef int status
     cdef uint64_t start = load_now_ns()
@@ -228,7 +230,9 @@ cdef inline int load_open(
     if status == 0:
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
         hello_make(secret, &hello, kind, connection, up_bytes, down_bytes, start)
-        status = send_all(fd, <const char *>&hello, HELLO_BYTES)
+        memcpy(request, preamble.data, preamble.length)
+        memcpy(&request[preamble.length], &hello, HELLO_BYTES)
+        status = send_all(fd, request, preamble.length + HELLO_BYTES)
     else:
         status = -ETIMEDOUT if errno == EAGAIN else -errno
     if status < 0:

@@ -15,6 +15,7 @@ from content cimport (
     WORD_RECEIPT, WORD_START, WORD_STOP, WORD_WRONG, WORDS, Hello, Reading, Secret, Stream, block_make, hello_right,
     keyed_word, reading_take, stream_begin, stream_check, stream_fill,
 )
+from preamble cimport PREAMBLE_EXACT, PROXY_BYTES_MAX, Preamble, begins_alike, proxy_header
 
 
 cdef extern from * nogil:
@@ -78,6 +79,7 @@ cdef enum:
     STAGE_DOWNLOAD = 4
     STAGE_UPLOAD = 5
     STAGE_OVER = 6  # all is said but the FIN
+    STAGE_PREAMBLE = 7  # before the hello
 
 
 cdef struct Peer:
@@ -93,6 +95,7 @@ cdef struct Peer:
     Reading up
     Stream down
     char word[WORD_BYTES]
+    char header[PROXY_BYTES_MAX]  # as much as has come of it
     Peer *next  # of all connections, under the lock of `Server`
     Peer **link  # what points to this one
 
@@ -113,6 +116,7 @@ cdef struct ServerThread:
 
 cdef struct Server:
     Secret secret
+    Preamble preamble
     Identities seen
     int listener
     int threads
@@ -243,13 +247,54 @@ cdef inline int peer_upload(
     return peer_word(server, peer, WORD_RECEIPT + 16, peer.up.stream.at)
 
 
+cdef inline ssize_t peer_preamble(
+    Server *server, ServerThread *thread, Peer *peer, const char *data, size_t count
+) noexcept nogil:
+    """Take what belongs before the hello: how many bytes that is, or -1 where it is not the right one."""
+    cdef const Preamble *wanted = &server.preamble
+    cdef size_t part
+    cdef int length
+    if wanted.kind == PREAMBLE_EXACT:
+        part = wanted.length - peer.have
+        part = count if count < part else part
+        if begins_alike(data, part, &wanted.data[peer.have], part):
+            peer.have += part
+            if peer.have == wanted.length:
+                peer.stage = STAGE_HELLO
+                peer.have = 0
+            return <ssize_t>part
+    else:
+        part = PROXY_BYTES_MAX - peer.have
+        part = count if count < part else part
+        memcpy(&peer.header[peer.have], data, part)
+        length = proxy_header(wanted, peer.header, peer.have + part)
+        if length == 0:
+            peer.have += part
+            return <ssize_t>part
+        if length > 0:
+            part = <size_t>length - peer.have
+            peer.stage = STAGE_HELLO
+            peer.have = 0
+            return <ssize_t>part
+    thread.counts[FOREIGN] += 1
+    return -1
+
+
 cdef inline int peer_take(
     Server *server, ServerThread *thread, Peer *peer, const char *data, size_t count
 ) noexcept nogil:
     """Take `count` bytes that came. 0, or -1 where the connection is to be closed."""
     cdef size_t part
+    cdef ssize_t before
     cdef int status = 0
     while count > 0 and status == 0:
+        if peer.stage == STAGE_PREAMBLE:
+            before = peer_preamble(server, thread, peer, data, count)
+            if before < 0:
+                return -1
+            data += before
+            count -= <size_t>before
+            continue
         if peer.stage == STAGE_ANSWERED:
             thread.counts[REUSED] += 1
             peer.stage = STAGE_HELLO

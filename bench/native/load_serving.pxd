@@ -10,10 +10,11 @@ from load cimport load_now_ns
 from load_server cimport (
     ACCEPTED, BROKEN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, FINS, IPPROTO_TCP, MSG_DONTWAIT,
     SERVER_ACCEPTS, SERVER_EVENTS, SERVER_READ_BYTES, SERVER_SEND_BYTES, SOCK_CLOEXEC, SOCK_NONBLOCK, STAGE_ANSWERED,
-    STAGE_DOWNLOAD, STAGE_OVER, STAGE_REQUESTS, TCP_NODELAY, Peer, Server, ServerThread, accept4, epoll_create1,
-    epoll_ctl, epoll_event, epoll_wait, peer_answer, peer_download, peer_take, peer_word, pthread_mutex_lock,
-    pthread_mutex_unlock, recv, setsockopt,
+    STAGE_DOWNLOAD, STAGE_HELLO, STAGE_OVER, STAGE_PREAMBLE, STAGE_REQUESTS, TCP_NODELAY, Peer, Server, ServerThread,
+    accept4, epoll_create1, epoll_ctl, epoll_event, epoll_wait, peer_answer, peer_download, peer_take, peer_word,
+    pthread_mutex_lock, pthread_mutex_unlock, recv, setsockopt,
 )
+from preamble cimport PREAMBLE_NONE
 
 
 cdef inline int peer_watch(ServerThread *thread, Peer *peer, int operation, bint writing) noexcept nogil:
@@ -63,6 +64,7 @@ cdef inline void server_accept(Server *server, ServerThread *first) noexcept nog
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
         peer.fd = fd
         peer.accepted_ns = load_now_ns()
+        peer.stage = STAGE_HELLO if server.preamble.kind == PREAMBLE_NONE else STAGE_PREAMBLE
         thread = &server.each[server.dealt % <uint64_t>server.threads]
         server.dealt += 1
         peer_enter(server, peer)

@@ -3,6 +3,7 @@
 from libc.errno cimport EINPROGRESS, ENOMEM, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 from posix.unistd cimport close
 
 from content cimport DOWN, HELLO_BYTES, HELLO_SHORT, Hello, Secret, Stream, hello_make, stream_begin, stream_check
@@ -12,11 +13,14 @@ from load cimport (
     load_over, load_patience, load_slice, load_timed, load_wait, load_watch, recv_all, recv_some, send_all, send_some,
     sockaddr, socket, socklen_t,
 )
+from preamble cimport PREAMBLE_BYTES_MAX, Preamble
 
 
 cdef struct Caller:  # one connection after the other
     int fd
     Hello hello
+    char request[PREAMBLE_BYTES_MAX + HELLO_BYTES]  # the preamble, and the hello
+    size_t length
     size_t sent
     size_t received
     char answer[HELLO_BYTES]
@@ -26,6 +30,7 @@ cdef struct Calling:  # what one thread does
     const Secret *secret
     const sockaddr *address
     socklen_t length
+    Preamble preamble
     Caller *callers
     int count
     uint64_t connection  # the next one's number
@@ -56,6 +61,7 @@ cdef inline void call_answered(Calling *calling, Caller *caller, uint64_t now) n
 
 cdef inline void call_prepare(Calling *calling, Caller *caller, uint64_t now) noexcept nogil:
     hello_make(calling.secret, &caller.hello, HELLO_SHORT, calling.connection, HELLO_BYTES, HELLO_BYTES, now)
+    memcpy(&caller.request[calling.preamble.length], &caller.hello, HELLO_BYTES)
     calling.connection += 1
     calling.totals.begun += 1
     caller.sent = caller.received = 0
@@ -64,9 +70,8 @@ cdef inline void call_prepare(Calling *calling, Caller *caller, uint64_t now) no
 cdef inline int call_step(Caller *caller) noexcept nogil:
     """Go on without waiting: 1 when the answer is complete, 0 when it is not yet, or -errno."""
     cdef ssize_t count
-    cdef char *hello = <char *>&caller.hello
-    while caller.sent < HELLO_BYTES:
-        count = send_some(caller.fd, hello + caller.sent, HELLO_BYTES - caller.sent)
+    while caller.sent < caller.length:
+        count = send_some(caller.fd, caller.request + caller.sent, caller.length - caller.sent)
         if count <= 0:
             return <int>count
         caller.sent += <size_t>count
@@ -152,7 +157,7 @@ cdef inline int call_alone(Calling *calling) noexcept nogil:
         load_patience(caller.fd, LOAD_PATIENCE_MS)
         status = -errno if connect(caller.fd, calling.address, calling.length) < 0 else 0
         if status == 0:
-            status = send_all(caller.fd, <const char *>&caller.hello, HELLO_BYTES)
+            status = send_all(caller.fd, caller.request, caller.length)
         if status == 0:
             status = recv_all(caller.fd, caller.answer, HELLO_BYTES)
         now = load_now_ns()
@@ -177,6 +182,8 @@ cdef inline int calling_run(Calling *calling) noexcept nogil:
     if calling.callers != NULL:
         for i in range(calling.count):
             calling.callers[i].fd = -1
+            calling.callers[i].length = calling.preamble.length + HELLO_BYTES
+            memcpy(calling.callers[i].request, calling.preamble.data, calling.preamble.length)
         if calling.count == 1:
             status = call_alone(calling)
         else:

@@ -9,10 +9,10 @@ from bench.subjects.floor import Direct, Nftables
 from bench.subjects.oinetd import oinetd_subjects
 from bench.subjects.peers import Custom, Haproxy, Nginx, Redir, Rinetd, Socat
 from bench.subjects.references import references
-from bench.subjects.subject import Route, Setup, Subject
+from bench.subjects.subject import Destination, Route, Setup, Subject
 from bench.subjects.trixie import trixie_subjects
 
-__all__ = ["Route", "Setup", "Subject", "all_subjects", "choose", "choose_from", "groups"]
+__all__ = ["Destination", "Route", "Setup", "Subject", "all_subjects", "choose", "choose_from", "groups"]
 
 
 def all_subjects(buffers: Sequence[int], threads: Sequence[int] = ()) -> list[Subject]:

@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from importlib.util import find_spec
 
-from bench.subjects.subject import Setup, Subject, size_text
+from bench.subjects.subject import Route, Setup, Subject, size_text
 from bench.topology import Topology
+from bench.ways import SERVER_NAME
 
 __all__ = ["oinetd_subjects"]
 
@@ -26,6 +27,7 @@ class Oinetd(Subject):
     """
 
     family = "oinetd"
+    ways = True
 
     def __init__(
         self,
@@ -75,11 +77,22 @@ class Oinetd(Subject):
             lines.append(f"buffersize {size_text(self.buffer_bytes)}")
         if self.engine == "native" and (threads := self.threads or setup.threads):
             lines.append(f"threads {threads}")
-        lines += [
-            f"{route.listen_host} {route.listen_port} {route.connect_host} {route.connect_port}"
-            for route in setup.routes
-        ]
+        for route in setup.routes:
+            lines += _rule(route)
         return "\n".join(lines) + "\n"
+
+
+def _rule(route: Route) -> list[str]:
+    listen = f"{route.listen_host} {route.listen_port}" if route.listen_port else route.listen_host
+    connect = f"{route.connect_host} {route.connect_port}" if route.connect_port else route.connect_host
+    rule = f"{listen} {connect}"
+    if route.way == "send-proxy":
+        return [f"{rule} [send-proxy=v2]"]
+    if route.way == "accept-proxy":
+        return [f"{rule} [accept-proxy]", "trust 0.0.0.0/0"]
+    if route.way == "sni":
+        return [f"{rule} [sni={SERVER_NAME}]", f"{listen} 127.0.0.1 9 [sni=other.example.org]"]
+    return [rule]
 
 
 class Group(Oinetd):

@@ -10,6 +10,7 @@ from bench.programs import descriptor_limit
 from bench.subjects.subject import Route, Setup, Subject
 from bench.tools import PACKAGES, available, version
 from bench.topology import Topology
+from bench.ways import SERVER_NAME
 
 __all__ = ["Custom", "Haproxy", "Nginx", "Redir", "Rinetd", "Socat"]
 
@@ -41,6 +42,7 @@ class Haproxy(Peer):
     """TCP mode, one thread per core, in the foreground; it copies, or splices in both directions."""
 
     program = "haproxy"
+    ways = True
 
     def __init__(self, *, splice: bool) -> None:
         self.splice = splice
@@ -68,16 +70,33 @@ class Haproxy(Peer):
         if self.splice:
             lines += ["    option splice-request", "    option splice-response"]
         for index, route in enumerate(setup.routes):
-            lines += [f"listen route{index}", f"    bind {route.listen}", f"    server there {route.connect}"]
+            lines += _haproxy_route(index, route)
         path = setup.directory / "haproxy.cfg"
         path.write_text("\n".join(lines) + "\n")
         return [[self.path, "-db", "-f", str(path)]]
 
 
+def _haproxy_route(index: int, route: Route) -> list[str]:
+    bind = f"    bind {route.listen.replace('unix:', 'unix@')}"
+    server = f"    server there {route.connect.replace('unix:', 'unix@')}"
+    if route.way == "sni":
+        return [
+            f"frontend route{index}", bind, "    tcp-request inspect-delay 5s",
+            "    tcp-request content accept if { req.ssl_hello_type 1 }",
+            f"    use_backend there{index} if {{ req.ssl_sni -i {SERVER_NAME} }}",
+            "    default_backend other", f"backend there{index}", server,
+            "backend other", "    server other 127.0.0.1:9",
+        ]  # fmt: skip
+    words = {"accept-proxy": (" accept-proxy", ""), "send-proxy": ("", " send-proxy-v2")}
+    listen, connect = words.get(route.way, ("", ""))
+    return [f"listen route{index}", bind + listen, server + connect]
+
+
 class Nginx(Peer):
-    """The stream module, one worker per core, `proxy_buffer_size 64k`."""
+    """The stream module, one worker per core, `proxy_buffer_size 64k`. The PROXY header it sends is of version 1."""
 
     name = base = program = "nginx"
+    ways = True
     buffer_bytes = 65536
     listen_words = "backlog=4096"
     module: str | None = None
@@ -94,10 +113,7 @@ class Nginx(Peer):
         return missing
 
     def commands(self, setup: Setup) -> list[list[str]]:
-        servers = "".join(
-            f"    server {{ listen {route.listen} {self.listen_words}; proxy_pass {route.connect}; }}\n"
-            for route in setup.routes
-        )
+        servers = "".join(_nginx_route(index, route, self.listen_words) for index, route in enumerate(setup.routes))
         path = setup.directory / "nginx.conf"
         path.write_text(
             (stream_module() if self.module is None else self.module)
@@ -108,6 +124,19 @@ class Nginx(Peer):
             + f"stream {{\n    proxy_buffer_size 64k;\n{self.stream_words}{servers}}}\n"
         )
         return [[self.path, "-p", str(setup.directory), "-e", "stderr", "-c", str(path)]]
+
+
+def _nginx_route(index: int, route: Route, words: str) -> str:
+    listen = f"listen {route.listen} {words}"
+    if route.way == "sni":
+        return (
+            f"    upstream there{index} {{ server {route.connect}; }}\n    upstream other {{ server 127.0.0.1:9; }}\n"
+            f"    map $ssl_preread_server_name $route{index} {{ {SERVER_NAME} there{index}; default other; }}\n"
+            f"    server {{ {listen}; ssl_preread on; proxy_pass $route{index}; }}\n"
+        )
+    accept = " proxy_protocol" if route.way == "accept-proxy" else ""
+    send = " proxy_protocol on;" if route.way == "send-proxy" else ""
+    return f"    server {{ {listen}{accept};{send} proxy_pass {route.connect}; }}\n"
 
 
 def stream_module() -> str:

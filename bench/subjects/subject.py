@@ -7,25 +7,42 @@ from pathlib import Path
 
 from bench.topology import Topology
 
-__all__ = ["Route", "Setup", "Subject", "size_text"]
+__all__ = ["Destination", "Route", "Setup", "Subject", "size_text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A server that is reached otherwise than plainly: see `bench.ways`.
+
+    `path` is its unix socket, in place of a port. With `from_unix` a forwarder listens on one.
+    """
+
+    port: int
+    way: str
+    path: str = ""
+    from_unix: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One forwarding: from where a forwarder listens to where the server does."""
+    """One forwarding: from where a forwarder listens to where the server does.
+
+    A host may be `unix:PATH`, without a port. `way` is a name of `bench.ways`.
+    """
 
     listen_host: str
     listen_port: int
     connect_host: str
     connect_port: int
+    way: str = "plain"
 
     @property
     def listen(self) -> str:
-        return f"{self.listen_host}:{self.listen_port}"
+        return f"{self.listen_host}:{self.listen_port}" if self.listen_port else self.listen_host
 
     @property
     def connect(self) -> str:
-        return f"{self.connect_host}:{self.connect_port}"
+        return f"{self.connect_host}:{self.connect_port}" if self.connect_port else self.connect_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +71,8 @@ class Subject:
     protocol: str = "tcp"
     grouped: bool = False
     """Whether it has one place to listen on, and all servers behind that."""
+    ways: bool = False
+    """Whether its routes can be any of `bench.ways`."""
 
     def unavailable(self, topology: Topology) -> str | None:
         """Why it cannot run here, with the remedy; None if it can."""

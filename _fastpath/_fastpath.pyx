@@ -1341,6 +1341,7 @@ cdef class Hub:
         cdef Facts *named
         cdef Dir *flow
         cdef Conn *conn
+        cdef bint unknown = False
         self._must_run()
         _read_address(state, "client", &client)
         _read_address(state, "upstream", &upstream)

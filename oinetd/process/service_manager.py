@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Mapping, MutableMapping
@@ -12,8 +13,8 @@ from typing import Final, Self
 
 __all__ = ["STORED", "ServiceManager"]
 
-STORED: Final = "oinetd-"
-"""What the names of stored listeners begin with."""
+STORED: Final = re.compile(r"oinetd-(tcp|udp)-.+-[0-9]+")
+"""The names of stored listeners. A socket unit has another one by default: its own, which ends with `.socket`."""
 
 UNKNOWN: Final = 0
 """An inode."""

@@ -77,7 +77,7 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> Inherited:
                 break
             continue
         if (listener := _listener(fd)) is not None:
-            (stored.setdefault(label, []) if label.startswith(STORED) else found).append(listener)
+            (stored.setdefault(label, []) if STORED.fullmatch(label) else found).append(listener)
         else:
             logger.warning(
                 "inherited descriptor %d (%s): closed, neither a listening socket nor a bound UDP socket",

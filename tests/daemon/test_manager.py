@@ -121,7 +121,7 @@ def handed(*sockets: socket.socket, names: str = "") -> dict[str, object]:
 def test_a_socket_that_is_handed_over_serves(oinetd: Start, listener: socket.socket) -> None:
     host, port = listener.getsockname()
     with Client((host, port)) as early:  # in the queue before there is a daemon
-        daemon = oinetd(f"{host} {port} UPSTREAM\n", **handed(listener, names="web")).ready()
+        daemon = oinetd(f"{host} {port} UPSTREAM\n", **handed(listener, names="oinetd-web.socket")).ready()
         assert early.echo(b"early") == b"early"
     assert daemon.stop() == 0
     # Ours is still open: the manager keeps the queue while the daemon is away.

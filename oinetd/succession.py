@@ -40,9 +40,19 @@ class Succession(Inspection):
             except (LookupError, ValueError, TypeError) as error:
                 log.warning("upgrade: a server keeps nothing of its state: %s", error)
 
-    def settle_in(self) -> None:
-        """The other process is done: let the access rules in force hold for sessions that it let in; see `on-deny`."""
+    def settle_in(self, *, reopen: bool) -> None:
+        """The other process is done: let the access rules in force hold for sessions that it let in; see `on-deny`.
+
+        `reopen` is whether it was told to reopen the log after it had handed the descriptor over.
+        """
+        if reopen:
+            self._connection_log.reopen()
         self._reload.check_access()
+
+    @property
+    def log_reopened(self) -> int:
+        """How often the log was reopened."""
+        return self._connection_log.reopened
 
     def log_descriptor(self) -> int:
         """A copy of the descriptor of the log file; -1 if the log is no open file."""

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -57,13 +57,18 @@ class Moves:
         return [listener.sock for listener in self.listeners.values()]
 
     def pause(self) -> None:
-        """Accept no more: clients wait in the accept queue, which the other process shares."""
+        """Accept no more: clients wait in the accept queue, which the other process shares.
+
+        Nor does a listener that goes to another lane meanwhile, because a name of it is resolved.
+        """
+        self.lanes.held_back.add(Protocol.TCP)
         for listener in self._of(Protocol.TCP):
             listener.pause()
 
     def resume(self) -> None:
         """Accept again, and read the UDP sockets."""
         self.registry.away.forget()
+        self.lanes.held_back.clear()
         for listener in self.listeners.values():
             try:
                 listener.start()
@@ -110,6 +115,7 @@ class Moves:
         """Stop reading UDP sockets, and take out their sessions; nothing is left when the list is empty."""
         found: list[Departing] = []
         listeners = self._of(Protocol.UDP)
+        self.lanes.held_back.add(Protocol.UDP)
         for listener in listeners:
             listener.pause()
         for listener in listeners:
@@ -227,8 +233,19 @@ class Moves:
             if times:
                 durations, connects = (HistogramCounts(tuple(map(int, each)), float(sum_s)) for each, sum_s in times)
                 entry.times.count_on(durations, connects)
-        for session_id in counters.get("killed", ()):
-            self.lanes.kill(int(session_id))
+        self.end(int(session_id) for session_id in counters.get("killed", ()))
+
+    def killed_late(self, told: Iterable[int]) -> list[int]:
+        """The sessions of the other process that are to end and that `counters` has not `told`. From now on this
+        process knows none of them."""
+        late = sorted(self.registry.away.killed.difference(told))
+        self.registry.away.forget()
+        return late
+
+    def end(self, session_ids: Iterable[int]) -> None:
+        """End what was to end in another process."""
+        for session_id in session_ids:
+            self.lanes.kill(session_id)
 
 
 def _name_of(rule: Rule) -> str:

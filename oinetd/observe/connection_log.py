@@ -38,7 +38,7 @@ class ConnectionLog:
 
     The lines about refused clients, and about UDP clients that fail without an answer, are limited (see `refusals`);
     one line counts those above the limit. `call_later` is the event loop's, to write this line in time; without it the
-    line is written together with a later one.
+    line is written together with a later one. `reopened` counts the calls of `reopen`.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class ConnectionLog:
         self._settings = settings
         self._format = line_format(settings.format)
         self._writer = self._open_writer()
+        self.reopened = 0
 
     @staticmethod
     def check(settings: LogSettings) -> None:
@@ -189,6 +190,7 @@ class ConnectionLog:
 
     def reopen(self) -> None:
         """Reopen the file after a rename: earlier lines go to the old file, later ones to a new file at the path."""
+        self.reopened += 1
         if self._writer is not None:
             self._tell_gaps()
             self._writer.reopen()

@@ -170,7 +170,7 @@ class Daemon:
             self._forwarder.restore_servers(self._taker.facts.get("servers", ()), counters=False)
             last = await self._taker.take(self._forwarder.moves)
             self._forwarder.restore_servers(last.get("servers", ()), counters=True)
-            self._forwarder.settle_in()
+            self._forwarder.settle_in(reopen=bool(last.get("reopen")))
             self._reload_wanted = bool(last.get("reload"))
             if last.get("stop"):
                 self._stop.set()

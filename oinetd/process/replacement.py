@@ -93,6 +93,7 @@ class Replacement:
         files = {ADMIN + name: sock.fileno() for name, sock in self._administration.shared().items()}
         if pid_file is not None:
             files[PID_FILE + pid_file.path] = pid_file.fileno()
+        reopened = forwarder.log_reopened
         await asyncio.to_thread(forwarder.flush_log)
         log = forwarder.log_descriptor()
         if log >= 0:
@@ -115,12 +116,15 @@ class Replacement:
         )
         told: list[bool] = []
 
+        def signals() -> Mapping[str, Any]:
+            return {"reload": reload(), "reopen": forwarder.log_reopened != reopened}
+
         def last() -> Mapping[str, Any]:
             told.append(self._stop_kept)
-            return {"reload": reload(), "stop": self._stop_kept, "servers": forwarder.server_documents()}
+            return {**signals(), "stop": self._stop_kept, "servers": forwarder.server_documents()}
 
         try:
-            report = await self._giver.run(dry_run=dry_run, last=last, done=self._manager.replaced_by)
+            report = await self._giver.run(dry_run=dry_run, last=last, late=signals, done=self._manager.replaced_by)
         finally:
             self._giver = None
             if log >= 0:

@@ -90,12 +90,16 @@ class Channel:
             close_all(descriptors)
             raise
 
-    def wait_end(self) -> None:
-        """Wait until the other process has closed the channel, some seconds at most: it has told the service manager
-        then which process is the main one."""
-        with contextlib.suppress(OSError):
+    def receive_late(self) -> Frame | None:
+        """The frame after `done`; None if the other process has none or has gone. Waits some seconds at most.
+
+        That process has told the service manager then which process is the main one.
+        """
+        try:
             self.sock.settimeout(END_WAIT_S)
-            self.sock.recv(1)
+            return self.receive()
+        except (OSError, ChannelClosed, BadFrame):
+            return None
 
     def _header(self, descriptors: list[int]) -> bytes:
         data = b""

@@ -87,10 +87,12 @@ class Giver:
         *,
         dry_run: bool = False,
         last: Callable[[], Mapping[str, Any]] = dict,
+        late: Callable[[], Mapping[str, Any]] = dict,
         done: Callable[[int], object] = lambda pid: None,
     ) -> Report:
         """Hand everything over, at the end what `last` says; `done` gets the new pid before that process may go on.
 
+        `late` says again what may have come while the new process took that in.
         Raises `UpgradeFailed`, and then this process serves as before.
         """
         began = time.monotonic()
@@ -112,11 +114,14 @@ class Giver:
             await self._send(Frame("go", {"next_id": self.moves.id_for_another()}))
             moved = await self._hand_over() + await self._hand_over_datagrams()
             self._put_back(self._declined)
-            await self._send(Frame("finish", {"counters": self.moves.counters(), **last()}))
+            staying = self.moves.staying  # what these do from now on is counted here alone
+            counters = self.moves.counters()
+            await self._send(Frame("finish", {"counters": counters, **last()}))
             await self._receive("done")
             done(self._process.pid)
+            self._send_late(counters["killed"], late())
             now = time.monotonic()
-            return Report(self._process.pid, moved, self.moves.staying, now - began, now - paused_at)
+            return Report(self._process.pid, moved, staying, now - began, now - paused_at)
         except (ChannelClosed, BadFrame, OSError) as error:
             await self._give_up(paused)
             raise UpgradeFailed(f"the new process failed: {error}") from None
@@ -153,6 +158,14 @@ class Giver:
         for number, (passed, part) in enumerate(parts or [(False, ())], 1):
             document = {"more": number < len(parts), "inherited": passed}
             await self._send(Frame("listeners", document, descriptors=part))
+
+    def _send_late(self, told: Sequence[int], signals: Mapping[str, Any]) -> None:
+        """The new process serves: pass on what came after the last frame. It does not await, so nothing more comes."""
+        assert self._channel is not None
+        try:
+            self._channel.send(Frame("late", {"killed": self.moves.killed_late(told), **signals}))
+        except ChannelClosed as error:
+            logger.warning("upgrade: the new process has not heard of late commands: %s", error)
 
     async def _send(self, frame: Frame) -> None:
         assert self._channel is not None

@@ -116,8 +116,8 @@ class Taker:
                     moves.start_datagrams()
                     self.finished = True
                     await self._send(Frame("done", {}))
-                    await asyncio.to_thread(self._channel.wait_end)
-                    return frame.document
+                    late = await asyncio.to_thread(self._channel.receive_late)
+                    return {**frame.document, **_taken_in(moves, late)}
                 elif frame.kind == "stop":
                     raise GaveUp
                 else:  # of a later version, and not needed
@@ -134,6 +134,16 @@ class Taker:
 
     async def _send(self, frame: Frame) -> None:
         await asyncio.to_thread(self._channel.send, frame)
+
+
+def _taken_in(moves: Moves, frame: Frame | None) -> Mapping[str, Any]:
+    """End what was to end while this process counted, and the signals of that time."""
+    if frame is None or frame.kind != "late":
+        return {}
+    close_all(frame.descriptors)
+    killed = frame.document.get("killed")
+    moves.end(number for number in (killed if isinstance(killed, list) else ()) if isinstance(number, int))
+    return {name: True for name in ("reload", "reopen") if frame.document.get(name)}
 
 
 def _listener(fd: int) -> socket.socket:

@@ -192,3 +192,66 @@ def test_descriptors_that_nobody_takes_are_waited_for_no_longer_than_an_answer()
     sock: Any = Crowded()
     with pytest.raises(ChannelClosed, match="Too many references"):
         Channel(sock, 0.02).send(Frame("go", {}))
+
+
+@in_one_loop
+async def test_what_comes_while_the_new_process_counts_is_passed_on() -> None:
+    ours, theirs = socket.socketpair()
+    ended: list[int] = []
+    moves: Any = Story()
+    moves.end = ended.extend
+    with Channel(theirs, 10.0) as old:
+        taking = asyncio.ensure_future(Taker(Channel(ours, 10.0)).take(moves))
+        assert (await asyncio.to_thread(old.receive)).kind == "ready"
+        await asyncio.to_thread(
+            old.send, Frame("finish", {"counters": {"rules": [1]}, "reopen": False, "reload": True})
+        )
+        assert (await asyncio.to_thread(old.receive)).kind == "done"
+        old.send(Frame("late", {"killed": [3, 5], "reopen": True, "reload": False}))
+        said = await taking
+    assert (ended, said["reopen"], said["reload"]) == ([3, 5], True, True)
+
+
+@in_one_loop
+async def test_a_session_that_is_killed_after_the_counters_is_told_late_and_then_unknown() -> None:
+    async with server(echo_bytes) as address:
+        closed: list[SessionRecord] = []
+        forwarder = await served_by_python(f"127.0.0.1 0 127.0.0.1 {address[1]}\n", closed)
+        try:
+            client = await dial(bound(forwarder))
+            await until(lambda: bool(relaying(forwarder)))
+            (departing,), _ = forwarder.moves.take_out(10)
+            departing.release()
+            await until(lambda: not forwarder.moves.registry.live)
+            told = forwarder.moves.counters()["killed"]
+            assert forwarder.kill(departing.id)
+            assert (told, forwarder.moves.killed_late(told)) == ([], [departing.id])
+            assert not forwarder.kill(departing.id)
+            client.close()
+        finally:
+            await forwarder.stop()
+
+
+@pytest.mark.parametrize("engine", ["native", "python"])
+@in_one_loop
+async def test_a_listener_that_changes_its_lane_lets_nobody_in_while_an_upgrade_moves_sessions(engine: str) -> None:
+    """As when a name is resolved then: what begins here after the counters were taken would be counted nowhere."""
+    if engine == "native" and available():
+        pytest.skip(available())
+    seen: list[SessionRecord] = []
+    async with server(echo_bytes) as (host, port):
+        config = parse_config(f"engine {engine}\n127.0.0.1 0 {host} {port}\n")
+        async with Forwarder(config, on_open=seen.append) as forwarder:
+            place, moves = bound(forwarder), forwarder.moves
+            ((key, listener),) = moves.listeners.items()
+            moves.pause()
+            choice = moves.lanes.choose(config, config.rules[0])
+            moves.listeners[key] = moves.lanes.change_lane(listener, choice, listener.service)
+            client = await dial(place)
+            await client.send(b"x")
+            waits = asyncio.ensure_future(client.read(1))
+            await asyncio.wait({waits}, timeout=0.1)
+            assert not seen
+            moves.resume()
+            assert await waits == b"x"
+            client.close()

@@ -28,7 +28,7 @@ from state.command cimport (
     reactor_leaves, snapshot_take, tell_of_room,
 )
 from state.datagram cimport Batch, batch_free, batch_new, batch_receive, take_trains
-from state.datagram_send cimport Sent, batch_send
+from state.datagram_send cimport Sent, batch_send, batch_send_headed
 from shared.gate cimport (
     Budget as BudgetState, Gate as GateState, Rates, budget_drop, budget_give, budget_is_short, budget_new, budget_take,
     gate_drop, gate_enter, gate_force, gate_hold, gate_leave, gate_new, preamble_enter, preamble_is_full,
@@ -767,7 +767,7 @@ cdef class Policy:
         uint32_t half_close_ms=0, uint32_t stall_ms=0, uint32_t lifetime_ms=0, keepalive=(0, 0, 0),
         uint32_t flip_bytes=0, uint32_t move_turns=0, uint32_t silence_ms=4000,
         source_prefix=(32, 64), Policy before=None, int64_t peer_uid=-1,
-        int protocol=0, options=(), proxy=(0, 0, 0), accept=(0, 0, ()), uint64_t bandwidth=0,
+        int protocol=0, options=(), proxy=(0, 0, 0, False), accept=(0, 0, ()), uint64_t bandwidth=0,
         Names names=None, uint32_t peek_ms=0, bint from_client=False,
     ):
         cdef SocketOption *option
@@ -812,7 +812,7 @@ cdef class Policy:
         self.policy.stall_ms = stall_ms
         self.policy.lifetime_ms = lifetime_ms
         self.policy.keep_idle_s, self.policy.keep_interval_s, self.policy.keep_count = keepalive
-        self.policy.proxy_version, self.policy.proxy_tlv, self.policy.run_id = proxy
+        self.policy.proxy_version, self.policy.proxy_tlv, self.policy.run_id, self.policy.proxy_first = proxy
         self.policy.accept_proxy, self.policy.proxy_ms, trusted = accept
         _compile(&self.policy.trust, [list(trusted), [], [], []])
         self.policy.peek_ms = peek_ms
@@ -1914,6 +1914,17 @@ cdef class DatagramBatch:
         memset(&sent, 0, sizeof(sent))
         with nogil:
             batch_send(self.batch, fd, first, count, &place if named else NULL, single, &sent)
+        return sent.count, sent.bytes, sent.error
+
+    def send_headed(self, int fd, int first, int count, bytes head, bint once=False):
+        cdef Sent sent
+        cdef const uint8_t *data = <const uint8_t *> <const char *> head
+        cdef uint32_t size = <uint32_t> len(head)
+        if first < 0 or count < 0 or first + count > self.batch.datagram_count:
+            raise IndexError("the batch has no such datagrams")
+        memset(&sent, 0, sizeof(sent))
+        with nogil:
+            batch_send_headed(self.batch, fd, first, count, data, size, once, &sent)
         return sent.count, sent.bytes, sent.error
 
     @staticmethod

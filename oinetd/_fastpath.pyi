@@ -331,7 +331,7 @@ class Policy:
         stall_ms: int = 0,
         lifetime_ms: int = 0,
         keepalive: tuple[int, int, int] = (0, 0, 0),
-        proxy: tuple[int, int, int] = (0, 0, 0),
+        proxy: tuple[int, int, int, bool] = (0, 0, 0, False),
         accept: tuple[int, int, Sequence[tuple[int, bytes]]] = (0, 0, ()),
         flip_bytes: int = 0,
         move_turns: int = 0,
@@ -617,6 +617,9 @@ class DatagramBatch:
 
         `single` makes no trains.
         """
+    def send_headed(self, fd: int, first: int, count: int, head: bytes, once: bool = False) -> tuple[int, int, int]:
+        """The same to where the socket is connected to, each behind `head`, which is not in the bytes; with `once`
+        only the first one that the kernel takes. What does not fit behind it into 65,507 bytes is lost."""
     @staticmethod
     def explain(sender: bytes) -> tuple[bytes, bytes]:
         """The sockaddr of a sender, and the pktinfo for an answer, empty on a socket that is bound to one address."""

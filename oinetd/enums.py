@@ -13,6 +13,7 @@ __all__ = [
     "ProxyTlv",
     "RelayMode",
     "SendProxy",
+    "SendProxyUdp",
     "Verb",
 ]
 
@@ -64,6 +65,13 @@ class SendProxy(enum.Enum):
     OFF = "off"
     V1 = "v1"
     V2 = "v2"
+
+
+class SendProxyUdp(enum.Enum):
+    """Which datagrams of a UDP session tell the server who the client is."""
+
+    EVERY = "every"
+    FIRST = "first"
 
 
 class ProxyTlv(enum.Enum):

@@ -12,40 +12,28 @@ from dataclasses import dataclass, field, fields, replace
 from oinetd.admin_settings import DEFAULT_ADMIN, AdminSettings
 from oinetd.bounds import PREFIX_IPV4_MAX, PREFIX_IPV6_MAX, check_numbers, check_type, check_types
 from oinetd.endpoint import NOWHERE, ORIGINAL, UNIX_PREFIX, Endpoint, Origin
-from oinetd.enums import AcceptProxy, EngineChoice, LogFormat, OnDeny, Protocol, ProxyTlv, RelayMode, SendProxy, Verb
+from oinetd.enums import (
+    AcceptProxy,
+    EngineChoice,
+    LogFormat,
+    OnDeny,
+    Protocol,
+    ProxyTlv,
+    RelayMode,
+    SendProxy,
+    SendProxyUdp,
+    Verb,
+)
 from oinetd.errors import ConfigError, Problem
 from oinetd.file_state import FileSource
 from oinetd.quantities import KEEP_ALIVE, NO_RATE, SOURCE_PREFIX, KeepAlive, Rate, SourcePrefix
 from oinetd.servers import Server, Upstream, all_named
 
 __all__ = [
-    "ORIGINAL",
-    "SOURCE_PREFIX",
-    "UNIX_PREFIX",
-    "AcceptProxy",
-    "AccessRule",
-    "Config",
-    "Endpoint",
-    "EngineChoice",
-    "KeepAlive",
-    "LogFormat",
-    "LogSettings",
-    "OnDeny",
-    "Origin",
-    "Protocol",
-    "ProxyTlv",
-    "Rate",
-    "RelayMode",
-    "Route",
-    "Rule",
-    "RuleOptions",
-    "SendProxy",
-    "Server",
-    "Settings",
-    "SourcePrefix",
-    "Upstream",
-    "Verb",
-]
+    "ORIGINAL", "SOURCE_PREFIX", "UNIX_PREFIX", "AcceptProxy", "AccessRule", "Config", "Endpoint", "EngineChoice",
+    "KeepAlive", "LogFormat", "LogSettings", "OnDeny", "Origin", "Protocol", "ProxyTlv", "Rate", "RelayMode", "Route",
+    "Rule", "RuleOptions", "SendProxy", "SendProxyUdp", "Server", "Settings", "SourcePrefix", "Upstream", "Verb",
+]  # fmt: skip
 
 
 FROM_CLIENT = "client"
@@ -91,6 +79,7 @@ class Settings:
     proxy_timeout_s: float = 5.0
     peek_timeout_s: float = 10.0
     send_proxy: SendProxy = SendProxy.OFF
+    send_proxy_udp: SendProxyUdp = SendProxyUdp.EVERY
     proxy_tlv: tuple[ProxyTlv, ...] = ()
     rate: Rate = NO_RATE
     rate_per_source: Rate = NO_RATE
@@ -158,6 +147,7 @@ class RuleOptions:
     proxy_timeout_s: float | None = None
     peek_timeout_s: float | None = None
     send_proxy: SendProxy | None = None
+    send_proxy_udp: SendProxyUdp | None = None
     proxy_tlv: tuple[ProxyTlv, ...] | None = None
     rate: Rate | None = None
     rate_per_source: Rate | None = None

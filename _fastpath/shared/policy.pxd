@@ -83,6 +83,7 @@ cdef struct Policy:
     Access trust                # in its first list: the peers that may send one
     uint8_t proxy_version       # of the header that the server gets first; 0 is none
     uint8_t proxy_tlv           # what a header of version 2 says besides addresses
+    uint8_t proxy_first         # of UDP: only the first datagram of a session has it
     uint64_t run_id             # the first half of unique IDs
 
 

@@ -115,6 +115,8 @@ cdef struct Batch:
     iovec parts[PARTS_MAX]
     uint8_t out_controls[MESSAGES_MAX][CONTROL_BYTES]
     int out_counts[MESSAGES_MAX]    # the datagrams of each message
+    const uint8_t *head         # what `batch_send_headed` puts before each datagram; between two of them there is none
+    uint32_t head_bytes
 
 
 cdef inline void _prepare(Batch *self, msghdr *message, int i) noexcept nogil:

@@ -13,13 +13,15 @@ from state.datagram cimport (
     msghdr,
 )
 from base.linux cimport (
-    EAGAIN, ECONNREFUSED, EINTR, ENOBUFS, ENOMEM, IPPROTO_IP, MSG_DONTWAIT, MSG_NOSIGNAL, c_send, errno, ssize_t,
+    EAGAIN, ECONNREFUSED, EINTR, EMSGSIZE, ENOBUFS, ENOMEM, IPPROTO_IP, MSG_DONTWAIT, MSG_NOSIGNAL, c_send, errno,
+    ssize_t,
 )
 from state.return_address cimport ReturnAddress
 
 cdef enum:
     TRAIN_LENGTH_MAX = 64       # UDP_MAX_SEGMENTS of Linux before 6.9, which has 128
     TRAIN_BYTES_MAX = 65507     # what one IPv4 packet may carry, which is what a train is until it leaves
+    HEADED_BYTES_MAX = 65507    # of a datagram with a head; as in `oinetd.net.datagrams`
 
 cdef struct Sent:
     int count                   # datagrams that the kernel took
@@ -30,14 +32,14 @@ cdef struct Sent:
 cdef inline int _train_length(const Batch *self, int first, int end, bint single) noexcept nogil:
     """How many datagrams from `first` on can leave as one message."""
     cdef uint32_t size = self.datagrams[first].size
-    cdef uint32_t total = size
+    cdef uint32_t total = self.head_bytes + size
     cdef int at = first + 1
     if single or size == 0:
         return 1
     while at < end and at - first < TRAIN_LENGTH_MAX:
         if self.datagrams[at].size > size or self.datagrams[at].size == 0:
             break
-        total += self.datagrams[at].size
+        total += self.head_bytes + self.datagrams[at].size
         if total > TRAIN_BYTES_MAX:
             break
         at += 1
@@ -89,7 +91,14 @@ cdef inline int _compose(
     message.msg_iovlen = 0
     for i in range(first, first + count):
         datagram = &self.datagrams[i]
-        if message.msg_iovlen and _end_of(&self.parts[part - 1]) == datagram.data:
+        if self.head_bytes:
+            self.parts[part].iov_base = <void *> self.head
+            self.parts[part].iov_len = self.head_bytes
+            self.parts[part + 1].iov_base = datagram.data
+            self.parts[part + 1].iov_len = datagram.size
+            message.msg_iovlen += 2
+            part += 2
+        elif message.msg_iovlen and _end_of(&self.parts[part - 1]) == datagram.data:
             self.parts[part - 1].iov_len += datagram.size
         else:
             self.parts[part].iov_base = datagram.data
@@ -98,7 +107,7 @@ cdef inline int _compose(
             part += 1
     here = _address(message, &self.out_controls[slot][0], to)
     if count > 1:
-        segment = self.datagrams[first].size
+        segment = <uint16_t> (self.head_bytes + self.datagrams[first].size)
         here.cmsg_level = SOL_UDP
         here.cmsg_type = UDP_SEGMENT
         here.cmsg_len = CMSG_LEN(sizeof(segment))
@@ -125,12 +134,12 @@ cdef inline void batch_send(
     cdef int slots, part, done, took, length, i, error
     cdef bint again
     if count == 1:
-        _send_one(fd, &self.datagrams[first], to, sent)
+        _send_one(self, fd, &self.datagrams[first], to, sent)
         return
     while at < end:
         slots = part = 0
         done = at
-        while done < end and slots < MESSAGES_MAX and part + TRAIN_LENGTH_MAX <= PARTS_MAX:
+        while done < end and slots < MESSAGES_MAX and part + 2 * TRAIN_LENGTH_MAX <= PARTS_MAX:
             length = _train_length(self, done, end, single)
             part = _compose(self, slots, part, done, length, to)
             slots += 1
@@ -142,7 +151,7 @@ cdef inline void batch_send(
             if took > 0:
                 for i in range(done, done + took):
                     sent.count += self.out_counts[i]
-                    sent.bytes += self.out[i].msg_len
+                    sent.bytes += self.out[i].msg_len - <uint32_t> self.out_counts[i] * self.head_bytes
                     at += self.out_counts[i]
                 done += took
                 again = True
@@ -168,28 +177,33 @@ cdef inline void batch_send(
             again = True
 
 
-cdef inline void _send_one(int fd, const Datagram *datagram, const ReturnAddress *to, Sent *sent) noexcept nogil:
+cdef inline void _send_one(
+    const Batch *self, int fd, const Datagram *datagram, const ReturnAddress *to, Sent *sent
+) noexcept nogil:
     """Send a datagram by itself, which is cheaper than as a batch of one."""
     cdef msghdr message
-    cdef iovec part
+    cdef iovec parts[2]
+    cdef int last = 1 if self.head_bytes else 0
     cdef uint8_t control[CONTROL_BYTES]
     cdef ssize_t size
     cdef int _try
-    if to != NULL:
+    if to != NULL or last:
         memset(&message, 0, sizeof(message))
-        part.iov_base = datagram.data
-        part.iov_len = datagram.size
-        message.msg_iov = &part
-        message.msg_iovlen = 1
+        parts[0].iov_base = <void *> self.head
+        parts[0].iov_len = self.head_bytes
+        parts[last].iov_base = datagram.data
+        parts[last].iov_len = datagram.size
+        message.msg_iov = &parts[0]
+        message.msg_iovlen = last + 1
         _address(&message, &control[0], to)
     for _try in range(2):       # the error of an earlier datagram is told to the next one: a second try tells
-        if to == NULL:
+        if to == NULL and not last:
             size = c_send(fd, datagram.data, datagram.size, MSG_DONTWAIT | MSG_NOSIGNAL)
         else:
             size = c_sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
         if size >= 0:
             sent.count += 1
-            sent.bytes += <uint64_t> size
+            sent.bytes += <uint64_t> size - self.head_bytes
             return
         if _hopeless(errno):
             break
@@ -204,8 +218,38 @@ cdef inline void _send_singly(
     for i in range(first, first + count):
         error = sent.error
         sent.error = 0
-        _send_one(fd, &self.datagrams[i], to, sent)
+        _send_one(self, fd, &self.datagrams[i], to, sent)
         if sent.error == 0:
             sent.error = error
         elif _hopeless(sent.error):
+            return
+
+
+cdef inline void batch_send_headed(
+    Batch *self, int fd, int first, int count, const uint8_t *head, uint32_t size, bint once, Sent *sent
+) noexcept nogil:
+    """Send datagrams in order where `fd` is connected to, each behind `head`, which is in no count.
+
+    `once`: only the first one that the kernel takes is behind it. What does not fit into one datagram is lost.
+    """
+    cdef int end = first + count, at = first, then
+    while at < end:
+        if size + self.datagrams[at].size > HEADED_BYTES_MAX:
+            sent.error = EMSGSIZE
+            at += 1
+            continue
+        then = at + 1
+        while not once and then < end and size + self.datagrams[then].size <= HEADED_BYTES_MAX:
+            then += 1
+        self.head = head
+        self.head_bytes = size
+        batch_send(self, fd, at, then - at, NULL, False, sent)
+        self.head = NULL
+        self.head_bytes = 0
+        at = then
+        if _hopeless(sent.error):
+            return
+        if once and sent.count:
+            if at < end:
+                batch_send(self, fd, at, end - at, NULL, False, sent)
             return

@@ -53,6 +53,8 @@ cdef struct Session:
     SessionQueue *queue
     Policy *policy
     Throttle *throttle          # NULL if nothing bounds its bytes
+    uint8_t *head               # the PROXY header for its server, made for its first datagram; NULL is none yet
+    uint32_t head_bytes
     uint64_t id
     double started_s            # Unix time
     uint64_t started_us         # monotonic

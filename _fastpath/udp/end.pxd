@@ -19,6 +19,7 @@ from shared.throttle cimport throttle_end
 from tcp.reclaim cimport descriptors_make_room
 from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, Record
 from state.reactor cimport Hub, Reactor
+from udp.header cimport head_drop
 from udp.shares cimport share_leave, share_victim, share_victim_of
 from state.udp_state cimport (
     BY_QUEUE, QUEUE_BUCKETS, SESSION_CLOSED, SESSION_LIVE, Datagrams, Session, SessionQueue,
@@ -105,6 +106,7 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
     line_cut(&session.queue.line, BY_QUEUE, session)
     queue_drop(udp, session.queue)
     table_cut(udp, session)
+    head_drop(session)
     c_close(session.fd)
     session.fd = -1
     session.slot.generation += 1

@@ -29,6 +29,7 @@ from state.udp_table cimport (
 from tcp.passport cimport address_number, member_force
 from udp.dial cimport udp_watch
 from udp.end cimport due_by
+from udp.header cimport head_drop
 from udp.listener cimport listener_not_ready
 from udp.shares cimport share_enter, share_leave
 
@@ -94,6 +95,7 @@ cdef inline void session_leaves(Reactor *reactor, Session *session) noexcept nog
     queue_drop(udp, session.queue)
     table_cut(udp, session)
     c_epoll_ctl(reactor.epoll_fd, EPOLL_CTL_DEL, session.fd, NULL)
+    head_drop(session)
     c_assert(session.listener.sessions > 0)
     session.listener.sessions -= 1
     session.slot.generation += 1    # events of this batch are for nobody

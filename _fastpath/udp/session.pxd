@@ -26,7 +26,7 @@ from shared.gate cimport Gate, gate_count_datagrams, gate_leave
 from base.linux cimport ECONNREFUSED, ENOPROTOOPT, ETIMEDOUT, c_assert
 from tcp.loop cimport loop_say
 from shared.own cimport is_own
-from shared.policy cimport Policy, policy_hold, policy_targets
+from shared.policy cimport Policy, policy_hold, policy_proxy_version, policy_targets
 from shared.throttle cimport throttle_end, throttle_is_wanted, throttle_new, throttle_takes
 from shared.ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, ring_room
 from state.reactor cimport Reactor
@@ -36,6 +36,7 @@ from tcp.target_report cimport (
 )
 from udp.dial cimport REFUSALS_MIN, udp_dial
 from udp.end cimport due_by, make_room, report_opened, session_end
+from udp.header cimport send_headed
 from udp.shares cimport share_answered, share_enter
 from udp.silence cimport same_places, trail_answered, trail_make, trail_of_servers, waits_too_long
 from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Session, Trail, UdpListener
@@ -232,7 +233,10 @@ cdef inline void forward(Reactor *reactor, Session *session, int first, int coun
     cdef Sent sent
     cdef int passing = within_bandwidth(reactor, session, 0, first, count)
     memset(&sent, 0, sizeof(sent))
-    batch_send(reactor.udp.batch, session.fd, first, passing, NULL, False, &sent)
+    if policy_proxy_version(session.policy, session.member):
+        send_headed(reactor.udp.batch, session, first, passing, &sent)
+    else:
+        batch_send(reactor.udp.batch, session.fd, first, passing, NULL, False, &sent)
     session.bytes_up += sent.bytes
     session.datagrams_up += <uint64_t> sent.count
     session.datagrams_lost += <uint64_t> (count - sent.count)

@@ -181,9 +181,9 @@ class GroupDraft:
         if known is not new:
             message = f"the server {new.server} is in the group {self.name} twice, also in line {known.line}"
             return new.line.problem(message, new.word.column, new.word.width)
-        if new.server.endpoint.protocol is Protocol.UDP and new.server.send_proxy not in (None, SendProxy.OFF):
-            message = f"send-proxy is for TCP, and the server {new.server} is reached over UDP"
-            return new.line.problem(message, new.word.column, new.word.width, "remove send-proxy from this server")
+        if new.server.endpoint.protocol is Protocol.UDP and new.server.send_proxy is SendProxy.V1:
+            message = f"send-proxy=v1 is for TCP, and the server {new.server} is reached over UDP"
+            return new.line.problem(message, new.word.column, new.word.width, "write send-proxy=v2")
         if self.servers and self.servers[0][1].server.endpoint.protocol is not new.server.endpoint.protocol:
             other = self.servers[0][1]
             message = f"{new.server.endpoint.protocol.value} and {other.server.endpoint.protocol.value} in one group"

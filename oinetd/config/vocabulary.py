@@ -37,6 +37,7 @@ from oinetd.model import (
     ProxyTlv,
     RelayMode,
     SendProxy,
+    SendProxyUdp,
     Verb,
 )
 from oinetd.servers import AllDown, Balance, Check, OnDown, Resolve
@@ -145,6 +146,7 @@ VOCABULARY = (
     _both("proxy-timeout", Time(), "proxy_timeout_s"),
     _both("peek-timeout", Time(), "peek_timeout_s"),
     _both("send-proxy", _SEND_PROXY, "send_proxy"),
+    _both("send-proxy-udp", Choice(SendProxyUdp), "send_proxy_udp"),
     _both("proxy-tlv", Flags(ProxyTlv), "proxy_tlv"),
     _both("rate", RateForm(), "rate"),
     _both("rate-per-source", RateForm(), "rate_per_source"),

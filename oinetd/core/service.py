@@ -17,7 +17,6 @@ from oinetd.core.registry import Registry, RuleEntry
 from oinetd.core.router import Decide
 from oinetd.core.tap import Tap
 from oinetd.model import SOURCE_PREFIX, AccessRule, Route, SendProxy, Settings, SourcePrefix
-from oinetd.model import Protocol as Transport
 from oinetd.net.options import NO_CONNECT_OPTIONS, ConnectOptions
 from oinetd.net.sockets import Address
 from oinetd.upstream.destination import Destination
@@ -96,8 +95,8 @@ class Service:
 
     @property
     def sends_headers(self) -> bool:
-        """Whether a server can get a PROXY header: at the beginning of a TCP connection."""
-        return self.route.connect.protocol is Transport.TCP
+        """Whether a server can get a PROXY header: before a connection's bytes, or a datagram's."""
+        return self.route.bind.protocol is self.route.connect.protocol
 
     def header_for(self, member: Member | None) -> SendProxy:
         """The PROXY header that the destination gets, or this server of the group."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATAGRAM_BYTES_MAX",
+    "HEADED_BYTES_MAX",
     "MESSAGES_MAX",
     "Batch",
     "Group",
@@ -36,6 +37,9 @@ MESSAGES_MAX = 64
 """The same as in `_fastpath/state/datagram.pxd`."""
 DATAGRAM_BYTES_MAX = 65536
 """More than any datagram: 65,507 bytes over IPv4, 65,527 over IPv6."""
+
+HEADED_BYTES_MAX = 65507
+"""Of a datagram with something before it: what IPv4 can carry. The same as in `_fastpath/state/datagram_send.pxd`."""
 
 _CONTROL_BYTES = 128
 _UDP_GRO = 104
@@ -102,6 +106,13 @@ class Batch(Protocol):
         """Send them to the sender whose key is `to`, or to the peer of a connected socket."""
         ...
 
+    def send_headed(self, sock: socket.socket, group: Group, head: bytes, *, once: bool = False) -> Sent:
+        """Send them to the peer of a connected socket, each behind `head`, whose bytes are not counted.
+
+        `once`: only the first one that the kernel takes is behind it. Longer ones than `HEADED_BYTES_MAX` are lost.
+        """
+        ...
+
     def explain(self, key: Hashable) -> Sender:
         """The sender with this key."""
         ...
@@ -141,6 +152,9 @@ class NativeBatch:
     def send(self, sock: socket.socket, group: Group, to: Hashable = None) -> Sent:
         assert to is None or isinstance(to, bytes)
         return Sent(*self._batch.send(sock.fileno(), group.first, group.length, to))
+
+    def send_headed(self, sock: socket.socket, group: Group, head: bytes, *, once: bool = False) -> Sent:
+        return Sent(*self._batch.send_headed(sock.fileno(), group.first, group.length, head, once))
 
     def explain(self, key: Hashable) -> Sender:
         assert isinstance(key, bytes)
@@ -241,14 +255,26 @@ class PortableBatch:
 
     def send(self, sock: socket.socket, group: Group, to: Hashable = None) -> Sent:
         assert to is None or isinstance(to, Sender)
+        return self._send(sock, group, to)
+
+    def send_headed(self, sock: socket.socket, group: Group, head: bytes, *, once: bool = False) -> Sent:
+        return self._send(sock, group, None, head, once=once)
+
+    def _send(
+        self, sock: socket.socket, group: Group, to: Sender | None, head: bytes = b"", *, once: bool = False
+    ) -> Sent:
         count = size = code = 0
         for datagram in self._datagrams[group.first : group.first + group.length]:
-            failed = _send_one(sock, datagram, to)
+            if head and len(head) + len(datagram) > HEADED_BYTES_MAX:
+                code = errno.EMSGSIZE
+                continue
+            failed = _send_one(sock, datagram, to, head)
             if failed == errno.EMSGSIZE:
                 # The error may belong to an earlier datagram (a router's ICMP message), so it is tried once more.
-                failed = _send_one(sock, datagram, to)
+                failed = _send_one(sock, datagram, to, head)
             if not failed:
                 count += 1
+                head = b"" if once else head
                 size += len(datagram)
                 continue
             code = failed
@@ -264,10 +290,12 @@ class PortableBatch:
         return sender
 
 
-def _send_one(sock: socket.socket, datagram: memoryview, to: Sender | None) -> int:
+def _send_one(sock: socket.socket, datagram: memoryview, to: Sender | None, head: bytes) -> int:
     """The errno, 0 if the kernel accepted it."""
     try:
-        if to is None:
+        if head:
+            sock.sendmsg([head, datagram])
+        elif to is None:
             sock.send(datagram)
         else:
             sock.sendmsg([datagram], to.control, 0, to.address)

@@ -341,10 +341,54 @@ oinetd.conf:1:23: 'v3' is not one of off, v1, v2, on
     "send-proxy-udp-rule": (
         "0 80 h 80/udp [send-proxy]",
         """\
-oinetd.conf:1:1: send-proxy is for rules from TCP to TCP
+oinetd.conf:1:1: send-proxy is for rules from TCP to TCP or from UDP to UDP
     0 80 h 80/udp [send-proxy]
     ^
     hint: remove send-proxy from this rule""",
+    ),
+    "send-proxy-between": (
+        "upstream u h 53/udp [send-proxy]\n0 80 @u",
+        """\
+oinetd.conf:2:1: send-proxy is for rules from TCP to TCP or from UDP to UDP, and the server h:53 of the group has it
+    0 80 @u
+    ^
+    hint: remove send-proxy from the server""",
+    ),
+    "send-proxy-version-of-udp": (
+        "send-proxy v1\n0 53/udp h 53/udp",
+        """\
+oinetd.conf:2:1: version 1 of the PROXY protocol is not for datagrams
+    0 53/udp h 53/udp
+    ^
+    hint: write send-proxy=v2, or send-proxy=off""",
+    ),
+    "send-proxy-version-of-udp-server": (
+        "upstream u h 53/udp [send-proxy=v1]\n0 53/udp @u",
+        """\
+oinetd.conf:1:12: send-proxy=v1 is for TCP, and the server h:53 is reached over UDP
+    upstream u h 53/udp [send-proxy=v1]
+               ^^^^^^^^
+    hint: write send-proxy=v2
+oinetd.conf:1:10: the group 'u' has no server
+    upstream u h 53/udp [send-proxy=v1]
+             ^
+    hint: write upstream u address port""",
+    ),
+    "send-proxy-udp-of-tcp": (
+        "0 80 h 80 [send-proxy, send-proxy-udp=first]",
+        """\
+oinetd.conf:1:1: send-proxy-udp is for rules from UDP to UDP
+    0 80 h 80 [send-proxy, send-proxy-udp=first]
+    ^
+    hint: remove send-proxy-udp from this rule""",
+    ),
+    "send-proxy-udp-alone": (
+        "0 53/udp h 53/udp [send-proxy-udp=first]",
+        """\
+oinetd.conf:1:1: send-proxy-udp has no effect without send-proxy
+    0 53/udp h 53/udp [send-proxy-udp=first]
+    ^
+    hint: add send-proxy=v2 to this rule""",
     ),
     "accept-proxy-trusts-nobody": (
         "0 80 h 80 [accept-proxy]\nallow *\n0 81 h 80 [accept-proxy]\ntrust *",

@@ -47,6 +47,7 @@ from oinetd.model import (
     Rule,
     RuleOptions,
     SendProxy,
+    SendProxyUdp,
     Settings,
     SourcePrefix,
     Verb,
@@ -228,6 +229,14 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "D12-send-proxy-on": (f"{LINE} [send-proxy=on]\n", options(send_proxy=SendProxy.V2)),
     "D12-send-proxy-bare": (f"{LINE} [timeout=3, send-proxy]\n", options(udp_timeout_s=3.0, send_proxy=SendProxy.V2)),
     "D12-send-proxy-of-udp": ("send-proxy v2\n0 53/udp h 53/udp\n0 53 h 53\n", lambda c: len(c.rules) == 2),
+    "D12-send-proxy-udp": (
+        "send-proxy v2\nsend-proxy-udp first\n0 53/udp h 53/udp\n",
+        lambda c: c.settings_of(c.rules[0]).send_proxy_udp is SendProxyUdp.FIRST,
+    ),
+    "D12-send-proxy-udp-option": (
+        "0 53/udp h 53/udp [send-proxy, send-proxy-udp=first]\n",
+        options(send_proxy=SendProxy.V2, send_proxy_udp=SendProxyUdp.FIRST),
+    ),
     "D12-proxy-tlv": (
         "send-proxy v2\nproxy-tlv unique-id+crc32c\n",
         settings(send_proxy=SendProxy.V2, proxy_tlv=(ProxyTlv.CRC32C, ProxyTlv.UNIQUE_ID)),
@@ -301,6 +310,7 @@ ACCEPTED: dict[str, tuple[str, Callable[[Config], bool]]] = {
                 proxy_timeout_s=5.0,
                 peek_timeout_s=10.0,
                 send_proxy=SendProxy.OFF,
+                send_proxy_udp=SendProxyUdp.EVERY,
                 proxy_tlv=(),
             )
             and (c.drain_timeout_s, c.threads, c.busy_poll_us, c.max_connections) == (10.0, 0, -1, 0)

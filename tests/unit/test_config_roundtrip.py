@@ -40,6 +40,7 @@ from oinetd.model import (
     Rule,
     RuleOptions,
     SendProxy,
+    SendProxyUdp,
     Settings,
     SourcePrefix,
     Verb,
@@ -106,6 +107,7 @@ shared = {
     "proxy_timeout_s": times,
     "peek_timeout_s": times,
     "send_proxy": st.sampled_from([SendProxy.OFF, SendProxy.V2]),
+    "send_proxy_udp": st.sampled_from(SendProxyUdp),
     "proxy_tlv": st.sets(st.sampled_from(ProxyTlv)).map(lambda said: tuple(tlv for tlv in ProxyTlv if tlv in said)),
     "rate": rates,
     "rate_per_source": rates,
@@ -177,9 +179,11 @@ def fitting(options: RuleOptions, bind: Endpoint, connect: Endpoint) -> RuleOpti
     unfit += ["transparent"] if bind.protocol is Protocol.UDP else []
     unfit += ["accept_proxy"] if bind.protocol is Protocol.UDP else []
     unfit += ["sni", "alpn"] if Protocol.UDP in (bind.protocol, connect.protocol) else []
-    unfit += ["send_proxy", "proxy_tlv"] if Protocol.UDP in (bind.protocol, connect.protocol) else []
+    unfit += ["send_proxy", "proxy_tlv"] if bind.protocol is not connect.protocol else []
+    unfit += ["send_proxy_udp"] if Protocol.TCP in (bind.protocol, connect.protocol) else []
     options = dataclasses.replace(options, **dict.fromkeys(unfit))
-    return dataclasses.replace(options, send_proxy=SendProxy.V2) if options.proxy_tlv else options
+    sends = options.proxy_tlv or options.send_proxy_udp
+    return dataclasses.replace(options, send_proxy=SendProxy.V2) if sends else options
 
 
 admins = st.builds(

@@ -32,6 +32,7 @@ from oinetd.model import (
     ProxyTlv,
     RelayMode,
     SendProxy,
+    SendProxyUdp,
     Settings,
     SourcePrefix,
     Verb,
@@ -290,6 +291,7 @@ def compile_policy(
             PROXY_VERSIONS[settings.send_proxy],
             sum(bit for word, bit in _PROXY_TLVS.items() if word in settings.proxy_tlv),
             RUN_ID,
+            settings.send_proxy_udp is SendProxyUdp.FIRST,
         ),
         accept=(
             _ACCEPT_PROXY[settings.accept_proxy],

@@ -9,10 +9,12 @@ import socket
 from oinetd.core.dial import Dialed, DialRequest
 from oinetd.core.record import Ending
 from oinetd.core.service import Service
+from oinetd.lanes.python.udp.header import datagram_header
 from oinetd.lanes.python.udp.plane import connect
 from oinetd.lanes.python.udp.session import DatagramSession
+from oinetd.model import SendProxy, SendProxyUdp
 from oinetd.net.connect_result import unacknowledged_s
-from oinetd.net.datagrams import Group
+from oinetd.net.datagrams import HEADED_BYTES_MAX, Group
 from oinetd.net.poller import LEVEL_READ, WRITABLE
 from oinetd.upstream import silence
 
@@ -32,9 +34,26 @@ NOBODY = frozenset({errno.ECONNREFUSED, errno.ENOPROTOOPT})
 
 
 class DatagramLeg(DatagramSession):
-    """Datagrams in, datagrams out, one for one."""
+    """Datagrams in, datagrams out, one for one. `head` goes before those to the server; it may be empty."""
 
-    __slots__ = ()
+    __slots__ = ("head", "head_once")
+
+    def connected(self, dialed: Dialed) -> None:
+        self._make_head()
+        super().connected(dialed)
+
+    def go_on(self, held: list[bytes]) -> None:
+        self._make_head()
+        super().go_on(held)
+
+    def _make_head(self) -> None:
+        """Make the PROXY header, if the server of the session expects one."""
+        settings = self.service.settings
+        self.head = b""
+        if self.service.header_for(self.member) is SendProxy.V2:
+            sender = self.home.batch.explain(self.key)
+            self.head = datagram_header(self.home.sock, sender, self.live.record, settings)
+        self.head_once = settings.send_proxy_udp is SendProxyUdp.FIRST
 
     async def connect(self) -> Dialed:
         request, plane = self.ask_for_server(), self.home.plane
@@ -57,7 +76,10 @@ class DatagramLeg(DatagramSession):
     def forward(self, group: Group) -> None:
         assert self.sock is not None
         meter = self.live.meter
-        sent = self.home.batch.send(self.sock, group)
+        if self.head and not (self.head_once and meter.datagrams_up):
+            sent = self.home.batch.send_headed(self.sock, group, self.head, once=self.head_once)
+        else:
+            sent = self.home.batch.send(self.sock, group)
         meter.bytes_up += sent.size
         meter.datagrams_up += sent.datagrams
         meter.datagrams_lost += group.length - sent.datagrams
@@ -70,8 +92,12 @@ class DatagramLeg(DatagramSession):
         assert self.sock is not None
         meter = self.live.meter
         for datagram in self.release_held():
+            head = b"" if self.head_once and meter.datagrams_up else self.head
+            if head and len(head) + len(datagram) > HEADED_BYTES_MAX:
+                meter.datagrams_lost += 1
+                continue
             try:
-                self.sock.send(datagram)
+                self.sock.sendmsg([head, datagram])
             except OSError:
                 meter.datagrams_lost += 1
             else:

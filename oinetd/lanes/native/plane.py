@@ -239,6 +239,12 @@ class Hub(_Reactors):
             taker(record)
 
 
+def _headers(settings: Settings) -> tuple[int, int, int, bool]:
+    """PROXY headers for servers: version, TLVs, run of unique IDs, whether only first datagrams have one."""
+    tlvs = sum(bit for word, bit in _PROXY_TLVS.items() if word in settings.proxy_tlv)
+    return PROXY_VERSIONS[settings.send_proxy], tlvs, RUN_ID, settings.send_proxy_udp is SendProxyUdp.FIRST
+
+
 def compile_policy(
     tag: int,
     gate: _fastpath.Gate | None,
@@ -287,12 +293,7 @@ def compile_policy(
         stall_ms=milliseconds(settings.write_stall_timeout_s),
         lifetime_ms=milliseconds(settings.max_lifetime_s),
         keepalive=(keepalive.idle_s, keepalive.interval_s, keepalive.count),
-        proxy=(
-            PROXY_VERSIONS[settings.send_proxy],
-            sum(bit for word, bit in _PROXY_TLVS.items() if word in settings.proxy_tlv),
-            RUN_ID,
-            settings.send_proxy_udp is SendProxyUdp.FIRST,
-        ),
+        proxy=_headers(settings),
         accept=(
             _ACCEPT_PROXY[settings.accept_proxy],
             milliseconds(settings.proxy_timeout_s),

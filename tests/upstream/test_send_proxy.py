@@ -41,8 +41,11 @@ async def test_the_word_of_a_server_stands_before_that_of_the_rule(lane: str, ow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0 53/udp @x\nupstream x 10.0.0.1 53/udp [send-proxy]", "send-proxy is for TCP, and the server 10.0.0.1:53"),
-        ("0 53/udp @x\nupstream x 10.0.0.1 53 [send-proxy]", "send-proxy is for rules from TCP to TCP, and the server"),
+        (
+            "0 53/udp @x\nupstream x 10.0.0.1 53/udp [send-proxy=v1]",
+            "send-proxy=v1 is for TCP, and the server 10.0.0.1",
+        ),
+        ("0 53/udp @x\nupstream x 10.0.0.1 53 [send-proxy]", "TCP to TCP or from UDP to UDP, and the server"),
         ("0 80 @x [proxy-tlv=crc32c]\nupstream x 10.0.0.1 80 [send-proxy=v1]", "10.0.0.1:80 of @x gets version 1"),
         ("0 80 @x [proxy-tlv=crc32c]\nupstream x 10.0.0.1 80", "proxy-tlv has no effect without send-proxy"),
     ],

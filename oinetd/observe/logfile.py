@@ -39,6 +39,7 @@ class LogFile:
         self.begun: bytes | None = None
         self.outdated = False
         self._begun_bytes = 0  # written bytes of `begun`
+        self._shared = opened >= 0  # another process may write to it, too
         self._fd = opened
         self._pipe = opened >= 0 and stat.S_ISFIFO(os.fstat(opened).st_mode)
 
@@ -47,9 +48,11 @@ class LogFile:
         if self._fd < 0 or isinstance(self.target, int):
             return -1
         try:
-            return os.dup(self._fd)
+            copy = os.dup(self._fd)
         except OSError:
             return -1
+        self._shared = True
+        return copy
 
     def open(self) -> None:
         """Open the file if it is not open. Raises `OSError`."""
@@ -79,6 +82,10 @@ class LogFile:
             whole += 1
         del lines[:whole]
         self.begun, self._begun_bytes = (lines.pop(0), done) if done else (None, 0)
+        if self.begun is not None and self._shared:  # a line of the other process would follow its first half
+            self._cut(done)
+            lines.insert(0, self.begun)
+            self.begun, self._begun_bytes = None, 0
         if failure is not None and failure.errno not in _KEPT_AFTER and (line := self.give_up()) is not None:
             lines.insert(0, line)
         return failure

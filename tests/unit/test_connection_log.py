@@ -22,6 +22,7 @@ from oinetd.errors import ConfigError
 from oinetd.model import Endpoint, LogFormat, LogSettings, Rule
 from oinetd.observe import writer as linewriter
 from oinetd.observe.connection_log import ConnectionLog
+from oinetd.observe.logfile import LogFile
 from oinetd.observe.writer import BATCH_BYTES_MAX, LineWriter
 
 ROUTE = next(Rule(Endpoint("0.0.0.0", 8080), Endpoint("example.org", 80)).routes())
@@ -222,6 +223,30 @@ def test_rotation_away_from_a_full_disk(tmp_path: Path, troubles: list[str]) -> 
     # The line that broke off is whole in the new file, and its beginning was cut off in the old one.
     assert full.read_bytes() == b"".join(lines[:3])
     assert rest == b"".join(lines[3:])
+
+
+def test_two_processes_with_one_file_leave_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As during an upgrade: the disk of the log is full for a while."""
+    path, lines, write = tmp_path / "log", numbered(0, 4), os.write
+    room = 2 * len(lines[0]) + 5
+
+    def fill(fd: int, data: memoryview) -> int:
+        left = room - os.fstat(fd).st_size
+        if left <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[:left])
+
+    monkeypatch.setattr(os, "write", fill)
+    old = LogFile(str(path))
+    old.open()
+    new = LogFile(str(path), old.duplicate())
+    held = lines[:3]
+    assert old.append(held) is not None
+    room += 10 * len(lines[0])
+    assert new.append([lines[3]]) is None
+    assert old.append(held) is None
+    assert path.read_bytes() == b"".join([*lines[:2], lines[3], lines[2]])
+    assert (old.give_up(), new.give_up()) == (None, None)
 
 
 @pytest.mark.parametrize("same_disk", [True, False])

@@ -39,8 +39,10 @@ logformat json
 admin unix:{admin}
 connect-timeout 3s
 write-stall-timeout 20s
+keepalive 2:1:8
 threads 2
 """
+"""Keep-alive is quick: a client's reset that is lost with `packets_are_lost` is not sent again."""
 NAME = "flip.test"
 
 COMMAND = """\

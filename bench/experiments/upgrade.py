@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-
-import psutil
 
 from bench.errors import BenchError
 from bench.experiment import Case, Experiment
@@ -97,12 +95,12 @@ class Upgrade(Experiment):
                 moving: list[float] = []
                 for _ in range(times):
                     time.sleep(_BEFORE_S)
-                    replaced_at = time.time()
+                    replaced = set(fresh.account.pids())
                     took = subject.replace(*handles)
                     moving += [took] if took is not None else []
                     time.sleep(self.seconds_each)
                 time.sleep(self.left_s)
-                left, old = connections_of(fresh.account.pids(), replaced_at, fresh.port)
+                left, old = connections_of(replaced.intersection(fresh.account.pids()), fresh.port)
                 found = json.loads(load.ask())
                 load.read_rest()
         return _sample(case, found, left, old, moving, datagrams="datagrams" in options)
@@ -122,13 +120,11 @@ def _handles(stand: Stand, fresh: Running, stack: contextlib.ExitStack) -> tuple
     return isolation.place, fresh.pids, start
 
 
-def connections_of(pids: Sequence[int], before: float, port: int) -> tuple[int, int]:
-    """The connections of clients that processes begun before a time still have, and the number of these processes."""
+def connections_of(pids: Iterable[int], port: int) -> tuple[int, int]:
+    """The connections of clients that processes have, and the number of these processes."""
     connections = processes = 0
     for pid in pids:
-        with contextlib.suppress(psutil.Error, OSError):
-            if psutil.Process(pid).create_time() >= before:
-                continue
+        with contextlib.suppress(OSError):
             held = {path.readlink().name for path in Path(f"/proc/{pid}/fd").iterdir()}
             count = sum(inode in held for inode in _established(pid, port))
             connections += count

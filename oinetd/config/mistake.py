@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-__all__ = ["Mistake", "did_you_mean", "nearest", "printable", "shown"]
+__all__ = ["NEAR_ENOUGH", "Mistake", "did_you_mean", "nearest", "printable", "shown"]
 
 SHOWN_CHARS_MAX = 60
 """A longer quoted word is cut, so that a message stays on one line."""
 
 NEAREST_CHARS_MAX = 40
 """A longer word is no misspelled keyword, and the comparison takes the product of the lengths."""
+
+NEAR_ENOUGH = 0.7
+"""The similarity from which the first word counts as misspelled where no name is required: a directive, or an option
+before a value without `=`. It is above that of words that only share letters ('hello' and 'allow': 0.6)."""
 
 
 class Mistake(Exception):

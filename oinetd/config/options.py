@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oinetd.config.mistake import Mistake, did_you_mean, nearest, shown
+from oinetd.config.mistake import NEAR_ENOUGH, Mistake, did_you_mean, nearest, shown
 from oinetd.config.syntax import Line, Option, Word
 from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, SERVER_OPTIONS, Entry
 from oinetd.errors import Problem
 
 __all__ = ["Tables", "read_options"]
 
-NEAR_ENOUGH = 0.7
-"""The similarity from which a word counts as a misspelled option before a value that follows without `=`."""
 
 Tables = Mapping[str, Mapping[str, Entry]]
 """The fields of `Entry` that hold options, and their tables; an option goes to the first table that has it."""

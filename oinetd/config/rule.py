@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from oinetd.config.address import Ports, host_and_port, parse_host, parse_ports
-from oinetd.config.mistake import Mistake, did_you_mean, nearest, shown
+from oinetd.config.mistake import NEAR_ENOUGH, Mistake, did_you_mean, nearest, shown
 from oinetd.config.options import read_options
 from oinetd.config.syntax import Line, Statement, Word
 from oinetd.config.unix_socket import is_original, is_unix, unfit_options, with_ports
@@ -25,9 +25,6 @@ GROUP_USAGE = "bindaddress bindport @NAME [options]"
 GROUP_AT = 2
 """The place of the group among the words of a rule."""
 
-NEAR_ENOUGH = 0.7
-"""The similarity from which the first word of a line counts as a misspelled directive. It is above that of words that
-only share letters ('hello' and 'allow': 0.6)."""
 
 _Read = TypeVar("_Read")
 

@@ -92,17 +92,23 @@ class FileSource:
             self._task = asyncio.get_running_loop().create_task(self._update())
 
     async def _update(self) -> None:
-        """Read the file again."""
+        """Read the file until it is as it was read: it may change while its names are resolved."""
         try:
-            before = self._found
+            await self._read_again()
+            while look(self._path) != self._state:
+                await self._read_again()
+        finally:
+            self._task = None
+
+    async def _read_again(self) -> None:
+        before = self._found
+        try:
             self._found = await self._load()
         except ConfigError as error:
             for problem in error.problems:
                 log.warning("%s", problem)
             log.warning("%s: the servers stay as they were", self._path)
             return
-        finally:
-            self._task = None
         log.info("%s: %d servers", self._path, len(self._found))
         left = {id(found.destination) for found in self._found}
         for found in before:

@@ -14,8 +14,12 @@ import pytest
 
 from oinetd import ConfigError, Ending, Forwarder
 from oinetd.config import parse_config
+from oinetd.model import Endpoint, Origin
 from oinetd.net import file_watch, srv
 from oinetd.net.srv import ServiceRecord
+from oinetd.servers import GroupOptions, Server
+from oinetd.upstream.destination import Destination
+from oinetd.upstream.server_file import FileSource
 from oinetd.upstream.srv import weights_of
 from tests.forwarding import Seen, bound, echoes, exchange, in_one_loop
 from tests.peers import dial, until
@@ -250,3 +254,32 @@ def test_weights_of_records_fit_into_those_of_servers() -> None:
 
     assert weights(0, 1, 256) == [1, 1, 256]
     assert weights(0, 100, 65535, 32768) == [1, 1, 256, 128]
+
+
+async def test_a_file_that_changes_while_its_names_are_resolved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, texts, asked, go = tmp_path / "servers", list[str](), asyncio.Event(), asyncio.Event()
+
+    async def slow(*_: object) -> None:
+        asked.set()
+        await go.wait()
+
+    def read(_: str, origin: Origin) -> list[Server]:
+        texts.append(path.read_text())
+        return [Server(Endpoint("127.0.0.1", len(texts)), origin=origin)]
+
+    path.write_text("first")
+    source = FileSource(Server(Endpoint(f"file:{path}", 0)), GroupOptions(allow_special=True), None, 60.0, [], read)
+    await source.prepare()
+    monkeypatch.setattr(Destination, "resolve", slow)
+    source.start(lambda: None)
+    path.write_text("second, longer")
+    await until(asked.is_set)
+    assert source._watch is not None
+    source._watch.close()
+    path.write_text("third, longer still")
+    source._changed()  # the watch would say it once, while the second is being read
+    go.set()
+    await until(lambda: texts == ["first", "second, longer", "third, longer still"])
+    source.stop()

@@ -132,11 +132,16 @@ class LogFile:
         if self._fd < 0 or isinstance(target, int):
             return False
         try:
-            present = os.fstat(self._fd)
-            other = os.stat(target if os.path.exists(target) else os.path.dirname(target) or ".")
+            present, present_system = os.fstat(self._fd), os.fstatvfs(self._fd)
+            place = target if os.path.exists(target) else os.path.dirname(target) or "."
+            other, other_system = os.stat(place), os.statvfs(place)
         except OSError:
             return False
-        return stat.S_ISREG(present.st_mode) and present.st_nlink > 0 and present.st_dev == other.st_dev
+        if not stat.S_ISREG(present.st_mode) or not present.st_nlink:
+            return False
+        # In an overlay, the root of a container, a file's device is not that of its folder; the filesystem's number is.
+        # Some filesystems have no number (0).
+        return present.st_dev == other.st_dev or present_system.f_fsid == other_system.f_fsid != 0
 
     def give_up(self) -> bytes | None:
         """Close the file, truncate a partly written line, and return this line."""

@@ -298,6 +298,37 @@ def test_lines_from_before_a_rotation_wait_for_room_in_the_old_file(
         other.unlink()
 
 
+OVERLAY = """\
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" "$1/root"
+mkdir "$1/root/logs"
+exec "$3" -c "$4" "$1/root/logs" "$2"
+"""
+BESIDE = """\
+import sys
+from oinetd.observe.logfile import LogFile
+folder, elsewhere = sys.argv[1:]
+log = LogFile(f"{folder}/log")
+log.open()
+print(log.is_beside(f"{folder}/next"), log.is_beside(f"{elsewhere}/next"))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
+def test_a_file_in_an_overlay_is_beside_the_next_one(tmp_path: Path) -> None:
+    """The root of a container: a file there has another device number than its folder."""
+    place, lower = tmp_path / "place", tmp_path / "lower"
+    place.mkdir()
+    lower.mkdir()
+    unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", OVERLAY, "sh"]
+    words = [*unshare, str(place), str(lower), sys.executable, BESIDE]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=WAIT_S, env={**os.environ, "PYTHONPATH": "."})
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(f"no overlay can be mounted here: {done.stderr}")
+    assert (done.stdout, done.stderr) == ("True False\n", "")
+
+
 def test_the_end_leaves_no_half_line(tmp_path: Path, troubles: list[str]) -> None:
     path = tmp_path / "log"
     lines = numbered(0, 10)
@@ -358,9 +389,10 @@ def test_reopen_leaves_a_file_alone_that_has_its_name(
 def test_dev_full_drops_the_oldest_and_counts(troubles: list[str]) -> None:
     lines = numbered(0, 1_000_000 // 12)
     writer = LineWriter("/dev/full", troubles.append, held_bytes_max=BATCH_BYTES_MAX // 8)
-    for line in lines:
-        writer.write(line)
+    writer.write(lines[0])
     eventually(lambda: bool(troubles), "the trouble is reported")
+    for line in lines[1:]:
+        writer.write(line)
     writer.write(b"last\n")
     assert len(writer._lines) < len(lines)
     writer.close()

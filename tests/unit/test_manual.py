@@ -44,16 +44,19 @@ def rendered(command: list[str]) -> str:
 
 def table_of_log_words(page: str) -> dict[str, str]:
     """Each word of the connection log, and what the page says of it on one line."""
-    rows = page[page.index("\n     opened ") : page.index("The format json")].strip("\n").split("\n")
+    begin = re.search(r"\n( +)opened ", page)
+    assert begin is not None
+    indent = len(begin[1])  # 5 columns, in the man-db of Debian 13 7
+    rows = page[begin.start() : page.index("The format json")].strip("\n").split("\n")
     table: dict[str, str] = {}
     word = ""
     for row in filter(str.strip, rows):
-        match = re.fullmatch(r" {5}(\S+(?: -)?) {2,}(\S.*)", row)
+        match = re.fullmatch(rf" {{{indent}}}(\S+(?: -)?) {{2,}}(\S.*)", row)
         if match is not None:
             word = match[1]
             table[word] = match[2]
         else:
-            assert row.startswith(" " * 20), row
+            assert row.startswith(" " * (indent + 15)), row
             table[word] += " " + row.strip()
     return {word: re.sub(r"\s+", " ", re.sub("\u2010 ", "", text)) for word, text in table.items()}
 

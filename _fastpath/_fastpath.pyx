@@ -80,7 +80,8 @@ from state.load cimport reactor_for_new
 from state.reactor cimport Block, REACTORS_MAX, Hub as HubState, Reactor, Snapshot
 from shared.server cimport (
     SERVER_MAINT, WEIGHT_MAX, Server as ServerState, server_drop, server_enter, server_failed, server_has_room,
-    server_hold, server_leave, server_new, server_worked,
+    server_hold, server_is_silent, server_leave, server_new, server_overdue, server_patience_ms, server_took,
+    server_wait, server_wait_over, server_worked,
 )
 from shared.target cimport (
     ADDRESSES_MAX, Target, Targets, target_failed, target_worked, targets_begin, targets_equal, targets_hold,
@@ -586,6 +587,26 @@ cdef class Server:
     def note_worked(self):
         server_worked(self.server)
 
+    def took(self, uint64_t took_ms):
+        server_took(self.server, took_ms)
+
+    @property
+    def patience_ms(self):
+        return server_patience_ms(self.server)
+
+    @property
+    def overdue(self):
+        return server_overdue(self.server)
+
+    def is_silent(self, uint64_t limit):
+        return server_is_silent(self.server, limit)
+
+    def wait(self, uint64_t limit):
+        return server_wait(self.server, limit)
+
+    def wait_over(self, uint8_t mark):
+        server_wait_over(self.server, mark)
+
     def calm(self):
         oi_put(&self.server.told, 0)
 
@@ -691,7 +712,7 @@ cdef class Group:
                 return group_members(self.group)[i].targets
         return NULL
 
-    cdef int _search(self, str host, tried, uint64_t now_ms, uint64_t draw, bint select) except? -9:
+    cdef int _search(self, str host, tried, uint64_t now_ms, uint64_t draw, bint answering, bint select) except? -9:
         cdef Address address
         cdef uint16_t places[TRIES_MAX]
         cdef Search search
@@ -702,16 +723,17 @@ cdef class Group:
         search.tried_count = 0
         search.now_ms = now_ms
         search.draw = draw
+        search.answering = answering
         for at in tried[:TRIES_MAX]:
             places[search.tried_count] = at
             search.tried_count += 1
         return group_select(self.group, &search) if select else group_pick(self.group, &search, &seen)
 
-    def pick(self, str host, tried=(), uint64_t now_ms=0, uint64_t draw=0):
-        return self._search(host, tried, now_ms, draw, False)
+    def pick(self, str host, tried=(), uint64_t now_ms=0, uint64_t draw=0, bint answering=False):
+        return self._search(host, tried, now_ms, draw, answering, False)
 
     def select(self, str host, tried=(), uint64_t now_ms=0, uint64_t draw=0):
-        return self._search(host, tried, now_ms, draw, True)
+        return self._search(host, tried, now_ms, draw, False, True)
 
     @property
     def is_full(self):

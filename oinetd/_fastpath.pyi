@@ -211,7 +211,21 @@ class Server:
     def note_failed(self, now_ms: int) -> int:
         """A connect of the Python lane failed; returns how many failed in a row."""
     def note_worked(self) -> None:
-        """It took a connection of the Python lane."""
+        """It took a connection of the Python lane: no connect is overdue any more."""
+    def took(self, took_ms: int) -> None:
+        """It took a connection after this time."""
+    @property
+    def patience_ms(self) -> int:
+        """After which time a connect to it is overdue."""
+    @property
+    def overdue(self) -> int:
+        """Connects that are overdue since one succeeded."""
+    def is_silent(self, limit: int) -> bool:
+        """Whether the overdue connects would eject it if they failed, which takes `limit` in a row; 0 is never."""
+    def wait(self, limit: int) -> int:
+        """Count a connect as overdue that may wait on; the mark for `wait_over`, or 0 if enough wait already."""
+    def wait_over(self, mark: int) -> None:
+        """An overdue connect has ended."""
     def force(self) -> None:
         """Count a session that another process has given to it."""
     def count_on(self, selected: int, failed: int) -> None:
@@ -270,7 +284,9 @@ class Group:
     @property
     def servers(self) -> tuple[Server, ...]:
         """The servers of its members."""
-    def pick(self, host: str, tried: Sequence[int] = (), now_ms: int = 0, draw: int = 0) -> int:
+    def pick(
+        self, host: str, tried: Sequence[int] = (), now_ms: int = 0, draw: int = 0, answering: bool = False
+    ) -> int:
         """The index of the member for a client, without those in `tried` (at most five); nothing is counted.
 
         `draw` are 64 random bits. -1: every usable server was tried. -2: those that were not are full. -3: no server is

@@ -12,7 +12,7 @@ from base.address cimport MAPPED_PREFIX, SocketAddress
 from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_replace, oi_see
 from shared.server cimport (
     SERVER_DOWN, SERVER_EJECTED, SERVER_UP, STRIDE, Server, server_drop, server_enter, server_has_room, server_is_full,
-    server_is_usable, server_weight,
+    server_is_silent, server_is_usable, server_weight,
 )
 from shared.target cimport Targets, targets_drop
 
@@ -84,7 +84,7 @@ cdef struct Group:              # its members follow it
     bint bounded                # a server has a bound of sessions
     uint32_t slow_ms            # a slow start takes this long; 0 is none
     uint32_t failures_told      # connects to a server that failed in a row before the control plane is told
-    bint ejects                 # a server is ejected then
+    bint ejects                 # a server is ejected then, and passed over while that many connects are overdue
     int16_t *tables[2]          # Maglev's, of the primaries and of the backups; NULL if `balance` is another
     int count
 
@@ -94,6 +94,8 @@ cdef struct Search:             # what a session asks a group for
     int tried_count
     uint64_t now_ms
     uint64_t draw               # 64 random bits
+    bint answering              # servers that say nothing at present are not wanted at all
+    bint pass_over              # such servers are passed over in this step of the search
 
 
 cdef inline Member *group_members(const Group *self) noexcept nogil:
@@ -114,7 +116,7 @@ cdef inline void group_drop(Group *self) noexcept nogil:
     free(self)
 
 
-cdef inline bint was_tried(const Search *search, int at) noexcept nogil:
+cdef inline bint was_tried(Search *search, int at) noexcept nogil:
     cdef int i
     for i in range(search.tried_count):
         if search.tried[i] == at:
@@ -127,11 +129,13 @@ cdef inline bint member_is_usable(const Member *self) noexcept nogil:
 
 
 cdef inline bint member_is_open(
-    const Group *self, int at, bint backup, const Search *search, uint64_t *live
+    const Group *self, int at, bint backup, Search *search, uint64_t *live
 ) noexcept nogil:
     """Whether a member of a tier can be chosen; `live` are its sessions."""
     cdef const Member *member = &group_members(self)[at]
     if member.backup != backup or not member_is_usable(member) or was_tried(search, at):
+        return False
+    if search.pass_over and self.ejects and server_is_silent(member.server, self.failures_told):
         return False
     live[0] = oi_get(&member.server.live)
     return server_has_room(member.server, live[0])
@@ -139,7 +143,7 @@ cdef inline bint member_is_open(
 
 # One picker for each balance. Each answers with the number of a member, or -1, and with its sessions in `seen`.
 
-cdef inline int pick_least_loaded(const Group *self, bint backup, const Search *search, uint64_t *seen) noexcept nogil:
+cdef inline int pick_least_loaded(const Group *self, bint backup, Search *search, uint64_t *seen) noexcept nogil:
     """The lowest (live + 1) / weight, of equal ones the first from the cursor on."""
     cdef int best = -1
     cdef int at = <int> oi_get(&self.cursor)
@@ -159,7 +163,7 @@ cdef inline int pick_least_loaded(const Group *self, bint backup, const Search *
     return best
 
 
-cdef inline int pick_least_passed(const Group *self, bint backup, const Search *search, uint64_t *seen) noexcept nogil:
+cdef inline int pick_least_passed(const Group *self, bint backup, Search *search, uint64_t *seen) noexcept nogil:
     """`roundrobin`: the one that has come least far, the first of equal ones. Distances may wrap around."""
     cdef int best = -1
     cdef uint64_t best_passed = 0, passed, live
@@ -174,7 +178,7 @@ cdef inline int pick_least_passed(const Group *self, bint backup, const Search *
     return best
 
 
-cdef inline int pick_of_two(const Group *self, bint backup, const Search *search, uint64_t *seen) noexcept nogil:
+cdef inline int pick_of_two(const Group *self, bint backup, Search *search, uint64_t *seen) noexcept nogil:
     """`random`: two different ones by the bits of the draw, the less loaded of them; ties as in `leastconn`."""
     cdef uint16_t places[SERVERS_MAX]
     cdef uint64_t lives[2]
@@ -216,7 +220,7 @@ cdef inline uint32_t maglev_entry(const uint8_t *ip) noexcept nogil:
     return <uint32_t> (maglev_hash(key) % TABLE_SIZE)
 
 
-cdef inline int pick_by_source(const Group *self, bint backup, const Search *search, uint64_t *seen) noexcept nogil:
+cdef inline int pick_by_source(const Group *self, bint backup, Search *search, uint64_t *seen) noexcept nogil:
     """The server of the client's entry, or of the next entry whose server can be chosen."""
     cdef const int16_t *table = self.tables[backup]
     cdef uint32_t entry
@@ -233,7 +237,7 @@ cdef inline int pick_by_source(const Group *self, bint backup, const Search *sea
     return -1
 
 
-cdef inline int pick_first(const Group *self, bint backup, const Search *search, uint64_t *seen) noexcept nogil:
+cdef inline int pick_first(const Group *self, bint backup, Search *search, uint64_t *seen) noexcept nogil:
     cdef int at
     for at in range(self.count):
         if member_is_open(self, at, backup, search, seen):
@@ -241,8 +245,7 @@ cdef inline int pick_first(const Group *self, bint backup, const Search *search,
     return -1
 
 
-cdef inline int pick_in_tier(const Group *self, bint backup, const Search *search, uint64_t *seen) noexcept nogil:
-    """The choice among the primaries or among the backups; -1 if none of them is open."""
+cdef inline int pick_by_balance(const Group *self, bint backup, Search *search, uint64_t *seen) noexcept nogil:
     if self.balance == BALANCE_FIRST or (backup and not self.all_backups):
         return pick_first(self, backup, search, seen)
     if self.balance == BALANCE_LEASTCONN:
@@ -254,7 +257,19 @@ cdef inline int pick_in_tier(const Group *self, bint backup, const Search *searc
     return pick_by_source(self, backup, search, seen)
 
 
-cdef inline bint tier_is_full(const Group *self, bint backup, const Search *search) noexcept nogil:
+cdef inline int pick_in_tier(const Group *self, bint backup, Search *search, uint64_t *seen) noexcept nogil:
+    """The choice among the primaries or among the backups; -1 if none of them is open. A server that says nothing at
+    present is only chosen if there is no other."""
+    cdef int at
+    search.pass_over = True
+    at = pick_by_balance(self, backup, search, seen)
+    if at < 0 and not search.answering:
+        search.pass_over = False
+        at = pick_by_balance(self, backup, search, seen)
+    return at
+
+
+cdef inline bint tier_is_full(const Group *self, bint backup, Search *search) noexcept nogil:
     """Whether none of a tier is open only because they have no room."""
     cdef int at
     for at in range(self.count):
@@ -282,7 +297,7 @@ cdef inline bint group_eject(Group *self, Server *server) noexcept nogil:
     return False
 
 
-cdef inline int pick_when_down(const Group *self, const Search *search, uint64_t *seen) noexcept nogil:
+cdef inline int pick_when_down(const Group *self, Search *search, uint64_t *seen) noexcept nogil:
     """No server is usable: a check can be wrong. The one that is down and whose last failure is oldest."""
     cdef int best = -1, at
     cdef uint64_t best_failed = 0, failed, state, live
@@ -303,7 +318,7 @@ cdef inline int pick_when_down(const Group *self, const Search *search, uint64_t
     return best
 
 
-cdef inline int group_pick(const Group *self, const Search *search, uint64_t *seen) noexcept nogil:
+cdef inline int group_pick(const Group *self, Search *search, uint64_t *seen) noexcept nogil:
     """The member to try next, and its sessions in `seen`; or PICKED_NONE, PICKED_FULL, PICKED_REFUSED."""
     cdef int at, backup
     for backup in range(2):
@@ -319,7 +334,7 @@ cdef inline int group_pick(const Group *self, const Search *search, uint64_t *se
     return pick_when_down(self, search, seen)
 
 
-cdef inline int group_select(Group *self, const Search *search) noexcept nogil:
+cdef inline int group_select(Group *self, Search *search) noexcept nogil:
     """Pick a member and count the session there. The caller leaves the server again, whatever happens."""
     cdef uint64_t seen = 0, passed, weight
     cdef Server *server

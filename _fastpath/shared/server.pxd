@@ -4,7 +4,7 @@ It outlives groups, policies and reloads. The control plane sets state and weigh
 that failed. Nothing is locked: a selection is one exchange of `live`.
 """
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_replace, oi_see, oi_show, oi_swap
@@ -26,11 +26,20 @@ cdef enum:
     FULL_WEIGHT = 1000          # weights are in thousandths, as in `oinetd.upstream.balance`
     RAMP_FROM = 100             # a slow start begins with so much of FULL_WEIGHT
 
+    OVERDUE_BITS = 32           # of the count in `Server.overdue`
+    MARKS = 254                 # what tells one count of overdue connects from the next
+    PATIENCE_MIN_MS = 100       # the least time until a connect is overdue; RFC 8305 recommends no less
+    PATIENCE_MS = 250           # if no connect to the server has succeeded yet
+    PATIENCE_TIMES = 4          # of what connects took of late
+    TOOK_SHARE = 8              # a shorter connect lowers that by so much of the difference
+
 cdef struct Server:
     uint64_t references         # atomic
     uint64_t tag                # the control plane's name for it
     uint64_t state              # atomic
     uint64_t weight             # atomic: 0 is drain
+    uint64_t overdue            # atomic: connects that are overdue since one succeeded; above it, how often one did
+    uint64_t took_ms            # atomic: what connects took of late, and 1; 0 is not known
     uint64_t live_max           # atomic: 0 is no bound
     uint64_t ramp_ms            # atomic: when a slow start began, on the monotonic clock; 0 is none
     uint64_t failures           # atomic: connects that failed in a row
@@ -124,6 +133,63 @@ cdef inline uint64_t server_failed(Server *self, uint64_t now_ms) noexcept nogil
 
 cdef inline bint server_worked(Server *self) noexcept nogil:
     """It took a connection, or answered; whether the control plane is to know."""
+    cdef uint64_t word
     if oi_get(&self.failures):
         oi_put(&self.failures, 0)
+    while True:     # ends: each failure means that another thread succeeded
+        word = oi_get(&self.overdue)
+        if <uint32_t> word == 0 or oi_replace(&self.overdue, word, ((word >> OVERDUE_BITS) + 1) << OVERDUE_BITS):
+            break
     return oi_get(&self.told) != 0
+
+
+# Connects that get no answer. A few of them wait on, so that it is found out whether the server is gone; meanwhile new
+# sessions go elsewhere. `LocalLoad` in `oinetd.upstream.load` does the same.
+
+cdef inline uint64_t server_overdue(const Server *self) noexcept nogil:
+    return <uint32_t> oi_get(&self.overdue)
+
+
+cdef inline bint server_is_silent(const Server *self, uint64_t limit) noexcept nogil:
+    """Whether the connects that are overdue would eject it if they failed, which takes `limit` in a row; 0 is never."""
+    cdef uint64_t overdue = server_overdue(self)
+    return overdue != 0 and limit != 0 and overdue + oi_get(&self.failures) >= limit
+
+
+cdef inline uint8_t server_wait(Server *self, uint64_t limit) noexcept nogil:
+    """Count a connect as overdue that may wait on; the mark for `server_wait_over`, or 0 if enough wait already."""
+    cdef uint64_t word
+    while True:     # ends: each failure means that another thread succeeded
+        word = oi_get(&self.overdue)
+        if <uint32_t> word and <uint32_t> word + oi_get(&self.failures) >= limit:
+            return 0
+        if oi_replace(&self.overdue, word, word + 1):
+            return <uint8_t> (1 + (word >> OVERDUE_BITS) % MARKS)
+
+
+cdef inline void server_wait_over(Server *self, uint8_t mark) noexcept nogil:
+    """An overdue connect has ended. Nothing is left of its count if one has succeeded since."""
+    cdef uint64_t word
+    while True:     # ends: each failure means that another thread succeeded
+        word = oi_get(&self.overdue)
+        if <uint32_t> word == 0 or 1 + (word >> OVERDUE_BITS) % MARKS != mark:
+            return
+        if oi_replace(&self.overdue, word, word - 1):
+            return
+
+
+cdef inline void server_took(Server *self, uint64_t took_ms) noexcept nogil:
+    """It took a connection after this time. A longer time counts at once, a shorter one by and by."""
+    cdef uint64_t before = oi_get(&self.took_ms), now = took_ms + 1
+    if now < before:
+        now = before - (before - now + TOOK_SHARE - 1) // TOOK_SHARE
+    if now != before:
+        oi_put(&self.took_ms, now)
+
+
+cdef inline uint64_t server_patience_ms(const Server *self) noexcept nogil:
+    """After which time a connect to it is overdue."""
+    cdef uint64_t took_ms = oi_get(&self.took_ms)
+    if took_ms == 0:
+        return PATIENCE_MS
+    return max(PATIENCE_TIMES * (took_ms - 1), <uint64_t> PATIENCE_MIN_MS)

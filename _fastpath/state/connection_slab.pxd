@@ -53,6 +53,8 @@ cdef enum:
     KIND_ATTEMPT = 6            # a connect beside that of the upstream side
     KIND_BITS = 3
 
+    OVERDUE_STAYS = 255         # no mark: its connect is overdue, it waits on for want of another server
+
 cdef struct Side:
     int fd                      # -1 when closed
     int32_t error               # the first errno seen here; 0 is none
@@ -101,6 +103,7 @@ cdef struct Conn:
     uint8_t address             # number of the address that is tried on the upstream side, or that took the connection
     uint8_t ending
     uint8_t stage               # in the preamble: STAGE_...
+    uint8_t overdue             # connecting: the mark of `server_wait`, or OVERDUE_STAYS; 0 is not overdue yet
     int32_t error               # errno of the ending
     uint8_t first_eof           # 1 + the side that said FIN first; 0 is none
     uint8_t first_failed        # 1 + the side that failed first; 0 is none

@@ -28,7 +28,9 @@ from tcp.loop cimport came_back, leads_back
 from base.linux cimport (
     AF_INET, AF_INET6, AF_UNIX, EAFNOSUPPORT, EAGAIN, ELOOP, EPOLL_CTL_ADD, errno, sockaddr_in, sockaddr_in6,
 )
-from shared.policy cimport Policy, source_for
+from shared.group cimport Group
+from shared.policy cimport Policy, policy_member, source_for
+from shared.server cimport server_patience_ms
 from state.connection_slab cimport KIND_ATTEMPT, KIND_UPSTREAM, UPSTREAM, Conn, conn_targets, event_data
 from state.reactor cimport Reactor
 from shared.target cimport ADDRESS_BITS, Target, targets_pick
@@ -83,8 +85,20 @@ cdef inline uint64_t dial_next_ms(const Conn *conn) noexcept nogil:
     return conn.attempts.next_ms if conn.attempts != NULL else conn.dial_ms + stagger_ms(conn, conn.dial_ms)
 
 
+cdef inline bint may_go_overdue(const Conn *conn) noexcept nogil:
+    """Whether it is of interest if the present server says nothing: another one could be tried."""
+    cdef const Group *group = conn.policy.group
+    return group != NULL and conn.overdue == 0 and group.ejects and group.count > 1
+
+
+cdef inline uint64_t overdue_left_ms(const Conn *conn, uint64_t now_ms) noexcept nogil:
+    """The time until the connect to the present server is overdue: each of its addresses has had a chance by then."""
+    cdef uint64_t patience_ms = server_patience_ms(policy_member(conn.policy, conn.member).server)
+    return left_of(conn.dial_ms, patience_ms + <uint64_t> (conn_targets(conn).count - 1) * STAGGER_MS, now_ms)
+
+
 cdef inline void dial_arm(Reactor *reactor, Conn *conn) noexcept nogil:
-    """Let the timer fire when the next address is due, or the time is over."""
+    """Let the timer fire when the next address is due, the server is overdue, or the time is over."""
     cdef bint more = dial_untried(conn) != 0
     cdef uint64_t next_ms
     cdef uint64_t delay_ms = <uint64_t> -1
@@ -95,6 +109,8 @@ cdef inline void dial_arm(Reactor *reactor, Conn *conn) noexcept nogil:
     if more:
         next_ms = left_of(dial_next_ms(conn), 0, reactor.now_ms)
         delay_ms = next_ms if next_ms < delay_ms else delay_ms
+    if may_go_overdue(conn):
+        delay_ms = min(delay_ms, overdue_left_ms(conn, reactor.now_ms))
     wheel_arm(&reactor.wheel, conn, reactor.now_ms, delay_ms)
 
 

@@ -23,7 +23,7 @@ from shared.histogram cimport histogram_add, oi_connect_bounds, oi_duration_boun
 from base.linux cimport ECONNRESET, SHUT_WR, SIOCOUTQ, c_assert, c_close, c_ioctl, c_shutdown
 from shared.group cimport group_retried
 from shared.policy cimport MEMBER_WAITS, policy_drop, policy_member, policy_server_tag
-from shared.server cimport server_leave
+from shared.server cimport server_leave, server_wait_over
 from shared.throttle cimport throttle_end
 from state.pool cimport holder_drop
 from state.queue cimport ready_add, ready_remove
@@ -125,9 +125,17 @@ cdef inline void retry_end(Conn *conn) noexcept nogil:
         group_retried(conn.policy.group)
 
 
+cdef inline void overdue_end(Conn *conn) noexcept nogil:
+    """Its connect to the present server has ended, or its time there."""
+    if conn.overdue:
+        server_wait_over(policy_member(conn.policy, conn.member).server, conn.overdue)
+        conn.overdue = 0
+
+
 cdef inline bint search_end(Conn *conn) noexcept nogil:
     """The session leaves its server, or waits no more for room in one; true if a reactor waited for that."""
     retry_end(conn)
+    overdue_end(conn)
     if conn.member == MEMBER_WAITS:
         oi_raise_by(&conn.policy.group.waiters, <uint64_t> -1)
         return False

@@ -10,14 +10,15 @@ from tcp.connect cimport acknowledge, self_connected, watch_as
 from tcp.deadline cimport relay_arm
 from tcp.dial cimport (
     DIAL_BEGUN, DIAL_OVER, STAGGER_MS, dial_arm, dial_is_late, dial_next_ms, dial_note, dial_under_way, dial_untried,
+    may_go_overdue, overdue_left_ms,
 )
 from shared.ending cimport (
     ENDING_CLIENT_RESET, ENDING_CONNECT_FAILED, ENDING_CONNECT_TIMEOUT, ENDING_SOCKET_FAILED, ENDING_UPSTREAM_RESET,
 )
-from tcp.ending cimport attempt_close, attempt_ends, finish, retry_end, settle
+from tcp.ending cimport attempt_close, attempt_ends, finish, overdue_end, retry_end, settle
 from tcp.flow cimport side_fail
 from tcp.header cimport header_send
-from tcp.search cimport dial_fail, dial_go, search_extend
+from tcp.search cimport dial_fail, dial_go, search_extend, search_goes_on
 from base.linux cimport (
     AF_UNIX, ECONNREFUSED, ECONNRESET, EINPROGRESS, EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLL_CTL_MOD, ETIMEDOUT, errno,
 )
@@ -26,7 +27,8 @@ from state.connection_slab cimport (
     CLIENT, CONN_CONNECTING, CONN_RELAY, DOWN, KIND_CLIENT, UP, UPSTREAM, Conn, conn_at, conn_targets, event_data,
 )
 from state.reactor cimport Reactor
-from shared.policy cimport policy_proxy_version
+from shared.policy cimport policy_member, policy_proxy_version
+from shared.server cimport server_took
 from shared.target cimport ADDRESSES_MAX, ADDRESS_BITS
 from tcp.target_report cimport note_failed, note_server_worked, note_worked
 
@@ -57,28 +59,29 @@ cdef inline void dial_failed(Reactor *reactor, Conn *conn, int at, int ending, i
 
 
 cdef inline void dial_give_up(
-    Reactor *reactor, Conn *conn, int at, uint64_t began_ms, uint64_t enough_ms
+    Reactor *reactor, Conn *conn, int at, int error, uint64_t began_ms, uint64_t enough_ms
 ) noexcept nogil:
     """A connect under way has no time left. One that had little time has not failed by that."""
-    dial_note(reactor, conn, at, ENDING_CONNECT_TIMEOUT, ETIMEDOUT)
-    if reactor.now_ms - began_ms >= enough_ms:
-        note_failed(reactor, conn.policy, conn.member, at, ETIMEDOUT)
+    dial_note(reactor, conn, at, ENDING_CONNECT_TIMEOUT, error)
+    if error == ETIMEDOUT and reactor.now_ms - began_ms >= enough_ms:
+        note_failed(reactor, conn.policy, conn.member, at, error)
     dial_close(reactor, conn, at)
 
 
-cdef inline void dial_time_out(Reactor *reactor, Conn *conn) noexcept nogil:
-    """The time is over for all that is under way."""
+cdef inline void dial_give_all_up(Reactor *reactor, Conn *conn, int error) noexcept nogil:
+    """The time is over for all that is under way: with ETIMEDOUT all that there is for it, with EINPROGRESS only its
+    time beside another server that answers, which is no failure."""
     cdef uint64_t half_ms = conn.policy.connect_ms // 2
     cdef uint64_t enough_ms = half_ms if half_ms < STAGGER_MS else STAGGER_MS
     cdef Attempt *item
     cdef int i
     if conn.side[UPSTREAM].fd >= 0:
-        dial_give_up(reactor, conn, conn.address, conn.dial_ms, enough_ms)
+        dial_give_up(reactor, conn, conn.address, error, conn.dial_ms, enough_ms)
     if conn.attempts != NULL:
         item = attempts_items(conn.attempts)
         for i in range(conn.attempts.count):
             if item[i].fd >= 0:
-                dial_give_up(reactor, conn, item[i].address, item[i].began_ms, enough_ms)
+                dial_give_up(reactor, conn, item[i].address, error, item[i].began_ms, enough_ms)
     dial_fail(reactor, conn)
 
 
@@ -144,8 +147,10 @@ cdef inline void relay_begin(Reactor *reactor, Conn *conn) noexcept nogil:
     if not conn.handed_over:
         note_worked(reactor, conn.policy, conn.member, conn.address)
         if conn.member:
+            server_took(policy_member(conn.policy, conn.member).server, reactor.now_ms - conn.dial_ms)
             note_server_worked(reactor, conn.policy, conn.member)
             retry_end(conn)
+            overdue_end(conn)
         if oi_get(&conn.policy.failures):
             oi_put(&conn.policy.failures, 0)
     oi_put(&reactor.stats.opened, oi_get(&reactor.stats.opened) + 1)
@@ -224,6 +229,10 @@ cdef inline void dial_due(Reactor *reactor, Conn *conn) noexcept nogil:
     if not dial_under_way(conn):    # it waits for a descriptor, or for room in a server
         dial_go(reactor, conn)
         return
+    if not late and may_go_overdue(conn) and overdue_left_ms(conn, reactor.now_ms) == 0:
+        if search_goes_on(reactor, conn):
+            dial_give_all_up(reactor, conn, EINPROGRESS)
+            return
     if late and conn.member and search_extend(reactor, conn):
         late = False
     if dial_untried(conn) and (late or reactor.now_ms >= dial_next_ms(conn)):
@@ -233,6 +242,6 @@ cdef inline void dial_due(Reactor *reactor, Conn *conn) noexcept nogil:
         if answer == DIAL_OVER or answer == DIAL_BEGUN or not late:
             return
     if late:
-        dial_time_out(reactor, conn)
+        dial_give_all_up(reactor, conn, ETIMEDOUT)
     else:
         dial_arm(reactor, conn)

@@ -2,8 +2,10 @@
 
 A server that refuses, cannot be reached or says nothing is followed by the next choice at once; the client has not been
 read by then. The whole search ends with connect-timeout. While another server could be tried, each one gets half of
-the time that is left, and no more than SILENT_MS. No server is tried twice, no more than TRIES_MAX are, and only so
-many sessions of a group may be at a second try. A client for which only full servers are left waits for room.
+the time that is left, and no more than SILENT_MS. Only a few wait that long for a server that says nothing, as many as
+would eject it: the others go on as soon as the connect is overdue (`shared/server.pxd`). No server is tried twice, no
+more than TRIES_MAX are, and only so many sessions of a group may be at a second try. A client for which only full
+servers are left waits for room.
 
 Selection counts in the server's `live`. A session leaves its server when it goes on to the next one, and at its end.
 """
@@ -18,17 +20,18 @@ from shared.ending cimport (
     ENDING_SOCKET_FAILED,
 )
 from shared.group cimport (
-    BALANCE_RANDOM, PICKED_FULL, TRIES_MAX, Group, Search, group_may_retry, group_pick, group_select,
+    BALANCE_RANDOM, PICKED_FULL, PICKED_NONE, TRIES_MAX, Group, Search, group_may_retry, group_members, group_pick,
+    group_select,
 )
 from shared.policy cimport MEMBER_WAITS, policy_member
-from shared.server cimport server_leave
+from shared.server cimport server_leave, server_wait
 from shared.target cimport targets_begin
-from state.connection_slab cimport Conn, conn_targets
+from state.connection_slab cimport OVERDUE_STAYS, Conn, conn_targets
 from state.reactor cimport Reactor
 from state.wheel cimport wheel_arm
 from tcp.deadline cimport left_of
 from tcp.dial cimport DIAL_FAILED, DIAL_OVER, DIAL_WAITS, SHORT_MAX_MS, SHORT_WAIT_MS, STAGGER_MS, dial_next
-from tcp.ending cimport finish, listeners_wake
+from tcp.ending cimport attempt_note, finish, listeners_wake, overdue_end
 from tcp.target_report cimport note_server_failed, unreachable
 
 cdef enum:
@@ -58,6 +61,7 @@ cdef inline void search_fill(Reactor *reactor, const Conn *conn, Search *search)
         search.tried_count = conn.attempts.tried_count
     search.now_ms = reactor.now_ms
     search.draw = draw_next(reactor) if conn.policy.group.balance == BALANCE_RANDOM else 0
+    search.answering = False
 
 
 cdef inline uint64_t server_whole_ms(const Conn *conn, uint64_t passed_ms) noexcept nogil:
@@ -84,26 +88,55 @@ cdef inline uint32_t server_limit_ms(const Conn *conn, uint64_t now_ms) noexcept
     return <uint32_t> limit_ms
 
 
-cdef inline bint search_extend(Reactor *reactor, Conn *conn) noexcept nogil:
-    """The share of the server is used up: without another one to try, it has all that is left. Whether that is more."""
+cdef inline int search_other(Reactor *reactor, const Conn *conn, bint answering) noexcept nogil:
+    """The server that would be tried after the present one; below 0 if there is none. With `answering`, one that says
+    nothing at present is none."""
     cdef uint16_t tried[TRIES_MAX]
     cdef Search search
-    cdef uint64_t seen = 0, limit_ms
+    cdef uint64_t seen = 0
     cdef int i
+    search_fill(reactor, conn, &search)
+    if search.tried_count + 1 >= TRIES_MAX:
+        return PICKED_NONE
+    for i in range(search.tried_count):
+        tried[i] = search.tried[i]
+    tried[search.tried_count] = <uint16_t> (conn.member - 1)
+    search.tried = tried
+    search.tried_count += 1
+    search.answering = answering
+    return group_pick(conn.policy.group, &search, &seen)
+
+
+cdef inline bint search_goes_on(Reactor *reactor, Conn *conn) noexcept nogil:
+    """The present server has said nothing for so long that the connect is overdue. Only as many as would eject it wait
+    on; whether this one goes on to another server, which is no backup if this is none, and the right to that is taken.
+    """
+    cdef Group *group = conn.policy.group
+    cdef int other
+    conn.overdue = server_wait(policy_member(conn.policy, conn.member).server, group.failures_told)
+    if conn.overdue:
+        return False
+    conn.overdue = OVERDUE_STAYS
+    other = search_other(reactor, conn, True)
+    if other < 0 or group_members(group)[other].backup != group_members(group)[conn.member - 1].backup:
+        return False
+    if attempt_note(conn, conn.address) == NULL or search_is_late(conn, reactor.now_ms):
+        return False
+    if not conn.attempts.retrying:
+        conn.attempts.retrying = group_may_retry(group)
+    return conn.attempts.retrying
+
+
+cdef inline bint search_extend(Reactor *reactor, Conn *conn) noexcept nogil:
+    """The share of the server is used up: without another one to try, it has all that is left. Whether that is more."""
+    cdef uint64_t limit_ms
     if conn.member == 0 or conn.member == MEMBER_WAITS:
         return False
     limit_ms = server_whole_ms(conn, conn.dial_ms - conn.started_us // 1000)
     if limit_ms and limit_ms <= conn.limit_ms:
         return False
-    search_fill(reactor, conn, &search)
-    if search.tried_count + 1 < TRIES_MAX:
-        for i in range(search.tried_count):
-            tried[i] = search.tried[i]
-        tried[search.tried_count] = <uint16_t> (conn.member - 1)
-        search.tried = tried
-        search.tried_count += 1
-        if group_pick(conn.policy.group, &search, &seen) >= 0:
-            return False
+    if search_other(reactor, conn, False) >= 0:
+        return False
     conn.limit_ms = <uint32_t> limit_ms
     return True
 
@@ -117,6 +150,7 @@ cdef inline bint server_give_up(Reactor *reactor, Conn *conn) noexcept nogil:
     # One that had little time has not failed by that.
     if conn.ending == ENDING_CONNECT_FAILED or (silent and reactor.now_ms - conn.dial_ms >= enough_ms):
         note_server_failed(reactor, conn.policy, conn.member, conn.error, 0)
+    overdue_end(conn)
     if conn.attempts == NULL:
         conn.attempts = attempts_new(0)
     if conn.attempts == NULL or shortage or search_is_late(conn, reactor.now_ms):

@@ -149,6 +149,7 @@ cdef inline bint udp_dial_group(Reactor *reactor, Session *session, const Addres
     search.tried = tried
     search.tried_count = 0
     search.now_ms = reactor.now_ms
+    search.answering = False
     session.ending = ENDING_NO_SERVER
     session.error = 0
     if session.trail.server:

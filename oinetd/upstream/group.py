@@ -141,6 +141,8 @@ class Group(Selection):
         if member.load.failures or member.passive.standing is not Standing.TRUSTED:
             member.load.note_worked()
             self._absolve(member)
+        elif member.load.overdue:
+            member.load.note_worked()
 
     def _absolve(self, member: Member) -> None:
         member.failed_by = None

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from oinetd.upstream.balance import FULL_WEIGHT, stride
 
-__all__ = ["Load", "LocalLoad", "NewLoad"]
+__all__ = ["PATIENCE_MIN_MS", "PATIENCE_MS", "Load", "LocalLoad", "NewLoad"]
+
+PATIENCE_MIN_MS: Final = 100
+"""The least time until a connect is overdue: RFC 8305 recommends no less between two connects."""
+
+PATIENCE_MS: Final = 250
+"""The same if no connect to the server has succeeded yet."""
+
+PATIENCE_TIMES: Final = 4
+"""A connect is overdue after this multiple of what connects took of late."""
+
+TOOK_SHARE: Final = 8
+"""A shorter connect lowers what connects took of late by so much of the difference; a longer one counts at once."""
 
 
 class Load(Protocol):
@@ -58,6 +70,32 @@ class Load(Protocol):
         """A connect succeeded."""
         ...
 
+    def took(self, took_ms: int) -> None:
+        """It took a connection after this time."""
+        ...
+
+    @property
+    def patience_ms(self) -> int:
+        """After which time a connect to it is overdue."""
+        ...
+
+    @property
+    def overdue(self) -> int:
+        """Connects that are overdue since one succeeded."""
+        ...
+
+    def is_silent(self, limit: int) -> bool:
+        """Whether the overdue connects would eject it if they failed, which takes `limit` in a row; 0 is never."""
+        ...
+
+    def wait(self, limit: int) -> int:
+        """Count a connect as overdue that may wait on; the mark for `wait_over`, or 0 if enough wait already."""
+        ...
+
+    def wait_over(self, mark: int) -> None:
+        """An overdue connect has ended."""
+        ...
+
     def calm(self) -> None:
         """Report it when it works again after the next failure."""
         ...
@@ -71,11 +109,14 @@ class LocalLoad:
     """A `Load` of one thread."""
 
     __slots__ = (
+        "_mark",
+        "_took_ms",
         "failed",
         "failed_ms",
         "failures",
         "live",
         "max_connections",
+        "overdue",
         "passed",
         "selected",
         "slow_since_ms",
@@ -94,6 +135,9 @@ class LocalLoad:
         self.failures = 0
         self.failed_ms = 0
         self.live = 0
+        self.overdue = 0
+        self._mark = 1
+        self._took_ms: int | None = None
         self.selected = 0
         self.failed = 0
 
@@ -123,6 +167,34 @@ class LocalLoad:
 
     def note_worked(self) -> None:
         self.failures = 0
+        if self.overdue:
+            self.overdue = 0
+            self._mark += 1
+
+    def took(self, took_ms: int) -> None:
+        before = self._took_ms
+        if before is not None and took_ms < before:
+            took_ms = before - -(-(before - took_ms) // TOOK_SHARE)
+        self._took_ms = took_ms
+
+    @property
+    def patience_ms(self) -> int:
+        if self._took_ms is None:
+            return PATIENCE_MS
+        return max(PATIENCE_TIMES * self._took_ms, PATIENCE_MIN_MS)
+
+    def is_silent(self, limit: int) -> bool:
+        return self.overdue > 0 and 0 < limit <= self.overdue + self.failures
+
+    def wait(self, limit: int) -> int:
+        if self.overdue and self.overdue + self.failures >= limit:
+            return 0
+        self.overdue += 1
+        return self._mark
+
+    def wait_over(self, mark: int) -> None:
+        if self.overdue and mark == self._mark:
+            self.overdue -= 1
 
     def calm(self) -> None:
         """Nothing to do: only the reactors remember what was reported."""

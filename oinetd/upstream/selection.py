@@ -75,17 +75,30 @@ class Selection:
             self._look.cancel()
             self._look = None
 
-    def pick(self, host: str, tried: Collection[Member] = (), draw: int | None = None) -> Member | Refusal:
-        """The server for a client, without those that were tried. Nothing is counted."""
+    def pick(
+        self, host: str, tried: Collection[Member] = (), draw: int | None = None, *, answering: bool = False
+    ) -> Member | Refusal:
+        """The server for a client, without those that were tried. Nothing is counted.
+
+        A server that says nothing at present is only chosen if its tier has no other, and with `answering` never.
+        """
+        limit = self.options.passive.failures
         for backup in (False, True):
-            usable = False
+            usable, silent = False, []
             for member in self.members:
                 member.open = member.backup is backup and member.is_usable and member not in tried
                 if member.open:
                     usable = True
                     member.open = member.has_room
+                    if member.open and member.load.is_silent(limit):
+                        member.open = False
+                        silent.append(member)
             if usable:
                 at = self._of_tier(backup, host, draw)
+                if at < 0 and silent and not answering:
+                    for member in silent:
+                        member.open = True
+                    at = self._of_tier(backup, host, draw)
                 return self.members[at] if at >= 0 else Refusal.FULL
         if self.has_usable:
             return Refusal.NONE

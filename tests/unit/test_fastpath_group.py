@@ -19,6 +19,7 @@ from oinetd.net.sockets import lookup
 from oinetd.servers import AllDown, Balance, GroupOptions, Server
 from oinetd.upstream import balance, maglev
 from oinetd.upstream.destination import Destination
+from oinetd.upstream.load import LocalLoad
 from oinetd.upstream.member import Member
 from oinetd.upstream.member import State as ServerState
 from oinetd.upstream.selection import Refusal, Selection
@@ -46,6 +47,8 @@ class State:
     passed: int = 0
     failed_ms: int = 0
     slow_since_ms: int = 0
+    overdue: int = 0
+    failures: int = 0
 
 
 def members_of(states: Sequence[State], options: GroupOptions) -> list[Member]:
@@ -63,6 +66,9 @@ def members_of(states: Sequence[State], options: GroupOptions) -> list[Member]:
         member.state = list(ServerState)[state.state]
         load.state, load.passed, load.failed_ms = state.state, state.passed, state.failed_ms
         load.max_connections, load.slow_since_ms = state.bound, state.slow_since_ms
+        for _ in range(state.overdue):
+            assert load.wait(9)
+        load.failures = state.failures
         found.append(member)
     return found
 
@@ -82,6 +88,7 @@ def make(states: Sequence[State], how: Balance, **said: Any) -> tuple[Any, Selec
         ],
         balance=list(Balance).index(how),
         slow_ms=SLOW_MS,
+        ejects=True,
         tables=tables,
         **said,
     )
@@ -97,10 +104,12 @@ def table(states: Sequence[State], backup: bool) -> array[int]:
     return array("h", [places[entry] if entry >= 0 else -1 for entry in entries])
 
 
-def choose(python: Selection, host: str, tried: Sequence[int], draw: int) -> int:
+def choose(python: Selection, host: str, tried: Sequence[int], draw: int, answering: bool = False) -> int:
     """What the Python lane chooses, by its number."""
     with mock.patch("time.monotonic_ns", return_value=NOW_MS * 1_000_000):
-        found = python.pick(host, [python.members[at] for at in tried if at < len(python.members)], draw)
+        found = python.pick(
+            host, [python.members[at] for at in tried if at < len(python.members)], draw, answering=answering
+        )
     return python.members.index(found) if isinstance(found, Member) else REFUSALS[found]
 
 
@@ -116,6 +125,8 @@ states = st.builds(
     passed=st.integers(0, 3).map(lambda turns: turns * balance.stride(1000)),
     failed_ms=st.integers(0, 3),
     slow_since_ms=st.sampled_from([0, 0, NOW_MS, NOW_MS - 30_000, NOW_MS - 61_000]),
+    overdue=st.sampled_from([0, 0, 1, 3]),
+    failures=st.sampled_from([0, 0, 2, 3]),
 )
 
 
@@ -128,13 +139,48 @@ states = st.builds(
     tried=st.sets(st.integers(0, 8), max_size=4),
     host=hosts,
     draw=st.integers(0, 2**64 - 1),
+    answering=st.booleans(),
 )
 def test_same_states_same_server(
-    group: list[State], how: Balance, refuse: bool, all_backups: bool, tried: set[int], host: str, draw: int
-) -> None:
+    group: list[State], how: Balance, refuse: bool, all_backups: bool, tried: set[int], host: str, draw: int,
+    answering: bool,
+) -> None:  # fmt: skip
     native, python = make(group, how, refuse=refuse, all_backups=all_backups)
-    wanted = choose(python, host, sorted(tried), draw)
-    assert native.pick(host, sorted(tried), NOW_MS, draw) == wanted
+    wanted = choose(python, host, sorted(tried), draw, answering)
+    assert native.pick(host, sorted(tried), NOW_MS, draw, answering) == wanted
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    limit=st.integers(1, 4),
+    steps=st.lists(st.tuples(st.sampled_from(["wait", "over", "failed", "worked", "took"]), st.integers(0, 9))),
+)
+def test_same_connects_same_patience(limit: int, steps: list[tuple[str, int]]) -> None:
+    """What both lanes count of connects that are overdue; never more wait than would eject the server."""
+    loads = (_fastpath.Server(1), LocalLoad(1))
+    waiting: list[tuple[int, int]] = []
+    for step, number in steps:
+        if step == "wait":
+            marks = tuple(load.wait(limit) for load in loads)
+            assert bool(marks[0]) is bool(marks[1])
+            if marks[0]:
+                waiting.append(marks)
+                assert all(load.overdue == 1 or load.overdue + load.failures <= limit for load in loads)
+        elif step == "over" and waiting:
+            for load, mark in zip(loads, waiting.pop(number % len(waiting)), strict=True):
+                load.wait_over(mark)
+        elif step == "failed":
+            assert len({load.note_failed(number) for load in loads}) == 1
+        for load in loads:
+            if step == "worked":
+                load.note_worked()
+            elif step == "took":
+                load.took(40 * number)
+        assert len({(load.overdue, load.is_silent(limit), load.patience_ms) for load in loads}) == 1
+    for marks in waiting:
+        for load, mark in zip(loads, marks, strict=True):
+            load.wait_over(mark)
+    assert [load.overdue for load in loads] == [0, 0]
 
 
 @settings(max_examples=10, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 from collections import Counter
@@ -251,6 +252,46 @@ async def test_a_server_that_says_nothing_does_not_hold_a_client_up(engine: str)
         async with Forwarder(text) as forwarder:
             assert await echoes(bound(forwarder))
             assert forwarder.upstreams()[0].servers[0].failed == 1
+    for sock in (listener, *fillers):
+        sock.close()
+
+
+async def test_only_as_many_as_eject_a_server_wait_for_one_that_says_nothing(engine: str) -> None:
+    """The others go on when their connects are overdue, and who comes later passes it over."""
+    listener, fillers = silent_listener()
+    seen = Seen()
+    async with backends(3) as servers:
+        silent = f"127.0.0.1:{listener.getsockname()[1]}"
+        lines = "\n".join([silent.replace(":", " "), *(f"127.0.0.1 {server.port}" for server in servers)])
+        async with forwarding_to(lines, engine, on_close=seen.closed.append) as forwarder:
+            for _ in range(2):
+                for peer in await clients(forwarder, 64):
+                    peer.close()
+            await until(lambda: states(forwarder)[silent] == "ejected")
+            await until(lambda: len(seen.closed) == 128)
+            web = forwarder.upstreams()[0].servers
+            assert (web[0].failed, web[0].live) == (3, 0)
+            assert all(server.failed == 0 and server.live == 0 for server in web[1:])
+    waited = Counter(each.errno for record in seen.closed for each in record.tries if each.server == silent)
+    assert waited.pop(errno.ETIMEDOUT) == 3
+    assert set(waited) <= {errno.EINPROGRESS}
+    assert {record.ending for record in seen.closed} == {Ending.CLIENT_CLOSED}
+    for sock in (listener, *fillers):
+        sock.close()
+
+
+async def test_no_backup_stands_in_for_a_server_that_has_only_begun_to_be_silent(engine: str) -> None:
+    listener, fillers = silent_listener()
+    seen = Seen()
+    async with backends(1) as (server,):
+        silent = f"127.0.0.1 {listener.getsockname()[1]}"
+        lines = f"{silent}\n127.0.0.1 {server.port} [backup]\n[passive=1/10s]"
+        text = configured(lines, engine, rule="127.0.0.1 0 @web [connect-timeout=1.2s]")
+        async with Forwarder(text, on_close=seen.closed.append) as forwarder:
+            for peer in await clients(forwarder, 4):
+                peer.close()
+            await until(lambda: len(seen.closed) == 4)
+    assert [record.tries[0].errno for record in seen.closed] == [errno.ETIMEDOUT] * 4
     for sock in (listener, *fillers):
         sock.close()
 

@@ -69,7 +69,8 @@ class _Search:
 
     __slots__ = (
         "_attempts", "_client", "_codes", "_deadline", "_destination", "_done", "_last", "_loop", "_next", "_order",
-        "_poller", "_request", "_settings", "_short", "_spares", "_timer", "_tried", "_turn", "_watch", "_watching",
+        "_overdue", "_poller", "_request", "_settings", "_short", "_spares", "_timer", "_tried", "_turn", "_watch",
+        "_watching",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller, gate: Gate, request: DialRequest) -> None:
@@ -92,6 +93,9 @@ class _Search:
         self._deadline = now + limit_s if limit_s or request.timeout_s is not None else math.inf
         self._short = now + (limit_s or SHORT_MAX_S)
         self._watch = now + PATIENCE_S if client is not None else math.inf
+        self._overdue = math.inf  # when it is asked whether to wait on
+        if request.goes_on is not None:
+            self._overdue = now + request.overdue_s + STAGGER_S * (len(self._order.addresses) - 1)
         self._next = math.inf  # when the next address is tried beside those under way
         self._timer: asyncio.TimerHandle | None = None
         self._watching = False
@@ -275,7 +279,7 @@ class _Search:
 
     def _arm(self) -> None:
         """Let the timer fire when the next thing is due."""
-        due = min(self._deadline, self._next, self._watch)
+        due = min(self._deadline, self._next, self._watch, self._overdue)
         if self._timer is not None:
             if self._timer.when() <= due and not self._timer.cancelled():
                 return
@@ -293,8 +297,16 @@ class _Search:
             self._try_next()
         if now >= self._deadline and not self._done.done():
             self._time_out(now)
+        if now >= self._overdue and not self._done.done():
+            self._overdue = math.inf
+            if self._attempts and self._request.goes_on is not None and self._request.goes_on():
+                self._settle(Dialed(None, self._last_begun, Ending.CONNECT_TIMEOUT, errno.EINPROGRESS))
         if not self._done.done():
             self._arm()
+
+    @property
+    def _last_begun(self) -> Address | None:
+        return next((each.address for each in self._attempts.values()), self._last.address)
 
     def _watch_client(self) -> None:
         assert self._client is not None
@@ -308,8 +320,7 @@ class _Search:
         # A FIN or bytes are legal before there is an upstream; they wait in the kernel.
         client = self._request.client
         if client is not None and has_failed(client, events) and not self._done.done():
-            address = next((each.address for each in self._attempts.values()), self._last.address)
-            self._settle(Dialed(None, address, Ending.CLIENT_RESET, errno.ECONNRESET))
+            self._settle(Dialed(None, self._last_begun, Ending.CLIENT_RESET, errno.ECONNRESET))
 
     def _time_out(self, now: float) -> None:
         """The deadline is over for all that is under way. One that had little time has not failed by that."""

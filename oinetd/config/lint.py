@@ -17,7 +17,7 @@ from oinetd.config.suspect import suspect_pattern
 from oinetd.config.syntax import Line, Word
 from oinetd.config.upstream import UpstreamLine
 from oinetd.errors import Problem
-from oinetd.model import AcceptProxy, AccessRule, Config, SendProxy
+from oinetd.model import AcceptProxy, AccessRule, Config, Protocol, SendProxy, Verb
 
 __all__ = ["CHECKS", "AccessLine", "Source", "find_warnings"]
 
@@ -118,4 +118,23 @@ def _forged_headers(source: Source) -> Iterator[tuple[int, Problem]]:
             yield index, rule.line.problem(message, rule.bind_word.column, rule.bind_word.width, hint)
 
 
-CHECKS: tuple[Check, ...] = (_loops, _no_rules, _patterns, _unused_groups, _forged_headers)
+def _forged_peers(source: Source) -> Iterator[tuple[int, Problem]]:
+    """UDP rules that believe headers of peers whose addresses anybody on a network can forge."""
+    everywhere = [(access.index, access.rule) for access in source.access if access.rule.verb is Verb.TRUST]
+    firsts = [index for index, _ in source.rules]
+    for number, (index, rule) in enumerate(source.rules):
+        in_force = source.config.settings.with_overrides(rule.options)
+        if rule.bind.protocol is not Protocol.UDP or in_force.accept_proxy is AcceptProxy.OFF or rule.options.interface:
+            continue
+        trusts = [trust for at, trust in everywhere if bisect_left(firsts, at) - 1 in (-1, number)]
+        if not all(_is_loopback(trust.pattern) for trust in trusts):
+            message = "accept-proxy over UDP: anybody who can send from an address of trust can say who the client is"
+            hint = "write interface= with the network of the proxies, or let them write from 127.0.0.1"
+            yield index, rule.line.problem(message, rule.bind_word.column, rule.bind_word.width, hint)
+
+
+def _is_loopback(pattern: str) -> bool:
+    return pattern == "::1" or pattern.startswith("127.")
+
+
+CHECKS: tuple[Check, ...] = (_loops, _no_rules, _patterns, _unused_groups, _forged_headers, _forged_peers)

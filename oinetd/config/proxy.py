@@ -35,12 +35,7 @@ def proxy_problems(
         if (options.sni or options.alpn) and Protocol.UDP in (said.bind.protocol, said.connect.protocol):
             message = "sni and alpn are for rules from TCP to TCP"
             yield index, said.line.problem(message, word.column, word.width, "remove them from this rule")
-        if options.accept_proxy not in (None, AcceptProxy.OFF) and said.bind.protocol is Protocol.UDP:
-            message = "accept-proxy is for rules that listen on TCP"
-            yield index, said.line.problem(message, word.column, word.width, "remove accept-proxy from this rule")
-        elif in_force.accept_proxy is not AcceptProxy.OFF and not (
-            trusts or said.bind.is_unix or said.bind.protocol is Protocol.UDP
-        ):
+        if in_force.accept_proxy is not AcceptProxy.OFF and not (trusts or said.bind.is_unix):
             message = "accept-proxy without trust: nobody may send a header"
             hint = "write trust and the address of the proxy on a line behind the rule; trust 0.0.0.0/0 is everybody"
             yield index, said.line.problem(message, word.column, word.width, hint)

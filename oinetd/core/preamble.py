@@ -10,7 +10,7 @@ from typing import Final
 
 from oinetd.core.access import AccessControl
 from oinetd.core.record import Ending
-from oinetd.model import AcceptProxy, AccessRule, Config, Route, Settings, Verb
+from oinetd.model import AcceptProxy, AccessRule, Config, Protocol, Route, Settings, Verb
 
 __all__ = ["InvalidPreambles", "Preamble", "preamble_of"]
 
@@ -90,4 +90,7 @@ class InvalidPreambles:
         if len(self._told) >= self.PEERS_MAX:
             self._told.pop(next(iter(self._told)))
         self._told[peer] = now
-        log.warning("%s: %s from %s; the connection is reset", route, what, peer)
+        udp = route.bind.protocol is Protocol.UDP
+        log.warning(
+            "%s: %s from %s; the %s", route, what, peer, "datagram is dropped" if udp else "connection is reset"
+        )

@@ -33,10 +33,10 @@ async def anybody(record: SessionRecord) -> bool:
     return True
 
 
-def in_lane(lane: str, rule: str, options: str = "send-proxy=v2") -> Served:
+def in_lane(lane: str, rule: str, options: str = "send-proxy=v2", behind: str = "") -> Served:
     """A forwarder; with an `admit` hook the first datagrams are held until it has answered."""
     admit: Callable[[SessionRecord], Awaitable[bool]] | None = anybody if lane == "handed-over" else None
-    return Served(f"{rule} [{lane_options(lane)}, {options}]\n", admit=admit)
+    return Served(f"{rule} [{lane_options(lane)}, {options}]\n{behind}\n", admit=admit)
 
 
 def parted(data: bytes) -> tuple[Header | None, bytes]:

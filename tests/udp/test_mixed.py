@@ -11,8 +11,8 @@ import pytest
 
 from oinetd import Ending
 from oinetd.lanes.python.udp import plane
+from oinetd.lanes.python.udp.held import HELD_DATAGRAMS_MAX, HELD_SESSION_BYTES_MAX
 from oinetd.lanes.python.udp.leg import PIECE_BYTES
-from oinetd.lanes.python.udp.session import HELD_DATAGRAMS_MAX, HELD_SESSION_BYTES_MAX
 from oinetd.net.options import ConnectOptions
 from tests.daemon.process import own_address
 from tests.peers import Peer, dial, echo, pattern, server, until

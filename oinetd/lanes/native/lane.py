@@ -122,7 +122,7 @@ class NativeLane:
         wanted = config.settings_of(rule).engine
         if wanted is EngineChoice.PYTHON:
             return "asked for"
-        if (unserved := why_unserved(rule)) is not None:
+        if (unserved := why_unserved(rule, config.settings_of(rule))) is not None:
             reason, error = unserved
             if rule.connect.is_original:
                 with contextlib.suppress(EngineUnavailable):

@@ -12,7 +12,7 @@ from oinetd.preamble.proxy_protocol import AUTHORITY, UNIQUE_ID, Header, Party, 
 from oinetd.preamble.proxy_writer import passed_on, write_v1, write_v2
 from oinetd.preamble.unique_id import unique_id
 
-__all__ = ["send_header"]
+__all__ = ["send_header", "tlvs_for"]
 
 
 def send_header(
@@ -62,9 +62,16 @@ def _header(
         destination = Party(address.host, address.port)
     if kind is SendProxy.V1:
         return write_v1(source, destination)
+    return write_v2(
+        source, destination, tlvs_for(record, settings, accepted), checksum=ProxyTlv.CRC32C in settings.proxy_tlv
+    )
+
+
+def tlvs_for(record: SessionRecord, settings: Settings, accepted: Header | None) -> list[Tlv]:
+    """The TLVs that the server of a session gets, but for the checksum; `accepted` is the header that the peer sent."""
     tlvs = list(passed_on(accepted.tlvs)) if accepted is not None and ProxyTlv.PASS in settings.proxy_tlv else []
     if ProxyTlv.UNIQUE_ID in settings.proxy_tlv and all(tlv.type != UNIQUE_ID for tlv in tlvs):
         tlvs.insert(0, Tlv(UNIQUE_ID, unique_id(record.id)))
     if ProxyTlv.AUTHORITY in settings.proxy_tlv and record.server_name and all(tlv.type != AUTHORITY for tlv in tlvs):
         tlvs.insert(0, Tlv(AUTHORITY, record.server_name.encode()))
-    return write_v2(source, destination, tlvs, checksum=ProxyTlv.CRC32C in settings.proxy_tlv)
+    return tlvs

@@ -11,8 +11,11 @@ from oinetd.lanes.python.udp.home import Home, places_of
 from oinetd.lanes.python.udp.session import DatagramSession
 from oinetd.net.datagrams import name_of, sender_of
 from oinetd.net.sockets import Address, bound_address
+from oinetd.preamble.progress import Invalid
+from oinetd.preamble.proxy_protocol import Header, feed_datagram
+from oinetd.preamble.proxy_writer import passed_on, write_v2
 
-__all__ = ["DatagramDeparture", "key_in", "take_up"]
+__all__ = ["DatagramDeparture", "header_in", "key_in", "take_up"]
 
 
 class DatagramDeparture:
@@ -56,6 +59,7 @@ class DatagramDeparture:
             "counts": [getattr(meter, name) for name in COUNTERS],
             "client": [record.client, record.client_port],
             "server": record.server,
+            "header": _written(session.header),
             "held": [len(datagram) for datagram in self._held],
             "bind": str(session.service.route.bind),
             "socket": str(bound_address(session.home.sock)),
@@ -109,6 +113,23 @@ def take_up(session: DatagramSession, state: Mapping[str, Any], fd: int, pending
         held.append(pending[at : at + size])
         at += size
     return held
+
+
+def _written(header: Header | None) -> str:
+    """A header of a peer, for another process; empty if it wrote none."""
+    if header is None:
+        return ""
+    return write_v2(header.source, header.destination, passed_on(header.tlvs), datagram=True).hex()
+
+
+def header_in(state: Mapping[str, Any]) -> Header | None:
+    """The header of a session's peer; None if it wrote none. Raises `ValueError` if it is none."""
+    if not state.get("header"):
+        return None
+    found = feed_datagram(bytes.fromhex(state["header"]))
+    if isinstance(found, Invalid):
+        raise ValueError("not a header")
+    return found
 
 
 def key_in(home: Home, state: Mapping[str, Any]) -> Any:

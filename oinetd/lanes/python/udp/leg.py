@@ -16,6 +16,7 @@ from oinetd.model import SendProxy, SendProxyUdp
 from oinetd.net.connect_result import unacknowledged_s
 from oinetd.net.datagrams import HEADED_BYTES_MAX, Group
 from oinetd.net.poller import LEVEL_READ, WRITABLE
+from oinetd.preamble.proxy_protocol import Header
 from oinetd.upstream import silence
 
 __all__ = ["NOBODY", "PIECE_BYTES", "READS_MAX", "DatagramLeg", "StreamLeg"]
@@ -46,13 +47,18 @@ class DatagramLeg(DatagramSession):
         self._make_head()
         super().go_on(held)
 
+    def replace_header(self, header: Header) -> None:
+        super().replace_header(header)
+        if self.sock is not None:
+            self._make_head()
+
     def _make_head(self) -> None:
         """Make the PROXY header, if the server of the session expects one."""
         settings = self.service.settings
         self.head = b""
         if self.service.header_for(self.member) is SendProxy.V2:
             sender = self.home.batch.explain(self.key)
-            self.head = datagram_header(self.home.sock, sender, self.live.record, settings)
+            self.head = datagram_header(self.home.sock, sender, self.live.record, settings, self.header)
         self.head_once = settings.send_proxy_udp is SendProxyUdp.FIRST
 
     async def connect(self) -> Dialed:
@@ -84,25 +90,36 @@ class DatagramLeg(DatagramSession):
         meter.datagrams_up += sent.datagrams
         meter.datagrams_lost += group.length - sent.datagrams
         self.heard()
-        if sent.errno in NOBODY:
+        self._note_refusal(sent.errno)
+
+    def _note_refusal(self, code: int) -> None:
+        """A send was answered with this errno, or 0."""
+        if code in NOBODY:
             # Not now: the batch may still hold datagrams of others.
-            self.home.plane.poller.again(functools.partial(self._told, sent.errno))
+            self.home.plane.poller.again(functools.partial(self._told, code))
 
     def forward_held(self) -> None:
+        if self.holds:
+            self.forward_each(self.release_held())
+
+    def forward_each(self, datagrams: list[bytes]) -> None:
         assert self.sock is not None
-        meter = self.live.meter
-        for datagram in self.release_held():
+        meter, code = self.live.meter, 0
+        for datagram in datagrams:
             head = b"" if self.head_once and meter.datagrams_up else self.head
             if head and len(head) + len(datagram) > HEADED_BYTES_MAX:
                 meter.datagrams_lost += 1
                 continue
             try:
                 self.sock.sendmsg([head, datagram])
-            except OSError:
+            except OSError as error:
                 meter.datagrams_lost += 1
+                code = error.errno or code
             else:
                 meter.bytes_up += len(datagram)
                 meter.datagrams_up += 1
+        self.heard()
+        self._note_refusal(code)
 
     def on_upstream(self, events: int) -> None:
         code = self._receive()
@@ -186,7 +203,10 @@ class StreamLeg(DatagramSession):
         return silence.ANSWERED_TIMES * silence.SILENCE_S
 
     def forward(self, group: Group) -> None:
-        self.hold(self.home.batch.take(group))
+        self.forward_each(self.home.batch.take(group))
+
+    def forward_each(self, datagrams: list[bytes]) -> None:
+        self.hold(datagrams)
         self.forward_held()
 
     def forward_held(self) -> None:

@@ -13,15 +13,19 @@ from typing import Any
 
 from oinetd.core.access import AccessControl
 from oinetd.core.lane import Departing, Lane, Listener
+from oinetd.core.preamble import Preamble
 from oinetd.core.record import Ending
 from oinetd.core.service import Service
-from oinetd.lanes.python.udp.departure import DatagramDeparture, key_in, take_up
+from oinetd.lanes.python.udp.departure import DatagramDeparture, header_in, key_in, take_up
+from oinetd.lanes.python.udp.headed import client_of, identity_of, take_headers
 from oinetd.lanes.python.udp.leg import DatagramLeg, StreamLeg
 from oinetd.lanes.python.udp.plane import NOWHERE, DatagramPlane, connect
 from oinetd.lanes.python.udp.session import DatagramSession
-from oinetd.model import AccessRule, Protocol
+from oinetd.model import AccessRule, Protocol, Verb
 from oinetd.net.datagrams import Batch, Group
 from oinetd.net.poller import LEVEL_READ
+from oinetd.net.sockets import client_address
+from oinetd.preamble.proxy_protocol import Header
 from oinetd.upstream import silence
 from oinetd.upstream.silence import Trail
 
@@ -68,13 +72,16 @@ class DatagramListener(Listener):
         sessions = tuple(self._sessions.values())
         for session in sessions:
             session.key = batch.name(self.batch.explain(session.key))
-        self._sessions = {session.key: session for session in sessions}
+        self._sessions = {session.identity: session for session in sessions}
         self.batch = batch
 
     def _end_refused(self, access: tuple[tuple[AccessRule, ...], tuple[AccessRule, ...]]) -> int:
         control, ended = AccessControl(*access), 0
+        of_peers = AccessControl([rule for rule in access[0] if rule.verb is Verb.DENY])
         for session in tuple(self._sessions.values()):
-            if control.decide(self.batch.explain(session.key).address[0]) is not None:
+            peer = self.batch.explain(session.key).address[0]
+            refused = session.header is not None and of_peers.decide(peer) is not None
+            if refused or control.decide(_judged(session, peer)) is not None:
                 session.end(Ending.REVOKED)
                 ended += 1
         return ended
@@ -110,15 +117,15 @@ class DatagramListener(Listener):
     ) -> Callable[[], object] | None:
         if "key" not in state:
             return None
-        session = self._new_session(key_in(self, state), NOWHERE)
+        session = self._new_session(key_in(self, state), NOWHERE, header_in(state))
         held = take_up(session, state, fds[0], pending[0])
         return lambda: session.go_on(held)
 
     def let_go(self, session: DatagramSession) -> None:
-        del self._sessions[session.key]
+        del self._sessions[session.identity]
 
     def take_back(self, session: DatagramSession) -> None:
-        self._sessions[session.key] = session
+        self._sessions[session.identity] = session
 
     def linger(self, on_closed: Callable[[], object]) -> None:
         """Let nobody new in, and close with the last session; `on_closed` is called then, perhaps at once."""
@@ -133,7 +140,7 @@ class DatagramListener(Listener):
 
     def gone(self, session: DatagramSession) -> None:
         """A session has ended."""
-        del self._sessions[session.key]
+        del self._sessions[session.identity]
         self._close_if_empty()
 
     def _close_if_empty(self) -> None:
@@ -150,20 +157,62 @@ class DatagramListener(Listener):
             return  # memory is short, say; nothing was taken, and the next wake tries again
         if self.batch.forged:
             self.service.registry.forged(self.service.rule, self.batch.forged)
+        preamble = self.service.preamble
         late = self.plane.loop.time() - silence.SILENCE_S
         for group in groups:
-            session = self._sessions.get(group.key)
-            if session is None:
-                session = self._begin(group)
-            elif session.request is not None and self._server_has_gone(session):
-                session.end(Ending.SERVER_DOWN)
-                session = self._begin(group)
-            elif session.asked and session.asked <= late:
-                session = self._go_on(session, group)
+            if preamble is not None and self._takes_headed(preamble, group, late):
+                continue
+            session = self._session(group.key, None, late)
             if session is not None:
                 session.take_up(group)
             else:
                 self.service.rule.stats.datagrams_lost += group.length
+
+    def _takes_headed(self, preamble: Preamble, group: Group, late: float) -> bool:
+        """Serve the datagrams of a peer that has to write headers, or that may not write at all; False if it is a
+        plain client."""
+        stats, sender = self.service.rule.stats, self.batch.explain(group.key)
+        refusal, headed = preamble.judge(sender.address[0], False)
+        if not headed and (refusal is None or group.key in self._sessions):
+            return False
+        if refusal is not None:
+            stats.datagrams_lost += group.length
+            self._refuse_peer(group.key, refusal)
+            return True
+        runs, faults = take_headers(self.batch.take(group))
+        if faults:
+            stats.datagrams_lost += len(faults)
+            what = f"an invalid PROXY header ({faults[0]})"
+            self.service.registry.invalid_preambles.tell(self.service.route, client_address(sender.address)[0], what)
+            self._refuse_peer(group.key, Ending.BAD_PROXY_HEADER)
+        for header, datagrams in runs:
+            session = self._session(group.key, header, late)
+            if session is not None:
+                session.take_up_each(datagrams, header)
+            else:
+                stats.datagrams_lost += len(datagrams)
+        return True
+
+    def _refuse_peer(self, key: Hashable, ending: Ending) -> None:
+        """Log a peer whose datagrams are dropped before it is known whose they are, once."""
+        if not self._lingering:
+            self._turn_away(self._new_session(key, NOWHERE, None), ending)
+
+    def _session(self, key: Hashable, header: Header | None, late: float) -> DatagramSession | None:
+        """The session to which datagrams of a peer belong; None if it may have none."""
+        identity = key
+        if header is not None:
+            peer = client_address(self.batch.explain(key).address)
+            identity = identity_of(key, header, client_of(header, peer))
+        session = self._sessions.get(identity)
+        if session is None:
+            return self._begin(key, header=header)
+        if session.request is not None and self._server_has_gone(session):
+            session.end(Ending.SERVER_DOWN)
+            return self._begin(key, header=header)
+        if session.asked and session.asked <= late:
+            return self._go_on(session, header)
+        return session
 
     def _server_has_gone(self, session: DatagramSession) -> bool:
         """Whether the server of a session must not be used any more, and there is another one. A connection to a TCP
@@ -173,20 +222,20 @@ class DatagramListener(Listener):
             return False
         return group is None or group.has_usable
 
-    def _go_on(self, session: DatagramSession, group: Group) -> DatagramSession | None:
+    def _go_on(self, session: DatagramSession, header: Header | None) -> DatagramSession | None:
         """The session of a client whose earlier question was not answered: a new one if it has waited too long."""
         if self._lingering or not session.goes_on(self.service, self.plane.loop.time()):
             return session
         session.end(Ending.UPSTREAM_SILENT)
-        return self._begin(group, session.trail)
+        return self._begin(session.key, session.trail, header)
 
-    def _begin(self, group: Group, trail: Trail = NOWHERE) -> DatagramSession | None:
+    def _begin(self, key: Hashable, trail: Trail = NOWHERE, header: Header | None = None) -> DatagramSession | None:
         """A session for a new sender, or for one with a trail; None if it may have none."""
         if self._lingering:
             return None
-        service, session = self.service, self._new_session(group.key, trail)
-        sender = self.batch.explain(group.key)
-        if (refusal := service.access.decide(sender.address[0])) is not None:
+        service, session = self.service, self._new_session(key, trail, header)
+        sender = self.batch.explain(key)
+        if (refusal := service.access.decide(_judged(session, sender.address[0]))) is not None:
             self._turn_away(session, refusal)
             return None
         if service.guard is not None and service.guard.is_own(sender.address):
@@ -199,16 +248,16 @@ class DatagramListener(Listener):
         if not self.plane.table.make_room(service.rule):
             service.registry.dismiss_source(session.live)
             return None
-        self._sessions[group.key] = session
+        self._sessions[session.identity] = session
         if isinstance(session, DatagramLeg) and service.admit is None and service.resolved:
             self._begin_at_once(session)
         else:
             session.begin()
         return None if session.ended else session
 
-    def _new_session(self, key: Hashable, trail: Trail) -> DatagramSession:
+    def _new_session(self, key: Hashable, trail: Trail, header: Header | None) -> DatagramSession:
         streams = self.service.route.connect.protocol is Protocol.TCP
-        return (StreamLeg if streams else DatagramLeg)(self, self.service, key, self.batch.explain(key), trail)
+        return (StreamLeg if streams else DatagramLeg)(self, self.service, key, self.batch.explain(key), trail, header)
 
     def _begin_at_once(self, session: DatagramLeg) -> None:
         """Connecting takes no time: no task is needed. A failure is told like a refusal, once for each source."""
@@ -216,7 +265,7 @@ class DatagramListener(Listener):
         if dialed.failed is None:
             session.begin_at_once(dialed)
             return
-        del self._sessions[session.key]
+        del self._sessions[session.identity]
         self.service.registry.forget(session.live)
         session.ended = True
         self._turn_away(session, dialed.failed, dialed.errno)
@@ -234,3 +283,9 @@ class DatagramListener(Listener):
             self.service.watcher.opened(record)
         self.service.registry.turned_away(session.live)
         self.service.watcher.closed(record)
+
+
+def _judged(session: DatagramSession, peer: str) -> str:
+    """The host that access rules judge: that of the header, or of the peer."""
+    header = session.header
+    return peer if header is None or header.source is None else header.source.host

@@ -10,60 +10,55 @@ import asyncio
 import errno
 import socket
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 
 from oinetd.core.dial import Dialed, DialRequest
 from oinetd.core.record import Ending, SessionRecord
 from oinetd.core.registry import Live
 from oinetd.core.service import Service
 from oinetd.lanes.python.session import ask
+from oinetd.lanes.python.udp.headed import client_of, identity_of
+from oinetd.lanes.python.udp.held import HeldDatagrams
 from oinetd.lanes.python.udp.home import Home, Places, places_of
 from oinetd.lanes.python.udp.plane import NOWHERE
-from oinetd.lanes.python.udp.table import Queue
-from oinetd.net.datagrams import Group, Sender
+from oinetd.lanes.python.udp.traffic import Traffic
+from oinetd.net.datagrams import Sender
 from oinetd.net.sockets import Address, client_address, close_with_reset
+from oinetd.preamble.proxy_protocol import Header
 from oinetd.upstream.member import Member
 from oinetd.upstream.silence import Trail, patience_s
 
 __all__ = ["DatagramSession"]
 
-HELD_DATAGRAMS_MAX = 256
-HELD_SESSION_BYTES_MAX = 128 * 1024
-"""What one session may hold: two of the largest datagrams, or a burst of small ones."""
 
+class DatagramSession(Traffic):
+    """One client. `key` is that of its `Sender`; `sock` is the upstream leg, None as long as there is none.
 
-class DatagramSession:
-    """One client. `key` is that of its `Sender`; `sock` is the upstream leg, None as long as there is none."""
+    `header` is the last one that its peer wrote before a datagram; None if the peer writes none, and is the client.
+    """
 
     __slots__ = (
-        "_held",
-        "_held_bytes",
         "_opened",
         "_task",
         "address",
-        "answered",
-        "asked",
-        "ended",
-        "home",
-        "key",
         "known",
-        "last",
-        "live",
-        "queue",
         "request",
-        "rule",
         "service",
-        "sock",
-        "timeout_s",
-        "trail",
     )
 
-    queue: Queue
-
-    def __init__(self, home: Home, service: Service, key: Hashable, sender: Sender, trail: Trail = NOWHERE) -> None:
+    def __init__(
+        self,
+        home: Home,
+        service: Service,
+        key: Hashable,
+        sender: Sender,
+        trail: Trail = NOWHERE,
+        header: Header | None = None,
+    ) -> None:
         self.home = home
         self.service = service
         self.key = key
+        self.header = header
         self.rule = service.rule
         self.sock: socket.socket | None = None
         self.address: Address | None = None
@@ -74,11 +69,13 @@ class DatagramSession:
         self.asked = self.last = 0.0
         self.timeout_s = service.route.rule.options.datagram_timeout_s
         self._task: asyncio.Task[None] | None = None
-        self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._held = HeldDatagrams(home.plane.table)
         self._opened = False
-        host, port = client_address(sender.address)
+        peer = client_address(sender.address)
+        host, port = client_of(header, peer)
         record = SessionRecord(service.registry.gate.next_id(), service.route, host, port, time.time())
+        if header is not None:
+            record.peer, record.peer_port = peer
         if service.group is not None:
             record.group = service.group.name
         self.live = Live(record, service.rule, self.kill, datagrams=True)
@@ -91,16 +88,17 @@ class DatagramSession:
         return request
 
     @property
+    def identity(self) -> Hashable:
+        """What its listener finds it by."""
+        return identity_of(self.key, self.header, (self.live.record.client, self.live.record.client_port))
+
+    @property
     def member(self) -> Member | None:
         """Its server; None if there is no group, or it has none yet."""
         return self.request.member if self.request is not None else None
 
     async def connect(self) -> Dialed:
         """The upstream leg."""
-        raise NotImplementedError
-
-    def forward(self, group: Group) -> None:
-        """Datagrams of the client, which are still in the batch, go to the upstream."""
         raise NotImplementedError
 
     def forward_held(self) -> None:
@@ -188,22 +186,7 @@ class DatagramSession:
         except OSError as error:
             self.end(Ending.ABORTED, error.errno or errno.EIO)
 
-    # Traffic
-
-    def heard(self) -> None:
-        """Something moved: the session is not silent."""
-        if not self.ended:
-            self.home.plane.table.touch(self)
-            self.live.meter.moved_at = self.last
-
-    def heard_answer(self) -> None:
-        """The same, and it was the destination."""
-        if not self.ended:
-            self.asked = 0.0
-            self.trail = NOWHERE
-            if not self.answered:
-                self.home.plane.table.answer(self)
-            self.home.plane.table.touch(self)
+    # A client that waits for an answer
 
     def goes_on(self, service: Service, now: float) -> bool:
         """The client writes again to an address that has not answered: whether it is to have a session at another one,
@@ -233,65 +216,6 @@ class DatagramSession:
     def patience_s(self, same: bool) -> float:
         """How long a question waits; `same` says that the destination has the addresses that it had."""
         return patience_s(self.trail, self.answered, self.timeout_s, same)
-
-    def take_up(self, group: Group) -> None:
-        """Datagrams of the client."""
-        if not self.asked:
-            self.asked = self.home.plane.loop.time()
-        group = self.within_bandwidth(0, group)
-        if not group.length:
-            return
-        if self.sock is None:
-            self.hold(self.home.batch.take(group))
-        else:
-            self.forward(group)
-
-    def within_bandwidth(self, way: int, group: Group) -> Group:
-        """The datagrams of a group that may pass, the first ones; the others are lost."""
-        throttle = self.live.meter.throttle
-        if throttle is None:
-            return group
-        passing = 0
-        for datagram in self.home.batch.take(group):
-            if not throttle.passes(way, len(datagram)):
-                break
-            passing += 1
-        self.live.meter.datagrams_lost += group.length - passing
-        return group._replace(length=passing)
-
-    def hold(self, datagrams: Iterable[bytes]) -> None:
-        """Keep datagrams until there is an upstream to take them; what is too much is lost."""
-        for datagram in datagrams:
-            size = len(datagram)
-            room = len(self._held) < HELD_DATAGRAMS_MAX and self._held_bytes + size <= HELD_SESSION_BYTES_MAX
-            if room and self.home.plane.table.hold(size):
-                self._held.append(datagram)
-                self._held_bytes += size
-            else:
-                self.live.meter.datagrams_lost += 1
-
-    def release_held(self) -> list[bytes]:
-        """What was held, which is then held no more."""
-        held, self._held = self._held, []
-        self.home.plane.table.let_go(self._held_bytes)
-        self._held_bytes = 0
-        return held
-
-    @property
-    def holds(self) -> bool:
-        """Whether anything is held."""
-        return bool(self._held)
-
-    def send_down(self, group: Group) -> None:
-        """Datagrams in the batch go to the client."""
-        meter = self.live.meter
-        group = self.within_bandwidth(1, group)
-        if not group.length:
-            return
-        sent = self.home.batch.send(self.home.sock, group, self.key)
-        meter.bytes_down += sent.size
-        meter.datagrams_down += sent.datagrams
-        meter.datagrams_lost += group.length - sent.datagrams
 
     # End
 

@@ -34,6 +34,9 @@ log = logging.getLogger("oinetd")
 IDS_KEPT = 100_000
 """Numbers that the old process keeps, for sessions that begin in it until its last socket is handed over."""
 
+START_AGAIN_S = 0.2
+"""Between two tries to serve a listening socket for which there was no memory or no descriptor."""
+
 _COUNTERS = (
     "accepted", "refused", "failed", "bytes_up", "bytes_down", "datagrams_up", "datagrams_down", "datagrams_lost",
     "datagrams_forged", "rate_waits",
@@ -68,12 +71,8 @@ class Moves:
     def resume(self) -> None:
         """Accept again, and read the UDP sockets."""
         self.registry.away.forget()
-        self.lanes.held_back.clear()
-        for listener in self.listeners.values():
-            try:
-                listener.start()
-            except OSError as error:
-                log.error("%s: not served after a failed upgrade: %s", listener.service.route, error.strerror)
+        self.start_streams()
+        self.start_datagrams()
 
     def leave(self) -> None:
         """The listeners belong to the other process now, with the files of unix sockets."""
@@ -97,9 +96,32 @@ class Moves:
         self._start(Protocol.UDP)
 
     def _start(self, protocol: Protocol) -> None:
+        """Start the listeners. What has no memory or descriptor now is tried again: whoever gives up for it would take
+        sessions along that have moved already."""
         self.lanes.held_back.discard(protocol)
+        late = []
         for listener in self._of(protocol):
-            listener.start()
+            try:
+                listener.start()
+            except (OSError, MemoryError) as error:
+                log.error("%s: not served yet (%s); trying again", listener.service.route, _reason(error))
+                late.append(listener)
+        if late:
+            asyncio.get_running_loop().call_later(START_AGAIN_S, self._start_again, protocol, late)
+
+    def _start_again(self, protocol: Protocol, waiting: list[Listener]) -> None:
+        late = []
+        for listener in waiting:
+            if protocol in self.lanes.held_back or listener not in self._of(protocol):
+                continue  # `_start` follows, or nobody wants it any more
+            try:
+                listener.start()
+            except (OSError, MemoryError):
+                late.append(listener)
+            else:
+                log.info("%s: served now", listener.service.route)
+        if late:
+            asyncio.get_running_loop().call_later(START_AGAIN_S, self._start_again, protocol, late)
 
     def _of(self, protocol: Protocol) -> list[Listener]:
         return [listener for key, listener in self.listeners.items() if key.protocol is protocol]
@@ -137,8 +159,8 @@ class Moves:
         killed = self.registry.away.come_back(number)
         try:
             begin()
-        except OSError as error:
-            log.error("session %d ends: %s", number, error.strerror)
+        except (OSError, MemoryError) as error:
+            log.error("session %d ends: %s", number, _reason(error))
         if killed:  # once it has begun: what is cancelled before could not clean up
             asyncio.get_running_loop().call_soon(lambda: self.lanes.kill(number, known=True))
 
@@ -246,6 +268,10 @@ class Moves:
         """End what was to end in another process."""
         for session_id in session_ids:
             self.lanes.kill(session_id)
+
+
+def _reason(error: OSError | MemoryError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "out of memory"
 
 
 def _name_of(rule: Rule) -> str:

@@ -179,7 +179,7 @@ def _adopt(moves: Moves, frame: Frame) -> dict[int, Callable[[], object]]:
             if whole and (begin := moves.adopt(state, tuple(fds), (data[:up], data[up:]))) is not None:
                 taken[number] = begin
                 continue
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, MemoryError) as error:
             logger.warning("upgrade: a session is not understood and stays with the old process: %s", repr(error))
         close_all(fds)
     close_all(descriptors)

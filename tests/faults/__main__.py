@@ -22,6 +22,8 @@ INSIDE = "OINETD_FAULTS_INSIDE"
 PREPARE = """\
 ip link set lo up
 mount -t tmpfs -o size=64m,mode=700 tmpfs "$1"
+mkdir "$1/apart"
+mount -t tmpfs -o size=16m,mode=700 tmpfs "$1/apart"
 printf 'nameserver 127.0.0.1\\noptions timeout:1 attempts:1\\n' > "$1/resolv.conf"
 mount --bind "$1/resolv.conf" /etc/resolv.conf
 shift
@@ -57,6 +59,7 @@ def main() -> int:
     except Broken as broken:
         print(*driver.events[-30:], f"BROKEN after {driver.rounds} rounds: {broken}", sep="\n", flush=True)
         print(stage.said.read_text(errors="replace")[-3000:])
+        print(f"connections that the kernel gave up: {kernel_aborts()}")
         return 1
     finally:
         stage.close()
@@ -65,6 +68,13 @@ def main() -> int:
     told += f", {stage.upgrades} upgrades, {failed} calls failed"
     print(f"{told}, {driver.load.checked} bytes compared: every invariant held", flush=True)
     return 0
+
+
+def kernel_aborts() -> dict[str, int]:
+    """How often the kernel of this namespace ended a connection by itself, and why."""
+    names, numbers = Path("/proc/net/netstat").read_text().splitlines()[:2]
+    counts = dict(zip(names.split()[1:], map(int, numbers.split()[1:]), strict=True))
+    return {name: count for name, count in counts.items() if count and name.startswith(("TCPAbort", "TCPMemory"))}
 
 
 if __name__ == "__main__":

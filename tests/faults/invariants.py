@@ -80,8 +80,12 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
     """
     opened: set[int] = set()
     closed: dict[int, tuple[int, int, int]] = {}
+    ends: dict[int, list[str]] = defaultdict(list)
     for line in lines:
-        said = json.loads(line)
+        try:
+            said = json.loads(line)
+        except ValueError:
+            raise Broken(f"not a line of the log: {line}") from None
         if said["event"] == "opened":
             if said["id"] in opened:
                 raise Broken(f"session {said['id']} was opened twice")
@@ -92,6 +96,7 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
             if not 0 <= said["duration_s"] <= SESSION_S_MAX:
                 raise Broken(f"session {said['id']} lasted {said['duration_s']} s")
             closed[said["id"]] = (said["client_port"], said["bytes_up"], said["bytes_down"])
+            ends[said["client_port"]].append(line)
     if extra := closed.keys() - opened:
         raise Broken(f"closing lines of sessions that were never opened: {sorted(extra)[:5]}")
     if whole and (missing := opened - closed.keys()):
@@ -109,7 +114,7 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
         for each in sorted(inexact, key=lambda each: each.up):
             found = next((bytes_ for bytes_ in told[each.port] if each.is_told_by(*bytes_)), None)
             if found is None:
-                raise Broken(f"no closing line with the bytes of its client: {each}, but {told[each.port]}")
+                raise Broken(f"no closing line with the bytes of its client: {each}, but {ends[each.port]}")
             told[each.port].remove(found)
     ups, downs = (sum(each[place] for each in closed.values()) for place in (1, 2))
     return len(opened), ups, downs

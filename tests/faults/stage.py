@@ -65,7 +65,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 class Stage:
-    """The processes of a run; `folder` is on a file system of its own, which can be full."""
+    """The processes of a run; `folder` is on a file system of its own, which can be full, `folder/apart` on another."""
 
     def __init__(self, folder: Path, seed: int = 0, *, leaky: bool = False) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ class Stage:
         self.command = folder / "oinetd"
         self._write_command(leaky)
         self.conf, self.log, self.admin = folder / "faults.conf", folder / "log", folder / "faults.sock"
-        self.found, self.said = folder / "found", folder / "said"
+        self.found, self.said = folder / "apart" / "found", folder / "said"
         self.names = NameServer()
         self.names.zone[NAME] = ["127.0.0.2"]
         self.variant = 0

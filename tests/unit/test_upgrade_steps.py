@@ -255,3 +255,45 @@ async def test_a_listener_that_changes_its_lane_lets_nobody_in_while_an_upgrade_
             moves.resume()
             assert await waits == b"x"
             client.close()
+
+
+@pytest.mark.parametrize("engine", ["native", "python"])
+@in_one_loop
+async def test_a_listener_for_which_there_is_no_memory_is_tried_again(
+    engine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever ended for it would end the sessions that have moved to it: their peers would read a FIN too early."""
+    if engine == "native" and available():
+        pytest.skip(available())
+    monkeypatch.setattr("oinetd.lanes.moves.START_AGAIN_S", 0.01, raising=False)
+    caplog.set_level("INFO", "oinetd")
+    failures = [OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError(), OSError(errno.ENOSPC, "no room")]
+    with echo() as upstream, Party() as client:
+        far = upstream.address[1]
+        async with server(echo_bytes) as (host, port):
+            config = parse_config(f"engine {engine}\n127.0.0.1 0 {host} {port}\n127.0.0.1 0/udp 127.0.0.1 {far}/udp\n")
+            async with Forwarder(config) as forwarder:
+                stream, datagrams = bound(forwarder), bound(forwarder, 1)
+                forwarder.moves.pause()
+                assert not forwarder.moves.take_out_datagrams(1)
+                for listener in forwarder.moves.listeners.values():
+                    fail_at_first(monkeypatch, listener, list(failures))
+                forwarder.moves.resume()
+                peer = await dial(stream)
+                await peer.send(b"x")
+                assert await peer.read(1) == b"x"
+                peer.close()
+                assert await client.ask(b"hello", datagrams) == b"hello"
+    assert (caplog.text.count("not served yet"), caplog.text.count("served now")) == (2, 2)
+
+
+def fail_at_first(monkeypatch: pytest.MonkeyPatch, listener: Any, failures: list[Exception]) -> None:
+    """Let `start` of this listener raise these first."""
+    start = listener.start
+
+    def started() -> None:
+        if failures:
+            raise failures.pop(0)
+        start()
+
+    monkeypatch.setattr(listener, "start", started, raising=False)

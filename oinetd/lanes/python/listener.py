@@ -59,10 +59,10 @@ class StreamListener(Listener):
         self._calm: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Accept from now on. A second call does nothing."""
+        """Accept from now on. A second call does nothing. Raises `OSError` if there is no memory to watch the socket."""
         if not self._reading and self.sock.fileno() >= 0:
-            self._reading = True
             self._loop.add_reader(self.sock.fileno(), self._accept)
+            self._reading = True
 
     def replace_service(self, service: Service) -> None:
         """Serve the connections to come differently."""

@@ -131,9 +131,9 @@ class Client:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def get(self, path: str, query: Mapping[str, str] | None = None) -> Answer:
-        """Ask. Raises `NoInstance` if nobody answers."""
-        return self._ask("GET", path, query or {})
+    def get(self, path: str, query: Mapping[str, str] | None = None, *, timeout_s: float = ANSWER_S) -> Answer:
+        """Ask. Raises `NoInstance` if nobody answers within `timeout_s`."""
+        return self._ask("GET", path, query or {}, timeout_s=timeout_s)
 
     def post(
         self, path: str, query: Mapping[str, str] | None = None, value: Any = None, *, timeout_s: float = ANSWER_S

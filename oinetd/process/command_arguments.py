@@ -6,7 +6,13 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from oinetd.config.mistake import Mistake
+from oinetd.config.values.common import Time
+
 __all__ = ["add_arguments"]
+
+HEALTH_TIMEOUT: Final = "5s"
+"""A process that is frozen accepts, and says nothing."""
 
 
 def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
@@ -17,6 +23,18 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
 
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the document of the API")
+
+
+def _of_health(parser: argparse.ArgumentParser) -> None:
+    text = f"how long an answer may take, such as 500ms (default: {HEALTH_TIMEOUT})"
+    parser.add_argument("--timeout", type=_time, default=HEALTH_TIMEOUT, metavar="TIME", help=text)
+
+
+def _time(text: str) -> float:
+    try:
+        return Time(never=False).parse(text)
+    except Mistake as mistake:
+        raise argparse.ArgumentTypeError(str(mistake)) from None
 
 
 def _filters(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +98,7 @@ def _of_explain(parser: argparse.ArgumentParser) -> None:
 
 
 _ARGUMENTS: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "health": _of_health,
     "status": _json,
     "rules": _json,
     "sessions": _of_sessions,

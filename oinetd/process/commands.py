@@ -97,8 +97,8 @@ def _show(value: Any, lines: Callable[[Any], list[str]], as_json: bool) -> int:
 
 
 def health(client: Client, said: argparse.Namespace) -> int:
-    """Check the health: exit code 0 if it serves, 1 if it starts, stops, or has a problem."""
-    answer = client.get("/v1/health")
+    """Check the health: exit code 0 if it serves, 1 if it starts, stops, has a problem, or does not answer in time."""
+    answer = client.get("/v1/health", timeout_s=said.timeout)
     found = answer.value
     if not isinstance(found, dict) or "status" not in found:
         raise _Refused(answer)

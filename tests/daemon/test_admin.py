@@ -59,6 +59,20 @@ def test_the_only_instance_is_found_and_asked(tmp_path: Path, environ: dict[str,
         upstream.close()
 
 
+def test_a_frozen_process_is_not_healthy(tmp_path: Path, environ: dict[str, str]) -> None:
+    daemon = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ)
+    try:
+        daemon.signal(signal.SIGSTOP)
+        frozen = call(tmp_path, "health", "--timeout", "50ms", **environ)
+        assert (frozen.returncode, "timed out" in frozen.stderr) == (1, True), frozen
+        daemon.signal(signal.SIGCONT)
+        assert call(tmp_path, "health", "--timeout", "1m", **environ).returncode == 0
+        unclear = call(tmp_path, "health", "--timeout", "soon", **environ)
+        assert (unclear.returncode, "'soon' is not a valid time" in unclear.stderr) == (64, True), unclear
+    finally:
+        daemon.close()
+
+
 def test_a_reload_by_command_shows_errors_with_their_place(tmp_path: Path, environ: dict[str, str]) -> None:
     daemon = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ)
     try:

@@ -181,14 +181,21 @@ class Network:
 class Load:
     """New connections to an address at a steady pace, from a thread in a machine's namespace.
 
-    A connection asks once and ends. Of each is kept when it began, whether it was made, and which server answered.
+    A connection asks once and ends, after `patience_s` at the latest. Of each is kept when it began, whether it was
+    made, and which server answered.
     """
 
     def __init__(
-        self, machine: Machine, address: tuple[str, int], pace_s: float, sources: tuple[str, ...] = ()
+        self,
+        machine: Machine,
+        address: tuple[str, int],
+        pace_s: float,
+        sources: tuple[str, ...] = (),
+        patience_s: float = 1.0,
     ) -> None:
         self.results: list[tuple[float, str, str]] = []
         self._address, self._pace_s, self._sources = address, pace_s, sources or ("",)
+        self._patience_s = patience_s
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(machine.name,))
 
@@ -226,7 +233,7 @@ class Load:
         step = "connect"
         try:
             with socket.socket() as sock:
-                sock.settimeout(1.0)
+                sock.settimeout(self._patience_s)
                 if source:
                     sock.bind((source, 0))
                 sock.connect(self._address)

@@ -59,7 +59,7 @@ class StreamListener(Listener):
         self._calm: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Accept from now on. A second call does nothing. Raises `OSError` if there is no memory to watch the socket."""
+        """Accept from now on. A second call does nothing. Raises `OSError` if it cannot be watched."""
         if not self._reading and self.sock.fileno() >= 0:
             self._loop.add_reader(self.sock.fileno(), self._accept)
             self._reading = True

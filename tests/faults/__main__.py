@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.faults.driver import ROUND_S, Driver
 from tests.faults.invariants import Broken
 from tests.faults.kinds import KINDS
+from tests.faults.memory import Memory
 from tests.faults.plants import PLANTS, Plant
 from tests.faults.stage import Stage
 
@@ -49,7 +50,10 @@ def main() -> int:
             again = [sys.executable, "-m", "tests.faults", *sys.argv[1:], "--seed", str(said.seed)]
             words = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
             prepare = ["sh", "-euc", PREPARE, "sh", folder, *again]
-            return subprocess.run([*words, *prepare], env={**os.environ, INSIDE: folder}, check=False).returncode
+            try:
+                return subprocess.run([*words, *prepare], env={**os.environ, INSIDE: folder}, check=False).returncode
+            finally:
+                Memory.remove(Path(folder).name)
     print(f"seed {said.seed}", flush=True)
     stage = Stage(Path(os.environ[INSIDE]), said.seed, leaky=said.plant == "leaked-descriptor")
     driver = Driver(stage, said.seed, Plant(said.plant), said.only)
@@ -66,6 +70,8 @@ def main() -> int:
     failed = stage.control.failed if stage.control is not None else 0
     told = f"{driver.rounds} rounds, {driver.load.ended} connections ended, {driver.load.broken} broke"
     told += f", {stage.upgrades} upgrades, {failed} calls failed"
+    if stage.memory is not None:
+        told += f", memory was short {stage.memory.refused} times"
     print(f"{told}, {driver.load.checked} bytes compared: every invariant held", flush=True)
     return 0
 

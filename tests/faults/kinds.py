@@ -94,6 +94,15 @@ async def descriptors_are_short(stage: Stage, choice: random.Random) -> AsyncIte
 
 
 @asynccontextmanager
+async def memory_is_short(stage: Stage, choice: random.Random) -> AsyncIterator[None]:
+    """The limit of the daemon's control group is what it has, and a little more."""
+    assert stage.memory is not None
+    stage.memory.limit(choice.choice((0, 1 << 16, 1 << 20, 4 << 20)))
+    yield
+    stage.memory.lift()
+
+
+@asynccontextmanager
 async def the_disk_is_full(stage: Stage, _: random.Random) -> AsyncIterator[None]:
     filler = stage.folder / "filler"
     await asyncio.to_thread(run, "sh", "-c", f"cat /dev/zero > {filler} 2>/dev/null || true")
@@ -175,9 +184,9 @@ async def frames_are_forged(_: Stage, choice: random.Random) -> AsyncIterator[No
 
 def kinds(stage: Stage) -> list[str]:
     """The names of the faults that this stage can have."""
-    return [
-        name for name in sorted(KINDS) if stage.control is not None or KINDS[name] not in (calls_fail, the_clock_jumps)
-    ]
+    missing = [] if stage.control is not None else [calls_fail, the_clock_jumps]
+    missing += [] if stage.memory is not None else [memory_is_short]
+    return [name for name in sorted(KINDS) if KINDS[name] not in missing]
 
 
 KINDS: dict[str, Fault] = {
@@ -190,6 +199,7 @@ KINDS: dict[str, Fault] = {
         names_change,
         names_hang,
         descriptors_are_short,
+        memory_is_short,
         the_disk_is_full,
         configurations_change,
         logs_are_opened_again,

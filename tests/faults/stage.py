@@ -19,6 +19,7 @@ from tests.daemon.name_server import NameServer
 from tests.daemon.process import ROOT
 from tests.faults.adopted import Adopted
 from tests.faults.control import Control
+from tests.faults.memory import Memory
 
 __all__ = ["Stage"]
 
@@ -47,6 +48,7 @@ NAME = "flip.test"
 
 COMMAND = """\
 #!/bin/sh
+{enter}
 cd {root} && exec env {settings} {python} {words} "$@"
 """
 
@@ -70,6 +72,7 @@ class Stage:
     def __init__(self, folder: Path, seed: int = 0, *, leaky: bool = False) -> None:
         self.folder = folder
         self.control = Control(folder, seed) if Control.possible() else None
+        self.memory = Memory(folder.name) if Memory.possible() else None
         self.command = folder / "oinetd"
         self._write_command(leaky)
         self.conf, self.log, self.admin = folder / "faults.conf", folder / "log", folder / "faults.sock"
@@ -120,7 +123,13 @@ class Stage:
         leak.write_text(LEAKY)
         settings = f"PYTHONPATH='{ROOT}' {self.control.words if self.control is not None else ''}"
         words = str(leak) if leaky else "-m oinetd"
-        text = COMMAND.format(root=ROOT, settings=settings, python=sys.executable, words=words)
+        text = COMMAND.format(
+            enter=self.memory.words if self.memory is not None else ":",
+            root=ROOT,
+            settings=settings,
+            python=sys.executable,
+            words=words,
+        )
         self.command.write_text(text)
         self.command.chmod(0o755)
 

@@ -108,8 +108,12 @@ class AdminListener:
 
     def _resume(self) -> None:
         self._paused = None
-        if not self._closed:
+        if self._closed:
+            return
+        try:
             self._loop.add_reader(self.sock.fileno(), self._accept)
+        except OSError as error:  # no memory to watch it
+            self._pause(error)
 
     def _take(self, client: socket.socket) -> None:
         client.setblocking(False)

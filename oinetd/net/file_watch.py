@@ -85,8 +85,13 @@ class FileWatch:
         if fd < 0:
             self._complain(os.strerror(ctypes.get_errno()))
             return
+        try:
+            self._loop.add_reader(fd, self._on_events)
+        except OSError as error:
+            os.close(fd)
+            self._complain(error.strerror or str(error))
+            return
         self._fd = fd
-        self._loop.add_reader(fd, self._on_events)
 
     def _forget(self) -> None:
         if self._fd >= 0:

@@ -69,7 +69,7 @@ def main() -> int:
         stage.close()
     failed = stage.control.failed if stage.control is not None else 0
     told = f"{driver.rounds} rounds, {driver.load.ended} connections ended, {driver.load.broken} broke"
-    told += f", {stage.upgrades} upgrades, {failed} calls failed"
+    told += f" {dict(driver.load.why)}, {stage.upgrades} upgrades, {failed} calls failed"
     if stage.memory is not None:
         told += f", memory was short {stage.memory.refused} times"
     print(f"{told}, {driver.load.checked} bytes compared: every invariant held", flush=True)

@@ -8,11 +8,12 @@ import random
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from tests.faults.invariants import Broken, Done, Holdings, check_holdings, check_log, holdings
+from tests.faults.invariants import Broken, Done, Holdings, check_holdings, check_log, check_said, holdings
 from tests.faults.kinds import KINDS, kinds
 from tests.faults.plants import Plant
 from tests.faults.stage import DATAGRAMS, RULES, Stage
@@ -42,6 +43,8 @@ class Clients(Load):
     kills: Callable[[], int] = lambda: 0
     ways: dict[int, int] = field(default_factory=dict)
     """The port of the rule of each connection."""
+    why: Counter[str] = field(default_factory=Counter)
+    """For which reasons connections broke: `ConnectionAbortedError` is a reset by the client itself."""
 
     async def client(self, address: tuple[str, int]) -> None:
         """One connection; what its closing line has to say is kept if it ended well."""
@@ -49,22 +52,24 @@ class Clients(Load):
         self.ways[key] = address[1]
         try:
             peer = await asyncio.wait_for(dial(self.plant.way(address)), CLIENT_S)
-        except OSError:
-            self.broken += 1
+        except OSError as error:
+            self._broke(error)
+            if isinstance(error, ConnectionRefusedError) and kills == self.kills():
+                self.faults.append(f"connection {key} was refused")
             return
         port = peer.sock.getsockname()[1]
         try:
             await asyncio.wait_for(self._talk(peer, key), CLIENT_S)
             up, down = (random.Random(4 * key + way).choice(SIZES) for way in (True, False))
             if kills != self.kills():
-                self.broken += 1
+                self._broke(None)
             else:
                 self.done.append(Done(port, up + 8, down))
                 self.ended += 1
-        except ConnectionError:
-            self.broken += 1
-        except TimeoutError:
-            self.broken += 1
+        except ConnectionError as error:
+            self._broke(error)
+        except TimeoutError as error:
+            self._broke(error)
             peer.reset()  # a FIN in the middle would be this client's
         except Mixture:
             pass  # it is in `faults`
@@ -72,6 +77,10 @@ class Clients(Load):
             peer.close()
             if kills != self.kills():  # the kernel ends the connections of a dead process
                 self.faults[:] = [each for each in self.faults if not each.startswith(f"connection {key}, down: a FIN")]
+
+    def _broke(self, error: OSError | None) -> None:
+        self.broken += 1
+        self.why["a process died" if error is None else type(error).__name__] += 1
 
     async def _talk(self, peer: Peer, key: int) -> None:
         await peer.send(key.to_bytes(8, "big"))
@@ -210,9 +219,7 @@ class Driver:
         self._count(ups - status["bytes_up"], downs - status["bytes_down"])
         self.sessions = sessions
         await self._given_back()
-        text = self.stage.said.read_text(errors="replace")
-        if "Traceback" in text:
-            raise Broken(f"a traceback: {text[text.index('Traceback') :][:1500]}")
+        check_said(self.stage.said.read_text(errors="replace"))
 
     async def _given_back(self) -> None:
         """Nothing is held any more; the resolver may still wait for a name server. Raises `Broken`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Broken", "Done", "Holdings", "check_holdings", "check_log", "holdings"]
+__all__ = ["Broken", "Done", "Holdings", "check_holdings", "check_log", "check_said", "holdings"]
 
 PIPES_MAX = 64
 """Descriptors of pipes that the pools of the reactors may keep."""
@@ -18,6 +19,11 @@ MEMORY_BYTES_MAX = 48 << 20
 
 SESSION_S_MAX = 600.0
 """No session of a run lasts longer, whatever the clock says."""
+
+
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:  .*\n)+.*")
+_LOADING = "in <module>\n    from oinetd.process.cli import main\n"
+_SHORT = ("OSError: [Errno 12]", "MemoryError")
 
 
 class Broken(AssertionError):
@@ -118,3 +124,16 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
             told[each.port].remove(found)
     ups, downs = (sum(each[place] for each in closed.values()) for place in (1, 2))
     return len(opened), ups, downs
+
+
+def check_said(text: str) -> None:
+    """Nothing went wrong that oinetd does not know of. Raises `Broken`.
+
+    A new process that an upgrade starts while memory is short may end before any of oinetd's code runs: a page of a
+    file counts for the group of whoever reads it first, and `read` then fails with ENOMEM (mm/filemap.c,
+    filemap_add_folio, calls mem_cgroup_charge). What the interpreter says of that, while it loads the program, is no
+    fault of it; that the old process goes on is what the other invariants say.
+    """
+    for found in _TRACEBACK.findall(text):
+        if not (_LOADING in found and found.splitlines()[-1].startswith(_SHORT)):
+            raise Broken(f"a traceback: {found[:1500]}")

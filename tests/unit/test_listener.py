@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 import os
 import resource
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+import oinetd.admin.listener
 import oinetd.lanes.python.listener
 from oinetd import Ending, EngineChoice, SessionRecord, Settings
+from oinetd.admin.listener import AdminListener
+from oinetd.admin.message import Request, Response
 from oinetd.lanes.native.plane import available
 from oinetd.lanes.python.listener import ACCEPT_BATCH, StreamListener
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
@@ -135,6 +142,63 @@ async def test_no_descriptor_pauses_and_recovers(
         old.close()
     assert sum("cannot accept" in message for message in caplog.messages) == 1
     assert sum("accepts again" in message for message in caplog.messages) == 1
+
+
+class Short:
+    """A loop that has no memory to watch a socket, `times` times."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, times: int) -> None:
+        self._loop, self._times = loop, times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def add_reader(self, *words: Any) -> None:
+        self._times -= 1
+        if self._times >= 0:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        self._loop.add_reader(*words)
+
+
+async def test_a_pause_ends_although_there_is_no_memory_at_its_end(
+    upstream: tuple[str, int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oinetd.lanes.python.listener, "PAUSE_S", 0.01)
+    async with forwarding(rule(upstream), settings=PYTHON) as forwarder:
+        (listener,) = forwarder._listeners.values()
+        assert isinstance(listener, StreamListener)
+        listener._back_off(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+        loop: Any = Short(asyncio.get_running_loop(), 3)
+        listener._loop = loop
+        client = await dial(bound(forwarder))
+        assert await exchange(client)
+        client.close()
+    assert sum("cannot accept" in message for message in caplog.messages) == 1
+
+
+async def test_the_admin_socket_is_watched_again_although_memory_was_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oinetd.admin.listener, "RETRY_S", 0.01)
+    answered = asyncio.Event()
+
+    async def answer(_: Request) -> Response:
+        answered.set()
+        return Response()
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "s"))
+        sock.listen()
+        listener = AdminListener(sock, answer)
+        listener.start()
+        loop: Any = Short(asyncio.get_running_loop(), 3)
+        listener._loop = loop
+        listener._pause(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "s"))
+            client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            await asyncio.wait_for(answered.wait(), 20)
+        await listener.close()
 
 
 async def test_an_error_nobody_foresaw_pauses_too(upstream: tuple[str, int], caplog: pytest.LogCaptureFixture) -> None:

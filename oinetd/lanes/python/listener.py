@@ -100,9 +100,9 @@ class StreamListener(Listener):
                 return
 
     def _forget_waiting(self) -> None:
-        self.service.registry.forget_waiting(self.start)
+        self.service.registry.forget_waiting(self._start_again)
         if self.service.group is not None:
-            self.service.group.forget_waiting(self.start)
+            self.service.group.forget_waiting(self._start_again)
 
     def _pause(self) -> None:
         if self._reading:
@@ -119,7 +119,7 @@ class StreamListener(Listener):
             if group is not None and group.is_full:
                 group.found_full()
                 self._pause()
-                group.when_room(self.start)
+                group.when_room(self._start_again)
                 return
             if due := rule.buckets.connect_at():
                 self._pause()
@@ -128,7 +128,7 @@ class StreamListener(Listener):
             if not registry.take_place(rule):
                 rule.buckets.connect_given_back()
                 self._pause()
-                registry.when_room(self.start)
+                registry.when_room(self._start_again)
                 if registry.gate.is_full:  # pipes may give way, of which no session's end tells
                     self._look_later()
                 return
@@ -138,7 +138,7 @@ class StreamListener(Listener):
     def _look_later(self, pause_s: float = PAUSE_S) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(pause_s, self.start)
+        self._timer = self._loop.call_later(pause_s, self._start_again)
 
     def _accept_one(self) -> bool:
         """Take one connection, into a place that was taken; whether there may be another."""
@@ -162,7 +162,26 @@ class StreamListener(Listener):
         Session(service, session_id, client, peer, lambda: self.service).start(self._loop, self._tasks)
         return True
 
+    def _start_again(self) -> None:
+        """Accept again after a pause; what has no memory now is tried later."""
+        try:
+            self.start()
+        except OSError as error:
+            self._tell(error)
+            self._wait()
+
     def _back_off(self, error: OSError) -> None:
+        self._tell(error)
+        if self._reading:
+            self._pause()
+            self._wait()
+
+    def _wait(self) -> None:
+        self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S) or PAUSE_S
+        self._timer = self._loop.call_later(self._pause_s, self._start_again)
+
+    def _tell(self, error: OSError) -> None:
+        """Log a shortage once, until it is over."""
         if self._calm is not None:
             self._calm.cancel()
         else:
@@ -171,10 +190,6 @@ class StreamListener(Listener):
                 "%s: cannot accept (%s); trying again until it works.%s", self.service.route, error.strerror, remedy
             )
         self._calm = self._loop.call_later(CALM_S, self._recovered)
-        self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S) or PAUSE_S
-        if self._reading:
-            self._pause()
-            self._timer = self._loop.call_later(self._pause_s, self.start)
 
     def _recovered(self) -> None:
         self._calm = None

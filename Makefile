@@ -16,7 +16,7 @@ LIBRARY  := $(PREFIX)/lib/oinetd
 INSTALLED_PYTHON ?= $(LIBRARY)/bin/python
 SHARE    := $(DESTDIR)$(PREFIX)/share
 
-.PHONY: run test check docs bench bench-check package-test sanitize fuzz soak build wheel sbom deb install install-files clean
+.PHONY: run test check docs bench bench-full bench-check package-test sanitize fuzz soak build wheel sbom deb install install-files clean
 
 # Without a network pip prints a page of errors: one sentence replaces it. Other errors of pip are printed.
 define INSTALL
@@ -48,6 +48,11 @@ docs: docs/architecture.svg $(VENV)/test-ready
 # A quick run of everything, with a page: five minutes, as root, on a machine that does nothing else.
 bench: $(VENV)/test-ready
 	@$(BIN)/python -m bench quick --out build/bench --page build/bench/page.html
+
+# The figures of README.md and docs/performance.md: two full runs, whether they agree, and the pages. Forty minutes, as
+# root, on a machine that does nothing else. RESUME=1 goes on where a run ended, TRIAL=1 sees in some minutes that all works.
+bench-full: $(VENV)/test-ready
+	@$(BIN)/python -m bench publish $(if $(RESUME),--resume) $(if $(TRIAL),--trial --out build/trial)
 
 # Whether this tree is worse than the commit that it comes from: under ten minutes, as root. BASE names another one.
 BASE ?= $(shell git merge-base HEAD origin/main 2>/dev/null || git rev-parse HEAD)

@@ -146,6 +146,8 @@ class Watch:
     account: Account
     interval_s: float = 0.1
     memory: list[Memory] = field(default_factory=list)
+    elsewhere: dict[str, None] = field(default_factory=dict)
+    """What was seen of the subject in other control groups: such a process may be over before the load is."""
     _switches: list[tuple[float, Switches]] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -166,6 +168,8 @@ class Watch:
         while not self._over.is_set():
             self._switches.append((time.monotonic(), self.account.switches()))
             self.memory.append(self.account.memory())
+            if self.account.isolation is not None:
+                self.elsewhere |= dict.fromkeys(self.account.isolation.left_group())
             self._over.wait(self.interval_s)
 
     def rates(self) -> tuple[float | None, float | None]:

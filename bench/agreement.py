@@ -17,7 +17,7 @@ from bench.machine import summary_line
 from bench.results import Result
 from bench.statistics import Summary
 
-__all__ = ["LEAST_SHARE", "Cell", "agree", "cells_of"]
+__all__ = ["LEAST_SHARE", "Cell", "agree", "agreeing", "cells_of"]
 
 LEAST_SHARE = 0.9
 """Of the cells: from here on two runs agree."""
@@ -68,6 +68,12 @@ def cells_of(first: Result, second: Result) -> list[Cell]:
         if (one := first.figure(subject.name, case, column.key)) is not None
         and (other := second.figure(subject.name, case, column.key)) is not None
     ]
+
+
+def agreeing(first: Result, second: Result) -> tuple[int, int]:
+    """In how many cells with an interval two runs agree, and how many there are."""
+    stated = [each for each in cells_of(first, second) if each.stated]
+    return sum(each.agrees for each in stated), len(stated)
 
 
 def agree(first: Mapping[str, Result], second: Mapping[str, Result], console: Console, *, every: bool = False) -> int:

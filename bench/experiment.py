@@ -94,6 +94,10 @@ class Experiment:
             chosen |= {name: known[name] for name in found}
         return list(chosen.values()) or list(known.values())
 
+    def cases_of(self, subject: Subject, cases: Sequence[Case]) -> list[Case]:
+        """Those of `cases` that `subject` is measured in."""
+        return list(cases)
+
     def prepare(self) -> None:
         """Raise `ToolMissing` where something is missing without which nothing can be measured."""
 
@@ -172,7 +176,7 @@ def perform(experiment: Experiment, console: Console) -> Result:
         ready = [subject for subject, info in zip(subjects, result.subjects, strict=True) if not info.unavailable]
         infos = {each.name: each for each in result.subjects}
         cases = experiment.chosen_cases()
-        with Plan(console, planned_s(experiment, len(ready), cases)) as plan:
+        with Plan(console, planned_s(experiment, ready, cases)) as plan:
             if options.topology == "auto" and stand.topology.name == "loopback":
                 plan.say("on loopback: namespaces of its own need root, and pyroute2")
             for each in result.subjects:
@@ -194,11 +198,14 @@ def perform(experiment: Experiment, console: Console) -> Result:
     return result
 
 
-def planned_s(experiment: Experiment, subjects: int, cases: Sequence[Case]) -> float:
-    """About how long it takes to measure so many subjects in these cases."""
-    round_s = START_S + experiment.warm_up_s + sum(case.seconds for case in cases)
+def planned_s(experiment: Experiment, subjects: Sequence[Subject], cases: Sequence[Case]) -> float:
+    """About how long it takes to measure these subjects in these cases."""
     once_s = CHECK_S * experiment.options.check + experiment.apart_s()
-    return subjects * (experiment.round_count * round_s + once_s)
+    start_s = START_S + experiment.warm_up_s
+    return sum(
+        once_s + experiment.round_count * (start_s + sum(case.seconds for case in experiment.cases_of(subject, cases)))
+        for subject in subjects
+    )
 
 
 def must_be_writable(directory: Path) -> None:
@@ -248,10 +255,11 @@ def _rounds(
             at = f"round {number + 1} of {experiment.round_count}: {subject.name}"
             plan.now(at)
             before = len(result.samples)
+            turn = experiment.order(experiment.cases_of(subject, cases), number)
             try:
                 with stand.subject(subject, *ports) as running:
                     infos[subject.name].configuration = running.configuration
-                    for sample in _subject(experiment, stand, running, experiment.order(cases, number), plan, at):
+                    for sample in _subject(experiment, stand, running, turn, plan, at):
                         sample.subject, sample.round = subject.name, number
                         sample.invalid = list(dict.fromkeys([*sample.invalid, *infos[subject.name].faults()]))
                         result.samples.append(sample)

@@ -81,15 +81,8 @@ class Isolation:
 
     def work_elsewhere(self) -> list[str]:
         """What works for the subject and is not counted as its own; empty where all is as it should be."""
-        found = []
         inside = set(self._inside())
-        if self.group is not None:
-            members = set(self.group.pids())
-            found += [
-                f"work outside the subject's processes: {name} (process {pid}) has left its control group"
-                for pid in sorted(inside - members - self.own)
-                if (name := _name(pid)) and not _ended(pid)
-            ]
+        found = self.left_group(inside)
         sockets = self._sockets()
         # A second instance of a subject, for memory or allocations, has the network of the first.
         instances = _LIVE - {self._namespace}
@@ -102,6 +95,17 @@ class Isolation:
                     "holds its connections"
                 )
         return found
+
+    def left_group(self, inside: set[int] | None = None) -> list[str]:
+        """The processes of the subject that are in other control groups; looked for while a load runs, too."""
+        if self.group is None:
+            return []
+        inside = set(self._inside()) if inside is None else inside
+        members = set(self.group.pids())
+        names = sorted(
+            {name for pid in inside - members - self.own if (name := _name(pid)) and not _ended(pid)}
+        )  # fmt: skip
+        return [f"work outside the subject's processes: {name} has left its control group" for name in names]
 
     def _sockets(self) -> set[str]:
         """What the descriptors of sockets in the subject's network point to."""

@@ -11,7 +11,15 @@ from bench.ambient import ambient_texts
 from bench.meter import Spent, run_client
 from bench.results import Sample
 from bench.stand import Counts, FarEnd, Running, Stand
-from bench.validity import bulk_faults, drift_fault, exchange_faults, idle_work_fault, short_faults, stream_fault
+from bench.validity import (
+    bulk_faults,
+    drift_fault,
+    exchange_faults,
+    idle_operations_fault,
+    idle_work_fault,
+    short_faults,
+    stream_fault,
+)  # fmt: skip
 
 __all__ = ["Load", "bulk_load", "exchange_load", "settled", "short_load"]
 
@@ -86,6 +94,7 @@ def exchange_load(
         stand, running, far, "exchange", exchange_faults, seconds,
         connections=connections, up=up, down=down, rate=rate, warm_up=warm_up,
     )  # fmt: skip
+    load.invalid += idle_operations_fault(load.spent.cpu_s, load.figures["operations"])
     if not rate:
         load.invalid += stream_fault(load.figures["streams"])
         load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], warm_up, seconds, busy=load.busy)
@@ -95,6 +104,7 @@ def exchange_load(
 def short_load(stand: Stand, running: Running, far: FarEnd, *, connections: int, seconds: float) -> Load:
     """Connections that are opened, ask once and are closed; `connections` at a time."""
     load = _run(stand, running, far, "short", short_faults, seconds, connections=connections)
+    load.invalid += idle_operations_fault(load.spent.cpu_s, load.figures["operations"])
     load.invalid += _drift(stand, load, seconds)
     return load
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.account import Account, Watch
 from bench.ambient import Moment, ambient_facts
-from bench.programs import python_command
+from bench.programs import plain_python_command
 from bench.stand import Running, Stand
 
 __all__ = ["Spent", "client_command", "metered", "run_client"]
@@ -74,7 +74,7 @@ def client_command(running: Running, what: str, module: str = "bench.client", **
             flags += [flag, str(value)]
     if running.preamble:
         flags += ["--preamble", running.preamble.hex()]
-    return python_command(module, what, running.host, str(running.port), *flags)
+    return plain_python_command(module, what, running.host, str(running.port), *flags)
 
 
 def run_client(
@@ -89,5 +89,5 @@ def run_client(
         with metered(stand, running) as spent:
             program.read_line()
         figures = json.loads(program.read_rest())
-    spent.elsewhere = list(dict.fromkeys([*elsewhere, *running.work_elsewhere()]))
+    spent.elsewhere = list(dict.fromkeys([*elsewhere, *spent.watch.elsewhere, *running.work_elsewhere()]))
     return figures, spent

@@ -26,6 +26,7 @@ __all__ = [
     "children_of",
     "descriptor_limit",
     "listening_ports",
+    "plain_python_command",
     "python_command",
     "wait_until",
 ]
@@ -92,6 +93,14 @@ def _status(name: str) -> str:
 def python_command(module: str, *arguments: str) -> list[str]:
     """The command that runs a module of the bench with this interpreter."""
     return [sys.executable, "-m", module, *arguments]
+
+
+def plain_python_command(module: str, *arguments: str) -> list[str]:
+    """As `python_command`, for a module that needs no package but the bench: without those of `site-packages`, whose
+    hooks would be half of its start, hundreds of times in a run. Where the extension is installed there, it needs them.
+    """
+    built_here = any((ROOT / "bench").glob("_native.*.so"))
+    return [sys.executable, *["-S"][: int(built_here)], "-m", module, *arguments]
 
 
 def wait_until(condition: Callable[[], bool], patience_s: float, what: str) -> None:

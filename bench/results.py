@@ -13,9 +13,11 @@ from typing import Any
 from bench.errors import BenchError
 from bench.statistics import Summary, summarise
 
-__all__ = ["RESULTS_DIR", "Result", "Sample", "SubjectInfo", "load_results", "newest"]
+__all__ = ["AGAIN", "RESULTS_DIR", "Result", "Sample", "SubjectInfo", "load_results", "newest"]
 
 RESULTS_DIR = Path(__file__).resolve().parent / "results"
+AGAIN = "again"
+"""The folder in there with a second run of the same."""
 FORMAT = 1
 
 

@@ -24,13 +24,13 @@ from bench.isolation import Isolation, changed_settings, settings_of
 from bench.key import VARIABLE, new_key
 from bench.leftovers import find_leftovers, remove_leftovers
 from bench.path import PLAIN, PathQuality
-from bench.programs import START_PATIENCE_S, Program, python_command, wait_until
+from bench.programs import START_PATIENCE_S, Program, plain_python_command, wait_until
 from bench.subjects import Destination, Route, Setup, Subject
 from bench.topology import LISTEN_PORTS, Topology, topology_named
 
 __all__ = ["WARM_UP_S", "Counts", "FarEnd", "Running", "Stand"]
 
-WARM_UP_S = 0.4
+WARM_UP_S = 0.25
 """Of every load, on the connections and by the threads that are then timed."""
 
 
@@ -215,7 +215,7 @@ class Stand:
         port = 0 if path else self.free_port()
         # In a namespace of its own it listens on all addresses that a group of servers has.
         host = "0.0.0.0" if self.topology.server_addresses else self.topology.server_address
-        command = python_command(
+        command = plain_python_command(
             "bench.server", f"unix:{path}" if path else host, str(port), str(self.cores.loads),
             *filter(None, [expects]),
         )  # fmt: skip

@@ -6,7 +6,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["bulk_faults", "drift_fault", "exchange_faults", "idle_work_fault", "short_faults", "stream_fault"]
+__all__ = [
+    "bulk_faults",
+    "drift_fault",
+    "exchange_faults",
+    "idle_operations_fault",
+    "idle_work_fault",
+    "short_faults",
+    "stream_fault",
+]
 
 STREAM_SHARE = 0.1
 """A stream that moves less than this share of the mean is as good as not forwarded."""
@@ -15,6 +23,9 @@ _DRIFT_SLICES = 4
 """The fewest slices of the warm-up that say something of its rate."""
 BULK_LEAST_S_PER_GB = 0.01
 """Processor time that a program cannot do with less of, to move 10⁹ bytes: a tenth of what splice takes."""
+OPERATION_LEAST_S = 0.5e-6
+"""The same for a request and its answer: a twentieth of what the best take."""
+_OPERATIONS_LEAST = 100
 
 
 def _faults(faults: Sequence[str], what: str, total: int) -> list[str]:
@@ -142,4 +153,14 @@ def idle_work_fault(cpu_s: float | None, gigabytes: float) -> list[str]:
         return []
     return [
         f"work outside the subject's processes: {gigabytes:.1f} GB passed, and theirs was {cpu_s:.3f} s of CPU time"
+    ]
+
+
+def idle_operations_fault(cpu_s: float | None, operations: int) -> list[str]:
+    """As `idle_work_fault`, of round trips or connections."""
+    if cpu_s is None or operations < _OPERATIONS_LEAST or cpu_s >= OPERATION_LEAST_S * operations:
+        return []
+    return [
+        f"work outside the subject's processes: {operations} requests were answered, and theirs was {cpu_s * 1e3:.2f} ms of "
+        "CPU time"
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from bench.capture.options import DESCRIPTION as CAPTURE
 from bench.capture.options import EPILOG as CAPTURE_EXAMPLES
 from bench.capture.options import add_arguments as add_capture
 from bench.commands.arguments import Commands, add_topology, measured_options, names, positive
-from bench.commands.measurements import add_measurements, experiment, options
+from bench.commands.measurements import options
 from bench.errors import BenchError
 from bench.lab.options import DESCRIPTION as LAB
 from bench.lab.options import EPILOG as LAB_EXAMPLES
@@ -63,14 +62,26 @@ def _add_runs(commands: Commands) -> None:
         A short run of each experiment with a few subjects, and one HTML page of the results. It shows orders of
         magnitude, and leaves out subjects that are invalid by their nature.
         """, Path("build/bench")),
-        ("full", "everything that the pages show, with intervals: half an hour", """
+        ("full", "everything that the pages show, with intervals: twenty minutes", """
         Six rounds of each experiment with oinetd and its peers, and one HTML page of the results. `report --pages` then
         writes the figures of README.md and docs/performance.md. rinetd passes no half-close on, so the status is 1.
         """, RESULTS_DIR),
+        ("publish", "full, the same again, whether both agree, and the pages: forty minutes", """
+        `full` into OUT/first, what states intervals once more into OUT/second, `agree` on both. The results then
+        replace those in bench/results (the second ones in bench/results/again), and README.md and docs/performance.md
+        are made from them. The status is 1 if something is missing, a sample of oinetd is invalid, or the runs do not
+        agree. --resume goes on where an earlier one ended.
+        """, Path("build/full")),
     ):  # fmt: skip
         run = commands.add(name, help_text, description, _plan)
         run.add_argument("--out", type=Path, default=out, metavar="DIR", help="where the results are kept")
-        run.add_argument("--page", type=Path, default=Path("build/bench/page.html"), metavar="FILE", help="the page")
+        run.add_argument("--page", type=Path, default=out / "page.html" if out != RESULTS_DIR else
+                         Path("build/bench/page.html"), metavar="FILE", help="the page")  # fmt: skip
+        run.add_argument("--resume", action="store_true",
+                         help="leave out what has a complete result of this commit in DIR")  # fmt: skip
+        run.add_argument("--trial", action="store_true",
+                         help="two subjects, very short loads: to see that every step works; `publish` then writes "
+                         "copies of the pages in DIR/pages, and nothing else")  # fmt: skip
         run.add_argument("--list", action="store_true", help="print the commands, and measure nothing")
         run.add_argument("--only", type=names, default=[], metavar="NAME,…", help="only these experiments")
         add_topology(run)
@@ -116,35 +127,26 @@ def _add_reports(commands: Commands) -> None:
 
 
 def _plan(arguments: argparse.Namespace, console: Console) -> int:
-    from bench.plans import FULL, QUICK, run_plan
+    need_libraries("psutil", "rich", "matplotlib", "jinja2")
+    from bench.experiment import must_be_writable
+    from bench.plans import FULL, QUICK, Settings, about_s, run_plan
+    from bench.publish import publish, second_run
 
-    steps = FULL if arguments.command == "full" else QUICK
+    steps = QUICK if arguments.command == "quick" else FULL
     chosen = [step for step in steps if not arguments.only or step.split()[0] in arguments.only]
     if unknown := [name for name in arguments.only if name not in {step.split()[0] for step in steps}]:
         raise BenchError(f"no step of it is called {unknown[0]}; there are: {', '.join(s.split()[0] for s in steps)}")
     if arguments.list:
-        for step in chosen:
-            console.print(f"python -m bench {step}{_about(step)}", highlight=False, soft_wrap=True)
+        twice = second_run(chosen) if arguments.command == "publish" else []
+        for step in [*chosen, *twice]:
+            console.print(f"python -m bench {step}  # {about_s(step):.0f} s", highlight=False, soft_wrap=True)
+        console.print(f"# {sum(map(about_s, [*chosen, *twice])) / 60:.1f} minutes", highlight=False)
         return 0
-    need_libraries("psutil", "rich", "matplotlib", "jinja2")
-    from bench.experiment import must_be_writable
-
     must_be_writable(arguments.out)
-    more = [] if arguments.topology == "auto" else ["--topology", arguments.topology]
-    return run_plan(chosen, arguments.out.resolve(), arguments.page, more, console)
-
-
-def _about(step: str) -> str:
-    """How long a step of a plan takes, as a comment behind its command; nothing is known of lab and capture."""
-    from bench.experiment import planned_s
-
-    words = shlex.split(step)
-    if words[0] in ("lab", "capture"):
-        return ""
-    parser = argparse.ArgumentParser()
-    add_measurements(Commands(parser))
-    chosen = experiment(words[0], options(parser.parse_args(words)))
-    return f"  # {planned_s(chosen, len(chosen.chosen()), chosen.chosen_cases()):.0f} s"
+    settings = Settings(arguments.out.resolve(), arguments.topology, arguments.resume, arguments.trial)
+    if arguments.command == "publish":
+        return publish(chosen, settings, REPOSITORY, arguments.page, console)
+    return run_plan(chosen, settings, arguments.page, console)
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:
@@ -167,7 +169,7 @@ def _agree(arguments: argparse.Namespace, console: Console) -> int:
 def _report(arguments: argparse.Namespace, console: Console) -> int:
     need_libraries("matplotlib", "jinja2")
     from bench.report import newest_kept, write_page, write_pages
-    from bench.results import load_results, newest
+    from bench.results import AGAIN, load_results, newest
 
     places = arguments.results or [RESULTS_DIR]
     results = newest(load_results(places))
@@ -175,7 +177,9 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
         write_page(results, arguments.out, newest_kept(places))
         console.print(f"written: {arguments.out}", highlight=False)
         return 0
-    changed = write_pages(results, arguments.pages, check=arguments.check)
+    second = [folder for place in places if (folder := place / AGAIN).is_dir() and any(folder.glob("*.json"))]
+    again = newest(load_results(second)) if second else None
+    changed = write_pages(results, arguments.pages, again=again, check=arguments.check)
     state = "out of date" if arguments.check else "rewritten"
     for path in changed:
         console.print(f"{path.relative_to(arguments.pages)}: {state}", highlight=False)

@@ -29,7 +29,7 @@ _NETPERF_BYTES = {"TCP_RR": 32, "TCP_CRR": 1}
 _NETPERF_S = 3
 _OFFERED_BYTES, _OFFERED_ON = 64, 64
 """The requests of an open loop: bytes each way, and connections."""
-_OVERHEAD_S = 0.4
+_OVERHEAD_S = 0.3
 """The client's start and end."""
 
 

@@ -25,8 +25,8 @@ from bench.tables import print_profiles
 
 __all__ = ["Rate"]
 
-_OVERHEAD_S = 0.4
-_IDLE_S = 1.0
+_OVERHEAD_S = 0.3
+_IDLE_S = 0.5
 """How long the idle connections are watched."""
 _OWN_DESCRIPTORS = 1200
 """What a forwarder may need for itself: listeners, epolls, logs, pipes."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +26,7 @@ MODE = sys.argv[1] if len(sys.argv) > 1 else ""
 _answers = itertools.count()
 _stall = threading.Lock()
 _began = 0.0
+_crossing: list[socket.socket] = []
 
 
 def address(text: str) -> tuple[str, int]:
@@ -51,6 +54,8 @@ class Pump:
                     self.source.shutdown(socket.SHUT_RDWR)
                     self.sink.shutdown(socket.SHUT_RDWR)
                     return
+            if MODE == "last-byte" and self.up and self.kept:
+                self.kept = bytes([self.kept[0] ^ 1])
             if self.kept:
                 self.sink.sendall(self.kept)
         if MODE != "no-half-close":
@@ -59,6 +64,12 @@ class Pump:
 
     def treated(self, data: bytes) -> list[bytes]:
         late = self.passed > AFTER
+        if MODE == "last-byte" and self.up and late:  # one byte is held back until the end
+            held, self.kept = self.kept, data[-1:]
+            return [held + data[:-1]]
+        if MODE == "cross" and self.up and late and not self.done:
+            self.done = True
+            self.sink = crossed(self.sink)
         if MODE == "lossy" and late and self.chunks % 10 == 0:
             return []
         if MODE == "change" and late and not self.done:
@@ -87,6 +98,19 @@ class Pump:
                 if next(_answers) % 1000 == 500:
                     time.sleep(0.25)
         return [data]
+
+
+def crossed(sink: socket.socket) -> socket.socket:
+    """Of two streams that come here, each goes on to where the other one went."""
+    with _stall:
+        _crossing.append(sink)
+        pair, place = len(_crossing) // 2 * 2 - 2, len(_crossing)
+    if place % 2:
+        deadline = time.monotonic() + 1
+        while len(_crossing) == place and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return _crossing[place] if len(_crossing) > place else sink
+    return _crossing[pair]
 
 
 def serve(client: socket.socket, connect: tuple[str, int], number: int) -> None:
@@ -150,9 +174,42 @@ def leave_group() -> None:
         while True:
             time.sleep(60)
     os.setsid()
+    step_out()
+
+
+def step_out() -> None:
+    """Into the machine's own control group."""
     for tree in [*Path("/sys/fs/cgroup").iterdir(), Path("/sys/fs/cgroup")]:
         with contextlib.suppress(OSError):
             (tree / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def brief_children(listener: socket.socket, connect: tuple[str, int]) -> None:
+    """A child for each short connection, outside the control group, which is over before anybody looks."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        client, _ = listener.accept()
+        if not os.fork():
+            step_out()
+            with contextlib.suppress(OSError), client, socket.create_connection(connect) as server:
+                if hello := client.recv(CHUNK):
+                    server.sendall(hello)
+                    client.sendall(server.recv(CHUNK))
+                    client.recv(1)
+            os._exit(0)
+        client.close()
+
+
+def kernel_alone(listen: tuple[str, int], connect: tuple[str, int]) -> None:
+    """The kernel forwards; this process has nothing to do but to listen."""
+    rules = (
+        f"table ip cheat {{ chain to {{ type nat hook prerouting priority -100; tcp dport {listen[1]} "
+        f"dnat to {connect[0]}:{connect[1]}; }}; "
+        "chain from { type nat hook postrouting priority 100; masquerade; }; }"
+    )
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    with socket.create_server(listen):
+        time.sleep(3600)
 
 
 def datagrams(listen: tuple[str, int], connect: tuple[str, int]) -> None:
@@ -182,9 +239,15 @@ def main() -> None:
     listen, connect = address(sys.argv[2]), address(sys.argv[3])
     if MODE.startswith("udp"):
         datagrams(listen, connect)
+    if MODE == "kernel":
+        kernel_alone(listen, connect)
     with socket.create_server(listen, backlog=512) as listener:
         if MODE == "outside":
             leave_group()
+        if MODE == "brief":
+            brief_children(listener, connect)
+        if MODE == "half" and os.fork():  # accepts as well, with the same listener
+            step_out()
         if MODE in ("reuse", "pool"):
             (reuse if MODE == "reuse" else pooled)(listener, connect)
         for number in range(1 << 30):

@@ -160,7 +160,5 @@ def idle_operations_fault(cpu_s: float | None, operations: int) -> list[str]:
     """As `idle_work_fault`, of round trips or connections."""
     if cpu_s is None or operations < _OPERATIONS_LEAST or cpu_s >= OPERATION_LEAST_S * operations:
         return []
-    return [
-        f"work outside the subject's processes: {operations} requests were answered, and theirs was {cpu_s * 1e3:.2f} ms of "
-        "CPU time"
-    ]
+    spent = f"{cpu_s * 1e3:.2f} ms of CPU time"
+    return [f"work outside the subject's processes: {operations} requests were answered, and theirs was {spent}"]

@@ -30,7 +30,7 @@ _IDLE, _QUICK_IDLE = 5000, 1000
 _OWN_DESCRIPTORS = 1200
 _AROUND_S = 1.2
 """How much longer the streams last than the requests beside them: until the client of those has begun, and ended."""
-_OVERHEAD_S = 0.6
+_OVERHEAD_S = 0.5
 _OPENING_PER_S = 3000
 """About how fast idle connections are opened; for the reckoning of the run's length."""
 

@@ -29,7 +29,7 @@ _WINDOW = 32
 _RATES = (50_000, 100_000)
 _QUICK_RATES = (50_000,)
 _WARM_UP_S = 0.2
-_OVERHEAD_S = 0.4
+_OVERHEAD_S = 0.3
 """The client's start and end."""
 _QUIET_S = 0.1
 """How long a count must not change until it is the last."""

@@ -19,6 +19,7 @@ from bench.validity import (
     bulk_faults,
     drift_fault,
     exchange_faults,
+    idle_operations_fault,
     idle_work_fault,
     short_faults,
     stream_fault,
@@ -126,6 +127,8 @@ def test_a_rate_that_drifts_is_seen_and_noise_is_not() -> None:
 
 def test_work_without_processor_time_is_done_elsewhere() -> None:
     assert idle_work_fault(0.001, 2.0)
+    assert idle_operations_fault(0.0002, 5000)
+    assert idle_operations_fault(0.05, 5000) == idle_operations_fault(None, 5000) == idle_operations_fault(0.0, 9) == []
     assert idle_work_fault(0.2, 2.0) == idle_work_fault(None, 2.0) == idle_work_fault(0.0, 0.01) == []
 
 

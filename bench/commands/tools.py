@@ -68,9 +68,9 @@ def _add_runs(commands: Commands) -> None:
         """, RESULTS_DIR),
         ("publish", "full, the same again, whether both agree, and the pages: forty minutes", """
         `full` into OUT/first, what states intervals once more into OUT/second, `agree` on both. The results then
-        replace those in bench/results (those of the second run in its folder `again`), and README.md and docs/performance.md
-        are made from them. The status is 1 if something is missing, a sample of oinetd is invalid, or the runs do not
-        agree. --resume goes on where an earlier one ended.
+        replace those in bench/results (those of the second run in its folder `again`), and README.md and
+        docs/performance.md are made from them. The status is 1 if something is missing, a sample of oinetd is invalid,
+        or the runs do not agree. --resume goes on where an earlier one ended.
         """, Path("build/full")),
     ):  # fmt: skip
         run = commands.add(name, help_text, description, _plan)

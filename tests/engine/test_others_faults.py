@@ -170,6 +170,26 @@ async def test_an_answer_before_a_reset_arrives(engine: str) -> None:
         client.close()
 
 
+async def test_a_slow_reader_gets_the_last_bytes_of_a_server_that_has_gone(engine: str) -> None:
+    """haproxy/haproxy#2505: what a pipe still held of an answer was lost when its server closed; with splice only."""
+    answer = bytes(range(251)) * 8_001
+
+    async def answers_and_goes(peer: Peer) -> None:
+        await peer.read(1)
+        await peer.send(answer)
+
+    async with stand(engine, answers_and_goes, "relay splice" if engine == "native" else "") as one:
+        client = await dial(one.address, receive_bytes=4096)
+        await client.send(b"?")
+        got = bytearray()
+        while len(got) < len(answer):
+            got += await client.read(min(len(answer) - len(got), 30_011))
+            await asyncio.sleep(0)
+        assert got == answer
+        assert await client.read_all() == b""
+        client.close()
+
+
 async def test_the_other_half_of_a_closed_connection_ends_in_time(engine: str) -> None:
     """zhboner/realm#87: connections whose server never closed its half stayed in FIN_WAIT2 until none was left."""
     released = asyncio.Event()
@@ -209,6 +229,20 @@ async def test_a_listener_lives_on_without_descriptors(engine: str) -> None:
             assert await client.read(1) == b"z"
             client.close()
         warm.close()
+
+
+async def test_clients_of_datagrams_that_have_gone_are_forgotten(engine: str) -> None:
+    """ginuerzh/gost#443: forwarding of UDP held memory for each client that had ever asked, until there was none."""
+    with datagram_echo() as upstream:
+        text = f"engine {engine}\nthreads 1\n127.0.0.1 0/udp 127.0.0.1 {upstream.address[1]}/udp [timeout=100ms]\n"
+        async with Forwarder(parse_config(text)) as forwarder:
+            bound = forwarder.addresses[0]
+            before = sockets()
+            for _ in range(200):
+                with Party() as client:
+                    assert await client.ask(b"once", (bound.host, bound.port)) == b"once"
+            await until(lambda: not forwarder.sessions(), "the end of all sessions")
+            await until(lambda: sockets() <= before, "the sockets")
 
 
 async def test_a_datagram_session_lives_over_a_reload(engine: str) -> None:

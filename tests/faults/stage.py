@@ -217,7 +217,7 @@ class Stage:
             return
         try:
             answer = self.ask("upgrade", "--to", str(self.command))
-            done = re.search(r"process (\d+) serves; \d+ sessions moved, (\d+) stay", answer.stdout)
+            done = re.search(r"process (\d+) serves; \d+ sessions? moved, (\d+) stay", answer.stdout)
             if answer.returncode == 0 and done is not None:
                 self.old.append(self.daemon)
                 self.stayed += int(done[2])

@@ -111,13 +111,9 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
         told = defaultdict(list)
         for port, up, down in closed.values():
             told[port].append((up, down))
-        inexact = []
-        for each in done:  # a port has more than one connection in the course of time
-            if (each.up, each.down) in told[each.port]:
-                told[each.port].remove((each.up, each.down))
-            else:
-                inexact.append(each)
-        for each in sorted(inexact, key=lambda each: each.up):
+        # A port has more than one connection in the course of time. The line of one that is whole fits nobody else; of
+        # the others, whoever sent less has less to choose from.
+        for each in sorted(done, key=lambda each: (not each.whole, each.up)):
             found = next((bytes_ for bytes_ in told[each.port] if each.is_told_by(*bytes_)), None)
             if found is None:
                 raise Broken(f"no closing line with the bytes of its client: {each}, but {ends[each.port]}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from tests.daemon.process import ROOT
+from tests.faults.invariants import Broken, Done, check_log
 from tests.faults.plants import PLANTS
 
 
@@ -39,6 +42,21 @@ def test_a_short_run_holds() -> None:
     done = drive("--seed", "1", "--round", "1.5")
     assert "every invariant held" in done.stdout, done.stdout
     assert done.returncode == 0
+
+
+def test_two_connections_of_one_port_have_their_own_lines() -> None:
+    """The first was reset by oinetd after its client had ended, and the line of the second is not its."""
+    first, second = Done(50896, 508, 0, whole=False), Done(50896, 508, 0)
+    lines = []
+    for number, up in ((1, 8), (2, 508)):
+        said = {"event": "opened", "id": number}
+        closed = {"event": "closed", "duration_s": 0, "client_port": 50896, "bytes_up": up, "bytes_down": 0}
+        lines += [json.dumps(said), json.dumps(said | closed)]
+    assert check_log(lines, [first, second], whole=True) == (2, 516, 0)
+    with pytest.raises(Broken, match="no closing line"):
+        check_log(lines, [replace(first, whole=True), second], whole=True)
+    with pytest.raises(Broken, match="no closing line"):
+        check_log(lines, [first, first, first], whole=True)
 
 
 FOUND = {

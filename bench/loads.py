@@ -96,7 +96,7 @@ def exchange_load(
     )  # fmt: skip
     load.invalid += idle_operations_fault(load.spent.cpu_s, load.figures["operations"])
     if not rate:
-        load.invalid += stream_fault(load.figures["streams"])
+        load.invalid += stream_fault(load.figures["streams"], busy=load.busy)
         load.invalid += drift_fault(load.figures["slices"], load.figures["slice_s"], warm_up, seconds, busy=load.busy)
     return load
 
@@ -125,7 +125,7 @@ def bulk_load(
     moved = sum(load.figures["streams"])
     load.invalid += idle_work_fault(load.spent.cpu_s, moved / _GIGA)
     if not blocks:
-        load.invalid += stream_fault(load.figures["streams"])
+        load.invalid += stream_fault(load.figures["streams"], busy=load.busy)
         load.invalid += _drift(stand, load, seconds)
     return load
 

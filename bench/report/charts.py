@@ -15,7 +15,8 @@ from bench.statistics import Summary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "mixed_plots", "udp_plots"]
+__all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "mixed_plots", "scaling_plots", "udp_plots",
+           "upgrade_plots"]  # fmt: skip
 
 _HEADLINE_CASE = "P8"
 _WIDTH, _HEIGHT, _LINE = 640.0, 260.0, 13.0
@@ -24,7 +25,8 @@ _WIDTH, _HEIGHT, _LINE = 640.0, 260.0, 13.0
 
 def all_plots(result: Result) -> list[Plot]:
     """Every plot of one experiment."""
-    makers = {"latency": latency_curves, "mixed": mixed_plots, "udp": udp_plots, "failover": failover_plots}
+    makers = {"latency": latency_curves, "mixed": mixed_plots, "udp": udp_plots, "failover": failover_plots,
+              "scaling": scaling_plots, "upgrade": upgrade_plots}  # fmt: skip
     maker = makers.get(result.experiment)
     return plots_of(result) + (maker(result) if maker and result.measured() else [])
 
@@ -180,3 +182,19 @@ def failover_plots(result: Result) -> list[Plot]:
         keys = ("during_errors", "during_p99.9_us")
         found.append(bar_plot(result, f"failover-{slug(case)}", f"One of four, {case}", case, keys))
     return found
+
+
+def scaling_plots(result: Result) -> list[Plot]:
+    """Rate and cost with each number of threads."""
+    return [
+        bar_plot(result, f"scaling-{slug(case)}", f"Threads, {case}", case, ("per_second", "cpu_us"))
+        for case in result.cases()
+    ]
+
+
+def upgrade_plots(result: Result) -> list[Plot]:
+    """What a replacement is noticed by."""
+    return [
+        bar_plot(result, f"upgrade-{slug(case)}", f"Replaced under load, {case}", case, ("pause_s", "left"))
+        for case in result.cases()
+    ]

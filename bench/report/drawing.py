@@ -98,6 +98,8 @@ def figure_of(width: float, height: float, panels: int = 1) -> tuple[Figure, lis
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
+    if panels > 1 and (engine := figure.get_layout_engine()) is not None:
+        engine.set(wspace=0.05)  # type: ignore[call-arg]
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for each in axes:
         each.set_facecolor("none")

@@ -91,6 +91,8 @@ def _latency(result: Result) -> list[Plot]:
 
 def _ladders(result: Result, cases: Sequence[str]) -> Figure:
     """The percentiles of each subject as a ladder of dots, for the smallest message on one connection and on many."""
+    from matplotlib.ticker import LogLocator
+
     subjects = by_cost(result, plain_sizes(result), cases[0], "p50_us")
     figure, axes = figure_of(10, 0.9 + 0.34 * len(subjects), len(cases))
     for index, case in enumerate(cases):
@@ -104,6 +106,9 @@ def _ladders(result: Result, cases: Sequence[str]) -> Figure:
                 panel.plot([value], [place], "o", color=colour, markersize=size)
         panel.set_yticks(range(len(subjects)), [each.name + each.mark for each in subjects] if index == 0 else [])
         panel.set_xscale("log")
+        low, high = panel.get_xlim()
+        if high < 30 * low:  # of powers of ten alone there would be one number, or none
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace(",", "\u202f"))
         panel.xaxis.set_minor_formatter(lambda _value, _: "")
         rows_of(panel, len(subjects))

@@ -110,6 +110,9 @@ def test_each_byte_of_bulk_is_accounted_for() -> None:
 
 
 def test_a_stream_that_is_left_out_is_seen() -> None:
+    assert stream_fault([100, 100, 5])
+    assert not stream_fault([100, 100, 5], busy=True)
+    assert stream_fault([100, 100, 0], busy=True)
     assert stream_fault([100.0, 95.0, 6.0]) == ["1 of 3 streams got less than a tenth of the mean"]
     assert stream_fault([100.0, 40.0]) == stream_fault([5.0]) == stream_fault([0.0, 0.0]) == []
 

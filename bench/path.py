@@ -96,10 +96,13 @@ class PathQuality:
         ]  # fmt: skip
 
     def _drops(self) -> str:
-        """Rules that drop that share of what goes out and what comes in, at one end of each leg."""
+        """Rules that drop that share of what goes out and what comes in, at one end of each leg.
+
+        They stand in place of those of the subject before: client and server stay for the whole run.
+        """
         share = round(self.loss_percent / 2 * 1000)
         return (
-            "table ip bench_loss {\n"
+            "table ip bench_loss\ndelete table ip bench_loss\ntable ip bench_loss {\n"
             "  chain out { type filter hook output priority 0; "
             f"numgen random mod 100000 < {share} drop; }}\n"
             "  chain in { type filter hook prerouting priority 0; "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from bench.cores import Cores
 from bench.errors import BenchError
 from bench.identity import RunName
 from bench.isolation import changed_settings
-from bench.path import PathQuality
+from bench.path import PathQuality, kernel_has_netem
 from bench.topology import topology_named
 from bench.validity import (
     bulk_faults,
@@ -162,3 +165,31 @@ def test_delay_loss_and_bandwidth_need_namespaces() -> None:
     assert PathQuality(rtt_ms=20, mbit=100).facts() == {"round trip added": "20 ms", "bandwidth": "100 Mbit/s"}
     with pytest.raises(BenchError, match="--topology netns"):
         topology_named("loopback", RunName.new(), PathQuality(loss_percent=1))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+@pytest.mark.skipif(
+    any(shutil.which(name) is None for name in ("tc", "nft", "ethtool")), reason="needs iproute2, nftables"
+)
+def test_the_path_is_the_same_for_each_subject() -> None:
+    """One after the other: the second one has the loss of one, not of two."""
+    path = PathQuality(loss_percent=2, mbit=50)
+    with topology_named("netns", RunName.new(), path) as topology:
+        for _ in range(2):
+            with topology.between():
+                seen = {
+                    place.namespace: "".join(
+                        subprocess.run(place.enter(words), capture_output=True, text=True, check=True).stdout
+                        for words in (["tc", "qdisc", "show"], ["nft", "list", "ruleset"])
+                    )
+                    for place in (topology.client, topology.server, topology.forwarder)
+                }
+        for place in (topology.client, topology.server):
+            text = seen[place.namespace]
+            assert "50Mbit" in text, text
+            if kernel_has_netem():
+                assert "loss 1%" in text, text
+            else:
+                assert text.count("numgen random mod 100000") == 2, text
+                assert "< 1000 drop" in text, text
+        assert [count for text in seen.values() if (count := text.count("50Mbit")) == 2], seen  # the forwarder's ends

@@ -193,7 +193,8 @@ class Reload:
         self._limits.apply(plan.config, len(sockets) + len(self._lanes.lingering), self._lanes.reactors)
         self._known.checks.at_once = self._limits.descriptors.checks
         guards = self._loops.renew(
-            (sock, port.route, plan.destination_of(port.route.rule)) for port, sock in sockets.items()
+            (sock, [(route, plan.destination_of(route.rule)) for route in port.routes])
+            for port, sock in sockets.items()
         )
         self._lanes.set_own_listeners(self._loops.datagrams)
         return guards
@@ -269,12 +270,13 @@ class Reload:
         self._attempt(self._lanes.reconfigure, config)
         self._attempt(lambda: self._limits.apply(config, len(before.services), self._lanes.reactors))
         guards = self._loops.renew(
-            (each.sock, before.services[key].route, before.services[key].destination)
+            (each.sock, [(one.route, one.destination) for one in before.services[key].each])
             for key, each in before.listeners.items()
         )
         self._attempt(self._lanes.set_own_listeners, self._loops.datagrams)
         for key, guard in zip(before.listeners, guards, strict=True):
-            before.services[key].guard = guard
+            for one in (before.services[key], *before.services[key].each):
+                one.guard = guard
         for key, service in before.services.items():
             registry.of(service.route.rule)
             self._attempt(self._put_back, key, before.standing[key], service)

@@ -8,9 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from base.address cimport Address, address_is_unix
 from base.atomic cimport oi_add, oi_get
 from base.clock cimport monotonic_us
-from base.linux cimport (
-    ENOMEM, SOL_SOCKET, SO_RCVLOWAT, c_setsockopt, pthread_mutex_lock, pthread_mutex_unlock,
-)
+from base.linux cimport ENOMEM, pthread_mutex_lock, pthread_mutex_unlock
 from shared.access cimport access_decide, access_denies_all, access_trusts
 from shared.admission cimport sources_enter
 from shared.bucket cimport bucket_book, bucket_give
@@ -42,14 +40,6 @@ cdef inline int peer_judge(const Policy *policy, const Address *peer, bint *head
         headed[0] = True
         return 0
     return 0 if policy.accept_proxy == ACCEPT_OPTIONAL else ENDING_NOT_TRUSTED
-
-
-cdef inline void low_water(Conn *conn, uint32_t size) noexcept nogil:
-    """Have the kernel tell of bytes when there are so many, or the end."""
-    cdef int mark = <int> size
-    if conn.low_water != size:
-        conn.low_water = size
-        c_setsockopt(conn.side[CLIENT].fd, SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof(mark))
 
 
 # What is in force
@@ -114,7 +104,8 @@ cdef inline void preamble_admit(Reactor *reactor, Conn *conn) noexcept nogil:
         if conn.throttle == NULL:
             finish(reactor, conn, ENDING_SOCKET_FAILED, ENOMEM, True)
             return
-    preamble_over(reactor)
+    if conn.stage != STAGE_RATE:
+        preamble_over(reactor)
     conn.state = CONN_CONNECTING
     conn.told = 0
     conn.ending = ENDING_RESOLVE_FAILED     # should the policy have no address at all
@@ -135,7 +126,11 @@ cdef inline uint64_t peek_left_ms(const Reactor *reactor, const Conn *conn) noex
 
 
 cdef inline void turn_await(Reactor *reactor, Conn *conn) noexcept nogil:
-    """The rule is chosen: admit the client in its turn by the rate. `conn` may be gone afterwards."""
+    """The rule is chosen: admit the client in its turn by the rate, or refuse it if it has no time left then.
+
+    While it waits for its turn, nothing more is awaited of the client: its place is one of its rule. `conn` may be
+    gone afterwards.
+    """
     cdef uint64_t connect_ns = oi_get(&conn.policy.gate.rates.connect_ns)
     cdef uint64_t depth_ns = oi_get(&conn.policy.gate.rates.connect_depth_ns)
     cdef uint64_t now_ns, wait_ms
@@ -144,12 +139,13 @@ cdef inline void turn_await(Reactor *reactor, Conn *conn) noexcept nogil:
         wait_ms = (bucket_book(&conn.policy.gate.connect_bucket, connect_ns, depth_ns, now_ns) - now_ns) // 1000000
         if wait_ms:
             oi_add(&conn.policy.gate.rate_waits, 1)
-            conn.stage = STAGE_RATE
-            conn.flush_ms = reactor.now_ms + wait_ms
             if conn.policy.peek_ms and wait_ms > peek_left_ms(reactor, conn):
                 bucket_give(&conn.policy.gate.connect_bucket, connect_ns)
-                conn.flush_ms = <uint64_t> -1
-                wait_ms = peek_left_ms(reactor, conn)
+                finish(reactor, conn, ENDING_LIMITED, 0, True)
+                return
+            conn.stage = STAGE_RATE
+            conn.flush_ms = reactor.now_ms + wait_ms
+            preamble_over(reactor)
             wheel_arm(&reactor.wheel, conn, reactor.now_ms, wait_ms)
             return
     preamble_admit(reactor, conn)

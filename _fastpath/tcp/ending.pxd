@@ -30,8 +30,8 @@ from state.queue cimport ready_add, ready_remove
 from tcp.flow cimport side_fail
 from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, RECORD_RELAYED, Record
 from state.connection_slab cimport (
-    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_PREAMBLE, DOWN, UP, UPSTREAM, Conn, Dir,
-    conn_give, conn_targets,
+    CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_PREAMBLE, DOWN, STAGE_RATE, UP, UPSTREAM, Conn,
+    Dir, conn_give, conn_targets,
 )
 from state.reactor cimport Hub, Reactor
 from state.report cimport record_push, record_slot
@@ -151,7 +151,8 @@ cdef inline void preamble_over(Reactor *reactor) noexcept nogil:
 
 cdef inline void preamble_end(Reactor *reactor, Conn *conn, int ending) noexcept nogil:
     """A connection ends in the preamble: it was refused, or counts as one that was let in."""
-    preamble_over(reactor)
+    if conn.stage != STAGE_RATE:
+        preamble_over(reactor)
     if (
         ending in (ENDING_NOT_ALLOWED, ENDING_DENIED, ENDING_LIMITED)
         or ENDING_NOT_TRUSTED <= ending <= ENDING_PEEK_TIMEOUT

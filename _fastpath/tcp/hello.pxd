@@ -1,15 +1,13 @@
 """The TLS hello of a client, which chooses among the rules that share a listener. It is looked at and stays there."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free
 
-from base.linux cimport EAGAIN, EINTR, ENOMEM, MSG_PEEK, c_recv, errno
-from preamble.fault cimport FOUND_INVALID, FOUND_MORE
-from preamble.hello cimport HELLO_WIRE_BYTES_MAX, Hello, hello_read
+from base.linux cimport ENOMEM
+from preamble.hello cimport Hello
 from shared.admission cimport sources_leave
 from shared.ending cimport (
-    ENDING_BAD_TLS_HELLO, ENDING_CLIENT_CLOSED, ENDING_CLIENT_RESET, ENDING_LIMITED, ENDING_NO_SNI_RULE,
-    ENDING_SOCKET_FAILED,
+    ENDING_LIMITED, ENDING_NO_SNI_RULE, ENDING_SOCKET_FAILED,
 )
 from shared.facts cimport Facts, facts_named
 from shared.names cimport names_choose
@@ -17,8 +15,9 @@ from shared.policy cimport Policy, policy_hold
 from state.connection_slab cimport CLIENT, STAGE_HELLO, Conn
 from state.reactor cimport Reactor
 from state.wheel cimport wheel_arm, wheel_disarm
-from tcp.admit cimport low_water, policy_change, policy_renew, preamble_admit, turn_await
+from tcp.admit cimport policy_change, policy_renew, preamble_admit, turn_await
 from tcp.ending cimport finish
+from tcp.peek cimport peek
 
 
 cdef inline bint hello_keep(Conn *conn, const Hello *hello) noexcept nogil:
@@ -67,25 +66,8 @@ cdef inline void hello_choose(Reactor *reactor, Conn *conn, const Hello *hello) 
 cdef inline void hello_look(Reactor *reactor, Conn *conn, bint ended) noexcept nogil:
     """Look at what has come of a hello; `ended` if nothing follows it. `conn` may be gone afterwards."""
     cdef Hello hello
-    cdef uint8_t *message = reactor.scratch + HELLO_WIRE_BYTES_MAX
-    cdef int64_t got = c_recv(conn.side[CLIENT].fd, reactor.scratch, HELLO_WIRE_BYTES_MAX, MSG_PEEK)
-    cdef int found
-    if got < 0:
-        if errno != EAGAIN and errno != EINTR:
-            finish(reactor, conn, ENDING_CLIENT_RESET, errno, True)
+    if peek(reactor, conn, ended, NULL, &hello) == 0:
         return
-    found = hello_read(&hello, reactor.scratch, <uint32_t> got, message) if got else FOUND_MORE
-    if found == FOUND_MORE:
-        if ended or got == 0:
-            finish(reactor, conn, ENDING_CLIENT_CLOSED, 0, True)
-        else:
-            low_water(conn, hello.need)
-        return
-    if found == FOUND_INVALID:
-        conn.token = (<uint64_t> hello.fault << 32) | hello.at
-        finish(reactor, conn, ENDING_BAD_TLS_HELLO, 0, True)
-        return
-    low_water(conn, 1)
     conn.side[CLIENT].rd = 1        # its bytes have had their event
     hello_choose(reactor, conn, &hello)
 

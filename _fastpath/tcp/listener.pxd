@@ -91,6 +91,7 @@ cdef inline bint conn_begin(Reactor *reactor, const Message *message) noexcept n
     if message.token:
         conn.token = 0
         conn.state = CONN_PREAMBLE
+        conn.stage = <unsigned char> (message.token & 3)
         if watch(reactor, conn, CLIENT) != 0:
             finish(reactor, conn, ENDING_SOCKET_FAILED, errno, True)
         else:

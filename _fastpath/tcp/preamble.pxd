@@ -5,29 +5,28 @@ the scratch of the reactor serves each look, and the low-water mark of the socke
 that few looks are enough. The kernel keeps the mark below the receive buffer.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from base.linux cimport (
-    EAGAIN, ECONNRESET, EINTR, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLRDHUP, MSG_PEEK, c_recv, errno,
+    ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLRDHUP, c_recv,
 )
 from base.socket cimport socket_error
-from preamble.fault cimport FOUND_INVALID, FOUND_MORE
-from preamble.proxy cimport HEADER_BYTES_MAX, ProxyHeader, proxy_read
+from preamble.proxy cimport ProxyHeader
 from shared.access cimport access_decide
 from shared.admission cimport sources_enter, sources_leave
 from shared.ending cimport (
-    ENDING_BAD_PROXY_HEADER, ENDING_CLIENT_CLOSED, ENDING_CLIENT_RESET, ENDING_LIMITED, ENDING_PEEK_TIMEOUT,
-    ENDING_PROXY_TIMEOUT, ENDING_SOCKET_FAILED,
+    ENDING_CLIENT_RESET, ENDING_LIMITED, ENDING_PEEK_TIMEOUT, ENDING_PROXY_TIMEOUT, ENDING_SOCKET_FAILED,
 )
 from shared.facts cimport Facts, facts_new
 from shared.policy cimport PROXY_PASS
 from state.connection_slab cimport CLIENT, STAGE_HEADER, STAGE_HELLO, STAGE_RATE, Conn
 from state.reactor cimport Reactor
 from state.wheel cimport wheel_arm
-from tcp.admit cimport low_water, peek_left_ms, policy_renew, preamble_admit
+from tcp.admit cimport peek_left_ms, policy_renew, preamble_admit
 from tcp.deadline cimport left_of
 from tcp.ending cimport finish
 from tcp.hello cimport hello_begin, hello_look
+from tcp.peek cimport peek
 
 
 cdef inline bint header_take(Reactor *reactor, Conn *conn, const ProxyHeader *header) noexcept nogil:
@@ -68,29 +67,14 @@ cdef inline void header_over(Reactor *reactor, Conn *conn, bint ended) noexcept 
 cdef inline void header_look(Reactor *reactor, Conn *conn, bint ended) noexcept nogil:
     """Look at what has come of a header; `ended` if nothing follows it. `conn` may be gone afterwards."""
     cdef ProxyHeader header
-    cdef int64_t got = c_recv(conn.side[CLIENT].fd, reactor.scratch, HEADER_BYTES_MAX + 1, MSG_PEEK)
-    cdef int found
-    if got < 0:
-        if errno != EAGAIN and errno != EINTR:
-            finish(reactor, conn, ENDING_CLIENT_RESET, errno, True)
-        return
-    found = proxy_read(&header, reactor.scratch, <uint32_t> got) if got else FOUND_MORE
-    if found == FOUND_MORE:
-        if ended or got == 0:
-            finish(reactor, conn, ENDING_CLIENT_CLOSED, 0, True)
-        else:
-            low_water(conn, header.need)
-        return
-    if found == FOUND_INVALID:
-        conn.token = (<uint64_t> header.fault << 32) | header.at
-        finish(reactor, conn, ENDING_BAD_PROXY_HEADER, 0, True)
+    cdef int64_t got = peek(reactor, conn, ended, &header, NULL)
+    if got == 0:
         return
     sources_leave(reactor.hub.gate, conn.policy, &conn.client, conn.counted)
     conn.counted = 0
     if not header_take(reactor, conn, &header):
         finish(reactor, conn, ENDING_SOCKET_FAILED, ENOMEM, True)
         return
-    low_water(conn, 1)
     # What is behind the header has had its event.
     conn.side[CLIENT].rd = got > header.length or ended
     header_over(reactor, conn, ended)
@@ -116,7 +100,6 @@ cdef inline void preamble_begin(Reactor *reactor, Conn *conn, uint64_t awaited) 
     """
     conn.low_water = 1
     conn.told = awaited
-    conn.stage = <uint8_t> (awaited & 3)
     if conn.stage == STAGE_HELLO:
         hello_begin(reactor, conn, False)
         return
@@ -133,7 +116,7 @@ cdef inline void preamble_due(Reactor *reactor, Conn *conn) noexcept nogil:
         return
     if conn.stage == STAGE_HEADER:
         left_ms = left_of(conn.started_us // 1000, conn.policy.proxy_ms, reactor.now_ms)
-    elif conn.stage == STAGE_RATE and conn.flush_ms != <uint64_t> -1:
+    elif conn.stage == STAGE_RATE:
         left_ms = left_of(conn.flush_ms, 0, reactor.now_ms)
     else:
         left_ms = peek_left_ms(reactor, conn)

@@ -20,7 +20,7 @@ from oinetd.model import Protocol, Route
 from oinetd.net.sockets import Address, SocketAddress, bound_address, client_address, host_and_port
 from oinetd.upstream.destination import Destination
 
-__all__ = ["LOOP_ERRNO", "Bound", "Leg", "LoopGuard", "Loops", "find_loops", "is_local"]
+__all__ = ["LOOP_ERRNO", "Bound", "Leg", "LoopGuard", "Loops", "Way", "find_loops", "is_local"]
 
 log = logging.getLogger("oinetd")
 
@@ -52,6 +52,10 @@ class Bound(NamedTuple):
         if self.address.host == "0.0.0.0":
             return _plain(address.host)[0] == socket.AF_INET
         return _plain(self.address.host) == _plain(address.host)
+
+
+Way = tuple[Route, Destination]
+"""A route that a listener serves, and where it leads."""
 
 
 class Leg(NamedTuple):
@@ -150,10 +154,10 @@ class Loops:
         self._datagrams: dict[int, list[Bound]] = {}
         self._logged: set[tuple[Route, bool]] = set()
 
-    def renew(self, services: Iterable[tuple[socket.socket, Route, Destination]]) -> list[LoopGuard]:
-        """Replace the sockets and routes, and log their loops again. Returns a guard for each."""
+    def renew(self, services: Iterable[tuple[socket.socket, Sequence[Way]]]) -> list[LoopGuard]:
+        """Replace the sockets, with the ways that share each, and log loops again. Returns a guard for each."""
         self._logged.clear()
-        self._guards = [LoopGuard(self, Bound.of(sock), route, destination) for sock, route, destination in services]
+        self._guards = [LoopGuard(self, Bound.of(sock), tuple(ways)) for sock, ways in services]
         self._datagrams = {}
         for guard in self._guards:
             if guard.bound.protocol is Protocol.UDP:
@@ -163,10 +167,7 @@ class Loops:
 
     def refresh(self) -> set[LoopGuard]:
         """Find the loops again after a change of addresses. Returns the guards that changed."""
-        legs = [
-            Leg(guard.bound, guard.route.connect.protocol, guard.destination.at(guard.route.place))
-            for guard in self._guards
-        ]
+        legs = [Leg(guard.bound, guard.route.connect.protocol, guard.destinations) for guard in self._guards]
         changed = set()
         for guard, addresses in zip(self._guards, find_loops(legs), strict=True):
             if guard.addresses != addresses:
@@ -220,19 +221,29 @@ def _place(route: Route) -> str:
 
 @dataclass(slots=True, eq=False)
 class LoopGuard:
-    """Refuses loops of one route: its destinations in `addresses` lead back if they are addresses of this machine."""
+    """Refuses loops of one listener: destinations in `addresses` lead back if they are addresses of this machine."""
 
     loops: Loops
     bound: Bound
-    route: Route
-    destination: Destination
+    ways: tuple[Way, ...]
     addresses: frozenset[Address] = frozenset()
+
+    @property
+    def route(self) -> Route:
+        """The first of those that share the listener."""
+        return self.ways[0][0]
+
+    @property
+    def destinations(self) -> tuple[Address, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys(address for route, to in self.ways for address in to.at(route.place)))
 
     def refuses(self, address: Address) -> bool:
         """Whether a connect to `address` would come back; this is logged once."""
         if address not in self.addresses or not is_local(address):
             return False
-        self.loops.log_destination(self.route, str(address))
+        leading = (route for route, to in self.ways if address in to.at(route.place))
+        self.loops.log_destination(next(leading, self.route), str(address))
         return True
 
     def is_own(self, sender: SocketAddress) -> bool:

@@ -1,13 +1,15 @@
 """The destination `original`: each connection goes to the address that its client wanted.
 
-The packet filter (TPROXY) has brought the connection here, so its local address is that one. Whoever may connect
-chooses where a connection of this machine leads; so nothing of this machine, and no special address, is reached.
+The packet filter has brought the connection here. With `tproxy` its local address is the one that the client wanted;
+with `redirect` the connection tracking of the kernel knows it. Whoever may connect chooses where a connection of this
+machine leads; so nothing of this machine, and no special address, is reached.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+import sys
 
 from oinetd.model import ORIGINAL, Rule
 from oinetd.net.sockets import Address, bound_address, lookup
@@ -15,9 +17,30 @@ from oinetd.upstream.destination import Destination
 from oinetd.upstream.loops import is_local
 from oinetd.upstream.special import is_special
 
-__all__ = ["Original"]
+__all__ = ["Original", "redirected_from"]
 
 log = logging.getLogger("oinetd")
+
+
+_SO_ORIGINAL_DST = 80
+"""From linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h: the same number for both levels."""
+
+
+def redirected_from(client: socket.socket) -> Address | None:
+    """The address that a connection had before `redirect` changed it; None if nothing tracks connections."""
+    try:
+        if client.family == socket.AF_INET or bound_address(client).host.startswith("::ffff:"):
+            place = client.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
+            return Address(socket.AF_INET, (socket.inet_ntop(socket.AF_INET, place[4:8]), _port(place)))
+        place = client.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)
+    except OSError:
+        return None
+    host, scope = socket.inet_ntop(socket.AF_INET6, place[8:24]), int.from_bytes(place[24:28], sys.byteorder)
+    return Address(socket.AF_INET6, (host, _port(place), 0, scope))
+
+
+def _port(place: bytes) -> int:
+    return int.from_bytes(place[2:4], "big")
 
 
 class Original(Destination):
@@ -35,6 +58,8 @@ class Original(Destination):
     def wanted_by(self, client: socket.socket) -> tuple[Destination, int]:
         """The destination of this client, and its port."""
         address = bound_address(client)
+        if address.port == self._rule.bind.port and is_local(address):
+            address = redirected_from(client) or address
         host = address.host.removeprefix("::ffff:")  # of an IPv4 client of an IPv6 listener
         if host != address.host:
             (address,) = lookup(host, address.port)

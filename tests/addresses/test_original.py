@@ -105,6 +105,49 @@ def test_connections_through_this_machine(tmp_path: Path, bind: str, options: st
     assert ended[0]["engine"] == ("native" if native else "python")
 
 
+REDIRECT = """
+table inet test {
+    chain divert {
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname "to1" tcp dport { 8080, 8081 } redirect to :1080
+    }
+}
+"""
+
+
+@root
+@pytest.mark.parametrize("bind", ["::", "0.0.0.0"])
+def test_connections_that_are_redirected(tmp_path: Path, bind: str) -> None:
+    """Also one to an address of the router itself, which is refused as it is without `redirect`."""
+    if shutil.which("nft") is None:
+        pytest.skip("nft is missing")
+    conf, ruleset = tmp_path / "oinetd.conf", tmp_path / "nft"
+    conf.write_text(f"admin off\n{bind} 1080 original [transparent]\nallow *\n")
+    ruleset.write_text(REDIRECT)
+    with three_machines() as (client, router, server), contextlib.ExitStack() as stack:
+        enter = ["ip", "netns", "exec"]
+        if subprocess.run([*enter, router, "nft", "-f", str(ruleset)], capture_output=True, check=False).returncode:
+            pytest.skip("this kernel has no redirect")
+        started = [
+            subprocess.Popen([*enter, server, sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True),
+            subprocess.Popen(
+                [*enter, router, sys.executable, "-m", "oinetd", "-c", str(conf), "-f"],
+                stderr=subprocess.PIPE, text=True,
+            ),
+        ]  # fmt: skip
+        for each in started:
+            stack.enter_context(each)
+            stack.callback(each.kill)
+        assert started[0].stdout is not None
+        assert started[0].stdout.readline() == "ready\n"
+        assert started[1].stderr is not None
+        while "listening on" not in (line := started[1].stderr.readline()):
+            assert line
+        for port in ("8080", "8081"):
+            assert inside(client, sys.executable, "-c", CLIENT, "10.77.2.2", port).strip() == f"10.77.2.1 to {port}"
+        assert inside(client, sys.executable, "-c", CLIENT, "10.77.1.1", "8080").strip() == "reset"
+
+
 @root
 @pytest.mark.parametrize("bind", ["127.0.0.1", "0.0.0.0", "::", "::1"])
 async def test_never_to_ourselves(caplog: pytest.LogCaptureFixture, bind: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import resource
@@ -297,7 +298,7 @@ async def test_counters_of_each_rule(lane: str) -> None:
 
 @in_lanes
 async def test_the_rate_of_the_chosen_rule(lane: str) -> None:
-    """Clients above it wait in the preamble, others do not; whoever would wait for too long is reset."""
+    """Clients above it wait, others do not; whoever would wait for too long is refused."""
     seen = Seen()
     rules = ("sni=a.example.org, rate=2/s:1, peek-timeout=0.7", "sni=b.example.org, peek-timeout=0.7")
     async with named(lane, *rules, seen=seen) as names:
@@ -319,7 +320,51 @@ async def test_the_rate_of_the_chosen_rule(lane: str) -> None:
         waits = {rule.options.sni: counts.rate_waits for rule, counts in forwarder.stats().rules.items()}
         assert waits == {("a.example.org",): 3, ("b.example.org",): 0}
     endings = [record.ending for record in seen.closed]
-    assert endings.count(Ending.PEEK_TIMEOUT) == 2
+    assert endings.count(Ending.LIMITED) == 2
+
+
+@in_lanes
+async def test_who_waits_for_the_rate_has_no_place_of_the_preamble(lane: str) -> None:
+    """Clients of other names are served, however many wait for their turn: they hold places of their rule."""
+    rules = ("sni=a.example.org, rate=1/m:1, peek-timeout=1h", "sni=b.example.org, peek-timeout=1h")
+    async with contextlib.AsyncExitStack() as stack:
+        names = Named(lane)
+        for _ in rules:
+            names.servers.append(await stack.enter_async_context(looking(1, headed=False)))
+        config = names.config(*rules)
+        forwarder = await stack.enter_async_context(served(lane, *config.rules, max_connections=10))
+        waiting = [await dial(("127.0.0.1", names.port)) for _ in range(6)]  # more than half of the places
+        for peer in waiting:
+            await peer.send(hello("a.example.org"))
+        await until(lambda: sum(counts.rate_waits for counts in forwarder.stats().rules.values()) == 5)
+        await names.servers[0].taken.get()
+        assert await names.taken_by(hello("b.example.org")) == 1
+        for peer in waiting:
+            peer.close()
+
+
+@in_lanes
+async def test_a_name_that_leads_back_to_the_listener(lane: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whichever of the rules that share the listener it is; the others are served."""
+    async with looking(1, headed=False) as upstream:
+        names, itself = Named(lane), Server()
+        itself.address = ("127.0.0.1", names.port)
+        names.servers = [upstream, itself]
+        config = names.config("sni=a.example.org", "sni=b.example.org")
+        seen = Seen()
+        async with served(lane, *config.rules, seen=seen):
+            peer = await dial(("127.0.0.1", names.port))
+            await peer.send(hello("b.example.org"))
+            with contextlib.suppress(ConnectionError):
+                assert await peer.read(1) == b""
+            peer.close()
+            await until(lambda: len(seen.closed) == 1)
+            assert (seen.closed[0].ending, seen.closed[0].errno) == (Ending.CONNECT_FAILED, errno.ELOOP)
+            names.servers = [upstream]
+            assert await names.taken_by(hello("a.example.org")) == 0
+    said = [line for line in caplog.messages if "leads back here (ELOOP)" in line]
+    assert len(said) == 1
+    assert "b.example.org" in said[0] or f" 127.0.0.1 {names.port}" in said[0]
 
 
 @in_lanes

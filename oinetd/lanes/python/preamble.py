@@ -172,25 +172,30 @@ class PreambleStage:
         return None if choose_rule(service.registry, self._live, service.rule) else Ending.LIMITED
 
     async def _wait_for_turn(self, deadline: float) -> Ending | None:
-        """Wait until the rate of the rule lets the client in, at most until `deadline`."""
+        """Wait until the rate of the rule lets the client in, which is refused if that is not before `deadline`.
+
+        It has said what is awaited in this stage: its place is one of its rule meanwhile.
+        """
         buckets = self._live.rule.buckets
         turn = buckets.turn()
         if not turn:
             return None
-        if late := turn > deadline:
+        if turn > deadline:
             buckets.connect_given_back()
+            return Ending.LIMITED
+        self.leave()
         loop = asyncio.get_running_loop()
         gone = loop.create_future()
         watch = ClientWatch(loop, self.service.dialer.poller, self._client, lambda: gone.set_result(None))
         try:
-            await asyncio.wait([gone], timeout=min(turn, deadline) - time.monotonic())
+            await asyncio.wait([gone], timeout=turn - time.monotonic())
             if gone.done():
                 self.errno = errno.ECONNRESET
                 return Ending.CLIENT_RESET
         finally:
             watch.close()
             gone.cancel()
-        return Ending.PEEK_TIMEOUT if late else None
+        return None
 
     def _tell(self, what: str) -> None:
         self.service.registry.invalid_preambles.tell(self.service.route, self._live.record.client, what)

@@ -22,6 +22,7 @@ from shared.attempt cimport Attempt, Attempts, attempts_items, attempts_new
 from base.address cimport (
     ADDRESS_TEXT_BYTES, Address, MAPPED_PREFIX, SocketAddress, UNIX_MARK, address_is_unix, address_read, address_text,
 )
+from base.clock cimport monotonic_us
 from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_see, oi_show, oi_swap
 from state.command cimport (
     all_exited, listener_add, listener_remove, listener_replace, post, post_all, post_to_all, reactor_joins,
@@ -1793,11 +1794,15 @@ cdef class Hub:
         return found
 
     def reactor_counts(self):
-        """Of each reactor: its thread, its connections, its UDP sessions, and connections that moved on from it."""
+        """Of each reactor: its thread, its connections, its UDP sessions, connections that moved on from it, and
+        whether it may poll: "off", "on" or "paused"."""
+        cdef uint64_t now_us = monotonic_us()
+        allowed = "on" if oi_get(&self.hub.spin_us) else "off"
         return [
             (
                 oi_get(&self.hub.reactors[i].thread_id), oi_get(&self.hub.reactors[i].live),
                 oi_get(&self.hub.reactors[i].udp_sessions), oi_get(&self.hub.reactors[i].stats.moved),
+                "paused" if allowed == "on" and oi_get(&self.hub.reactors[i].poll_paused_us) > now_us else allowed,
             )
             for i in range(self.hub.reactor_count)
         ]
@@ -1821,7 +1826,7 @@ cdef class Hub:
                 ("loops", oi_get(&reactor.stats.loops)), ("promoted", oi_get(&reactor.stats.promoted)),
                 ("demoted", oi_get(&reactor.stats.demoted)), ("handed_off", oi_get(&reactor.stats.handed_off)),
                 ("pipes", oi_get(&reactor.stats.pipes)), ("spins", oi_get(&reactor.stats.spins)),
-                ("moved", oi_get(&reactor.stats.moved)),
+                ("poll_pauses", oi_get(&reactor.stats.poll_pauses)), ("moved", oi_get(&reactor.stats.moved)),
             ):
                 totals[name] = totals.get(name, 0) + value
         totals["live"] = live

@@ -583,9 +583,9 @@ class Hub:
 
         If the third of a case is true, these end with a reset.
         """
-    def reactor_counts(self) -> list[tuple[int, int, int, int]]:
-        """Of each reactor: the number of its thread, its connections, its UDP sessions, and how many connections it has
-        given to others.
+    def reactor_counts(self) -> list[tuple[int, int, int, int, str]]:
+        """Of each reactor: the number of its thread, its connections, its UDP sessions, how many connections it has
+        given to others, and whether it may poll before it sleeps: "off", "on" or "paused".
         """
     def stats(self) -> dict[str, Any]:
         """Counters of all reactors together; `live` is a list with the connections of each.

@@ -93,6 +93,7 @@ class Inspection:
             lambda: self._lanes.histograms() if self._stopped is not None else {},
             self.destinations(),
             self.upstreams(),
+            self.reactors(),
         )
 
     def destinations(self) -> list[DestinationState]:

@@ -27,6 +27,22 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int c_poll "poll"(pollfd *fds, unsigned long count, int timeout_ms)
+    enum:
+        POLLIN
+
+cdef extern from "<sys/resource.h>" nogil:
+    struct rusage:
+        long ru_nivcsw
+    int getrusage(int who, rusage *usage)
+    enum:
+        RUSAGE_THREAD
+
 cdef extern from "<fcntl.h>" nogil:
     int c_pipe2 "pipe2"(int *fds, int flags)
     int c_fcntl "fcntl"(int fd, int command, ...)

@@ -4,8 +4,8 @@ from libc.string cimport memcmp
 
 from base.address cimport Address, address_read
 from base.linux cimport (
-    AF_UNIX, ECONNRESET, EPIPE, SOL_SOCKET, SO_DOMAIN, SO_ERROR, SO_LINGER, c_close, c_getsockname, c_getsockopt,
-    c_setsockopt, linger, sockaddr, sockaddr_storage, socklen_t,
+    AF_UNIX, ECONNRESET, EPIPE, IPPROTO_TCP, SOL_SOCKET, SO_DOMAIN, SO_ERROR, SO_LINGER, TCP_NODELAY, c_close,
+    c_getsockname, c_getsockopt, c_setsockopt, linger, sockaddr, sockaddr_storage, socklen_t,
 )
 
 
@@ -31,6 +31,11 @@ cdef inline int socket_error(int fd, int otherwise) noexcept nogil:
     if c_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0 or error == 0:
         return otherwise
     return ECONNRESET if error == EPIPE else error
+
+
+cdef inline void set_nodelay(int fd) noexcept nogil:
+    cdef int on = 1
+    c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
 
 
 cdef inline bint socket_is_unix(int fd) noexcept nogil:

@@ -174,6 +174,7 @@ cdef inline void pump(Reactor *self, Dir *flow) noexcept nogil:
     work_add(self, conn, flow.moved_out - moved)
     if flow.bulk:
         self.bulk_us = self.now_us
+    self.moved_way = flow.way
     if answer == AGAIN:
         flow.bulk = 1
         ready_add(self, flow)

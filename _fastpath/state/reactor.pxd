@@ -88,7 +88,14 @@ cdef struct Stats:              # atomics
     uint64_t handed_off
     uint64_t pipes
     uint64_t spins
+    uint64_t poll_pauses
     uint64_t moved              # connections that left for another reactor
+
+cdef struct Habit:              # of polling before sleep, see `busy_poll.pxd`
+    uint64_t gap_us             # moving average of the waits
+    uint64_t lent               # moving average of the polls that lent the core to others, in LENT_UNITs
+    uint64_t paused_us          # no polling until then
+    uint64_t pause_us           # how long the last pause was
 
 cdef struct Hub:
     pthread_mutex_t lock        # guards listeners: table, policies, users; and those of `own`
@@ -149,7 +156,10 @@ cdef struct Reactor:
     uint64_t bulk_us            # when a large read was last seen, or datagrams came fast
     uint64_t spin_credit_us     # polling that may still be done
     uint64_t spin_mark_us       # up to when the credit was counted
-    uint64_t gap_us             # moving average of the waits for events
+    Habit habits[2]             # by the direction that moved last: the wait for an answer, and for the next request
+    uint8_t moved_way
+    uint64_t switches           # involuntary ones of the thread, when they were last looked at
+    uint64_t poll_paused_us     # atomic: until then it does not poll, in one of the two waits
     uint64_t draw               # state of the random numbers by which servers are drawn
     uint64_t crowd              # moving average of the events in one wake, in sixteenths
     Slab slab

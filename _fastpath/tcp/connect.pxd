@@ -7,7 +7,7 @@ from base.address cimport Address, SocketAddress, address_read, peer_credentials
 from base.linux cimport (
     AF_UNIX, EINPROGRESS, EPERM, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, IPPROTO_IP,
     IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE,
-    TCP_NODELAY, TCP_QUICKACK, c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket,
+    TCP_QUICKACK, c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket,
     epoll_event, errno, sockaddr, sockaddr_storage, socklen_t, ucred,
 )
 from shared.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_SOCKET_FAILED
@@ -47,7 +47,7 @@ cdef inline int connect_begin(
     const Policy *policy, const SocketAddress *source, const SocketAddress *target, int *ending
 ) noexcept nogil:
     """A socket on its way to `target`, from `source` if that is of size above 0; its connect may be in progress.
-    -errno, and then `ending` says at what."""
+    -errno, and then `ending` says at what. TCP_NODELAY is set by `undelay`."""
     cdef int off = 0
     cdef int on = 1
     cdef bint local = target.place.six.sin6_family == AF_UNIX
@@ -58,7 +58,6 @@ cdef inline int connect_begin(
         ending[0] = ENDING_SOCKET_FAILED
         return -errno
     if not local:
-        c_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on))
         c_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on))
         c_setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off))
         if policy.option_count:

@@ -19,6 +19,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from base.atomic cimport oi_get, oi_put
+from base.socket cimport set_nodelay
 from base.linux cimport (
     EAGAIN, ECONNRESET, EINTR, EINVAL, EIO, ENOMEM, ENOSYS, EPERM, EPIPE, IPPROTO_TCP, MSG_NOSIGNAL, SPLICE_F_MOVE,
     SPLICE_F_NONBLOCK, TCP_MAXSEG, c_assert, c_getsockopt, c_read, c_recv, c_send, c_splice, errno, socklen_t,
@@ -60,6 +61,17 @@ cdef inline void side_fail(Side *self, int error) noexcept nogil:
         self.error = ECONNRESET if error == EPIPE else error
 
 
+cdef inline void undelay(Side *target) noexcept nogil:
+    """Set TCP_NODELAY on the upstream leg, which was made without.
+
+    It waits for the second write: the kernel holds a short segment back only as long as an earlier short one is not
+    acknowledged, and of a first write there is none. So most short connections are spared the call. A FIN is never
+    held back.
+    """
+    target.delays = 0
+    set_nodelay(target.fd)
+
+
 cdef inline void flow_check(const Dir *self) noexcept nogil:
     c_assert(self.moved_in == self.moved_out + self.pend)
     c_assert(self.pend == 0 or self.holding != HOLDS_NOTHING)
@@ -80,6 +92,8 @@ cdef inline void flow_keep(Reactor *reactor, Dir *self, const uint8_t *bytes, ui
 cdef inline int64_t flow_write(Reactor *reactor, Dir *self, Side *target) noexcept nogil:
     """Write pending bytes once; the number taken or -errno."""
     cdef int64_t taken
+    if target.delays and (self.moved_out or self.holding == HOLDS_PIPE):     # a pipe may be written in several sends
+        undelay(target)
     if self.holding == HOLDS_PIPE:
         taken = c_splice((<Pipe *> self.holder).read_fd, NULL, target.fd, NULL, self.pend,
                          SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
@@ -212,6 +226,8 @@ cdef inline int64_t flow_copy(
     self.moved_in += <uint64_t> got
     flow_count(reactor, self, <uint32_t> got, got >= size)
     self.progress_ms = reactor.now_ms
+    if target.delays and self.moved_out:
+        undelay(target)
     taken = c_send(target.fd, reactor.scratch, <size_t> got, MSG_NOSIGNAL)
     if taken < 0:
         if errno != EAGAIN and errno != EINTR:

@@ -26,8 +26,8 @@ from shared.gate cimport Gate, gate_enter_or_wait, gate_leave, preamble_enter, p
 from shared.group cimport group_is_full
 from shared.inbox cimport MESSAGE_ACCEPTED, MESSAGE_RETRY, Message, inbox_post
 from base.linux cimport (
-    EAGAIN, EINVAL, ENOMEM, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, errno, pthread_cond_broadcast,
-    pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_storage, socklen_t,
+    EAGAIN, EINVAL, ENOMEM, POLLIN, SOCK_CLOEXEC, SOCK_NONBLOCK, c_accept4, c_assert, c_close, c_poll, errno, pollfd,
+    pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_storage, socklen_t,
 )
 from shared.policy cimport Policy, policy_drop, policy_hold
 from tcp.admit cimport peer_judge
@@ -228,11 +228,23 @@ cdef inline bint accept_one(Reactor *reactor, Listener *listener, Policy *policy
     return reactor.accept_retry_ms == 0
 
 
+cdef inline bint client_waits(const Listener *listener) noexcept nogil:
+    """Whether the accept queue has something, or the socket no longer listens.
+
+    An accept that finds nobody makes a socket and a file first, and takes them apart: 4.2 us, and poll takes 0.3. A
+    short connection that comes alone has one of these.
+    """
+    cdef pollfd look
+    look.fd = listener.fd
+    look.events = POLLIN
+    return c_poll(&look, 1, 0) != 0
+
+
 cdef inline void listener_serve(Reactor *reactor, Listener *listener, uint32_t generation) noexcept nogil:
     """Accept a batch. While this runs the listener is in use, and its removal waits."""
     cdef Hub *hub = reactor.hub
     cdef Policy *policy
-    cdef int _turn
+    cdef int turn
     cdef bint more = True
     pthread_mutex_lock(&hub.lock)
     if listener.dead:
@@ -244,7 +256,11 @@ cdef inline void listener_serve(Reactor *reactor, Listener *listener, uint32_t g
     policy_hold(policy)
     listener.users += 1
     pthread_mutex_unlock(&hub.lock)
-    for _turn in range(ACCEPT_BATCH):
+    for turn in range(ACCEPT_BATCH):
+        if (turn or not generation) and not client_waits(listener):     # an event says that there is one
+            oi_put(&listener.ready[reactor.index], 0)
+            more = False
+            break
         more = accept_one(reactor, listener, policy)
         if not more:
             break

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from base.socket cimport close_with_reset, socket_error
+from base.socket cimport close_with_reset, set_nodelay, socket_error
 from base.address cimport address_is_unix, address_read
 from base.atomic cimport oi_get, oi_put
 from shared.attempt cimport Attempt, Attempts, attempts_find, attempts_items
@@ -171,7 +171,14 @@ cdef inline bint introduce(Reactor *reactor, Conn *conn) noexcept nogil:
     cdef int error
     if policy_proxy_version(conn.policy, conn.member) == 0:
         acknowledge(conn)
+        # Of several subflows nothing is said in `undelay`.
+        if conn.policy.protocol == 0:
+            conn.side[UPSTREAM].delays = not conn.side[UPSTREAM].local
+        elif not conn.side[UPSTREAM].local:
+            set_nodelay(conn.side[UPSTREAM].fd)
         return True
+    if not conn.side[UPSTREAM].local:
+        set_nodelay(conn.side[UPSTREAM].fd)     # now: behind the header it would push that out alone
     error = header_send(conn)
     if error:
         conn.state = CONN_RELAY

@@ -39,7 +39,7 @@ from state.wheel cimport wheel_arm, wheel_disarm
 from tcp.connect cimport watch
 from shared.ending cimport ENDING_ABORTED
 from tcp.ending cimport finish, search_end
-from tcp.flow cimport flow_unpipe
+from tcp.flow cimport flow_unpipe, undelay
 
 cdef enum:
     WINDOW_SHIFT = 7            # work is counted in windows of 128 ms, and halves with each
@@ -260,6 +260,8 @@ cdef inline void depart(Reactor *reactor, Departure *departure) noexcept nogil:
             flow = &conn.dir[way]
             if ready and flow.pend and flow.holding == HOLDS_PIPE:
                 ready = flow_unpipe(reactor, flow) == 0
+        if ready and conn.side[UPSTREAM].delays:
+            undelay(&conn.side[UPSTREAM])   # the other process need not know
         passport = conn_take_out(reactor, conn) if ready else NULL
         if passport == NULL:
             departure.left += conn.state != CONN_FLUSH     # that one ends by itself

@@ -58,6 +58,7 @@ def status(
                 "cpu_s": round(each.running_s, 3),
                 "sessions": counts[each.thread].sessions if each.thread in counts else 0,
                 "moved": counts[each.thread].moved if each.thread in counts else 0,
+                "polling": counts[each.thread].polling if each.thread in counts else "off",
             }
         )
     reloads = instance.reloads

@@ -49,7 +49,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
             load = f"{each['load']:.1%} of a core, {each['waiting']:.1%} waiting for one"
         lines.append(
             f"thread {each['id']}: {load}, {number_of(each['sessions'], 'session')}, {each['moved']} moved on, "
-            f"{age(each['cpu_s'])} CPU in all"
+            f"{age(each['cpu_s'])} CPU in all" + (", polling paused" if each["polling"] == "paused" else "")
         )
     for each in found["names"]:
         lines.append(f"name {each['host']}: {', '.join(each['addresses']) or each['error'] or 'no answer yet'}")

@@ -63,8 +63,10 @@ class Stats:
 
 
 class ReactorStats(NamedTuple):
-    """A native thread, by the number that the kernel has for it: the sessions on it, and how many it gave to others."""
+    """A native thread, by the number that the kernel has for it: the sessions on it, how many it gave to others, and
+    whether it polls before it sleeps: `off`, `on`, or `paused` because others want its core."""
 
     thread: int
     sessions: int
     moved: int
+    polling: str

@@ -154,7 +154,10 @@ class Lanes:
     def reactor_stats(self) -> list[ReactorStats]:
         """The native threads and what lives on them."""
         counts = self.native.hub.reactor_counts() if self.native.running else []
-        return [ReactorStats(thread, streams + datagrams, moved) for thread, streams, datagrams, moved in counts]
+        return [
+            ReactorStats(thread, streams + datagrams, moved, polling)
+            for thread, streams, datagrams, moved, polling in counts
+        ]
 
     def reconfigure(self, config: Config) -> None:
         """Apply the settings that belong to no listener."""

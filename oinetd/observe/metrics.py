@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector as CollectorBase
 from oinetd.core.histogram import CONNECT_BOUNDS_S, DURATION_BOUNDS_S, HistogramCounts
 from oinetd.core.record import Ending
 from oinetd.core.registry import Stats
+from oinetd.core.stats import ReactorStats
 from oinetd.model import Endpoint, Protocol, Rule
 from oinetd.observe.machine import descriptor_limit, descriptors_open, reactor_times
 from oinetd.observe.rules import RuleState
@@ -45,6 +46,7 @@ class Measured:
     times: Callable[[], Mapping[Endpoint | Rule, tuple[HistogramCounts, HistogramCounts]]]
     names: list[DestinationState]
     groups: tuple[UpstreamStatus, ...] = ()
+    reactors: Sequence[ReactorStats] = ()
 
 
 class Collector(CollectorBase):
@@ -196,7 +198,10 @@ def _of_process(found: Measured) -> Iterator[Metric]:
     for number, times in enumerate(reactor_times()):
         running.of((str(number),), times.running_s)
         waiting.of((str(number),), times.waiting_s)
+    polling = _gauge("reactor_polling", "1 if a native thread may poll before it sleeps.", (("reactor",),))
+    for number, each_reactor in enumerate(found.reactors):
+        polling.of((str(number),), each_reactor.polling == "on")
     addresses = _gauge("name_addresses", "Addresses of a name in the configuration, 0 if unresolved.", (("name",),))
     for each in found.names:
         addresses.of((each.host,), len(each.addresses))
-    yield from (running.family, waiting.family, addresses.family)
+    yield from (running.family, waiting.family, polling.family, addresses.family)

@@ -112,6 +112,7 @@ async def test_the_status_has_the_sessions_of_each_thread(tmp_path: Path) -> Non
         assert [each["moved"] for each in status["reactors"]] == [0] * len(status["reactors"])
         if status["lanes"]["native"]:
             assert sum(each["sessions"] for each in status["reactors"]) == 3
+            assert {each["polling"] for each in status["reactors"]} <= {"on", "paused"}
 
 
 async def test_explain_knows_unix_sockets_and_rules_that_share_a_listener(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ class Packer:
 
     def _empty_retired(self) -> bool:
         """Move what lives in reactors that do not serve; whether there is something left."""
-        live = [connections for _, connections, _, _ in self.hub.reactor_counts()]
+        live = [connections for _, connections, *_ in self.hub.reactor_counts()]
         retired = [at for at in range(self.hub.threads, len(live)) if live[at]]
         for at in retired:
             self.hub.shed(at, 0, WHOLE)

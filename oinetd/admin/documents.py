@@ -37,14 +37,8 @@ def health(instance: Instance) -> dict[str, Any]:
     return {"status": status, "name": instance.name, "problems": problems}
 
 
-def status(
-    instance: Instance,
-    stats: Stats,
-    states: list[RuleState],
-    loads: Mapping[int, Rate | None],
-    times: list[ThreadTimes],
-) -> dict[str, Any]:
-    """The overview; `loads` has the rates of the reactor threads."""
+def _reactors(instance: Instance, loads: Mapping[int, Rate | None], times: list[ThreadTimes]) -> list[dict[str, Any]]:
+    """The native threads, each with its load and its sessions."""
     counts = {each.thread: each for each in instance.forwarder.reactors()}
     reactors = []
     for number, each in enumerate(times):
@@ -61,6 +55,17 @@ def status(
                 "polling": counts[each.thread].polling if each.thread in counts else "off",
             }
         )
+    return reactors
+
+
+def status(
+    instance: Instance,
+    stats: Stats,
+    states: list[RuleState],
+    loads: Mapping[int, Rate | None],
+    times: list[ThreadTimes],
+) -> dict[str, Any]:
+    """The overview; `loads` has the rates of the reactor threads."""
     reloads = instance.reloads
     in_force = [state for state in states if state.in_force]
     return {
@@ -83,7 +88,7 @@ def status(
         "times_full": stats.times_full,
         "room": stats.room,
         "descriptors": {"open": descriptors_open(), "limit": descriptor_limit()},
-        "reactors": reactors,
+        "reactors": _reactors(instance, loads, times),
         "names": [
             {"host": each.host, "addresses": list(each.addresses), "error": each.error}
             for each in instance.forwarder.destinations()

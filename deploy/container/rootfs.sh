@@ -23,9 +23,17 @@ rm -rf "$root/usr/lib/python3/dist-packages/bin" "$root/usr/lib/python3/dist-pac
 
 # A third of it is never used: other languages' character sets, documentation, parts of the standard library for people.
 rm -rf "$root/usr/share" "$root"/usr/lib/*/gconv "$root/usr/lib/mime" "$root/etc/python$version"
-for name in ensurepip idlelib lib2to3 pydoc_data tkinter turtledemo unittest test sqlite3 curses distutils; do
+for name in ensurepip idlelib lib2to3 pydoc_data tkinter turtledemo unittest test sqlite3 curses distutils xmlrpc wsgiref; do
   rm -rf "$root/usr/lib/python$version/$name"
 done
+for name in turtle pdb pydoc doctest pickletools; do rm -f "$root/usr/lib/python$version/$name.py"; done
+for name in _testcapi _testbuffer _testinternalcapi _testmultiphase _sqlite3 _curses _curses_panel \
+  _codecs_jp _codecs_hk _codecs_cn _codecs_kr _codecs_tw _codecs_iso2022 _ctypes_test; do
+  rm -f "$root/usr/lib/python$version/lib-dynload/$name".*.so
+done
+rm -f "$root"/lib/*/libmvec.so.1 "$root"/usr/lib/*/libmvec.so.1
+# uvloop's wheel has its symbols: 12 MB.
+if command -v strip >/dev/null; then find "$root/usr/lib/python3" -name '*.so' -exec strip --strip-unneeded {} +; fi
 find "$root" -name '__pycache__' -prune -exec rm -rf {} +
 
 mkdir -p "$root/etc/ssl/certs" "$root/run/oinetd" "$root/tmp" "$root/proc" "$root/sys" "$root/dev" "$root/var/log"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.daemon.process import PATIENCE_S, until
-from tests.packages.building import ROOT, run
-from tests.packages.machines import Machine, Network, needs
+from tests.packages.building import ROOT, run, run_online
+from tests.packages.machines import Load, Machine, Network, needs
 
 CONTAINER = ROOT / "deploy" / "container"
 IMAGE_BYTES_MAX = 60_000_000
@@ -62,7 +63,7 @@ def rootfs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).stdout.strip()
     if debian not in wheel.name.split("-"):
         pytest.skip("the wheel is for another Python than Debian's")
-    run("sh", CONTAINER / "rootfs.sh", wheel, place)
+    run_online("sh", CONTAINER / "rootfs.sh", wheel, place)
     return place
 
 
@@ -71,8 +72,9 @@ class Container:
 
     def __init__(self, rootfs: Path, machine: Machine, words: list[str], files: dict[str, str]) -> None:
         self.machine = machine
-        self.name = f"oinetd-test-{os.getpid()}-{machine.name}"
-        bundle = machine.folder / "bundle"
+        number = len(machine.processes)
+        self.name = f"oinetd-test-{os.getpid()}-{machine.name}-{number}"
+        bundle = machine.folder / f"bundle-{number}"
         bundle.mkdir()
         run("runc", "spec", "--bundle", bundle)
         spec: dict[str, Any] = json.loads((bundle / "config.json").read_text())
@@ -129,9 +131,11 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         yield one
 
 
-def test_the_image_is_small(rootfs: Path, tmp_path: Path) -> None:
+def test_the_image_is_small(rootfs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     needs(("umoci", "umoci"))
     run("sh", CONTAINER / "image.sh", rootfs, tmp_path / "layout")
+    with capsys.disabled():
+        print(f"\nimage: {size(rootfs) / 1e6:.1f} MB, {size(tmp_path / 'layout') / 1e6:.1f} MB compressed")
     assert size(rootfs) < IMAGE_BYTES_MAX
     assert size(tmp_path / "layout") < IMAGE_BYTES_MAX / 2
     index = json.loads((tmp_path / "layout" / "index.json").read_text())
@@ -149,6 +153,22 @@ def test_it_serves_a_low_port_without_any_right_and_ends_as_it_should(rootfs: Pa
     until(lambda: "Z" not in container.exec("/usr/bin/python3", "-c", STATES).stdout, "the end of the orphan")
     container.kill(signal.SIGTERM)
     assert container.process.wait(PATIENCE_S) == 0
+
+
+def test_it_starts_soon(rootfs: Path, machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed, not asserted: the time depends on what else the machine does."""
+    conf = "192.0.2.21 80 127.0.0.1 8000\n"
+    took_s = []
+    with Load(machine, ("192.0.2.21", 80), pace_s=0.005).running() as load:
+        for _ in range(5):
+            began = time.monotonic()
+            container = Container(rootfs, machine, ["-f"], {"/etc/oinetd.conf": conf})
+            took_s.append(load.wait_for(lambda result: result == "k", "the first bytes") - began)
+            container.kill(signal.SIGTERM)
+            assert container.process.wait(PATIENCE_S) == 0
+            load.wait_for(lambda result: result != "k", "the end of the container")
+    with capsys.disabled():
+        print(f"\ncontainer: forwards bytes {min(took_s):.2f} s after `runc run` (at most {max(took_s):.2f} s)")
 
 
 def test_words_are_a_configuration(rootfs: Path, machine: Machine) -> None:

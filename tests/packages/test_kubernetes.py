@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from oinetd.config import parse_config
-from tests.packages.building import ROOT
+from tests.packages.building import ROOT, run
 
 yaml = pytest.importorskip("yaml")
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
@@ -74,6 +75,24 @@ def test_they_are_valid(name: str, version: str) -> None:
     assert {"ConfigMap", "NetworkPolicy"} < {thing["kind"] for thing in things}
     for thing in things:
         kubernetes_validate.validate(thing, version, strict=True)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_real_kustomize_makes_the_same_of_them(name: str) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is missing (Debian: apt install kubectl)")
+    things = list(yaml.safe_load_all(run("kubectl", "kustomize", FOLDER / name)))
+    for thing in things:
+        for version in VERSIONS:
+            kubernetes_validate.validate(thing, version, strict=True)
+    specs = {(thing["kind"], thing["metadata"]["name"]): thing.get("spec", thing.get("data")) for thing in things}
+    ours = {(thing["kind"], thing["metadata"]["name"]): thing for thing in rendered(FOLDER / name)}
+    assert set(specs) == set(ours)
+    for key in specs.keys() & {("Deployment", "oinetd"), ("DaemonSet", "oinetd")}:
+        theirs, own = (spec["template"]["spec"] for spec in (specs[key], ours[key]["spec"]))
+        (container,), (expected,) = theirs["containers"], own["containers"]
+        assert container | {"image": ""} == expected | {"image": ""}  # its tag comes from `images`
+        assert theirs["securityContext"] == own["securityContext"]
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

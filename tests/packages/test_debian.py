@@ -131,6 +131,18 @@ def test_lintian_finds_nothing(package: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_the_package_has_manual_pages_and_completions(package: Path) -> None:
+    inside = run("dpkg-deb", "--contents", package)
+    for name in (
+        "man/man8/oinetd.8.gz",
+        "man/man5/oinetd.conf.5.gz",
+        "bash-completion/completions/oinetd",
+        "zsh/vendor-completions/_oinetd",
+        "fish/vendor_completions.d/oinetd.fish",
+    ):
+        assert f"./usr/share/{name}\n" in inside
+
+
 def test_the_unit_of_the_package_exposes_as_little(package: Path, tmp_path: Path) -> None:
     run("dpkg-deb", "-x", package, tmp_path)
     (unit,) = tmp_path.rglob("oinetd.service")

@@ -26,6 +26,11 @@ BLOCKS = {title: re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL
 APT, SOURCE, PLACE = "With the Debian package (recommended)", "From the source", "In rinetd's place, under its own unit"
 COMMANDS_MAX = 5
 LOG = "/var/log/rinetd.log"
+COMPLETIONS = (
+    "bash-completion/completions/oinetd",
+    "zsh/site-functions/_oinetd",
+    "fish/vendor_completions.d/oinetd.fish",
+)
 
 Boot = Callable[[Path], Guest]
 
@@ -105,6 +110,8 @@ def test_from_the_source(installed: Path, guest: Boot, tmp_path: Path) -> None:
     one = guest(Path(shutil.copytree(installed, tmp_path / "files", symlinks=True)))
     follow(one, "\n".join(others))
     serves_as(one, "oinetd", LOG)
+    share = ("man/man8/oinetd.8", "man/man5/oinetd.conf.5", *COMPLETIONS)
+    one.run("ls", *(f"/usr/local/share/{name}" for name in share))
 
 
 def test_in_the_place_of_rinetd(installed: Path, guest: Boot, tmp_path: Path) -> None:

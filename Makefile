@@ -85,7 +85,7 @@ package-test: $(VENV)/package-ready
 # The part of it that makes no folder of a Debian and takes minutes: what CI runs.
 package-check: $(VENV)/package-ready
 	@OINETD_PACKAGE_TESTS=1 $(BIN)/python -m pytest \
-	  $(patsubst %,tests/packages/test_%.py,distributions kubernetes container keepalived bird)
+	  $(patsubst %,tests/packages/test_%.py,distributions kubernetes container)
 
 # Long runs of the load drivers: keyed streams, denials that race, calls that fail at random. SOAK_SEED repeats one.
 soak: export SOAK_SECONDS ?= 300

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,19 @@ import tarfile
 from pathlib import Path
 from typing import Final
 
-__all__ = ["EPOCH", "PATIENCE_S", "ROOT", "build", "copy_of_the_tree", "run", "unpack"]
+import pytest
+
+__all__ = ["EPOCH", "PATIENCE_S", "ROOT", "build", "copy_of_the_tree", "run", "run_online", "unpack"]
 
 ROOT: Final = Path(__file__).parents[2]
 EPOCH: Final = "1700000000"
 PATIENCE_S: Final = 600.0
+OFFLINE: Final = re.compile(
+    r"Temporary failure in name resolution|Temporary failure resolving|Name or service not known|Could not resolve"
+    r"|Network is unreachable|Connection refused|timed out|Failed to fetch|Can't find a source to download"
+    r"|Unable to locate package|cannot be reached|from versions: none"
+)
+"""What pip and apt say where there is no network, or where apt was never updated."""
 
 
 def run(*words: str | Path, **environment: str) -> str:
@@ -32,6 +41,16 @@ def run(*words: str | Path, **environment: str) -> str:
     )
     assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout[-4000:]}"
     return done.stdout
+
+
+def run_online(*words: str | Path, **environment: str) -> str:
+    """As `run`, for a command that downloads; the test is skipped if nothing can be downloaded."""
+    try:
+        return run(*words, **environment)
+    except AssertionError as error:
+        if found := OFFLINE.search(str(error)):
+            pytest.skip(f"{words[0]} cannot download: {found[0]}")
+        raise
 
 
 def copy_of_the_tree(place: Path) -> Path:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.packages.building import ROOT, build, run, unpack
+from tests.packages.building import ROOT, build, run, run_online, unpack
 from tests.unit import test_hardening
 
-WHEEL_BYTES_MAX = 600_000
+WHEEL_BYTES_MAX = 1_000_000
+"""Packed: 340 KB are the extension, 460 KB the modules. Debug information alone would be 4 MB more."""
 DATA = {
     "share/bash-completion/completions/oinetd",
     "share/fish/vendor_completions.d/oinetd.fish",
@@ -147,7 +148,7 @@ def test_shells_read_the_completions(wheel: Path, shell: str, tmp_path: Path) ->
 
 
 def test_the_bill_of_materials_names_what_is_installed(tmp_path: Path) -> None:
-    run("make", "-C", ROOT, "--silent", "sbom", f"SBOM={tmp_path}/sbom.json", MAKEFLAGS="", MAKELEVEL="")
+    run_online("make", "-C", ROOT, "--silent", "sbom", f"SBOM={tmp_path}/sbom.json", MAKEFLAGS="", MAKELEVEL="")
     bill = json.loads((tmp_path / "sbom.json").read_text())
     assert bill["bomFormat"] == "CycloneDX"
     assert bill["metadata"]["component"]["name"] == "oinetd"

@@ -15,10 +15,10 @@ from tests.daemon.process import until
 from tests.packages.building import ROOT
 from tests.packages.folders import Debian
 from tests.packages.machines import Network
-from tests.packages.test_debian import package
+from tests.packages.test_debian import package, packages
 from tests.systemd.guest import bare_folder
 
-__all__ = ["package"]
+__all__ = ["package", "packages"]
 
 COMMANDS_MAX = 5
 PAGE = (ROOT / "docs" / "install.md").read_text()

@@ -118,6 +118,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         for phase in ("before", "during", "after")
         for column in (
             Column(f"{phase}_errors", f"{phase}: errors", "", 0, main=True, help="that clients saw"),
+            Column(f"{phase}_slow", "slow", "", 0, main=True, help="answered after more than 250 ms"),
             Column(f"{phase}_p50_us", "p50", "µs", 0),
             Column(f"{phase}_p99_us", "p99", "µs", 0, main=True),
             Column(f"{phase}_p99.9_us", "p99.9", "µs", 0, main=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-__all__ = ["PERCENTILES", "bucket_of", "lower_bound", "percentile_ns", "percentiles_us"]
+__all__ = ["PERCENTILES", "bucket_of", "count_above", "lower_bound", "percentile_ns", "percentiles_us"]
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 _STEPS = 128
@@ -43,6 +43,11 @@ def percentile_ns(histogram: Histogram, percent: float) -> float | None:
         if seen >= rank:
             return (lower_bound(bucket) + lower_bound(bucket + 1) - 1) / 2
     raise AssertionError("the counts add up to the total")
+
+
+def count_above(histogram: Iterable[Sequence[int]], seconds: float) -> int:
+    """How many were longer; exact to the width of a bucket."""
+    return sum(int(count) for bucket, count in histogram if lower_bound(int(bucket)) >= seconds * 1e9)
 
 
 def percentiles_us(histogram: Iterable[Sequence[int]]) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,14 +78,22 @@ def client_command(running: Running, what: str, module: str = "bench.client", **
 
 
 def run_client(
-    stand: Stand, running: Running, what: str, module: str = "bench.client", **options: Any
+    stand: Stand,
+    running: Running,
+    what: str,
+    module: str = "bench.client",
+    *,
+    on_go: Callable[[], object] = lambda: None,
+    **options: Any,
 ) -> tuple[dict[str, Any], Spent]:
-    """Run the bench's own client; its report, and the resource use from its `go` to its `over`."""
+    """Run the bench's own client; its report, and the resource use from its `go` to its `over`. `on_go` is called with
+    its `go`."""
     with stand.client(client_command(running, what, module, **options)) as program:
         program.read_line()
         # While the connections stand, and before anything is timed.
         elsewhere = running.work_elsewhere()
         program.ask()
+        on_go()
         with metered(stand, running) as spent:
             program.read_line()
         figures = json.loads(program.read_rest())

@@ -54,10 +54,11 @@ def add_measurements(commands: Commands) -> None:
     _add_streams(commands, common)
     _add_exchanges(commands, common)
     commands.add(
-        "failover", "four servers, one killed, frozen, refused or slowed: what clients see",
+        "failover", "four servers, one killed, frozen, gone, refused or slowed: what clients see",
         """
         Four servers behind each forwarder. One of them fails under load, short connections or requests on connections
-        that stay, 64 of either: errors that clients see, and percentiles before, while it happens, and after.
+        that stay, 64 of either: errors that clients see, answers after more than 250 ms, and percentiles before, while
+        it happens, and after. All that check do so over HTTP, so that a frozen server is found out.
         """,
         measure, parents=[common], epilog=FAILOVER_SUBJECTS,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.capture.options import DESCRIPTION as CAPTURE
 from bench.capture.options import EPILOG as CAPTURE_EXAMPLES
 from bench.capture.options import add_arguments as add_capture
-from bench.commands.arguments import Commands, add_topology, measured_options, names, positive
+from bench.commands.arguments import Commands, add_topology, count, measured_options, names, positive
 from bench.commands.measurements import options
 from bench.errors import BenchError
 from bench.lab.options import DESCRIPTION as LAB
@@ -54,6 +54,14 @@ def add_tools(commands: Commands) -> None:
         client must reach at least 0.9 of a plain C client, which is compiled for the purpose.
         """, _calibrate)  # fmt: skip
     calibrate.add_argument("--seconds", type=positive, default=1.0, metavar="S", help="of each load")
+    checks = commands.add("checks", "what checks of 1,000 servers cost, beside HAProxy's and bare connects", """
+        1,000 servers, each checked every 2 s over TCP, by oinetd, by HAProxy if it is installed, and by bare
+        non-blocking connects, all at once: processor time of a check, and how long the event loop of oinetd is held.
+        The exit status is 1 if a check costs more than three bare connects, or the loop is held for more than 5 ms.
+        """, _checks)  # fmt: skip
+    checks.add_argument("--servers", type=count, default=1000, metavar="N")
+    checks.add_argument("--seconds", type=positive, default=30.0, metavar="S", help="of each of the two measurements")
+    checks.add_argument("--quick", action="store_true", help="8 seconds each")
 
 
 def _add_runs(commands: Commands) -> None:
@@ -223,6 +231,13 @@ def _clean(arguments: argparse.Namespace, console: Console) -> int:
     elif not arguments.dry_run:
         remove_leftovers(found)
     return 0
+
+
+def _checks(arguments: argparse.Namespace, console: Console) -> int:
+    need_libraries("psutil", "rich")
+    from bench.checks import checks
+
+    return checks(arguments.servers, 8.0 if arguments.quick else arguments.seconds, console)
 
 
 def _calibrate(arguments: argparse.Namespace, console: Console) -> int:

@@ -1,9 +1,10 @@
 """`failover`: four servers, one of which fails under load: what clients see before, while it happens, and after.
 
 Two loads: short connections, 64 at a time, and requests on 64 connections that stay. The server is killed (its port
-refuses), frozen (connects, and says nothing), refused (a firewall resets new connections, those that stand go on), or
-slowed (it runs for a tenth of the time). Errors are figures here, and no fault of the sample: a connection that stands
-when its server is killed cannot be saved.
+refuses), frozen (its kernel accepts until the queue is full, and the process says nothing), gone (every packet to and
+from it is lost), refused (a firewall resets new connections, those that stand go on), or slowed (it runs for a tenth of
+the time). Errors are figures here, and no fault of the sample: a connection that stands when its server is killed
+cannot be saved. Short connections and requests that were answered, but late, are counted, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from bench.errors import BenchError
 from bench.experiment import Case, Experiment
 from bench.extension import native
-from bench.histogram import percentiles_us
+from bench.histogram import count_above, percentiles_us
 from bench.meter import run_client
 from bench.results import Sample, SubjectInfo
 from bench.stand import FarEnd, Running, Stand
@@ -25,17 +26,19 @@ from bench.subjects import Subject, choose_from
 from bench.subjects.failover import failover_subjects
 from bench.tools import need
 
-__all__ = ["FAULTS", "PHASES", "Failover"]
+__all__ = ["FAULTS", "PHASES", "SLOW_S", "Failover"]
 
 SERVERS = 4
 AT_ONCE = 64
-FAULTS = ("killed", "frozen", "refused", "slowed")
+FAULTS = ("killed", "frozen", "gone", "refused", "slowed")
 PHASES = ("before", "during", "after")
 LOADS = {"connect/close": "short", "round trips": "exchange"}
 _FAULT_AFTER_S = 0.2
 """Of the beginning of the load in which it happens."""
 _RUN_S, _REST_S = 0.01, 0.09
 """Of a server that is slowed."""
+SLOW_S = 0.25
+"""An answer that takes longer is a slow one: a client has waited for a server that says nothing."""
 _WARM_UP_S = 0.1
 _OVERHEAD_S = 4.5
 """The client's start and end, and its patience with a server that is silent."""
@@ -84,15 +87,14 @@ class Failover(Experiment):
             fault = stack.enter_context(Fault(case.parameters["fault"], stand, servers[0]))
             detail["configuration"] = fresh.configuration
             for phase in PHASES:
-                if phase == "during":
-                    fault.begin_after(_FAULT_AFTER_S)
                 figures, _ = run_client(
                     stand, fresh, what, connections=AT_ONCE, threads=stand.cores.loads, seconds=self.seconds_each,
-                    warm_up=_WARM_UP_S,
+                    warm_up=_WARM_UP_S, on_go=fault.begin if phase == "during" else lambda: None,
                 )  # fmt: skip
                 errors = figures["failures"] if what == "short" else len(figures["faults"])
                 values[f"{phase}_errors"] = float(errors)
                 values[f"{phase}_per_second"] = figures["operations"] / figures["elapsed_s"]
+                values[f"{phase}_slow"] = float(count_above(figures["histogram"], SLOW_S))
                 for name, value in percentiles_us(figures["histogram"]).items():
                     values[f"{phase}_{name}"] = value
                 detail[f"{phase}_faults"] = figures["faults"]
@@ -107,14 +109,15 @@ class Fault(contextlib.AbstractContextManager["Fault"]):
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def begin_after(self, seconds: float) -> None:
-        """In a thread of its own, while the load runs."""
+    def begin(self) -> None:
+        """Soon, in a thread of its own, while the load runs."""
         act: dict[str, Callable[[], None]] = {
-            "killed": self._kill, "frozen": self._freeze, "refused": self._refuse, "slowed": self._slow,
+            "killed": self._kill, "frozen": self._freeze, "gone": self._lose, "refused": self._refuse,
+            "slowed": self._slow,
         }  # fmt: skip
 
         def run() -> None:
-            self._over.wait(seconds)
+            self._over.wait(_FAULT_AFTER_S)
             act[self.kind]()
 
         self._thread = threading.Thread(target=run, name="bench-fault")
@@ -136,10 +139,18 @@ class Fault(contextlib.AbstractContextManager["Fault"]):
     def _freeze(self) -> None:
         self._signal("STOP")
 
+    def _lose(self) -> None:
+        port = self.server.port
+        self._firewall(f"tcp dport {port} drop;", f"tcp sport {port} drop;")
+
     def _refuse(self) -> None:
+        self._firewall(f"tcp dport {self.server.port} tcp flags & (syn | ack) == syn reject with tcp reset;")
+
+    def _firewall(self, comes_in: str, goes_out: str = "") -> None:
+        """Rules of the server's namespace, which has no later case with this port."""
         rules = (
-            "table ip bench_refuse { chain in { type filter hook input priority 0; "
-            f"tcp dport {self.server.port} tcp flags & (syn | ack) == syn reject with tcp reset; }}; }}"
+            f"table ip bench_fault {{ chain in {{ type filter hook input priority 0; {comes_in} }}; "
+            f"chain out {{ type filter hook output priority 0; {goes_out} }}; }}"
         )
         words = self.stand.topology.server.enter([need("nft"), "-f", "-"])
         subprocess.run(words, input=rules, text=True, check=True, capture_output=True)

@@ -8,7 +8,7 @@ that a load goes on. An upload and a download end with a word for the bytes and,
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from content cimport (
     BLOCK_BYTES, DOWN, HELLO_BYTES, HELLO_EXCHANGE, HELLO_SHORT, HELLO_UPLOAD, UP, WORD_BYTES, WORD_GREETING,
@@ -25,7 +25,11 @@ cdef extern from * nogil:
     #include <sys/socket.h>
     #include <netinet/in.h>
     #include <netinet/tcp.h>
+    #define CHECK_ANSWER "HTTP/1.0 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n"
+    #define CHECK_ANSWER_BYTES (sizeof(CHECK_ANSWER) - 1)
     """
+    const char *CHECK_ANSWER
+    const size_t CHECK_ANSWER_BYTES
     ctypedef unsigned int socklen_t
     ctypedef struct pthread_mutex_t:
         pass
@@ -299,6 +303,10 @@ cdef inline int peer_take(
             thread.counts[REUSED] += 1
             peer.stage = STAGE_HELLO
         if peer.stage == STAGE_HELLO:
+            if peer.have == 0 and count >= 5 and memcmp(data, b"GET /", 5) == 0:
+                # The check of a forwarder with a group of servers: a hello does not begin so.
+                send(peer.fd, <const char *>CHECK_ANSWER, CHECK_ANSWER_BYTES, MSG_DONTWAIT | MSG_NOSIGNAL)
+                return -1
             part = peer_collect(&peer.hello, HELLO_BYTES, peer, data, count)
             if peer.have == HELLO_BYTES:
                 status = peer_begin(server, thread, peer)

@@ -43,7 +43,8 @@ INTRODUCTIONS = {
     "HAProxy by a new process that takes the listeners from the old one (`-x`, `-sf`), nginx by HUP. Connections left "
     "behind are those that processes of before the last replacement still have.",
     "failover": "Four servers behind each forwarder, with the same checks and timeouts if it has them. One is "
-    "killed, frozen (it accepts, and says nothing), refused by a firewall, or slowed to a tenth, while 64 short "
+    "killed, frozen (it accepts, and says nothing), gone (every packet is lost), refused by a firewall, or slowed to a "
+    "tenth, while 64 short "
     "connections at a time, or requests on 64 connections that stay, go through. Connections that stand on a killed "
     "server are lost with it whatever the forwarder does.",
     "udp": "UDP to UDP. With a number under way, a datagram is sent when the answer to an earlier one is here: "

@@ -27,7 +27,7 @@ class _Oinetd(Oinetd):
         servers = "".join(f"upstream group {route.connect_host} {route.connect_port}\n" for route in setup.routes)
         return (
             f"engine {self.engine}\nconnect-timeout {CONNECT_S}s\n{servers}"
-            f"upstream group [check=tcp, check-interval={CHECK_MS}ms, check-timeout={CONNECT_S}s]\n"
+            f"upstream group [check=http, check-interval={CHECK_MS}ms, check-timeout={CONNECT_S}s]\n"
             f"{setup.routes[0].listen_host} {setup.routes[0].listen_port} @group\n"
         )
 
@@ -44,6 +44,7 @@ class _Haproxy(Haproxy):
         lines = [
             "global", f"    maxconn {(descriptor_limit() - 100) // 2}", "defaults", "    mode tcp",
             f"    timeout connect {CONNECT_S}s", "    timeout client 1h", "    timeout server 1h",
+            f"    timeout check {CONNECT_S}s", "    option httpchk GET /",
             "    retries 3", "    option redispatch 1",
             f"    default-server check inter {CHECK_MS}ms fall 3 rise 2",
             "    default-server observe layer4 error-limit 3 on-error mark-down",

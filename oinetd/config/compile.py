@@ -12,13 +12,13 @@ from typing import Any
 from oinetd.bounds import UPSTREAMS_MAX
 from oinetd.config.admin import AdminDraft
 from oinetd.config.conflict import conflicts
-from oinetd.config.lint import AccessLine, Source, find_warnings
+from oinetd.config.lint import AccessLine, Source, find_warnings, zero_bounds
 from oinetd.config.mistake import Mistake, did_you_mean, shown
 from oinetd.config.original import original_problems
 from oinetd.config.proxy import proxy_problems
 from oinetd.config.rule import RuleLine, read_rule
 from oinetd.config.sharing import Shared, sharing_problems
-from oinetd.config.syntax import Statement
+from oinetd.config.syntax import Line, Statement, Word
 from oinetd.config.upstream import GroupDraft, UpstreamLine, read_upstream
 from oinetd.config.values.common import FileName
 from oinetd.config.vocabulary import DIRECTIVES, Duty, Entry
@@ -132,6 +132,7 @@ class _Compiler:
         self._said: dict[str, Any] = {}
         self._groups: dict[str, GroupDraft] = {}
         self._faulty: set[str] = set()  # groups with lines that have mistakes: what they lack is said there
+        self._zeros: list[tuple[int, Line, Word]] = []
         self._admin = AdminDraft()
 
     @property
@@ -140,6 +141,7 @@ class _Compiler:
 
     def take(self, index: int, statement: Statement) -> None:
         """Add one statement."""
+        self._zeros.extend((index, statement.line, word) for word in zero_bounds(statement))
         entry = DIRECTIVES.get(statement.words[0].text) if statement.words else None
         if entry is None:
             self._rule(index, statement)
@@ -257,5 +259,5 @@ class _Compiler:
         used = {draft.said.group for draft in self._drafts}
         unused = [group for group in self._groups.values() if group.name not in used]
         lines = tuple((group.index, group.first) for group in unused)
-        source = Source(self._file, config, rules, tuple(self._access_lines), lines)
+        source = Source(self._file, config, rules, tuple(self._access_lines), lines, tuple(self._zeros))
         return replace(config, warnings=find_warnings(source))

@@ -14,12 +14,14 @@ from itertools import islice
 from oinetd.config.loops import find_loops
 from oinetd.config.rule import RuleLine
 from oinetd.config.suspect import suspect_pattern
-from oinetd.config.syntax import Line, Word
+from oinetd.config.syntax import Line, Statement, Word
 from oinetd.config.upstream import UpstreamLine
 from oinetd.errors import Problem
 from oinetd.model import AcceptProxy, AccessRule, Config, Protocol, SendProxy, Verb
 
-__all__ = ["CHECKS", "AccessLine", "Source", "find_warnings"]
+__all__ = ["CHECKS", "AccessLine", "Source", "find_warnings", "zero_bounds"]
+
+_BOUNDS = ("max-connections", "max-connections-per-source")
 
 WARNINGS_MAX = 200
 """For one check of one configuration: each reload logs all warnings."""
@@ -39,7 +41,7 @@ class AccessLine:
 class Source:
     """A configuration with the source of its parts; `rules` are those of `config`, each with its statement's index.
 
-    `unused` are the groups that no rule names.
+    `unused` are the groups that no rule names, `zeros` the bounds of connections that are written as 0.
     """
 
     file: str
@@ -47,6 +49,7 @@ class Source:
     rules: tuple[tuple[int, RuleLine], ...]
     access: tuple[AccessLine, ...]
     unused: tuple[tuple[int, UpstreamLine], ...] = ()
+    zeros: tuple[tuple[int, Line, Word], ...] = ()
 
 
 Check = Callable[[Source], Iterator[tuple[int, Problem]]]
@@ -96,6 +99,23 @@ def _unused_groups(source: Source) -> Iterator[tuple[int, Problem]]:
         yield index, group.line.problem(message, name.column, name.width, f"write a rule with @{name.text}")
 
 
+def zero_bounds(statement: Statement) -> Iterator[Word]:
+    """The words of a statement that give a bound of connections as 0."""
+    pairs: list[tuple[Word, Word | None]] = [(option.name, option.value) for option in statement.options]
+    if len(statement.words) > 1:
+        pairs.append((statement.words[0], statement.words[1]))
+    for name, value in pairs:
+        if value is not None and value.text == "0" and name.text in _BOUNDS:
+            yield value
+
+
+def _zero_bounds(source: Source) -> Iterator[tuple[int, Problem]]:
+    """Bounds that let everybody in, and look as if they let nobody in."""
+    for index, line, word in source.zeros:
+        hint = "write off; deny * lets nobody in, and a server with weight=0 gets no new sessions"
+        yield index, line.problem("a bound of 0 connections is no bound", word.column, word.width, hint)
+
+
 def _patterns(source: Source) -> Iterator[tuple[int, Problem]]:
     """Patterns that match no client, or fewer clients than expected."""
     firsts = [index for index, _ in source.rules]
@@ -137,4 +157,6 @@ def _is_loopback(pattern: str) -> bool:
     return pattern == "::1" or pattern.startswith("127.")
 
 
-CHECKS: tuple[Check, ...] = (_loops, _no_rules, _patterns, _unused_groups, _forged_headers, _forged_peers)
+CHECKS: tuple[Check, ...] = (
+    _loops, _no_rules, _patterns, _unused_groups, _forged_headers, _forged_peers, _zero_bounds,
+)  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from oinetd.config.admin import admin_lines
+from oinetd.config.upstream import DATAGRAMS
 from oinetd.config.vocabulary import VOCABULARY, Duty, Entry
 from oinetd.model import AccessRule, Config, Endpoint, Protocol, Rule
 from oinetd.servers import GroupOptions, Server, Upstream
@@ -65,6 +66,8 @@ def _upstream(upstream: Upstream) -> Iterator[str]:
     for server in upstream.servers:
         options = _server_options(server)
         where = _endpoint(server.endpoint) if server.is_address else _one_word(server.endpoint.host)
+        if server.is_file and server.endpoint.protocol is Protocol.UDP:
+            where += f" {DATAGRAMS}"
         yield f"upstream {upstream.name} {where}" + (f"  [{', '.join(options)}]" if options else "")
 
 

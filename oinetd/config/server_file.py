@@ -10,8 +10,8 @@ from typing import Final
 from oinetd.bounds import SERVERS_MAX
 from oinetd.config.mistake import Mistake
 from oinetd.config.syntax import Word, read_statements
-from oinetd.config.upstream import ServerLine, read_server
-from oinetd.enums import Protocol
+from oinetd.config.upstream import DATAGRAMS, ServerLine, read_server
+from oinetd.enums import Protocol, SendProxy
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import Origin
 from oinetd.servers import Resolve, Server
@@ -23,8 +23,9 @@ FILE_BYTES_MAX: Final = 1024 * 1024
 USAGE: Final = "address port [options]"
 
 
-def read_servers(path: str, origin: Origin) -> tuple[Server, ...]:
-    """The servers in the file at `path`, which the configuration names at `origin`. Raises `ConfigError`.
+def read_servers(path: str, origin: Origin, protocol: Protocol = Protocol.TCP) -> tuple[Server, ...]:
+    """The servers in the file at `path`, which the configuration names at `origin`: they are reached over `protocol`.
+    Raises `ConfigError`.
 
     Who can write to the file chooses where clients go, so it has to belong to root or to the user of this process, and
     others must not be able to write to it.
@@ -34,7 +35,7 @@ def read_servers(path: str, origin: Origin) -> tuple[Server, ...]:
     except OSError as error:
         message = f"cannot read the servers in {path}: {error.strerror}"
         raise ConfigError(Problem(message, file=origin.file, line=origin.line)) from error
-    return parse_servers(content.decode("utf-8", "surrogateescape"), path)
+    return parse_servers(content.decode("utf-8", "surrogateescape"), path, protocol)
 
 
 def _content(path: str) -> bytes:
@@ -56,7 +57,7 @@ def _content(path: str) -> bytes:
     return content
 
 
-def parse_servers(text: str, file: str) -> tuple[Server, ...]:
+def parse_servers(text: str, file: str, protocol: Protocol = Protocol.TCP) -> tuple[Server, ...]:
     """The servers in `text`. Raises `ConfigError` with all problems."""
     problems: list[Problem] = []
     servers: dict[str, ServerLine] = {}
@@ -71,7 +72,7 @@ def parse_servers(text: str, file: str) -> tuple[Server, ...]:
             continue
         place = Word(words[0].text, words[0].column, words[-1].end - words[0].column)
         try:
-            _check(found, servers)
+            _check(found, servers, protocol)
         except Mistake as mistake:
             problems.append(line.problem(mistake.message, place.column, place.width, mistake.hint))
         else:
@@ -81,7 +82,7 @@ def parse_servers(text: str, file: str) -> tuple[Server, ...]:
     return tuple(each.server for each in servers.values())
 
 
-def _check(new: ServerLine, servers: Mapping[str, ServerLine]) -> None:
+def _check(new: ServerLine, servers: Mapping[str, ServerLine], protocol: Protocol) -> None:
     """Raises `Mistake` for a server that cannot be in a file, or not beside the others."""
     server = new.server
     if server.is_file or server.resolve not in (None, Resolve.ONE):
@@ -90,7 +91,15 @@ def _check(new: ServerLine, servers: Mapping[str, ServerLine]) -> None:
         raise Mistake("a server in a file has one port", USAGE)
     if (known := servers.get(server.name.lower())) is not None:
         raise Mistake(f"the server {server} is in the file twice, also in line {known.line.number}")
-    if server.endpoint.protocol is Protocol.UDP:
-        raise Mistake("the servers of a file are reached over TCP", "write UDP servers into the configuration")
+    if server.endpoint.protocol is not protocol:
+        if protocol is Protocol.UDP:
+            hint = f"write {server.endpoint.port}/udp" if server.endpoint.port else "unix sockets are for TCP"
+            raise Mistake("the servers of this file are reached over UDP, and this one over TCP", hint)
+        raise Mistake(
+            "the servers of this file are reached over TCP, and this one over UDP",
+            f"write upstream NAME file:{new.line.file} {DATAGRAMS} for a file of UDP servers",
+        )
+    if protocol is Protocol.UDP and server.send_proxy is SendProxy.V1:
+        raise Mistake("send-proxy=v1 is for TCP, and this server is reached over UDP", "write send-proxy=v2")
     if len(servers) >= SERVERS_MAX:
         raise Mistake(f"the file has more than {SERVERS_MAX} servers")

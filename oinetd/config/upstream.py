@@ -17,7 +17,19 @@ from oinetd.errors import Problem
 from oinetd.model import UNIX_PREFIX, Endpoint, Origin
 from oinetd.servers import FILE_PREFIX, GroupOptions, Resolve, Server, Upstream
 
-__all__ = ["UPSTREAM_USAGE", "GroupDraft", "ServerLine", "UpstreamLine", "read_hosts", "read_server", "read_upstream"]
+__all__ = [
+    "DATAGRAMS",
+    "UPSTREAM_USAGE",
+    "GroupDraft",
+    "ServerLine",
+    "UpstreamLine",
+    "read_hosts",
+    "read_server",
+    "read_upstream",
+]
+
+DATAGRAMS = "/udp"
+"""Behind the path of a file: its servers are reached over UDP."""
 
 UPSTREAM_USAGE = "upstream NAME address port [options], or upstream NAME [options of the group]"
 
@@ -85,8 +97,13 @@ def _read_endpoint(line: Line, words: list[Word], said: Mapping[str, Any], probl
     """The location of the server: an address and a port, the name of SRV records, or a file."""
     host = words[0]
     if host.text.startswith((FILE_PREFIX, UNIX_PREFIX)):
-        if len(words) > 1:
-            problems.append(_unexpected(line, words[1], "it has no port"))
+        protocol = Protocol.TCP
+        of_file = host.text.startswith(FILE_PREFIX)
+        if len(words) == 2 and of_file and words[1].text == DATAGRAMS:
+            protocol = Protocol.UDP
+        elif len(words) > 1:
+            hint = f"the file has the ports; {DATAGRAMS} says that it is for UDP" if of_file else "it has no port"
+            problems.append(_unexpected(line, words[1], hint))
         if host.text.startswith(UNIX_PREFIX):
             try:
                 parse_host(host.text)
@@ -94,7 +111,7 @@ def _read_endpoint(line: Line, words: list[Word], said: Mapping[str, Any], probl
                 problems.append(line.mistaken(host, mistake))
         elif not host.text.startswith(FILE_PREFIX + "/"):
             problems.append(line.problem("the path of the file is not absolute", host.column, host.width))
-        return Endpoint(host.text, 0)
+        return Endpoint(host.text, 0, protocol)
     srv = said.get("resolve") is Resolve.SRV
     if len(words) > 2 or (srv and len(words) > 1):
         hint = "resolve=srv takes the ports from DNS" if srv else UPSTREAM_USAGE

@@ -86,6 +86,7 @@ class Checks:
         self._under_way = 0
         self._waiting: deque[_Watched] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # uvloop's timer does not tell it if it is due at once
         self._said_late = False
         self._said_short = False
 
@@ -138,9 +139,10 @@ class Checks:
         elif not heap:
             return
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._timer_at <= when:
                 return
             self._timer.cancel()
+        self._timer_at = when
         self._timer = self._loop.call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from oinetd.enums import Protocol
 from oinetd.errors import ConfigError
 from oinetd.file_state import FileSource as Watched
 from oinetd.file_state import look
@@ -25,8 +26,9 @@ log = logging.getLogger("oinetd")
 
 _OPTIONS = ("weight", "backup", "max_connections", "source", "check_port", "connect_timeout_s", "send_proxy")
 
-ReadServers: TypeAlias = "Callable[[str, Origin], Sequence[Server]]"
-"""Reads the servers of a file that a line of the configuration names. Raises `ConfigError`."""
+ReadServers: TypeAlias = "Callable[[str, Origin, Protocol], Sequence[Server]]"
+"""Reads the servers of a file that a line of the configuration names, and that are reached over this protocol. Raises
+`ConfigError`."""
 
 
 class FileSource:
@@ -123,7 +125,7 @@ class FileSource:
         self._state = look(self._path)
         known = {(found.server.endpoint, found.destination.host): found.destination for found in self._found}
         found = []
-        for read in self._read(self._path, self._server.origin):
+        for read in self._read(self._path, self._server.origin, self._server.endpoint.protocol):
             server = _with_defaults(read, self._server)
             host = server.endpoint.address
             if (

@@ -177,6 +177,7 @@ def test_what_a_result_names_tells_its_version(program: str) -> None:
         "peers",
         "clean",
         "calibrate",
+        "checks",
     ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,3 +128,8 @@ def test_event_loops_are_made_by_a_factory(path: Path) -> None:
     text = path.read_text()
     assert "uvloop.install" not in text
     assert "set_event_loop_policy" not in text
+
+
+@each(MODULES)
+def test_no_timer_is_asked_when_it_is_due(path: Path) -> None:
+    assert ".when()" not in path.read_text(), "a timer of uvloop that is due at once has no such method: keep the time"

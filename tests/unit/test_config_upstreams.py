@@ -116,8 +116,28 @@ def test_the_protocol_of_srv_records_is_in_their_name() -> None:
     config = parse_config("0 53/udp @dns\nupstream dns _dns._udp.example.org [resolve=srv]\n")
     assert config.rules[0].connect.protocol is Protocol.UDP
     assert parse_config(render_config(config)) == config
-    with pytest.raises(ConfigError, match="over TCP"):
-        parse_servers("10.0.0.1 53/udp\n", "x")
+
+
+def test_a_file_of_servers_is_for_one_protocol() -> None:
+    config = parse_config("0 53/udp @dns\nupstream dns file:/run/dns.servers /udp [weight=2]\n")
+    assert config.rules[0].connect.protocol is Protocol.UDP
+    assert parse_config(render_config(config)) == config
+    (server,) = parse_servers("10.0.0.1 53/udp\n", "x", Protocol.UDP)
+    assert server.endpoint == Endpoint("10.0.0.1", 53, Protocol.UDP)
+    for text, protocol, message, hint in (
+        ("10.0.0.1 53/udp\n", Protocol.TCP, "over TCP, and this one over UDP", "file:x /udp"),
+        ("10.0.0.1 53\n", Protocol.UDP, "over UDP, and this one over TCP", "write 53/udp"),
+        ("unix:/run/x\n", Protocol.UDP, "over UDP, and this one over TCP", "unix sockets"),
+        ("10.0.0.1 53/udp [send-proxy=v1]\n", Protocol.UDP, "send-proxy=v1 is for TCP", "send-proxy=v2"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            parse_servers(text, "x", protocol)
+        (problem,) = caught.value.problems
+        assert hint in problem.hint
+        assert (problem.line, problem.column) == (1, 1)
+    with pytest.raises(ConfigError, match="unexpected '53/udp' after the server") as caught:
+        parse_config("0 53/udp @dns\nupstream dns file:/run/dns.servers 53/udp\n")
+    assert "/udp says that it is for UDP" in caught.value.problems[0].hint
 
 
 def test_passive_off() -> None:

@@ -216,6 +216,18 @@ def test_what_is_said_of_patterns(text: str, message: str) -> None:
     assert "\n".join(map(str, config.warnings)) == message
 
 
+def test_a_bound_of_no_connections_is_none() -> None:
+    text = (
+        "max-connections 0\n0.0.0.0 80 @web [max-connections=0, max-connections-per-source=0]\n"
+        "upstream web 10.0.0.1 80 [weight=2, max-connections=0]\nupstream web 10.0.0.2 80 [max-connections=off]\n"
+    )
+    config = parse_config(text)
+    assert config.upstreams[0].servers[0].max_connections == 0
+    assert [(each.line, each.column) for each in config.warnings] == [(1, 17), (2, 34), (2, 64), (3, 53)]
+    for each in config.warnings:
+        assert (each.message, "weight=0" in each.hint) == ("a bound of 0 connections is no bound", True)
+
+
 def test_they_are_in_the_order_of_the_text_and_name_their_files(tmp_path: Path) -> None:
     (tmp_path / "more.conf").write_text("127.0.0.1 1 127.0.0.1 1\n")
     (tmp_path / "oinetd.conf").write_text("127.0.0.1 2 127.0.0.1 2\ninclude more.conf\n127.0.0.1 3 127.0.0.1 3\n")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from unittest import mock
 
 import pytest
 
+from oinetd.net.poller import Poller
 from oinetd.servers import Check, GroupOptions, StatusRange
+from oinetd.upstream.checks import Checks, _Watched
 from oinetd.upstream.probe import judge_answer, request_of
 from tests.forwarding import bound, echoes
 from tests.peers import until
@@ -48,6 +51,19 @@ def test_an_answer_to_a_text(answer: bytes, why: str) -> None:
 def test_the_request() -> None:
     assert request_of(HTTP, "10.0.0.1:80").startswith(b"GET /healthz HTTP/1.1\r\nHost: 10.0.0.1:80\r\n")
     assert request_of(SEND, "x:1") == b"PING\r\n"
+
+
+async def test_a_check_that_is_due_at_once() -> None:
+    """The timer of uvloop for it is another object than that for a later one."""
+    loop = asyncio.get_running_loop()
+    poller = Poller(loop)
+    checks = Checks(poller)
+    watched = _Watched(mock.Mock(), mock.Mock())
+    for delay_s in (0.0, -1.0, 60.0):
+        checks._due(watched, loop.time() + delay_s)
+        checks._arm()
+    checks.close()
+    poller.close()
 
 
 async def test_states_follow_checks() -> None:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from oinetd import Ending, Forwarder
 from oinetd.config import parse_config
+from oinetd.net import file_watch
 from tests.forwarding import Seen, bound
 from tests.peers import until
 
@@ -55,6 +57,23 @@ async def exchanging(engine: str, options: str = "", **hooks: object) -> AsyncIt
     finally:
         for server in servers:
             server.transport.close()
+
+
+async def test_a_file_of_servers(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_watch, "QUIET_S", 0.01)
+    file = tmp_path / "dns.servers"
+    async with exchanging(engine) as (_, servers):
+        file.write_text(f"127.0.0.1 {servers[0].port}/udp\n")
+        config = parse_config(
+            f"engine {engine}\n127.0.0.1 0/udp @dns\nupstream dns file:{file} /udp\nupstream dns [allow-special]\n"
+        )
+        with clients(2) as (one, other):
+            async with Forwarder(config) as forwarder:
+                assert await ask(one, forwarder) == b"0"
+                file.write_text(f"127.0.0.1 {servers[1].port}/udp\n")
+                named = f"127.0.0.1:{servers[1].port}"
+                await until(lambda: [each.name for each in forwarder.upstreams()[0].servers] == [named])
+                assert await ask(other, forwarder) == b"1"
 
 
 async def ask(client: socket.socket, forwarder: Forwarder) -> bytes:

@@ -14,6 +14,7 @@ import pytest
 
 from oinetd import ConfigError, Ending, Forwarder
 from oinetd.config import parse_config
+from oinetd.enums import Protocol
 from oinetd.model import Endpoint, Origin
 from oinetd.net import file_watch, srv
 from oinetd.net.srv import ServiceRecord
@@ -265,7 +266,7 @@ async def test_a_file_that_changes_while_its_names_are_resolved(
         asked.set()
         await go.wait()
 
-    def read(_: str, origin: Origin) -> list[Server]:
+    def read(_: str, origin: Origin, protocol: Protocol) -> list[Server]:
         texts.append(path.read_text())
         return [Server(Endpoint("127.0.0.1", len(texts)), origin=origin)]
 

@@ -69,8 +69,8 @@ class _Search:
 
     __slots__ = (
         "_attempts", "_client", "_codes", "_deadline", "_destination", "_done", "_last", "_loop", "_next", "_order",
-        "_overdue", "_poller", "_request", "_settings", "_short", "_spares", "_timer", "_tried", "_turn", "_watch",
-        "_watching",
+        "_overdue", "_poller", "_request", "_settings", "_short", "_spares", "_timer", "_timer_at", "_tried", "_turn",
+        "_watch", "_watching",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller, gate: Gate, request: DialRequest) -> None:
@@ -98,6 +98,7 @@ class _Search:
             self._overdue = now + request.overdue_s + STAGGER_S * (len(self._order.addresses) - 1)
         self._next = math.inf  # when the next address is tried beside those under way
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # uvloop's timer does not tell it if it is due at once
         self._watching = False
 
     async def run(self) -> Dialed:
@@ -281,9 +282,10 @@ class _Search:
         """Let the timer fire when the next thing is due."""
         due = min(self._deadline, self._next, self._watch, self._overdue)
         if self._timer is not None:
-            if self._timer.when() <= due and not self._timer.cancelled():
+            if self._timer_at <= due and not self._timer.cancelled():
                 return
             self._timer.cancel()
+        self._timer_at = due
         self._timer = self._loop.call_at(due, self._on_timer) if due < math.inf else None
 
     def _on_timer(self) -> None:

@@ -19,7 +19,18 @@ class RunningRelay:
     moved now, because it stands still or has ended.
     """
 
-    __slots__ = ("_began", "_expires_at", "_settings", "_timer", "done", "finished", "halted", "loop", "meter")
+    __slots__ = (
+        "_began",
+        "_expires_at",
+        "_settings",
+        "_timer",
+        "_timer_at",
+        "done",
+        "finished",
+        "halted",
+        "loop",
+        "meter",
+    )
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, settings: Settings, meter: Meter, carried: Carried | None = None
@@ -32,6 +43,7 @@ class RunningRelay:
         self._began = loop.time() - (float(carried.state["lived_s"]) if carried is not None else 0.0)
         self._expires_at = self._began + settings.max_lifetime_s if settings.max_lifetime_s else 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # uvloop's timer does not tell it if it is due at once
 
     def start(self) -> None:
         """Begin. What is ready already is the first event of each side."""
@@ -125,9 +137,10 @@ class RunningRelay:
             return
         when = min(when for when, _ in due)
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._timer_at <= when:
                 return
             self._timer.cancel()
+        self._timer_at = when
         self._timer = self.loop.call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:

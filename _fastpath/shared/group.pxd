@@ -96,6 +96,7 @@ cdef struct Search:             # what a session asks a group for
     uint64_t draw               # 64 random bits
     bint answering              # servers that say nothing at present are not wanted at all
     bint pass_over              # such servers are passed over in this step of the search
+    bint passed_over            # one was, in the tier of the answer
 
 
 cdef inline Member *group_members(const Group *self) noexcept nogil:
@@ -135,10 +136,13 @@ cdef inline bint member_is_open(
     cdef const Member *member = &group_members(self)[at]
     if member.backup != backup or not member_is_usable(member) or was_tried(search, at):
         return False
-    if search.pass_over and self.ejects and server_is_silent(member.server, self.failures_told):
-        return False
     live[0] = oi_get(&member.server.live)
-    return server_has_room(member.server, live[0])
+    if not server_has_room(member.server, live[0]):
+        return False
+    if search.pass_over and self.ejects and server_is_silent(member.server, self.failures_told):
+        search.passed_over = True
+        return False
+    return True
 
 
 # One picker for each balance. Each answers with the number of a member, or -1, and with its sessions in `seen`.
@@ -262,8 +266,9 @@ cdef inline int pick_in_tier(const Group *self, bint backup, Search *search, uin
     present is only chosen if there is no other."""
     cdef int at
     search.pass_over = True
+    search.passed_over = False
     at = pick_by_balance(self, backup, search, seen)
-    if at < 0 and not search.answering:
+    if at < 0 and search.passed_over and not search.answering:
         search.pass_over = False
         at = pick_by_balance(self, backup, search, seen)
     return at
@@ -334,6 +339,18 @@ cdef inline int group_pick(const Group *self, Search *search, uint64_t *seen) no
     return pick_when_down(self, search, seen)
 
 
+cdef inline void turns_missed(Group *self, int chosen, uint64_t passed) noexcept nogil:
+    """`roundrobin`: those that are passed over in the tier of the `chosen` one, which has come so far, miss this turn.
+    They do not catch up when they answer again."""
+    cdef Member *member
+    cdef int at
+    for at in range(self.count):
+        member = &group_members(self)[at]
+        if member.backup == group_members(self)[chosen].backup and server_is_silent(member.server, self.failures_told):
+            if <int64_t> (oi_get(&member.server.passed) - passed) < 0:
+                oi_put(&member.server.passed, passed)
+
+
 cdef inline int group_select(Group *self, Search *search) noexcept nogil:
     """Pick a member and count the session there. The caller leaves the server again, whatever happens."""
     cdef uint64_t seen = 0, passed, weight
@@ -349,6 +366,8 @@ cdef inline int group_select(Group *self, Search *search) noexcept nogil:
             passed = oi_get(&server.passed)
             if weight and not oi_replace(&server.passed, passed, passed + STRIDE // weight):
                 continue
+            if search.passed_over:
+                turns_missed(self, at, passed)
         if server_enter(server, seen):
             if self.balance == BALANCE_LEASTCONN or self.balance == BALANCE_RANDOM:
                 oi_put(&self.cursor, <uint64_t> at + 1)

@@ -57,6 +57,7 @@ class Selection:
         self.full = 0
         """How often it was found full; reactors tell that now and then."""
         self._cursor = 0
+        self._passed_over: list[Member] = []
         self._bounded = False
         self._waiting: dict[Callable[[], object], None] = {}
         self._look: asyncio.TimerHandle | None = None
@@ -84,7 +85,8 @@ class Selection:
         """
         limit = self.options.passive.failures
         for backup in (False, True):
-            usable, silent = False, []
+            usable, silent = False, self._passed_over
+            silent.clear()
             for member in self.members:
                 member.open = member.backup is backup and member.is_usable and member not in tried
                 if member.open:
@@ -146,6 +148,8 @@ class Selection:
         if isinstance(found, Refusal):
             return found
         if self.options.balance is Balance.ROUNDROBIN and (weight := found.weight):
+            for member in self._passed_over:  # it misses this turn, and does not catch up when it answers again
+                member.load.passed = max(member.load.passed, found.load.passed)
             found.load.passed += stride(weight)
         if not found.load.enter():
             return Refusal.FULL

@@ -233,6 +233,27 @@ def test_a_round_is_by_weight() -> None:
     assert Counter(chosen) == {0: 5, 1: 1, 2: 1}
 
 
+@pytest.mark.parametrize("lane", ["native", "python"])
+def test_a_server_that_was_passed_over_does_not_catch_up(lane: str) -> None:
+    """It has just begun to answer again: the next clients are not all its own."""
+    native, python = make([State(1), State(1), State(1), State(1, backup=True)], Balance.ROUNDROBIN)
+
+    def chosen() -> int:
+        if lane == "native":
+            return int(native.select("192.0.2.9"))
+        found = python.select("192.0.2.9")
+        assert isinstance(found, Member)
+        return python.members.index(found)
+
+    silent = native.servers[0]
+    marks = [silent.wait(3) for _ in range(3)]
+    assert all(marks)
+    assert Counter(chosen() for _ in range(100)) == {1: 50, 2: 50}
+    silent.note_worked()
+    assert {count in (9, 10, 11) for count in Counter(chosen() for _ in range(30)).values()} == {True}
+    assert native.servers[3].passed == 0
+
+
 def test_a_group_with_bounds_is_full_until_one_leaves() -> None:
     group, _ = make([State(1, bound=1), State(1, bound=1), State(1, backup=True)], Balance.LEASTCONN)
     assert sorted(group.select("192.0.2.9") for _ in range(2)) == [0, 1]

@@ -124,6 +124,8 @@ cdef inline bint search_goes_on(Reactor *reactor, Conn *conn) noexcept nogil:
         return False
     if not conn.attempts.retrying:
         conn.attempts.retrying = group_may_retry(group)
+        if not conn.attempts.retrying:
+            conn.overdue = 0        # others have the rights now, and soon give them back: asked again at the next tick
     return conn.attempts.retrying
 
 

@@ -30,7 +30,7 @@ class DialRequest:
     `client` waits for it and is watched meanwhile; a UDP client has no socket to watch. `guard` refuses addresses that
     lead back to a listener of ours. The dialer appends to `tries` each address that did not take the connection, also
     if the dial is cancelled. `timeout_s` stands before the connect timeout of the settings.
-    After `overdue_s` it ends if `goes_on` says that there is something better to do than to wait.
+    After `overdue_s` it ends if `goes_on` says that there is something better to do than to wait; None: not yet.
 
     With a `group`, its servers are searched for the client at `host`, and `port` is the offset in the rule's range;
     `from_client` is the address that it comes from if that is the client's, empty if the client has none.
@@ -52,7 +52,7 @@ class DialRequest:
     cut: Cut | None = None
     from_client: str | None = None
     overdue_s: float = 0.0
-    goes_on: Callable[[], bool] | None = None
+    goes_on: Callable[[], bool | None] | None = None
 
     def to_server(self, member: Member, timeout_s: float | None = None) -> DialRequest:
         """The same for one server of the group."""

@@ -14,6 +14,7 @@ import pytest
 from oinetd import Ending, Forwarder
 from oinetd.config import parse_config
 from oinetd.upstream.member import ServerStatus, State
+from oinetd.upstream.selection import RETRIES_MIN
 from tests.forwarding import Seen, bound, echoes, exchange
 from tests.peers import Peer, dial, until
 from tests.upstream.servers import backends, configured, forwarding_to, refusing, silent_listener
@@ -276,6 +277,24 @@ async def test_only_as_many_as_eject_a_server_wait_for_one_that_says_nothing(eng
     assert waited.pop(errno.ETIMEDOUT) == 3
     assert set(waited) <= {errno.EINPROGRESS}
     assert {record.ending for record in seen.closed} == {Ending.CLIENT_CLOSED}
+    for sock in (listener, *fillers):
+        sock.close()
+
+
+async def test_more_clients_than_may_retry_at_once_go_on(engine: str) -> None:
+    """Rights to try another server are given back as soon as one has taken the client."""
+    listener, fillers = silent_listener()
+    seen = Seen()
+    async with backends(3) as servers:
+        silent = f"127.0.0.1:{listener.getsockname()[1]}"
+        lines = "\n".join([silent.replace(":", " "), *(f"127.0.0.1 {server.port}" for server in servers)])
+        async with forwarding_to(lines, engine, on_close=seen.closed.append) as forwarder:
+            for peer in await clients(forwarder, 5 * RETRIES_MIN):
+                peer.close()
+            await until(lambda: len(seen.closed) == 5 * RETRIES_MIN)
+            assert forwarder.upstreams()[0].servers[0].failed == 3
+    waited = Counter(each.errno for record in seen.closed for each in record.tries if each.server == silent)
+    assert waited[errno.ETIMEDOUT] == 3
     for sock in (listener, *fillers):
         sock.close()
 

@@ -301,8 +301,11 @@ class _Search:
             self._time_out(now)
         if now >= self._overdue and not self._done.done():
             self._overdue = math.inf
-            if self._attempts and self._request.goes_on is not None and self._request.goes_on():
+            decided = self._request.goes_on() if self._attempts and self._request.goes_on is not None else False
+            if decided:
                 self._settle(Dialed(None, self._last_begun, Ending.CONNECT_TIMEOUT, errno.EINPROGRESS))
+            elif decided is None:
+                self._overdue = now + PATIENCE_S
         if not self._done.done():
             self._arm()
 

@@ -98,13 +98,15 @@ async def _try(
     """
     mark = 0
 
-    def goes_on() -> bool:
+    def goes_on() -> bool | None:
         nonlocal mark
         mark = member.load.wait(group.options.passive.failures)
         if mark or len(tried) >= TRIES_MAX:
             return False
         other = group.pick(request.host, tried, answering=True)
-        return isinstance(other, Member) and other.backup is member.backup and retry.may_be()
+        if not isinstance(other, Member) or other.backup is not member.backup:
+            return False
+        return retry.may_be() or None  # others have the rights now, and soon give them back
 
     others = len(tried) < TRIES_MAX and isinstance(group.pick(request.host, tried), Member)
     limit_s = min(left_s / 2, SILENT_S) if others else left_s

@@ -265,7 +265,8 @@ class Stand:
                     self.log(subject.name),
                     place=place,
                     groups=group.directories if group else [],
-                    env={**subject.environment(), **(environment or {})},
+                    # Sockets that a program would make in /run, where one that is no part of the bench may be at work.
+                    env={"RUNTIME_DIRECTORY": str(directory), **subject.environment(), **(environment or {})},
                 )
                 stack.callback(program.stop)
                 programs.append(program)

@@ -118,6 +118,8 @@ def test_a_subject_carries_every_way(subject: Subject, bed: tuple[Rate, Stand, l
     if reason := subject.unavailable(stand.topology):
         pytest.skip(reason)
     with stand.subject(subject, *destinations) as running:
+        if subject.family == "oinetd":  # not where the service of the machine has its socket
+            assert list(stand.directory.glob("subject-*/oinetd.sock"))
         for case in experiment.cases()[1:]:
             sample = experiment.measure(stand, running, case)
             assert [text for text in sample.invalid if not text.startswith("drift")] == [], case.name

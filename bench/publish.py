@@ -29,17 +29,21 @@ def publish(steps: Sequence[str], settings: Settings, repository: Path, page: Pa
     """
     first, second = settings.out / "first", settings.out / "second"
     again = second_run(steps)
+    missing: list[str] = []
     for number, (folder, chosen) in enumerate(((first, list(steps)), (second, again)), start=1):
         console.rule(f"run {number} of 2", align="left")
         folder.mkdir(parents=True, exist_ok=True)
         run_plan(chosen, replace(settings, out=folder), page if number == 1 else settings.out / "second.html", console)
-        if left := unfinished(chosen, folder):
+        left = unfinished(chosen, folder)
+        if left:
             console.print(
-                f"run {number} is not complete, nothing is published: {', '.join(step.split()[0] for step in left)}; "
-                "the same command with --resume goes on",
-                style="bold red",
-            )  # fmt: skip
+                f"run {number} lacks {', '.join(step.split()[0] for step in left)}: --resume goes on", style="bold red"
+            )
+        # Without lab or capture there are figures to publish, without what states intervals there are not.
+        if any(number == 2 or step in INTERVALS for step in left):
+            console.print("nothing is published", style="bold red")
             return 1
+        missing += left
     runs = [newest(load_results([folder])) for folder in (first, second)]
     console.rule("whether both agree", align="left")
     apart = agree(runs[0], runs[1], console)
@@ -58,7 +62,7 @@ def publish(steps: Sequence[str], settings: Settings, repository: Path, page: Pa
         console.print(text, style="bold red", highlight=False)
     if not settings.trial:
         console.print("to keep it: git add -A README.md docs bench/results && git commit", highlight=False)
-    return int(bool(apart or faults))
+    return int(bool(apart or faults or missing))
 
 
 def second_run(steps: Sequence[str]) -> list[str]:

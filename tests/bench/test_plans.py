@@ -96,14 +96,26 @@ def run_of(costs: float, invalid: str = "") -> Result:
 
 
 @pytest.mark.parametrize(
-    ("second", "invalid", "status", "said"),
-    [(2.0, "", 0, "2 agree: 100.0 %"), (99.0, "", 1, "1 agree: 50.0 %"), (2.0, "lost", 1, "100.0 %")],
+    ("second", "invalid", "more", "status", "said"),
+    [
+        (2.0, "", [], 0, "2 agree: 100.0 %"),
+        (99.0, "", [], 1, "1 agree: 50.0 %"),
+        (2.0, "lost", [], 1, "100.0 %"),
+        (2.0, "", ["lab"], 1, "100.0 %"),
+    ],
 )
 def test_two_runs_are_published_with_how_far_they_agree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: float, invalid: str, status: int, said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    second: float,
+    invalid: str,
+    more: list[str],
+    status: int,
+    said: str,
 ) -> None:
     """The pages of a repository are made from both runs; old results of the same experiment go."""
     step = "throughput --seconds 1 --softirq"
+    steps = [step, *more]
     runs = iter([run_of(1.0, invalid), run_of(second)])
     asked: list[Sequence[str]] = []
 
@@ -122,9 +134,10 @@ def test_two_runs_are_published_with_how_far_they_agree(
     old.started = 0.0
     old.save(stored)
     out = io.StringIO()
-    done = publish([step], Settings(tmp_path / "out"), root, tmp_path / "page.html", Console(file=out, width=200))
+    done = publish(steps, Settings(tmp_path / "out"), root, tmp_path / "page.html", Console(file=out, width=200))
     assert done == status, out.getvalue()
-    assert asked == [[step], ["throughput --seconds 1"]]
+    assert asked == [steps, ["throughput --seconds 1"]]
+    assert ("run 1 lacks lab" in out.getvalue()) == (len(steps) > 1)
     assert [len(list(folder.glob("*.json"))) for folder in (stored, stored / AGAIN)] == [1, 1]
     assert said in (root / "docs" / "performance.md").read_text()
     assert ("lost" in out.getvalue()) == bool(invalid)
@@ -132,9 +145,11 @@ def test_two_runs_are_published_with_how_far_they_agree(
 
 def test_nothing_is_published_of_runs_that_are_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.publish.run_plan", lambda *_: 0)
+    monkeypatch.setattr("bench.publish.INTERVALS", (MICRO,))
     out = io.StringIO()
     assert publish([MICRO], Settings(tmp_path), tmp_path, tmp_path / "page.html", Console(file=out, width=200)) == 1
-    assert "run 1 is not complete, nothing is published: micro" in out.getvalue()
+    assert "run 1 lacks micro" in out.getvalue()
+    assert "nothing is published" in out.getvalue()
 
 
 def test_cases_are_chosen_by_name_or_pattern() -> None:

@@ -29,7 +29,7 @@ async def wait_for_names(
     loop = asyncio.get_running_loop()
     gone = loop.create_future()
     timeout_s = settings.connect_timeout_s or SHORT_MAX_S
-    resolving = asyncio.gather(*(name.wait_resolved(timeout_s) for name in unresolved))
+    resolving = loop.create_task(_resolve(unresolved, timeout_s))
     watched = False
 
     def on_client(events: int) -> None:
@@ -47,3 +47,8 @@ async def wait_for_names(
         if watched and client is not None:
             poller.forget(client.fileno())
     return not gone.done()
+
+
+async def _resolve(names: list[Destination], timeout_s: float) -> None:
+    """Wait for all of them. A task of its own: a `gather` that is cancelled and not awaited logs a traceback."""
+    await asyncio.gather(*(name.wait_resolved(timeout_s) for name in names))

@@ -6,6 +6,7 @@ the problems that it finds, each with the index of its statement. `CHECKS` has a
 
 from __future__ import annotations
 
+import ipaddress
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -154,7 +155,10 @@ def _forged_peers(source: Source) -> Iterator[tuple[int, Problem]]:
 
 
 def _is_loopback(pattern: str) -> bool:
-    return pattern == "::1" or pattern.startswith("127.")
+    try:
+        return ipaddress.ip_network(pattern, strict=False).is_loopback
+    except ValueError:
+        return pattern.startswith("127.") and "/" not in pattern
 
 
 CHECKS: tuple[Check, ...] = (

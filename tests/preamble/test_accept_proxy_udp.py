@@ -284,6 +284,8 @@ def test_headers_over_udp_are_believed_with_a_warning() -> None:
     rule = "0.0.0.0 53/udp 10.0.0.1 53/udp [accept-proxy{}]\n"
     warned = parse_config(rule.format("") + "trust 10.0.0.0/8\n").warnings
     assert ["anybody who can send" in str(each) for each in warned] == [True]
+    for loopback, silent in (("127.*", True), ("127.0.0.0/8", True), ("127.0.0.0/1", False)):
+        assert (not parse_config(rule.format("") + f"trust {loopback}\n").warnings) is silent
     assert not parse_config(rule.format("") + "trust 127.0.0.1\ntrust ::1\n").warnings
     assert not parse_config(rule.format(", interface=lo") + "trust 10.0.0.0/8\n").warnings
     with pytest.raises(ConfigError, match="accept-proxy without trust"):

@@ -176,6 +176,22 @@ async def test_a_pause_ends_although_there_is_no_memory_at_its_end(
     assert sum("cannot accept" in message for message in caplog.messages) == 1
 
 
+async def test_a_listener_that_is_released_does_not_accept_by_an_earlier_timer(upstream: tuple[str, int]) -> None:
+    """In an upgrade it would let clients in beside the process that replaces this one."""
+    async with forwarding(rule(upstream), settings=PYTHON) as forwarder:
+        (listener,) = forwarder._listeners.values()
+        assert isinstance(listener, StreamListener)
+        listener._pause()
+        listener._look_later()
+        earlier = listener._timer
+        assert earlier is not None
+        loop: Any = Short(asyncio.get_running_loop(), 1)
+        listener._loop = loop
+        listener._start_again()
+        listener.release()
+        assert earlier.cancelled()
+
+
 async def test_the_admin_socket_is_watched_again_although_memory_was_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,7 +178,7 @@ class StreamListener(Listener):
 
     def _wait(self) -> None:
         self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S) or PAUSE_S
-        self._timer = self._loop.call_later(self._pause_s, self._start_again)
+        self._look_later(self._pause_s)
 
     def _tell(self, error: OSError) -> None:
         """Log a shortage once, until it is over."""

@@ -38,8 +38,8 @@ from shared.gate cimport (
 from shared.ending cimport ENDING_BAD_PROXY_HEADER, ENDING_BAD_TLS_HELLO
 from shared.facts cimport Facts, facts_name, facts_named, facts_new, facts_protocols
 from shared.group cimport (
-    BALANCE_FIRST, SERVERS_MAX, TABLE_SIZE, TRIES_MAX, Group as GroupState, Member as Member_t, Search, group_drop,
-    group_is_full, group_members, group_pick, group_select,
+    BALANCE_FIRST, SERVERS_MAX, TABLE_SIZE, TRIES_MAX, Group as GroupState, Member as Member_t, Search,
+    Table as TableState, group_drop, group_is_full, group_members, group_pick, group_select, table_drop, table_hold,
 )
 from shared.maglev cimport maglev_fill
 from shared.names cimport (
@@ -636,22 +636,39 @@ def fill_table(places, steps, turns, members):
     return filled
 
 
-cdef int16_t *_table(table, int count) except? NULL:
-    """A copy of one of Maglev's tables."""
-    cdef const int16_t[::1] entries
-    cdef int16_t *copy
-    cdef int i
-    if table is None:
-        return NULL
-    entries = table
-    if entries.shape[0] != TABLE_SIZE:
-        raise ValueError(f"a table has {TABLE_SIZE} entries")
-    copy = <int16_t *> malloc(TABLE_SIZE * sizeof(int16_t))
-    if copy == NULL:
-        raise MemoryError
-    for i in range(TABLE_SIZE):
-        copy[i] = entries[i] if entries[i] < count else -1
-    return copy
+@cython.final
+cdef class Table:
+    cdef TableState *table
+
+    def __cinit__(self, entries):
+        cdef const int16_t[::1] numbers = entries
+        cdef int i
+        if numbers.shape[0] != TABLE_SIZE:
+            raise ValueError(f"a table has {TABLE_SIZE} entries")
+        self.table = <TableState *> malloc(sizeof(TableState))
+        if self.table == NULL:
+            raise MemoryError
+        self.table.references = 1
+        self.table.highest = -1
+        for i in range(TABLE_SIZE):
+            self.table.entries[i] = max(numbers[i], <int16_t> -1)
+            self.table.highest = max(self.table.highest, <int> numbers[i])
+
+    def __dealloc__(self):
+        if self.table != NULL:
+            table_drop(self.table)
+
+    def __len__(self):
+        return TABLE_SIZE
+
+    def __getitem__(self, int at):
+        if not 0 <= at < TABLE_SIZE:
+            raise IndexError(at)
+        return self.table.entries[at]
+
+    @property
+    def users(self):
+        return oi_get(&self.table.references) - 1
 
 
 @cython.final
@@ -666,6 +683,7 @@ cdef class Group:
     ):
         cdef Member_t *member
         cdef Server server
+        cdef Table table
         cdef Targets *known
         members = [Member(*each) for each in members]
         if len(members) > SERVERS_MAX:
@@ -698,7 +716,13 @@ cdef class Group:
             member.has_source = _sources(each.sources, member.sources)
             self.group.bounded |= oi_get(&server.server.live_max) != 0
         for at in range(2):
-            self.group.tables[at] = _table(tables[at], self.group.count)
+            if tables[at] is None:
+                continue
+            table = tables[at] if isinstance(tables[at], Table) else Table(tables[at])
+            if table.table.highest >= self.group.count:
+                raise ValueError(f"the table has a member {table.table.highest}, and the group none")
+            table_hold(table.table)
+            self.group.tables[at] = table.table
         if before is not None:
             oi_put(&self.group.cursor, oi_get(&before.group.cursor))
 

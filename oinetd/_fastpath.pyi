@@ -7,7 +7,7 @@ an `OSError`. What reactors report are `Record`s.
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self, final
+from typing import Any, NamedTuple, Protocol, Self, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -239,6 +239,26 @@ def fill_table(places: array[int], steps: array[int], turns: array[int], members
     Raises `ValueError` without a server, and for a value out of range.
     """
 
+class _Entries(Protocol):
+    """A `Table`, or a buffer of 16-bit numbers."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: int, /) -> int: ...
+
+@final
+class Table:
+    """A table of Maglev that groups share: 65,537 indices of their members, or -1 in all of them.
+
+    Raises `ValueError` for another number of entries.
+    """
+
+    def __new__(cls, entries: Buffer) -> Table: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: int, /) -> int: ...
+    @property
+    def users(self) -> int:
+        """How many groups have it."""
+
 class Member(NamedTuple):
     """A server in a group: its present addresses, at most 16, and what the configuration says of it there.
 
@@ -265,7 +285,7 @@ class Group:
     `balance` is 0 leastconn, 1 roundrobin, 2 random, 3 source, 4 first. `refuse` is `all-down refuse`. `failures_told`:
     see `Server.failures`; also with `passive off`, as names are resolved again then. With `ejects` a reactor ejects the
     server at once, unless it is the last usable one; the reader of the report may set `state` back. `tables` are those
-    of Maglev, of the primaries and of the backups, for `source`: `array("h")` of 65,537 indices in `members`, or None.
+    of Maglev, of the primaries and of the backups, for `source`: each a `Table`, or what one is made of, or None.
     """
 
     def __new__(
@@ -278,7 +298,7 @@ class Group:
         slow_ms: int = 0,
         failures_told: int = 3,
         ejects: bool = False,
-        tables: tuple[Buffer | None, Buffer | None] = (None, None),
+        tables: tuple[_Entries | None, _Entries | None] = (None, None),
         before: Group | None = None,
     ) -> Group: ...
     @property

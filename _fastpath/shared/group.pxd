@@ -72,6 +72,11 @@ cdef struct Member:
     uint32_t connect_ms         # its own connect-timeout; 0 is none
     uint8_t proxy_version       # of the header that it gets first; 0 is none
 
+cdef struct Table:              # Maglev's; all policies with the same servers share one
+    uint64_t references         # atomic
+    int highest                 # of its entries
+    int16_t entries[TABLE_SIZE]     # numbers of members; -1 in all of them if there is none
+
 cdef struct Group:              # its members follow it
     uint64_t references         # atomic
     uint64_t cursor             # atomic: behind the member that was chosen last, where ties begin
@@ -85,7 +90,7 @@ cdef struct Group:              # its members follow it
     uint32_t slow_ms            # a slow start takes this long; 0 is none
     uint32_t failures_told      # connects to a server that failed in a row before the control plane is told
     bint ejects                 # a server is ejected then, and passed over while that many connects are overdue
-    int16_t *tables[2]          # Maglev's, of the primaries and of the backups; NULL if `balance` is another
+    Table *tables[2]            # of the primaries and of the backups; NULL if `balance` is not by source
     int count
 
 cdef struct Search:             # what a session asks a group for
@@ -103,6 +108,15 @@ cdef inline Member *group_members(const Group *self) noexcept nogil:
     return <Member *> (self + 1)
 
 
+cdef inline void table_hold(Table *self) noexcept nogil:
+    oi_add(&self.references, 1)
+
+
+cdef inline void table_drop(Table *self) noexcept nogil:
+    if oi_raise_by(&self.references, <uint64_t> -1) == 1:
+        free(self)
+
+
 cdef inline void group_drop(Group *self) noexcept nogil:
     cdef int i
     if oi_raise_by(&self.references, <uint64_t> -1) != 1:
@@ -112,8 +126,9 @@ cdef inline void group_drop(Group *self) noexcept nogil:
             targets_drop(group_members(self)[i].targets)
         if group_members(self)[i].server != NULL:
             server_drop(group_members(self)[i].server)
-    free(self.tables[0])
-    free(self.tables[1])
+    for i in range(2):
+        if self.tables[i] != NULL:
+            table_drop(self.tables[i])
     free(self)
 
 
@@ -226,15 +241,15 @@ cdef inline uint32_t maglev_entry(const uint8_t *ip) noexcept nogil:
 
 cdef inline int pick_by_source(const Group *self, bint backup, Search *search, uint64_t *seen) noexcept nogil:
     """The server of the client's entry, or of the next entry whose server can be chosen."""
-    cdef const int16_t *table = self.tables[backup]
+    cdef const Table *table = self.tables[backup]
     cdef uint32_t entry
     cdef int _step
-    if table == NULL or table[0] < 0:
+    if table == NULL or table.highest < 0:
         return -1
     entry = maglev_entry(search.ip)
     for _step in range(TABLE_SIZE):
-        if member_is_open(self, table[entry], backup, search, seen):
-            return table[entry]
+        if member_is_open(self, table.entries[entry], backup, search, seen):
+            return table.entries[entry]
         entry += 1
         if entry == TABLE_SIZE:
             entry = 0

@@ -11,13 +11,14 @@ import hashlib
 import socket
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
     "KEY",
     "ROUND_MAX",
     "TABLE_SIZE",
     "Build",
+    "Entries",
     "Turns",
     "client_key",
     "entry_of",
@@ -125,7 +126,14 @@ class Turns(NamedTuple):
     numbers: array[int]
 
 
-Build: TypeAlias = "Callable[[Turns], array[int]]"
+class Entries(Protocol):
+    """A table: in Python an array, with the extension what the reactors share."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: int, /) -> int: ...
+
+
+Build: TypeAlias = "Callable[[Turns], Entries]"
 """Fills a table at once, for one server at least."""
 
 

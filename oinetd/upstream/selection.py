@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import enum
 import random
-from array import array
 from collections.abc import Callable, Collection
 from typing import Final, TypeAlias
 
 from oinetd.servers import AllDown, Balance, GroupOptions
 from oinetd.upstream.balance import first, least_loaded, least_passed, stride, two_draws
-from oinetd.upstream.maglev import TABLE_SIZE, entry_of
+from oinetd.upstream.maglev import TABLE_SIZE, Entries, entry_of
 from oinetd.upstream.member import Member, State
 
 __all__ = ["TRIES_MAX", "Refusal", "Selection", "Tables"]
@@ -40,7 +39,7 @@ class Refusal(enum.Enum):
     """None is usable, and `all-down` is `refuse`."""
 
 
-Tables: TypeAlias = "tuple[array[int] | None, array[int] | None]"
+Tables: TypeAlias = "tuple[Entries | None, Entries | None]"
 """Maglev's, of the primaries and of the backups; an entry is the place of a server in the group."""
 
 
@@ -120,7 +119,7 @@ class Selection:
             return two_draws(members, random.getrandbits(64) if draw is None else draw, self._cursor)
         return self._of_table(self.tables[backup], host)
 
-    def _of_table(self, table: array[int] | None, host: str) -> int:
+    def _of_table(self, table: Entries | None, host: str) -> int:
         """The server of the client's entry, or of the next entry whose server is open."""
         entry = entry_of(host)
         for step in range(TABLE_SIZE if table is not None else 0):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
 from collections.abc import Sequence
 
 from oinetd.servers import Balance, Server
 from oinetd.upstream.group import Group
-from oinetd.upstream.maglev import Build, fill, server_name, turns_of
+from oinetd.upstream.maglev import Build, Entries, fill, server_name, turns_of
 from oinetd.upstream.selection import Tables
 
 __all__ = ["tables_for"]
@@ -24,7 +23,7 @@ async def tables_for(group: Group, balance: Balance, servers: Sequence[Server], 
     return await _table(servers, False, build), await _table(servers, True, build)
 
 
-async def _table(servers: Sequence[Server], backup: bool, build: Build | None) -> array[int] | None:
+async def _table(servers: Sequence[Server], backup: bool, build: Build | None) -> Entries | None:
     """The table of a tier, None without a server; the loop is not held for longer than a few milliseconds."""
     places = [at for at, server in enumerate(servers) if server.backup is backup and server.weight]
     if not places:
@@ -36,7 +35,7 @@ async def _table(servers: Sequence[Server], backup: bool, build: Build | None) -
     await asyncio.sleep(0)
     if build is not None:
         return build(turns)
-    table: array[int] | None = None
+    table: Entries | None = None
     for table in fill(turns):
         if table is None:
             await asyncio.sleep(0)

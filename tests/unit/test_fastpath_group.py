@@ -264,6 +264,21 @@ def test_a_group_with_bounds_is_full_until_one_leaves() -> None:
     assert group.select("192.0.2.9") == 0
 
 
+def test_groups_share_a_table() -> None:
+    table = _fastpath.Table(array("h", [0, 1] * 32768 + [0]))
+    assert (len(table), table[1], list(table)[-3:], table.users) == (maglev.TABLE_SIZE, 1, [0, 1, 0], 0)
+    members = [_fastpath.Member(_fastpath.Server(at + 1), [("192.0.2.1", 80)]) for at in range(2)]
+    groups = [_fastpath.Group(members, balance=3, tables=(table, None)) for _ in range(3)]
+    assert table.users == 3
+    chosen = groups[0].pick("192.0.2.9")
+    del table
+    assert [group.pick("192.0.2.9") for group in groups] == [chosen] * 3
+    with pytest.raises(ValueError, match="the table has a member 1, and the group none"):
+        _fastpath.Group(members[:1], balance=3, tables=(_fastpath.Table(array("h", [0, 1] * 32768 + [0])), None))
+    with pytest.raises(IndexError):
+        _fastpath.Table(array("h", [0]) * maglev.TABLE_SIZE)[maglev.TABLE_SIZE]
+
+
 def test_what_cannot_be_a_group() -> None:
     server = _fastpath.Server(1)
     for members, said in (

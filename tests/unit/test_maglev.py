@@ -82,7 +82,7 @@ def test_the_extension_fills_the_golden_table(name: str) -> None:
     table = build_table(turns_of(servers, range(len(servers))))
     assert hashlib.sha256(",".join(map(str, table)).encode()).hexdigest() == digest
     numbers = [7 * at for at in range(len(servers))]
-    assert build_table(turns_of(servers, numbers)).tolist() == [7 * at for at in table]
+    assert list(build_table(turns_of(servers, numbers))) == [7 * at for at in table]
 
 
 @pytest.mark.skipif(bool(available()), reason="the extension is not built")

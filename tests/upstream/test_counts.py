@@ -7,7 +7,8 @@ import errno
 
 import pytest
 
-from oinetd import Ending, Forwarder
+from oinetd import Ending, Forwarder, _fastpath
+from oinetd.config import parse_config
 from oinetd.model import Endpoint
 from oinetd.servers import GroupOptions, Server
 from oinetd.upstream.destination import Destination
@@ -124,3 +125,25 @@ async def test_a_reload_keeps_what_is_known_of_the_addresses_of_a_name(
             assert servers[second].state is State.DRAIN
             assert [each.weight for each in servers.values()] == [2, 2]
             assert servers[f"127.0.0.1:{up.port}"].selected == 1
+
+
+@in_one_loop
+async def test_the_rules_of_a_group_share_its_table() -> None:
+    """Each rule has a policy of its own; some connections after a reload the tables of before have no user left."""
+    async with backends(2) as servers:
+        text = "".join(f"upstream web {server.name.replace(':', ' ')}\n" for server in servers)
+        text += "upstream web [balance=source]\n" + "127.0.0.1 0 @web [engine=native]\n" * 3
+        async with Forwarder(parse_config(text)) as forwarder:
+            for address in forwarder.addresses:
+                assert await echoes((address.host, address.port))
+            (group,) = forwarder._known.groups.values()
+            table = group.tables[0]
+            assert isinstance(table, _fastpath.Table)
+            assert table.users == 3
+            await forwarder.reload(parse_config(text.replace("[balance=source]", "[balance=first]")))
+            assert sum(server.accepted for server in servers) == 3
+            for _ in range(100):  # policies of before are let go when the ends of later connections are told
+                assert await echoes(bound(forwarder))
+                if not table.users:
+                    break
+            assert table.users == 0

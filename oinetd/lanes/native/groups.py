@@ -7,7 +7,6 @@ addresses; the servers themselves, which are the `load` of a `Member`, stay, and
 from __future__ import annotations
 
 import functools
-from array import array
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -43,9 +42,9 @@ def means_for_groups() -> tuple[NewLoad, Build | None]:
     return (LocalLoad, None) if available() else (_fastpath.Server, build_table)
 
 
-def build_table(turns: Turns) -> array[int]:
-    """Maglev's table, quicker than in Python."""
-    return _fastpath.fill_table(*turns)
+def build_table(turns: Turns) -> _fastpath.Table:
+    """Maglev's table, quicker than in Python, in the form that all policies of a group share."""
+    return _fastpath.Table(_fastpath.fill_table(*turns))
 
 
 def _native(member: Member) -> _fastpath.Server:

@@ -1,21 +1,26 @@
-"""What setuptools does otherwise for this package: completions are made, and links of README.md lead to the repository.
+"""What setuptools does otherwise for this package.
+
+Completions are made, links of README.md lead to the repository, and two source distributions of one tree are equal.
 
 The command that compiles is in `_fastpath/build_ext.py`.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import sys
+import tarfile
 from pathlib import Path
 from typing import Final
 
 from setuptools.command.egg_info import egg_info  # before distutils: setuptools brings its own
+from setuptools.command.sdist import sdist
 
 from distutils.command.install_data import install_data  # isort: skip
 
-__all__ = ["EggInfo", "InstallData"]
+__all__ = ["EggInfo", "InstallData", "SourceDistribution"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 
@@ -59,6 +64,39 @@ class EggInfo(egg_info):
         if source and metadata.long_description:
             metadata.long_description = absolute_links(metadata.long_description, f"{source}/blob/v{metadata.version}/")
         super().finalize_options()
+
+
+class SourceDistribution(sdist):
+    """`sdist` that writes the same archive wherever it is made, if SOURCE_DATE_EPOCH says of when."""
+
+    def make_archive(
+        self,
+        base_name: str,
+        format: str,
+        root_dir: str | None = None,
+        base_dir: str | None = None,
+        owner: str | None = None,
+        group: str | None = None,
+    ) -> str:
+        """Pack the tree `base_dir`: its names in order, all files root's and as old as SOURCE_DATE_EPOCH."""
+        epoch = os.environ.get("SOURCE_DATE_EPOCH")
+        if not epoch or format != "gztar" or root_dir or not base_dir:
+            return str(super().make_archive(base_name, format, root_dir, base_dir, owner, group))
+
+        def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+            member.mtime, member.uid, member.gid, member.uname, member.gname = int(epoch), 0, 0, "", ""
+            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            return member
+
+        path = f"{base_name}.tar.gz"
+        with (
+            open(path, "wb") as raw,
+            gzip.GzipFile("", "wb", fileobj=raw, mtime=int(epoch)) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for each in sorted([Path(base_dir), *Path(base_dir).rglob("*")]):
+                archive.add(each, recursive=False, filter=plain)
+        return path
 
 
 def absolute_links(text: str, base: str) -> str:

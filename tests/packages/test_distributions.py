@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packages.building import ROOT, build, run, run_online, unpack
+from tests.packages.building import ROOT, build, copy_of_the_tree, run, run_online, unpack
 from tests.unit import test_hardening
 
 WHEEL_BYTES_MAX = 1_000_000
@@ -75,6 +76,13 @@ def test_the_wheel_has_the_package_its_manual_and_nothing_else(wheel: Path) -> N
 def test_two_builds_in_two_places_are_equal(sdist: Path, wheel: Path, tmp_path: Path) -> None:
     other = unpack(sdist, tmp_path / "somewhere" / "else")
     assert build(other, "--wheel", tmp_path / "again").read_bytes() == wheel.read_bytes()
+
+
+def test_two_source_distributions_are_equal(sdist: Path, tmp_path: Path) -> None:
+    other = copy_of_the_tree(tmp_path / "somewhere" / "else")
+    for path in [other, *other.rglob("*")]:
+        os.utime(path, (1_600_000_000, 1_600_000_000))  # a checkout of another day
+    assert build(other, "--sdist", tmp_path / "again").read_bytes() == sdist.read_bytes()
 
 
 def test_the_index_takes_both(sdist: Path, wheel: Path) -> None:

@@ -642,6 +642,7 @@ cdef class Table:
 
     def __cinit__(self, entries):
         cdef const int16_t[::1] numbers = entries
+        cdef int lowest = 0
         cdef int i
         if numbers.shape[0] != TABLE_SIZE:
             raise ValueError(f"a table has {TABLE_SIZE} entries")
@@ -653,6 +654,9 @@ cdef class Table:
         for i in range(TABLE_SIZE):
             self.table.entries[i] = max(numbers[i], <int16_t> -1)
             self.table.highest = max(self.table.highest, <int> numbers[i])
+            lowest = min(lowest, <int> numbers[i])
+        if lowest < 0 <= self.table.highest:
+            raise ValueError("a table has members in all entries, or in none")
 
     def __dealloc__(self):
         if self.table != NULL:
@@ -1182,6 +1186,7 @@ cdef class Hub:
     cdef Gate udp_gate
     cdef bint running
     cdef int turn
+    cdef readonly bint emptied      # the last drain found nothing more in any ring
     cdef Address text_keys[TEXTS]
     cdef list texts
     cdef Totals totals[TOTALS_PLACES]
@@ -1755,6 +1760,7 @@ cdef class Hub:
                 break
             # Nothing: arm the bell, then look once more, for a record that came in between rang nothing.
             bell_arm(&self.hub.bell)
+        self.emptied = idle == self.hub.reactor_count
         if records and self.running:
             oi_show(&self.hub.bell.armed, 0)
             with nogil:

@@ -249,7 +249,7 @@ class _Entries(Protocol):
 class Table:
     """A table of Maglev that groups share: 65,537 indices of their members, or -1 in all of them.
 
-    Raises `ValueError` for another number of entries.
+    Raises `ValueError` for another number of entries, and if only some are -1.
     """
 
     def __new__(cls, entries: Buffer) -> Table: ...
@@ -594,6 +594,9 @@ class Hub:
 
         A record of the kind for counted sessions has their number in place of an id.
         """
+    @property
+    def emptied(self) -> bool:
+        """Whether each ring was seen empty by the last `drain`, behind what that has answered."""
     def snapshot(self) -> list[Record]:
         """Live connections as they are now."""
     def snapshot_parts(self) -> LiveRecords:

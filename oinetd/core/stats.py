@@ -64,7 +64,7 @@ class Stats:
 
 class ReactorStats(NamedTuple):
     """A native thread, by the number that the kernel has for it: the sessions on it, how many it gave to others, and
-    whether it polls before it sleeps: `off`, `on`, or `paused` because others want its core."""
+    whether it polls before it sleeps: `off`, `on`, or `paused` because others compute there."""
 
     thread: int
     sessions: int

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -123,6 +123,8 @@ class _Wanted:
     sources: list[Source]
     found: list[Found]
     tables: Tables = (None, None)
+    latest: list[Found] | None = None
+    """What is to take the place of `found` as soon as its tables are made."""
 
 
 class Groups:
@@ -189,12 +191,12 @@ class Groups:
                 except ConfigError as error:
                     problems += error.problems
             wanted.found = _found(wanted.sources)
-            wanted.tables = await self._tables(wanted)
+            wanted.tables = await self._tables(wanted, wanted.found)
         if problems:
             raise ConfigError(*problems)
 
-    async def _tables(self, wanted: _Wanted) -> Tables:
-        servers = [found.server for found in wanted.found]
+    async def _tables(self, wanted: _Wanted, found: Sequence[Found]) -> Tables:
+        servers = [each.server for each in found]
         return await tables_for(wanted.group, wanted.upstream.options.balance, servers, self._known.build)
 
     def enforce(self) -> None:
@@ -250,13 +252,13 @@ class Groups:
             task.add_done_callback(self._tasks.discard)
 
     async def _update(self, wanted: _Wanted) -> None:
-        found = _found(wanted.sources)
+        wanted.latest = found = _found(wanted.sources)
         if found == wanted.found:  # a name in a file has other addresses
             self.on_change(wanted.group)
             return
-        wanted.found = found
-        wanted.tables = await self._tables(wanted)
-        if self._running and wanted.found is found:
+        tables = await self._tables(wanted, found)
+        if self._running and wanted.latest is found:
+            wanted.found, wanted.tables = found, tables  # together: the numbers in a table are places in `found`
             self._configure(wanted)
             self._follow()
             self.on_change(wanted.group)

@@ -275,6 +275,8 @@ def test_groups_share_a_table() -> None:
     assert [group.pick("192.0.2.9") for group in groups] == [chosen] * 3
     with pytest.raises(ValueError, match="the table has a member 1, and the group none"):
         _fastpath.Group(members[:1], balance=3, tables=(_fastpath.Table(array("h", [0, 1] * 32768 + [0])), None))
+    with pytest.raises(ValueError, match="in all entries, or in none"):
+        _fastpath.Table(array("h", [0, -1] * 32768 + [0]))
     with pytest.raises(IndexError):
         _fastpath.Table(array("h", [0]) * maglev.TABLE_SIZE)[maglev.TABLE_SIZE]
 

@@ -80,6 +80,8 @@ PACE_S = 0.005
 """Under load records are fetched at this pace: a wake of the loop for each of them would cost more than they do."""
 PACE_TOTALS_S = 0.05
 """The pace while there are only totals; a ring of 4,096 records is full after 0.1 s of 40,000 connections a second."""
+SWEEP_S = 1.0
+"""How often what nothing uses any more is looked for while records come without a break."""
 
 ENDINGS = tuple(Ending)
 """By the numbers of `_fastpath/shared/ending.pxd`."""
@@ -110,10 +112,9 @@ class Hub(_Reactors):
     """The reactor threads of one event loop. Raises `EngineUnavailable` if they cannot run.
 
     `threads` 0 is one for each core that the process may use. `busy_poll_us` is the longest a reactor polls before
-    it sleeps: -1 decides by the cores there are, 0 never polls. `flip_bytes` is for tests: each read takes at most
-    this many bytes and the direction changes between copy and splice every time; with `move_turns`, too, a connection
-    changes its reactor after this many turns. `gate` is the gate of the process for connections, `udp_gate` that for
-    UDP sessions.
+    it sleeps: -1 decides by the cores there are, 0 never polls. For tests: with `flip_bytes` each read takes at most
+    this many bytes and changes between copy and splice; with `move_turns` a connection changes its reactor after this
+    many turns. `gate` is the gate of the process for connections, `udp_gate` that for UDP sessions.
     """
 
     def __new__(
@@ -161,6 +162,7 @@ class Hub(_Reactors):
     _loop: asyncio.AbstractEventLoop
     _takers: dict[int, Callable[[_fastpath.Record], object]]
     _timer: asyncio.TimerHandle | None
+    _sweep_at = 0.0
 
     def reconfigure(self, threads: int, busy_poll_us: int) -> None:
         """Have another number of threads at most, and another longest polling; what lives in others moves."""
@@ -203,7 +205,7 @@ class Hub(_Reactors):
                 self._hand_out(record)
 
     def fetch_soon(self) -> None:
-        """Look for records though the bell has not rung, so that `on_empty` is called if there are none."""
+        """Look for records though the bell has not rung, so that `on_empty` is called."""
         if self._timer is None and self.fileno() >= 0:
             self._timer = self._loop.call_later(PACE_S, self._fetch)
 
@@ -217,7 +219,8 @@ class Hub(_Reactors):
             counted = all(record.kind == COUNTED for record in records)
             pause_s = 0.0 if len(records) == BATCH_RECORDS else PACE_TOTALS_S if counted else PACE_S
             self._timer = self._loop.call_later(pause_s, self._fetch)
-        elif self.on_empty is not None:
+        if self.on_empty is not None and self.emptied and (not records or self._loop.time() >= self._sweep_at):
+            self._sweep_at = self._loop.time() + SWEEP_S
             self.on_empty()
 
     def _hand_out(self, record: _fastpath.Record) -> None:

@@ -2,9 +2,14 @@
 
 The facts it stands on:
 
-- Every descriptor is registered once, for IN, OUT, RDHUP and PRI, edge-triggered, and never modified. An event says
-  "try", nothing more; whether there is something is what the call then says. `rd` and `wr` remember that an event
-  came and no EAGAIN since, so no edge is ever needed twice.
+- Every descriptor is registered for IN, OUT, RDHUP and PRI, edge-triggered. An event says "try", nothing more; whether
+  there is something is what the call then says. `rd` and `wr` remember that an event came and no EAGAIN since, so no
+  edge is ever needed twice.
+- Each packet that comes is an edge. While a direction waits for its destination or for a bucket, it would wake the
+  reactor for nothing; so IN is taken out at the first such edge, and put back before the next wait for bytes. PRI goes
+  with it, because the kernel wakes for both at once, and tells what else holds (OUT) if IN is not wanted. (One stream,
+  the reactor alone on its core: 10,500 and 2,100 sleeps a second, 0.166 and 0.117 s of processor time a gigabyte;
+  haproxy 3.0 with splice 2,300 and 0.121.)
 - A direction that may move is on a ready list, or waits for an edge of one of its two descriptors, or for a time
   because a bucket has nothing for it. A turn that ends
   because its budget is used up puts it back on the list: no edge will come for what is there already.
@@ -37,7 +42,7 @@ from tcp.deadline cimport relay_due
 from shared.attempt cimport attempts_copy
 from shared.facts cimport facts_copy
 from tcp.preamble cimport preamble_due, preamble_event
-from tcp.connect cimport watch
+from tcp.connect cimport watch, watch_reads
 from shared.ending cimport ENDING_ABORTED, ENDING_REVOKED
 from state.report cimport record_begin, record_push
 from tcp.ending cimport (
@@ -69,7 +74,7 @@ from shared.ring cimport RECORD_RELAYED, Record
 from state.connection_slab cimport (
     CLIENT, CONN_CLOSED, CONN_CONNECTING, CONN_FLUSH, CONN_FREE, CONN_PREAMBLE, CONN_RELAY, DOWN, KIND_ATTEMPT,
     KIND_BITS, KIND_INBOX,
-    KIND_LISTENER, KIND_UDP_LISTENER, UP, UPSTREAM, Conn, Dir, Side, conn_at, conn_take,
+    KIND_LISTENER, KIND_UDP_LISTENER, QUEUED_THROTTLED, UP, UPSTREAM, Conn, Dir, Side, conn_at, conn_take,
 )
 from state.slab cimport slab_slots
 from state.reactor cimport Listener, Reactor, Snapshot, TICK_MS, WHEEL_TICKS
@@ -88,9 +93,16 @@ cdef inline void clock_look(Reactor *self) noexcept nogil:
     self.now_ms = self.now_us // 1000
 
 
+cdef inline bint waits_elsewhere(const Conn *conn, int way) noexcept nogil:
+    """Whether a direction waits for its destination, or for a bucket: bytes that come do not move it."""
+    return (conn.dir[way].pend and not conn.side[1 - way].wr) or conn.dir[way].queued == QUEUED_THROTTLED
+
+
 cdef inline void conn_event(Reactor *self, Conn *conn, int which, uint32_t events) noexcept nogil:
     """Take down what an event says. `conn` may be gone afterwards."""
     cdef Side *side = &conn.side[which]
+    if events & EPOLLIN and side.rd and conn.state == CONN_RELAY and waits_elsewhere(conn, which):
+        watch_reads(self, conn, which, False)   # if it fails, it is as it was
     if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI):
         side.rd = 1
         if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI):

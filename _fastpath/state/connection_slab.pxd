@@ -65,6 +65,7 @@ cdef struct Side:
     uint8_t local               # a unix socket: a short read proves nothing, what was sent is with the peer
     uint8_t failing             # ERR was seen and reading has not come to it yet
     uint8_t delays              # TCP_NODELAY is still to be set, before a second write; see `undelay`
+    uint8_t unwatched           # the kernel tells nothing of bytes to read; it is asked again before a wait for them
 
 cdef struct Dir:                # one direction; its source is the side of the same number
     uint64_t moved_in           # bytes read, without those that were dropped unsent

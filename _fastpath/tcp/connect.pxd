@@ -5,9 +5,9 @@ from libc.string cimport memcmp
 
 from base.address cimport Address, SocketAddress, address_read, peer_credentials
 from base.linux cimport (
-    AF_UNIX, EINPROGRESS, EPERM, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, IPPROTO_IP,
-    IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SO_OOBINLINE,
-    TCP_QUICKACK, c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket,
+    AF_UNIX, EINPROGRESS, EPERM, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLL_CTL_ADD, EPOLL_CTL_MOD,
+    IPPROTO_IP, IPPROTO_TCP, IP_BIND_ADDRESS_NO_PORT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET,
+    SO_OOBINLINE, TCP_QUICKACK, c_bind, c_close, c_connect, c_epoll_ctl, c_getsockname, c_setsockopt, c_socket,
     epoll_event, errno, sockaddr, sockaddr_storage, socklen_t, ucred,
 )
 from shared.ending cimport ENDING_BIND_FAILED, ENDING_CONNECT_FAILED, ENDING_SOCKET_FAILED
@@ -16,18 +16,36 @@ from state.connection_slab cimport CLIENT, KIND_CLIENT, UPSTREAM, Conn, event_da
 from state.reactor cimport Reactor
 
 
-cdef inline int watch_as(Reactor *reactor, int operation, int fd, uint64_t data) noexcept nogil:
-    """Register a descriptor for everything; its events bear `data`."""
+cdef inline int watch_for(Reactor *reactor, int operation, int fd, uint64_t data, uint32_t reads) noexcept nogil:
+    """Register a descriptor for everything; `reads` is EPOLLIN | EPOLLPRI, or 0: nothing is told of bytes to read."""
     cdef epoll_event event
-    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | <uint32_t> EPOLLET
+    event.events = reads | EPOLLOUT | EPOLLRDHUP | <uint32_t> EPOLLET
     event.data.u64 = data
     return c_epoll_ctl(reactor.epoll_fd, operation, fd, &event)
 
 
+cdef inline int watch_as(Reactor *reactor, int operation, int fd, uint64_t data) noexcept nogil:
+    """Register a descriptor for everything; its events bear `data`."""
+    return watch_for(reactor, operation, fd, data, EPOLLIN | EPOLLPRI)
+
+
 cdef inline int watch(Reactor *reactor, Conn *conn, int side) noexcept nogil:
-    """Register a side, once and for everything."""
+    """Register a side for everything."""
     return watch_as(reactor, EPOLL_CTL_ADD, conn.side[side].fd,
                     event_data(KIND_CLIENT + side, conn.slot.index, conn.slot.generation))
+
+
+cdef inline int watch_reads(Reactor *reactor, Conn *conn, int side, bint reads) noexcept nogil:
+    """Have the kernel tell of bytes to read on a side, or not; of a FIN and of errors it tells always. 0 or -1.
+
+    Bytes that are there already are told at once: the kernel looks when the registration changes.
+    """
+    cdef uint64_t data = event_data(KIND_CLIENT + side, conn.slot.index, conn.slot.generation)
+    cdef uint32_t wanted = EPOLLIN | EPOLLPRI if reads else 0
+    if watch_for(reactor, EPOLL_CTL_MOD, conn.side[side].fd, data, wanted) != 0:
+        return -1
+    conn.side[side].unwatched = not reads
+    return 0
 
 
 cdef inline int options_set(const Policy *policy, int fd, int family, bint stream) noexcept nogil:

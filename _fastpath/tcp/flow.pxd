@@ -26,6 +26,7 @@ from base.linux cimport (
 )
 from shared.policy cimport RELAY_AUTO, RELAY_SPLICE, Policy
 from shared.throttle cimport throttle_credit, throttle_used
+from tcp.connect cimport watch_reads
 from state.pool cimport block_bytes, block_give, block_take, holder_release, pipe_destroy, pipe_take
 from state.connection_slab cimport (
     HOLDS_BLOCK, HOLDS_NOTHING, HOLDS_PIPE, MODE_COPY, MODE_SPLICE, MOVED_BY_COPY, MOVED_BY_SPLICE, Conn, Dir, Side,
@@ -224,7 +225,8 @@ cdef inline int64_t flow_copy(
         source.rd = 0
     self.moved_by |= MOVED_BY_COPY
     self.moved_in += <uint64_t> got
-    flow_count(reactor, self, <uint32_t> got, got >= size)
+    # What a bucket cuts short to a small piece is not bulk.
+    flow_count(reactor, self, <uint32_t> got, got >= size and (size < most or size >= SMALL_BYTES))
     self.progress_ms = reactor.now_ms
     if target.delays and self.moved_out:
         undelay(target)
@@ -310,6 +312,10 @@ cdef inline int flow_pump(Reactor *reactor, Conn *conn, int way) noexcept nogil:
             return TURNED
         if not source.rd:
             holder_release(reactor, self)
+            if source.unwatched and watch_reads(reactor, conn, way, True) != 0:
+                side_fail(source, errno)
+                self.eof = 1
+                return TURNED
             return WAITS
         if spent >= PUMP_BYTES or reads >= PUMP_READS:
             return AGAIN

@@ -142,6 +142,7 @@ cdef inline bint conn_put_in(Reactor *reactor, Conn *passport) noexcept nogil:
     for way in range(2):
         flow = &conn.dir[way]
         flow.conn = conn
+        conn.side[way].unwatched = 0
         if flow.holding == HOLDS_PIPE:
             reactor.pool.pipe_count += 1
             pipe_enters(&reactor.pool, <Pipe *> flow.holder, flow)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import random
 import select
 import socket
+import sys
+import termios
 import threading
 from typing import Any
 
 import pytest
 
 from oinetd.core.record import Ending
-from tests.engine.native.plane import Plane, read_all, read_exactly, read_to_reset, reset, write_to_reset
+from tests.engine.native.plane import Plane, read_all, read_exactly, read_to_reset, reset, tcp_pair, write_to_reset
 
 ENDINGS = list(Ending)
 
@@ -57,6 +60,41 @@ def test_one_byte_segments(plane: Plane) -> None:
     upstream.close()
     assert client.recv(1) == b""
     assert plane.result(token) == (ENDINGS.index(Ending.CLIENT_CLOSED), len(data), 0, 0)
+
+
+def waiting_bytes(sock: socket.socket) -> int:
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+@pytest.mark.parametrize("relay", [1, 2])
+def test_bytes_that_come_while_the_destination_is_full_wake_nobody(make_plane: Any, relay: int) -> None:
+    plane = make_plane(relay=relay)
+    near, far = tcp_pair()
+    upstream, destination = map(plane.own, tcp_pair(receive_bytes=4096))
+    destination.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client, inside = plane.own(near), plane.own(far.dup())
+    plane.hub.relay(far.detach(), destination.dup().detach(), plane.make_policy(), 4711)
+    data, before, waiting = b"", -1, 0
+    while not waiting or waiting != before:  # until bytes stay in the source's socket
+        if not waiting:
+            client.sendall(piece := noise(8192))
+            data += piece
+        select.select([], [], [], 0.03)
+        before, waiting = waiting, waiting_bytes(inside)
+    loops = plane.hub.stats()["loops"]
+    for number in range(1, 201):
+        client.send(b"%03d" % number)
+        plane.until(lambda number=number: waiting_bytes(inside) >= waiting + 3 * number)
+    assert plane.hub.stats()["loops"] - loops < 50
+    assert read_exactly(upstream, len(data)) == data
+    assert read_exactly(upstream, 600) == b"".join(b"%03d" % number for number in range(1, 201))
+    for _ in range(3):  # bytes that come when nothing waits are told again
+        client.send(b"once more")
+        assert read_exactly(upstream, 9) == b"once more"
+    client.shutdown(socket.SHUT_WR)
+    assert upstream.recv(1) == b""
+    upstream.close()
+    assert plane.result(4711)[:3] == (ENDINGS.index(Ending.CLIENT_CLOSED), len(data) + 627, 0)
 
 
 @pytest.mark.parametrize("chunk", [1, 536, 1460, 65536])

@@ -15,7 +15,7 @@ from oinetd.model import Rate, Settings
 
 __all__ = ["Bucket", "Meters", "RuleBuckets", "Throttle"]
 
-QUANTA_A_SECOND: Final = 10
+QUANTA_A_SECOND: Final = 4
 QUANTUM_BYTES_MAX: Final = 262144
 SHARE_BYTES_MIN: Final = 4096
 IDLE_S: Final = 0.1

@@ -74,13 +74,14 @@ def test_bytes_that_come_while_the_destination_is_full_wake_nobody(make_plane: A
     destination.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     client, inside = plane.own(near), plane.own(far.dup())
     plane.hub.relay(far.detach(), destination.dup().detach(), plane.make_policy(), 4711)
-    data, before, waiting = b"", -1, 0
-    while not waiting or waiting != before:  # until bytes stay in the source's socket
+    data, waiting, stayed = b"", 0, 0
+    while stayed < 10:  # until bytes stay in the source's socket: for many turns of a reactor that could take them
         if not waiting:
             client.sendall(piece := noise(8192))
             data += piece
-        select.select([], [], [], 0.03)
+        select.select([], [], [], 0.02)
         before, waiting = waiting, waiting_bytes(inside)
+        stayed = stayed + 1 if waiting and waiting == before else 0
     loops = plane.hub.stats()["loops"]
     for number in range(1, 201):
         client.send(b"%03d" % number)

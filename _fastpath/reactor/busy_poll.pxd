@@ -35,7 +35,7 @@ cdef enum:
     CROWD_UNIT = 16             # one event, in the moving average of the events of a wake
     CROWD_MAX = 24              # an event and a half: above it no polling (8 connections: 1.36 -> 1.05 of rinetd's CPU)
     GAP_CAP = 4                 # a gap counts as at most this many `spin_us`, so that the habit comes back soon
-    LENT_STEP_US = 200          # more than client or server need for a message; with 3, p99 on quiet cores: 67 -> 112 us
+    LENT_STEP_US = 200          # more than a peer needs for a message; with 3, p99 on quiet cores: 67 -> 112 us
     LENT_UNIT = 256             # one poll, in the moving average of those that lent the core
     LENT_MAX = 64               # every fourth
     PAUSE_US = 100000

@@ -5,8 +5,8 @@ last of them has it. So it moves four times a second, or each 256 KiB if that is
 gets on in its turn. What it took and did not use is given back when it ends.
 
 Few large moves are cheap: 100 connections of 1 MiB/s take 1.8 % of a core by splice, and 2.3 % with ten moves a second
-(1,000 instead of 400 pairs of calls a second; copy 3.5 %, four or ten: its cost is in the bytes; loopback, reno). With BBR,
-which sends each piece in paced parts, it is 4.3 and 5.0 %. Over ten seconds a quantum is 2.5 % of what moves.
+(1,000 instead of 400 pairs of calls a second; copy 3.5 %, four or ten: its cost is in the bytes; loopback, reno). With
+BBR, which sends each piece in paced parts, it is 4.3 and 5.0 %. Over ten seconds a quantum is 2.5 % of what moves.
 """
 
 from libc.stdint cimport uint32_t, uint64_t

@@ -1180,6 +1180,7 @@ cdef class DatagramPassport:
         udp_passport_free(self.hub.gate.gate, self.hub.udp_gate.gate, session)
 
 
+@cython.no_gc_clear     # its gates stay until its threads have ended
 cdef class Hub:
     cdef HubState *hub
     cdef Gate gate
@@ -1224,8 +1225,35 @@ cdef class Hub:
         self.udp_gate.hub = self
 
     def __dealloc__(self):
-        if self.hub != NULL:
-            hub_free(self.hub)
+        """A hub may go while its threads run: of a program that ends by an exception, or has lost it."""
+        if self.hub == NULL:
+            return
+        if self.running:
+            post_all(self.hub, MESSAGE_STOP, 0)
+            while not all_exited(self.hub):     # bounded: a stopping reactor needs nothing but room in its ring
+                self._drop_records()
+                usleep(100)
+            self._join()
+        self._drop_records()
+        hub_free(self.hub)
+
+    cdef void _drop_records(self) noexcept:
+        cdef RecordState *record
+        for i in range(self.hub.reactor_count):
+            while True:     # bounded: stopping reactors have an end
+                record = ring_peek(&self.hub.reactors[i].ring)
+                if record == NULL:
+                    break
+                tries_free(record)
+                ring_pop(&self.hub.reactors[i].ring)
+
+    cdef void _join(self) noexcept:
+        cdef int i
+        for i in range(self.hub.reactor_count):
+            if self.hub.reactors[i].started:
+                with nogil:
+                    pthread_join(self.hub.reactors[i].thread, NULL)
+        self.running = False
 
     cdef str _known_text(self, const Address *address):
         """`_text` with a memory: most records are of a few addresses, and writing one costs as much as the rest."""
@@ -1869,7 +1897,6 @@ cdef class Hub:
 
     def stop(self):
         """Abort everything, end the threads, and return the records that are left. A second call returns none."""
-        cdef int i
         if not self.running:
             return []
         records = []
@@ -1879,11 +1906,7 @@ cdef class Hub:
             records += self.drain(1024)
             with nogil:
                 usleep(100)
-        for i in range(self.hub.reactor_count):
-            if self.hub.reactors[i].started:
-                with nogil:
-                    pthread_join(self.hub.reactors[i].thread, NULL)
-        self.running = False
+        self._join()
         self.gate.hub = None
         self.udp_gate.hub = None
         while True:

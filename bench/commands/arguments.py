@@ -107,7 +107,7 @@ def measured_options() -> argparse.ArgumentParser:
     group = parser.add_argument_group("where")
     add_topology(group)
     group.add_argument("--rtt", type=amount, default=0.0, metavar="MS", help="added to each round trip, by netem")
-    group.add_argument("--loss", type=amount, default=0.0, metavar="%%", help="of the packets, at random")
+    group.add_argument("--loss", type=amount, default=0.0, metavar="PERCENT", help="of the packets, at random")
     group.add_argument("--bandwidth", type=amount, default=0.0, metavar="MBIT", help="of each leg, in each direction")
     group.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="where the result is kept")
     return parser

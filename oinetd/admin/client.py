@@ -236,5 +236,5 @@ def _why(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "no permission; run it as root or as the user of the daemon"
     if isinstance(error, ConnectionRefusedError | FileNotFoundError):
-        return "nobody listens there; is oinetd running?"
+        return "no process listens there; is oinetd running?"
     return error.strerror or str(error)

@@ -113,8 +113,8 @@ def zero_bounds(statement: Statement) -> Iterator[Word]:
 def _zero_bounds(source: Source) -> Iterator[tuple[int, Problem]]:
     """Bounds that let everybody in, and look as if they let nobody in."""
     for index, line, word in source.zeros:
-        hint = "write off; deny * lets nobody in, and a server with weight=0 gets no new sessions"
-        yield index, line.problem("a bound of 0 connections is no bound", word.column, word.width, hint)
+        hint = "for no limit write off; to refuse every client write deny *; for no new sessions of a server weight=0"
+        yield index, line.problem("a maximum of 0 connections means no limit", word.column, word.width, hint)
 
 
 def _patterns(source: Source) -> Iterator[tuple[int, Problem]]:
@@ -150,7 +150,7 @@ def _forged_peers(source: Source) -> Iterator[tuple[int, Problem]]:
         trusts = [trust for at, trust in everywhere if bisect_left(firsts, at) - 1 in (-1, number)]
         if not all(_is_loopback(trust.pattern) for trust in trusts):
             message = "accept-proxy over UDP: anybody who can send from an address of trust can say who the client is"
-            hint = "write interface= with the network of the proxies, or let them write from 127.0.0.1"
+            hint = "add interface= with the interface that leads to the proxies, or let them send from 127.0.0.1"
             yield index, rule.line.problem(message, rule.bind_word.column, rule.bind_word.width, hint)
 
 

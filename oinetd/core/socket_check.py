@@ -45,7 +45,7 @@ def check_options(rules: Sequence[Rule]) -> None:
     if any(rule.options.from_client for rule in rules) and delivers_marked(socket.AF_INET) is False:
         log.warning("src=client: answers of servers would not come here: `oinetd transparent` prints what is needed")
     if any(rule.options.transparent for rule in rules) and delivers_marked(socket.AF_INET) is False:
-        log.warning("transparent: connections would not come here: `oinetd transparent` prints what is needed")
+        log.warning("transparent: what tproxy brings would not come here: `oinetd transparent` prints what is needed")
     if fastopen and fastopen_is_off():
         log.warning("fastopen: not in force for clients: set net.ipv4.tcp_fastopen to 3")
 

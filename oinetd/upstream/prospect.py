@@ -37,7 +37,7 @@ def _prospect(group: Group, member: Member, next_one: Member | None, *, any_of: 
     how = f"balance={group.options.balance.value}"
     if member is next_one and not any_of:
         if not member.is_usable:
-            how = "nobody is usable, and its last failure is the oldest (all-down=try)"
+            how = "no server is usable, and its last failure is the oldest (all-down=try)"
         return Prospect(member.name, True, how if not member.backup else f"{how}, no other server is usable")
     if not member.is_usable:
         return Prospect(member.name, False, _unusable(group, member))

@@ -225,7 +225,7 @@ def test_a_bound_of_no_connections_is_none() -> None:
     assert config.upstreams[0].servers[0].max_connections == 0
     assert [(each.line, each.column) for each in config.warnings] == [(1, 17), (2, 34), (2, 64), (3, 53)]
     for each in config.warnings:
-        assert (each.message, "weight=0" in each.hint) == ("a bound of 0 connections is no bound", True)
+        assert (each.message, "weight=0" in each.hint) == ("a maximum of 0 connections means no limit", True)
 
 
 def test_they_are_in_the_order_of_the_text_and_name_their_files(tmp_path: Path) -> None:

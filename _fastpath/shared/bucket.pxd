@@ -18,25 +18,32 @@ cdef inline uint64_t bucket_cost(uint64_t units, uint64_t rate) noexcept nogil:
 
 
 cdef inline uint64_t bucket_reserve(
-    uint64_t *self, uint64_t cost_ns, uint64_t depth_ns, uint64_t now_ns
+    uint64_t *self, uint64_t cost_ns, uint64_t depth_ns, uint64_t most_ns, uint64_t now_ns
 ) noexcept nogil:
     """Take what costs `cost_ns`; from when on it may be used. Reservations follow each other in the order in which they
-    are made, so that all who share a bucket get on. What came in a time without use counts up to `depth_ns`."""
+    are made, so that all who share a bucket get on. What came in a time without use counts up to `depth_ns`. More than
+    `most_ns` cannot have been reserved at this rate: the rate was lower, and that is forgotten."""
     cdef uint64_t used, begin
     while True:     # ends: each failure means that another thread succeeded
         used = oi_see(self)
         begin = used if used + depth_ns > now_ns else now_ns - depth_ns
+        if begin > now_ns + most_ns:
+            begin = now_ns + most_ns
         if oi_replace(self, used, begin + cost_ns):
             return begin
 
 
 cdef inline uint64_t bucket_take(uint64_t *self, uint64_t cost_ns, uint64_t depth_ns, uint64_t now_ns) noexcept nogil:
     """Take what costs `cost_ns` if it is there: 0, else when to ask again. A full bucket has `depth_ns`, and gives more
-    than that to nobody."""
+    than that to nobody; what was taken beyond it was taken at a lower rate, and is forgotten."""
     cdef uint64_t used, begin
     while True:     # ends: each failure means that another thread succeeded
         used = oi_see(self)
         begin = used if used > now_ns else now_ns
+        if begin > now_ns + depth_ns:
+            if not oi_replace(self, used, now_ns + depth_ns):
+                continue
+            begin = now_ns + depth_ns
         if begin + cost_ns > now_ns + depth_ns:
             return begin + cost_ns - depth_ns
         if oi_replace(self, used, begin + cost_ns):

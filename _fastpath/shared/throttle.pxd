@@ -25,6 +25,7 @@ cdef enum:
     QUANTUM_BYTES_MAX = 262144  # what a pipe holds
     SHARE_BYTES_MIN = 4096      # a quantum of a bucket that many share is not smaller than this, if its rate allows it
     IDLE_NS = 100000000         # what was not used counts up to this time
+    QUEUE_NS = 4000000000       # what can be reserved besides a share of each: they were larger while there were fewer
     DATAGRAM_DEPTH_BYTES = 65536    # the largest datagram passes a full bucket of any rate
 
 cdef struct Throttle:
@@ -90,6 +91,11 @@ cdef inline uint64_t share_of(uint64_t rate, uint64_t users) noexcept nogil:
     return share if share < quantum else quantum
 
 
+cdef inline uint64_t queue_ns(uint64_t rate, uint64_t quantum, uint64_t users) noexcept nogil:
+    """The longest that a direction can have to wait for a bucket that so many share."""
+    return 2 * users * bucket_cost(quantum, rate) + <uint64_t> QUEUE_NS
+
+
 cdef inline uint32_t throttle_credit(Throttle *self, const Policy *policy, int way, uint64_t now_us) noexcept nogil:
     """How many bytes a direction may read now; 0: it has to wait until `until_us`."""
     cdef Gate *gate = policy.gate
@@ -98,28 +104,44 @@ cdef inline uint32_t throttle_credit(Throttle *self, const Policy *policy, int w
     cdef uint64_t quantum = QUANTUM_BYTES_MAX
     cdef uint64_t now_ns = now_us * 1000
     cdef uint64_t begin = 0
-    cdef uint64_t when
-    if self.until_us[way] > now_us:
-        return 0
+    cdef uint64_t users = oi_get(&gate.sharing) if rule else 0
+    cdef uint64_t most_ns, when
     if policy.bandwidth == 0 and rule == 0 and source == 0:     # a reload took the bounds away
         return <uint32_t> 0x7fffffff
     if policy.bandwidth and policy.bandwidth // QUANTA_A_SECOND < quantum:
         quantum = policy.bandwidth // QUANTA_A_SECOND
     if rule:
-        quantum = min(quantum, share_of(rule, oi_get(&gate.sharing)))
+        quantum = min(quantum, share_of(rule, users))
     if source:
         quantum = min(quantum, share_of(source, self.meter.source.count))
     if quantum == 0:
         quantum = 1
+    if self.until_us[way] > now_us:
+        most_ns = queue_ns(policy.bandwidth, quantum, 1) if policy.bandwidth else 0
+        if rule:
+            most_ns = max(most_ns, queue_ns(rule, quantum, users))
+        if source:
+            most_ns = max(most_ns, queue_ns(source, quantum, self.meter.source.count))
+        if self.until_us[way] <= now_us + most_ns // 1000:
+            return 0
+        self.until_us[way] = 0      # a reload has raised the rate since
     if 2 * <uint64_t> self.credit[way] >= quantum:
         return self.credit[way]
     if policy.bandwidth:
-        begin = bucket_reserve(&self.own[way], bucket_cost(quantum, policy.bandwidth), IDLE_NS, now_ns)
+        begin = bucket_reserve(
+            &self.own[way], bucket_cost(quantum, policy.bandwidth), IDLE_NS, queue_ns(policy.bandwidth, quantum, 1),
+            now_ns,
+        )
     if rule:
-        when = bucket_reserve(&gate.throttled_bytes[way], bucket_cost(quantum, rule), IDLE_NS, now_ns)
+        when = bucket_reserve(
+            &gate.throttled_bytes[way], bucket_cost(quantum, rule), IDLE_NS, queue_ns(rule, quantum, users), now_ns
+        )
         begin = when if when > begin else begin
     if source:
-        when = bucket_reserve(&self.meter.bytes[way], bucket_cost(quantum, source), IDLE_NS, now_ns)
+        when = bucket_reserve(
+            &self.meter.bytes[way], bucket_cost(quantum, source), IDLE_NS,
+            queue_ns(source, quantum, self.meter.source.count), now_ns,
+        )
         begin = when if when > begin else begin
     self.credit[way] += <uint32_t> quantum
     if begin <= now_ns:

@@ -19,6 +19,7 @@ QUANTA_A_SECOND: Final = 4
 QUANTUM_BYTES_MAX: Final = 262144
 SHARE_BYTES_MIN: Final = 4096
 IDLE_S: Final = 0.1
+QUEUE_S: Final = 4.0
 DATAGRAM_DEPTH_BYTES: Final = 65536
 """As in `_fastpath/shared/throttle.pxd`, where they are explained."""
 
@@ -31,14 +32,15 @@ class Bucket:
     def __init__(self, now: float = 0.0) -> None:
         self.paid_until = now
 
-    def reserve(self, cost_s: float, depth_s: float, now: float) -> float:
-        """Take what costs `cost_s`; from when on it may be used."""
-        begin = max(self.paid_until, now - depth_s)
+    def reserve(self, cost_s: float, depth_s: float, most_s: float, now: float) -> float:
+        """Take what costs `cost_s`; from when on it may be used. What waits for longer than `most_s` is forgotten."""
+        begin = min(max(self.paid_until, now - depth_s), now + most_s)
         self.paid_until = begin + cost_s
         return begin
 
     def take(self, cost_s: float, depth_s: float, now: float) -> float:
         """Take what costs `cost_s` if it is there: 0, else when to ask again."""
+        self.paid_until = min(self.paid_until, now + depth_s)  # beyond that is what was taken at a lower rate
         begin = max(self.paid_until, now)
         if begin + cost_s > now + depth_s + 1e-9:
             return begin + cost_s - depth_s
@@ -209,15 +211,19 @@ class Throttle:
     def credit(self, way: int) -> int:
         """How many bytes a direction may read now; 0: it has to wait until `until`."""
         now = time.monotonic()
-        if self._until[way] > now:
-            return 0
         buckets = self._buckets(way)
         if not buckets:
             return QUANTUM_BYTES_MAX
         quantum = max(1, min(QUANTUM_BYTES_MAX, *(_share(rate, users) for _, rate, users in buckets)))
+        if now < self._until[way] <= now + max(_queue_s(rate, quantum, users) for _, rate, users in buckets):
+            return 0
+        self._until[way] = 0.0  # over, or a reload has raised the rate since
         if 2 * self._credit[way] >= quantum:
             return self._credit[way]
-        begin = max(bucket.reserve(quantum / rate, IDLE_S, now) for bucket, rate, _ in buckets)
+        begin = max(
+            bucket.reserve(quantum / rate, IDLE_S, _queue_s(rate, quantum, users), now)
+            for bucket, rate, users in buckets
+        )
         self._credit[way] += quantum
         if begin <= now:
             return self._credit[way]
@@ -225,8 +231,8 @@ class Throttle:
         return 0
 
     def until(self, way: int) -> float:
-        """When a direction that waits may go on."""
-        return self._until[way]
+        """When a direction that waits is to ask again: at its time, and within a second, in case the rate is raised."""
+        return min(self._until[way], time.monotonic() + 1.0)
 
     def used(self, way: int, moved: int) -> None:
         """A direction has read so many bytes."""
@@ -253,6 +259,11 @@ class Throttle:
         self._shared.users -= 1
         if self._meter is not None:
             self._shared.meters.leave(self._meter, time.monotonic())
+
+
+def _queue_s(rate: int, quantum: int, users: int) -> float:
+    """The longest that a direction can have to wait for a bucket; see `_fastpath/shared/throttle.pxd`."""
+    return 2 * max(users, 1) * quantum / rate + QUEUE_S
 
 
 def _share(rate: int, users: int) -> int:

@@ -16,7 +16,7 @@ from oinetd.core.record import Ending
 from oinetd.core.throttle import IDLE_S, Bucket, Meters, RuleBuckets
 from oinetd.errors import ConfigError
 from oinetd.model import Rate
-from tests.forwarding import Seen, bound, exchange, forwarding
+from tests.forwarding import Seen, bound, exchange, forwarding, in_one_loop
 from tests.peers import Peer, dial, echo, free_port, pattern, server, until
 
 MIB = 1 << 20
@@ -158,6 +158,27 @@ async def test_reload_changes_the_bandwidth_of_a_rule_for_live_connections(setti
             peer.close()
 
 
+@pytest.mark.parametrize("option", ["bandwidth-per-rule", "bandwidth-per-source"])
+@in_one_loop
+async def test_a_reload_that_raises_a_bandwidth_is_felt_by_all_who_wait(settings: Settings, option: str) -> None:
+    """Each of 200 connections has reserved a share at the old rate: together that is a minute and more."""
+    data = pattern(1000)
+    async with server(echo) as upstream:
+        text = f"127.0.0.1 {free_port()} {upstream[0]} {upstream[1]}"
+        async with forwarding(parse_rule(f"{text} [{option}=1K]"), settings=settings) as forwarder:
+            peers = [await dial(bound(forwarder)) for _ in range(200)]
+            for peer in peers:
+                await peer.send(data)
+            await until(lambda: len(forwarder.sessions()) == len(peers))
+            await forwarder.reload(replace(forwarder.config, rules=(parse_rule(f"{text} [{option}=1G]"),)))
+            peers.append(await dial(bound(forwarder)))
+            await peers[-1].send(data)
+            async with asyncio.timeout(30):  # bounds a test that has failed
+                assert {await peer.read(len(data)) for peer in peers} == {data}
+            for peer in peers:
+                peer.close()
+
+
 def received(sock: socket.socket) -> tuple[bytes, tuple[str, int]] | None:
     """What has come, and from where; None if nothing has."""
     try:
@@ -248,9 +269,18 @@ def test_a_full_bucket_gives_its_depth_and_then_evenly() -> None:
 
 def test_reservations_follow_each_other_and_idle_time_counts_a_little() -> None:
     bucket = Bucket(1000.0)
-    assert bucket.reserve(0.1, IDLE_S, 1000.0) == 1000.0
-    assert bucket.reserve(0.1, IDLE_S, 1000.0) == pytest.approx(1000.1)
-    assert bucket.reserve(0.1, IDLE_S, 1005.0) == pytest.approx(1005.0 - IDLE_S)
+    assert bucket.reserve(0.1, IDLE_S, 4.0, 1000.0) == 1000.0
+    assert bucket.reserve(0.1, IDLE_S, 4.0, 1000.0) == pytest.approx(1000.1)
+    assert bucket.reserve(0.1, IDLE_S, 4.0, 1005.0) == pytest.approx(1005.0 - IDLE_S)
+
+
+def test_what_was_taken_at_a_lower_rate_is_forgotten() -> None:
+    bucket = Bucket(1000.0)
+    bucket.reserve(60.0, IDLE_S, 4.0, 1000.0)
+    assert bucket.reserve(0.1, IDLE_S, 4.0, 1000.0) == pytest.approx(1004.0)
+    bucket = Bucket(1060.0)
+    assert bucket.take(1.0, 3.0, 1000.0) == pytest.approx(1001.0)
+    assert bucket.take(1.0, 3.0, 1001.0) == 0.0
 
 
 def test_sources_are_forgotten_when_their_buckets_are_full_again() -> None:

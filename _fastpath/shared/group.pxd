@@ -9,7 +9,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy
 
 from base.address cimport MAPPED_PREFIX, SocketAddress
-from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_replace, oi_see
+from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by, oi_replace, oi_see, oi_show
 from shared.server cimport (
     SERVER_DOWN, SERVER_EJECTED, SERVER_UP, STRIDE, Server, server_drop, server_enter, server_has_room, server_is_full,
     server_is_silent, server_is_usable, server_weight,
@@ -403,10 +403,12 @@ cdef inline bint group_is_full(Group *self) noexcept nogil:
                 continue
             usable = True
             server = group_members(self)[at].server
+            if waiters:     # they take what room there is, and tell nobody: the next one that leaves is to tell
+                oi_show(&server.waiting, 1)
             if not server_is_full(server):
                 if oi_get(&server.live_max) == 0:
                     return False
-                live = oi_get(&server.live)
+                live = oi_see(&server.live)
                 if live < oi_get(&server.live_max):
                     room += oi_get(&server.live_max) - live
                 if room > waiters:

@@ -138,7 +138,7 @@ cdef inline bint search_end(Conn *conn) noexcept nogil:
     overdue_end(conn)
     if conn.member == MEMBER_WAITS:
         oi_raise_by(&conn.policy.group.waiters, <uint64_t> -1)
-        return False
+        return True     # room that was for it is for a client in the queue
     return conn.member != 0 and server_leave(policy_member(conn.policy, conn.member).server)
 
 

@@ -266,6 +266,34 @@ def test_a_client_for_whom_only_full_servers_are_left_waits_for_room(make_plane:
         assert live(group) == [0, 0]
 
 
+@pytest.mark.parametrize("gives_up", [False, True])
+def test_the_queue_is_served_after_a_client_that_waited_for_room(make_plane: Any, gives_up: bool) -> None:
+    """The room that one makes is for a client that waits inside; when that one ends, it is for the queue."""
+    plane = make_plane(threads=1)
+    with servers("dead", "alive") as made:
+        group = group_of(made, **FIRST, each={1: {"bound": 1}})
+        listening = listen(plane, group, connect_ms=0)
+        first = plane.connect(listening)
+        plane.until(lambda: live(group) == [0, 1])
+        waiting = plane.connect(listening)
+        plane.until(lambda: group.servers[0].failed == 2)
+        group.servers[0].state = DOWN
+        queued = plane.connect(listening)
+        plane.until(lambda: plane.hub.stats()["accepted"] == 2)
+        if gives_up:
+            waiting.close()
+            plane.until(lambda: plane.hub.stats()["closed"] == 1)
+        upstream = made.accept(1)
+        first.close()
+        upstream.close()
+        if not gives_up:
+            upstream = made.accept(1)
+            waiting.close()
+            upstream.close()
+        plane.until(lambda: plane.hub.stats()["accepted"] == 3)
+        end(plane, group, queued, servers_end=(made.accept(1),))
+
+
 def test_a_client_that_gives_up_leaves_its_server(make_plane: Any) -> None:
     plane = make_plane(threads=1)
     with servers("silent") as made:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -49,6 +50,17 @@ except ConnectionResetError:
 """
 
 
+def running(stack: contextlib.ExitStack, server: subprocess.Popen[str], daemon: subprocess.Popen[str]) -> IO[str]:
+    """Both are killed with the stack; the server is ready, and the answer is what the daemon says."""
+    for each in (server, daemon):
+        stack.enter_context(each)
+        stack.callback(each.kill)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    assert daemon.stderr is not None
+    return daemon.stderr
+
+
 @root
 @pytest.mark.parametrize(
     ("bind", "options", "seen"),
@@ -77,15 +89,10 @@ def test_connections_through_this_machine(tmp_path: Path, bind: str, options: st
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             ),
         ]  # fmt: skip
-        for each in started:
-            stack.enter_context(each)
-            stack.callback(each.kill)
-        assert started[0].stdout is not None
-        assert started[0].stdout.readline() == "ready\n"
-        assert started[1].stderr is not None
+        messages = running(stack, *started)
         lines: list[str] = []
         while not (lines and "listening on" in lines[-1]):
-            lines.append(started[1].stderr.readline())
+            lines.append(messages.readline())
             assert lines[-1], lines
         assert "it serves original" in lines[-1] or "engine=python" in options
         assert not any("transparent" in line for line in lines[:-1]), lines
@@ -135,13 +142,8 @@ def test_connections_that_are_redirected(tmp_path: Path, bind: str) -> None:
                 stderr=subprocess.PIPE, text=True,
             ),
         ]  # fmt: skip
-        for each in started:
-            stack.enter_context(each)
-            stack.callback(each.kill)
-        assert started[0].stdout is not None
-        assert started[0].stdout.readline() == "ready\n"
-        assert started[1].stderr is not None
-        while "listening on" not in (line := started[1].stderr.readline()):
+        messages = running(stack, *started)
+        while "listening on" not in (line := messages.readline()):
             assert line
         for port in ("8080", "8081"):
             assert inside(client, sys.executable, "-c", CLIENT, "10.77.2.2", port).strip() == f"10.77.2.1 to {port}"

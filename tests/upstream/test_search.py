@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -257,46 +259,51 @@ async def test_a_server_that_says_nothing_does_not_hold_a_client_up(engine: str)
         sock.close()
 
 
-async def test_only_as_many_as_eject_a_server_wait_for_one_that_says_nothing(engine: str) -> None:
-    """The others go on when their connects are overdue, and who comes later passes it over."""
+@contextlib.asynccontextmanager
+async def one_of_four_says_nothing(engine: str, seen: Seen) -> AsyncIterator[tuple[Forwarder, str]]:
+    """A forwarder to a group of four, and the name of the server in it that says nothing."""
     listener, fillers = silent_listener()
-    seen = Seen()
     async with backends(3) as servers:
         silent = f"127.0.0.1:{listener.getsockname()[1]}"
         lines = "\n".join([silent.replace(":", " "), *(f"127.0.0.1 {server.port}" for server in servers)])
         async with forwarding_to(lines, engine, on_close=seen.closed.append) as forwarder:
-            for _ in range(2):
-                for peer in await clients(forwarder, 64):
-                    peer.close()
-            await until(lambda: states(forwarder)[silent] == "ejected")
-            await until(lambda: len(seen.closed) == 128)
-            web = forwarder.upstreams()[0].servers
-            assert (web[0].failed, web[0].live) == (3, 0)
-            assert all(server.failed == 0 and server.live == 0 for server in web[1:])
-    waited = Counter(each.errno for record in seen.closed for each in record.tries if each.server == silent)
+            yield forwarder, silent
+    for sock in (listener, *fillers):
+        sock.close()
+
+
+def waited_for(silent: str, seen: Seen) -> Counter[int]:
+    """How the tries of this server ended."""
+    return Counter(each.errno for record in seen.closed for each in record.tries if each.server == silent)
+
+
+async def test_only_as_many_as_eject_a_server_wait_for_one_that_says_nothing(engine: str) -> None:
+    """The others go on when their connects are overdue, and who comes later passes it over."""
+    seen = Seen()
+    async with one_of_four_says_nothing(engine, seen) as (forwarder, silent):
+        for _ in range(2):
+            for peer in await clients(forwarder, 64):
+                peer.close()
+        await until(lambda: states(forwarder)[silent] == "ejected")
+        await until(lambda: len(seen.closed) == 128)
+        web = forwarder.upstreams()[0].servers
+        assert (web[0].failed, web[0].live) == (3, 0)
+        assert all(server.failed == 0 and server.live == 0 for server in web[1:])
+    waited = waited_for(silent, seen)
     assert waited.pop(errno.ETIMEDOUT) == 3
     assert set(waited) <= {errno.EINPROGRESS}
     assert {record.ending for record in seen.closed} == {Ending.CLIENT_CLOSED}
-    for sock in (listener, *fillers):
-        sock.close()
 
 
 async def test_more_clients_than_may_retry_at_once_go_on(engine: str) -> None:
     """Rights to try another server are given back as soon as one has taken the client."""
-    listener, fillers = silent_listener()
     seen = Seen()
-    async with backends(3) as servers:
-        silent = f"127.0.0.1:{listener.getsockname()[1]}"
-        lines = "\n".join([silent.replace(":", " "), *(f"127.0.0.1 {server.port}" for server in servers)])
-        async with forwarding_to(lines, engine, on_close=seen.closed.append) as forwarder:
-            for peer in await clients(forwarder, 5 * RETRIES_MIN):
-                peer.close()
-            await until(lambda: len(seen.closed) == 5 * RETRIES_MIN)
-            assert forwarder.upstreams()[0].servers[0].failed == 3
-    waited = Counter(each.errno for record in seen.closed for each in record.tries if each.server == silent)
-    assert waited[errno.ETIMEDOUT] == 3
-    for sock in (listener, *fillers):
-        sock.close()
+    async with one_of_four_says_nothing(engine, seen) as (forwarder, silent):
+        for peer in await clients(forwarder, 5 * RETRIES_MIN):
+            peer.close()
+        await until(lambda: len(seen.closed) == 5 * RETRIES_MIN)
+        assert forwarder.upstreams()[0].servers[0].failed == 3
+    assert waited_for(silent, seen)[errno.ETIMEDOUT] == 3
 
 
 async def test_no_backup_stands_in_for_a_server_that_has_only_begun_to_be_silent(engine: str) -> None:

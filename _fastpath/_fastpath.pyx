@@ -67,7 +67,7 @@ from shared.policy cimport (
     OPTION_BYTES_MAX, SOCKET_OPTIONS_MAX, Policy as PolicyState, SocketOption, names_drop, policy_drop, policy_hold,
 )
 from tcp.flow cimport SCRATCH_BYTES
-from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, own_set
+from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, is_forbidden, own_set
 from state.return_address cimport ReturnAddress
 from shared.ring cimport (
     RECORD_CLOSED, RECORD_COUNTED, RING_RECORDS, Record as RecordState, bell_arm, ring_peek, ring_pop,
@@ -819,7 +819,7 @@ cdef class Policy:
         uint32_t flip_bytes=0, uint32_t move_turns=0, uint32_t silence_ms=4000,
         source_prefix=(32, 64), Policy before=None, int64_t peer_uid=-1,
         int protocol=0, options=(), proxy=(0, 0, 0, False), accept=(0, 0, ()), uint64_t bandwidth=0,
-        Names names=None, uint32_t peek_ms=0, bint from_client=False,
+        Names names=None, uint32_t peek_ms=0, bint from_client=False, int original_port=-1,
     ):
         cdef SocketOption *option
         cdef bytes value
@@ -832,6 +832,10 @@ cdef class Policy:
             gate_hold(gate.gate)
             self.policy.gate = gate.gate
         self.policy.source_prefix = _prefix(source_prefix)
+        self.policy.to_original = original_port >= 0
+        if self.policy.to_original:
+            addresses = (("0.0.0.0", 0),)
+            self.policy.bound_port = <uint16_t> original_port
         self.policy.targets = _targets(
             addresses, looping, may_self_connect, may_broadcast, NULL if before is None else before.policy.targets)
         self.policy.peer_uid = peer_uid
@@ -2019,7 +2023,8 @@ cdef class DatagramBatch:
         )
 
 
-# The parsers of what comes before the relay, for the tests that compare them with those of `oinetd.preamble`.
+# The guard of `original`, and the parsers of what comes before the relay, for the tests that compare them with those of
+# the Python lane.
 
 cdef tuple _party(const Address *address):
     """An address of a header, in the form of its family, and its port."""
@@ -2034,6 +2039,12 @@ cdef int _parse_party(party, Address *address) except -1:
         _parse_address(party[0], address)
         address.port = party[1]
     return 0
+
+
+def is_forbidden_destination(str host):
+    cdef Address address
+    _parse_address(host, &address)
+    return is_forbidden(&address)
 
 
 def read_proxy_header(bytes data, bint datagram=False):

@@ -343,7 +343,8 @@ class Policy:
     looked at, and one that came back to its own socket counts as refused. `may_broadcast` lets UDP sessions write to a
     destination that is a broadcast address. `looping` says of each address whether it leads back to a listener of ours
     if it is one of this machine: then it is not connected to, and that is ELOOP. With a `group` its servers are
-    selected, and `addresses` is empty.
+    selected, and `addresses` is empty. With an `original_port`, which is the port of the listener, each client goes to
+    where it was going, and `addresses` is empty.
     """
 
     def __new__(
@@ -380,6 +381,7 @@ class Policy:
         names: Names | None = None,
         peek_ms: int = 0,
         from_client: bool = False,
+        original_port: int = -1,
         before: Policy | None = None,
     ) -> Policy: ...
     @property
@@ -662,6 +664,9 @@ class DatagramBatch:
     @staticmethod
     def explain(sender: bytes) -> tuple[bytes, bytes]:
         """The sockaddr of a sender, and the pktinfo for an answer, empty on a socket that is bound to one address."""
+
+def is_forbidden_destination(host: str) -> bool:
+    """Whether a client of `original` may not choose this address now."""
 
 def read_proxy_header(data: bytes, datagram: bool = False) -> tuple[Any, ...]:
     """What `oinetd.preamble.proxy_protocol` makes of the bytes: (0, fewest bytes), (2, fault, byte), or 1 with length,

@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
 from base.linux cimport (
-    AF_INET, AF_INET6, AF_UNIX, SOL_SOCKET, SO_PEERCRED, c_getsockopt, inet_ntop, ntohs, sockaddr, sockaddr_in,
+    AF_INET, AF_INET6, AF_UNIX, SOL_SOCKET, SO_PEERCRED, c_getsockopt, htons, inet_ntop, ntohs, sockaddr, sockaddr_in,
     sockaddr_in6, sockaddr_un, socklen_t, ucred,
 )
 
@@ -59,6 +59,23 @@ cdef inline void address_read(Address *self, const void *place) noexcept nogil:
         self.scope = six.sin6_scope_id
     elif self.family == AF_UNIX:
         memcpy(self.ip, UNIX_MARK, 4)
+
+
+cdef inline void address_place(const Address *self, SocketAddress *place) noexcept nogil:
+    """The sockaddr of an address; of an IPv4 one, also in mapped form, the IPv4 one."""
+    cdef sockaddr_in *four = <sockaddr_in *> &place.place
+    memset(place, 0, sizeof(SocketAddress))
+    if address_is_four(self):
+        four.sin_family = AF_INET
+        four.sin_port = htons(self.port)
+        memcpy(&four.sin_addr, &self.ip[12], 4)
+        place.size = sizeof(sockaddr_in)
+    else:
+        place.place.six.sin6_family = AF_INET6
+        place.place.six.sin6_port = htons(self.port)
+        memcpy(&place.place.six.sin6_addr, self.ip, 16)
+        place.place.six.sin6_scope_id = self.scope
+        place.size = sizeof(sockaddr_in6)
 
 
 cdef inline bint address_is_unix(const Address *self) noexcept nogil:

@@ -126,7 +126,7 @@ cdef extern from "<netinet/in.h>" nogil:
     uint16_t htons(uint16_t value)
     uint16_t ntohs(uint16_t value)
     enum:
-        IPPROTO_IP, IPPROTO_TCP
+        IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP
 
 cdef extern from *:
     """
@@ -136,6 +136,13 @@ cdef extern from *:
     """
     enum:
         IP_BIND_ADDRESS_NO_PORT
+
+cdef extern from *:
+    """
+    #define OI_SO_ORIGINAL_DST 80   /* of linux/netfilter_ipv4.h, and of ip6_tables.h, at both levels */
+    """
+    enum:
+        SO_ORIGINAL_DST "OI_SO_ORIGINAL_DST"
 
 cdef extern from "<netinet/tcp.h>" nogil:
     enum:

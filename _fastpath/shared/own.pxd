@@ -6,14 +6,14 @@ its own machine comes from that very address, but for 127.0.0.0/8; connecting UD
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp
 
 from base.socket cimport connected_locally
-from base.address cimport Address, address_is_four, address_is_unix
+from base.address cimport Address, SocketAddress, address_is_four, address_is_unix, address_place
 from base.atomic cimport oi_get, oi_put
 from base.linux cimport (
-    AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, c_close, c_connect, c_socket, htons, pthread_mutex_lock,
-    pthread_mutex_t, pthread_mutex_unlock, sockaddr, sockaddr_in, sockaddr_in6, socklen_t,
+    SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, c_close, c_connect, c_socket, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, sockaddr,
 )
 
 cdef enum:
@@ -83,31 +83,35 @@ cdef inline bint always_local(const Address *address) noexcept nogil:
 
 cdef inline bint is_local(const Address *address) noexcept nogil:
     """Whether an address belongs to this machine now. Without a descriptor: no, and what follows needs one, too."""
-    cdef sockaddr_in6 place
-    cdef sockaddr_in *four = <sockaddr_in *> &place
-    cdef socklen_t size
+    cdef SocketAddress place
     cdef bint answer
     cdef int fd
     if address_is_unix(address) or always_local(address):
         return True
-    memset(&place, 0, sizeof(place))
-    if address_is_four(address):
-        four.sin_family = AF_INET
-        four.sin_port = htons(address.port)
-        memcpy(&four.sin_addr, &address.ip[12], 4)
-        size = sizeof(sockaddr_in)
-    else:
-        place.sin6_family = AF_INET6
-        place.sin6_port = htons(address.port)
-        memcpy(&place.sin6_addr, address.ip, 16)
-        place.sin6_scope_id = address.scope
-        size = sizeof(sockaddr_in6)
-    fd = c_socket(place.sin6_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
+    address_place(address, &place)
+    fd = c_socket(place.place.six.sin6_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
         return False
-    answer = c_connect(fd, <const sockaddr *> &place, size) == 0 and connected_locally(fd, address)
+    answer = c_connect(fd, <const sockaddr *> &place.place, place.size) == 0 and connected_locally(fd, address)
     c_close(fd)
     return answer
+
+
+cdef inline bint is_special(const Address *address) noexcept nogil:
+    """Loopback, link-local, unspecified, multicast or broadcast, as in `oinetd.upstream.special`."""
+    if always_local(address):
+        return True
+    if address_is_four(address):
+        return (
+            (address.ip[12] == 169 and address.ip[13] == 254) or address.ip[12] >> 4 == 0xe
+            or memcmp(&address.ip[12], b"\xff\xff\xff\xff", 4) == 0
+        )
+    return address.ip[0] == 0xff or (address.ip[0] == 0xfe and address.ip[1] & 0xc0 == 0x80)
+
+
+cdef inline bint is_forbidden(const Address *address) noexcept nogil:
+    """Whether a client may not choose this address as its destination; `oinetd.upstream.original` asks the same."""
+    return is_special(address) or is_local(address)
 
 
 cdef inline bint is_own(Own *self, pthread_mutex_t *lock, const Address *sender) noexcept nogil:

@@ -56,6 +56,8 @@ cdef struct Policy:
     uint64_t loops_said[2]      # atomic: of a destination, of a source
     bint has_source             # `src=`: the outgoing end is bound to ...
     bint from_client            # or to the address of the client
+    bint to_original            # each client has a destination of its own: see `tcp/original.pxd` ...
+    uint16_t bound_port         # ... and this is the port that it listens on
     int option_count
     SocketOption options[SOCKET_OPTIONS_MAX]
     int protocol                # of a stream socket towards the server; 0 is TCP

@@ -10,10 +10,11 @@ The client is registered but not read: its bytes and its FIN wait in the kernel,
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memset
 
 from base.socket cimport close_with_reset
-from base.address cimport Address, SocketAddress, address_is_four, address_is_unix, address_read
+from base.address cimport (
+    Address, SocketAddress, address_is_four, address_is_unix, address_place, address_read,
+)
 from base.atomic cimport oi_get
 from shared.attempt cimport Attempt
 from tcp.backoff cimport accept_pause, is_shortage
@@ -25,8 +26,9 @@ from shared.ending cimport (
 from tcp.ending cimport attempt_add, attempt_note
 from shared.gate cimport budget_give, budget_take
 from tcp.loop cimport came_back, leads_back
+from tcp.original cimport original_find
 from base.linux cimport (
-    AF_INET, AF_INET6, AF_UNIX, EAFNOSUPPORT, EAGAIN, ELOOP, EPOLL_CTL_ADD, errno, sockaddr_in, sockaddr_in6,
+    AF_INET, AF_UNIX, EAFNOSUPPORT, EAGAIN, ELOOP, EPOLL_CTL_ADD, errno,
 )
 from shared.group cimport Group
 from shared.policy cimport Policy, policy_member, source_for
@@ -130,20 +132,13 @@ cdef inline void dial_note(Reactor *reactor, Conn *conn, int at, int ending, int
 
 cdef inline void client_source(const Conn *conn, int family, SocketAddress *source) noexcept nogil:
     """The client's address as the source of a connection to this family; of size 0 if it has none."""
-    cdef sockaddr_in *four = <sockaddr_in *> &source.place
-    memset(source, 0, sizeof(SocketAddress))
-    if address_is_unix(&conn.client) or (conn.facts != NULL and conn.facts.unknown):
+    cdef Address address = conn.client
+    source.size = 0
+    if address_is_unix(&address) or (conn.facts != NULL and conn.facts.unknown):
         return
-    if address_is_four(&conn.client):
-        if family == AF_INET:
-            four.sin_family = AF_INET
-            memcpy(&four.sin_addr, &conn.client.ip[12], 4)
-            source.size = sizeof(sockaddr_in)
-    elif family == AF_INET6:
-        source.place.six.sin6_family = AF_INET6
-        memcpy(&source.place.six.sin6_addr, conn.client.ip, 16)
-        source.place.six.sin6_scope_id = conn.client.scope
-        source.size = sizeof(sockaddr_in6)
+    if address_is_four(&address) == (family == AF_INET):
+        address.port = 0
+        address_place(&address, source)
 
 
 cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
@@ -151,14 +146,20 @@ cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
     EAGAIN the accept queue of a unix socket is full."""
     cdef Policy *policy = conn.policy
     cdef Target *target = &conn_targets(conn).items[at]
+    cdef const SocketAddress *place = &target.place
     cdef bint from_source = False
-    cdef const SocketAddress *source = source_for(policy, conn.member, &target.place, &from_source)
-    cdef SocketAddress own
+    cdef const SocketAddress *source
+    cdef SocketAddress wanted, own
     cdef Address address
     cdef int ending = ENDING_CONNECT_FAILED
     cdef int fd
-    if policy.from_client and not from_source and target.place.place.six.sin6_family != AF_UNIX:
-        client_source(conn, target.place.place.six.sin6_family, &own)
+    if policy.to_original:
+        original_find(conn, &wanted)
+        place = &wanted
+    address_read(&address, &place.place)
+    source = source_for(policy, conn.member, place, &from_source)
+    if policy.from_client and not from_source and place.place.six.sin6_family != AF_UNIX:
+        client_source(conn, place.place.six.sin6_family, &own)
         source = &own
         from_source = True
     if from_source and source.size == 0:
@@ -166,11 +167,10 @@ cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
             conn.ending = ENDING_BIND_FAILED
             conn.error = EAFNOSUPPORT
         return TRY_FAILED
-    address_read(&address, &target.place.place)
     if leads_back(reactor, policy, target, &address, from_source):
         dial_note(reactor, conn, at, ENDING_CONNECT_FAILED, ELOOP)
         return TRY_FAILED
-    fd = connect_begin(policy, source, &target.place, &ending)
+    fd = connect_begin(policy, source, place, &ending)
     if fd < 0:
         if (ending == ENDING_SOCKET_FAILED and is_shortage(-fd)) or fd == -EAGAIN:
             return fd

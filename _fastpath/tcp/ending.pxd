@@ -193,7 +193,11 @@ cdef inline void listeners_wake(Reactor *reactor) noexcept nogil:
 
 
 cdef inline Attempt *attempt_add(Conn *conn, int at, uint64_t began_ms) noexcept nogil:
-    return attempts_add(conn.attempts, conn_targets(conn), policy_server_tag(conn.policy, conn.member), at, began_ms)
+    cdef uint64_t server = policy_server_tag(conn.policy, conn.member)
+    cdef Attempt *attempt = attempts_add(conn.attempts, conn_targets(conn), server, at, began_ms)
+    if conn.policy.to_original:
+        attempt.place = conn.upstream
+    return attempt
 
 
 cdef inline Attempt *attempt_note(Conn *conn, int at) noexcept nogil:

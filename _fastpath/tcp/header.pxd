@@ -36,6 +36,8 @@ cdef inline void ends_of(const Conn *conn, Address *client, Address *reached) no
             client.family = 0
     elif address_is_unix(&conn.client):
         client.family = 0
+    elif conn.policy.to_original:       # `redirect` has changed the address of the socket
+        reached[0] = conn.upstream
     elif c_getsockname(conn.side[CLIENT].fd, <sockaddr *> &place, &size) == 0:
         address_read(reached, &place)
 

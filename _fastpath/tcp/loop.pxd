@@ -3,6 +3,8 @@
 The control plane marks the addresses of a policy that close a circle of rules, if they are addresses of this machine;
 that is asked of the kernel when one is dialled, at most once in LOOK_MS, because addresses move from one machine to
 another. Others are not looked at. Between two looks a TCP connect shows it, after one connection too many.
+
+What a client of a rule to `original` wants is looked at each time: the client has chosen it.
 """
 
 from libc.stdint cimport uint64_t
@@ -11,7 +13,7 @@ from base.socket cimport connected_locally
 from base.address cimport Address
 from base.atomic cimport oi_get, oi_put, oi_swap
 from state.report cimport record_begin, record_push
-from shared.own cimport is_local
+from shared.own cimport is_forbidden, is_local
 from shared.policy cimport Policy
 from shared.target cimport Target
 from shared.ring cimport RECORD_LOOPED, Record
@@ -42,6 +44,11 @@ cdef inline bint leads_back(
 ) noexcept nogil:
     """Whether connecting to this address would come back to us; `from_source` is from an address of our choice."""
     cdef uint64_t looked
+    if policy.to_original:
+        if not is_forbidden(address):
+            return False
+        loop_say(reactor, policy, address, False)
+        return True
     if not target.looping:
         return False
     looked = oi_get(&target.looked)     # when, and the answer in the lowest bit; 0 is never

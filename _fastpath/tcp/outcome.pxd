@@ -110,7 +110,8 @@ cdef inline bint dial_won(Reactor *reactor, Conn *conn, int at) noexcept nogil:
     cdef Attempt *winner
     cdef Attempt *item
     cdef int i
-    address_read(&conn.upstream, &conn_targets(conn).items[at].place.place)
+    if not conn.policy.to_original:
+        address_read(&conn.upstream, &conn_targets(conn).items[at].place.place)
     if address_is_unix(&conn.upstream):
         conn.upstream.port = <uint16_t> at
         conn.side[UPSTREAM].local = 1

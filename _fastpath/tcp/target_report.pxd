@@ -54,6 +54,8 @@ cdef inline void target_report(
 cdef inline void note_failed(Reactor *reactor, const Policy *policy, uint16_t member, int at, int error) noexcept nogil:
     """Address number `at` of the server, or of the destination, did not take a connection or a datagram."""
     cdef Target *target = &policy_targets(policy, member).items[at]
+    if policy.to_original:      # it is the destination of one client
+        return
     if is_of_the_server(error) and target_failed(target, reactor.now_ms):
         target_report(reactor, policy, member, target, error)
 

@@ -2,8 +2,8 @@
 
 - The native lane gives the listening socket to the reactors, which do everything from accept to end.
 - The Python lane runs a `Session` for each connection. It serves what needs Python: an `admit` hook, a machine without
-  the extension, rules between UDP and TCP, rules to `original`, and rules that ask for it. With `admit` the native
-  engine still relays; with `tap` it cannot.
+  the extension, rules between UDP and TCP, and rules that ask for it. With `admit` the native engine still relays; with
+  `tap` it cannot.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 The packet filter has brought the connection here. With `tproxy` its local address is the one that the client wanted;
 with `redirect` the connection tracking of the kernel knows it. Whoever may connect chooses where a connection of this
 machine leads; so nothing of this machine, and no special address, is reached.
+
+`_fastpath/tcp/original.pxd` does the same for the native lane.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from oinetd.upstream.destination import Destination
 from oinetd.upstream.loops import is_local
 from oinetd.upstream.special import is_special
 
-__all__ = ["Original", "redirected_from"]
+__all__ = ["Original", "is_forbidden", "redirected_from"]
 
 log = logging.getLogger("oinetd")
 
@@ -41,6 +43,11 @@ def redirected_from(client: socket.socket) -> Address | None:
 
 def _port(place: bytes) -> int:
     return int.from_bytes(place[2:4], "big")
+
+
+def is_forbidden(address: Address) -> bool:
+    """Whether a client may not choose this address as its destination."""
+    return is_special(address.host) or is_local(address)
 
 
 class Original(Destination):
@@ -67,8 +74,13 @@ class Original(Destination):
 
     def refuses(self, address: Address) -> bool:
         """Whether no connection is made to what a client wants; this is logged once."""
-        if not is_special(address.host) and not is_local(address):
+        if not is_forbidden(address):
             return False
+        self.tell_refused(str(address))
+        return True
+
+    def tell_refused(self, address: str) -> None:
+        """Log, once, that a client wants an address that is not connected to."""
         if not self._said:
             self._said = True
             log.warning(
@@ -76,4 +88,6 @@ class Original(Destination):
                 "link-local, multicast or unspecified one (ELOOP)",
                 self._rule, address,
             )  # fmt: skip
-        return True
+
+    def look_up_again(self) -> None:
+        """There is no name."""

@@ -28,8 +28,10 @@ def three_machines() -> Iterator[tuple[str, str, str]]:
             inside(router, "ip", "link", "add", f"to{number}", "type", "veth", "peer", "name", "to0", "netns", far)
             for name, link, end in ((router, f"to{number}", 1), (far, "to0", 2)):
                 inside(name, "ip", "addr", "add", f"10.77.{number}.{end}/24", "dev", link)
+                inside(name, "ip", "addr", "add", f"fd77:{number}::{end}/64", "dev", link, "nodad")
                 inside(name, "ip", "link", "set", link, "up")
-            inside(far, "ip", "route", "add", "default", "via", f"10.77.{number}.1")
+            for gateway in (f"10.77.{number}.1", f"fd77:{number}::1"):
+                inside(far, "ip", "route", "add", "default", "via", gateway)
         yield client, router, server
     finally:
         for name in names:

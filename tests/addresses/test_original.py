@@ -6,7 +6,9 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,40 +16,56 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from oinetd import Ending, Endpoint, EngineChoice, Rule, RuleOptions
+from oinetd import Ending, Endpoint, Rule, RuleOptions
 from oinetd.config import parse_config
 from oinetd.config.render import render_config
-from oinetd.errors import ConfigError, EngineUnavailable
+from oinetd.core.record import Try
+from oinetd.errors import ConfigError
 from oinetd.lanes.native.plane import available
 from oinetd.net.options import ListenOptions, RefusedOption
-from oinetd.net.sockets import lookup
+from oinetd.net.sockets import host_and_port, lookup
 from oinetd.process.transparent import transparent_lines
-from oinetd.upstream.original import Original
+from oinetd.upstream.original import Original, is_forbidden
 from tests.addresses.machines import inside, three_machines
-from tests.forwarding import Seen, forwarding
+from tests.forwarding import Seen
 from tests.peers import dial, free_port, until
 from tests.preamble.lanes import in_lanes, lane_options, looking, served
+from tests.preamble.samples import hello, records, server_name
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 SERVER = """
 import select, socket
-listeners = [socket.create_server(("10.77.2.2", port)) for port in (8080, 8081)]
+places = [(host, port) for host in ("10.77.2.2", "fd77:2::2") for port in range(8080, 8084)]
+listeners = [socket.create_server(each, family=(socket.AF_INET, socket.AF_INET6)[":" in each[0]]) for each in places]
 print("ready", flush=True)
 while True:
     for listener in select.select(listeners, [], [])[0]:
         client, peer = listener.accept()
-        client.sendall(f"{peer[0]} to {listener.getsockname()[1]}".encode())
+        port = listener.getsockname()[1]
+        header = client.makefile().readline() if port >= 8082 else ""
+        client.sendall(f"{peer[0]} to {port}{header and ' after ' + header}".encode())
         client.close()
 """
 CLIENT = """
 import socket, sys
-try:
-    print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 10).makefile().read())
-except ConnectionResetError:
-    print("reset")
+for port in sys.argv[2:]:
+    try:
+        print(socket.create_connection((sys.argv[1], int(port)), 10).makefile().read())
+    except ConnectionResetError:
+        print("reset")
 """
+
+
+def await_line(messages: IO[str], words: str, count: int) -> None:
+    """Read what a daemon says until so many lines have these words."""
+    while count:
+        line = messages.readline()
+        assert line
+        count -= words in line
 
 
 def running(stack: contextlib.ExitStack, server: subprocess.Popen[str], daemon: subprocess.Popen[str]) -> IO[str]:
@@ -66,6 +84,7 @@ def running(stack: contextlib.ExitStack, server: subprocess.Popen[str], daemon: 
     ("bind", "options", "seen"),
     [
         ("::", "transparent, engine=python", "10.77.2.1"),
+        ("::", "transparent", "10.77.2.1"),
         ("0.0.0.0", "transparent, src=client, interface=to1", "10.77.1.2"),
     ],
 )
@@ -94,7 +113,6 @@ def test_connections_through_this_machine(tmp_path: Path, bind: str, options: st
         while not (lines and "listening on" in lines[-1]):
             lines.append(messages.readline())
             assert lines[-1], lines
-        assert "it serves original" in lines[-1] or "engine=python" in options
         assert not any("transparent" in line for line in lines[:-1]), lines
         for port in ("8080", "8081"):
             assert inside(client, sys.executable, "-c", CLIENT, "10.77.2.2", port).strip() == f"{seen} to {port}"
@@ -110,13 +128,16 @@ def test_connections_through_this_machine(tmp_path: Path, bind: str, options: st
     assert ended[2]["client"] == "10.77.1.2"
     native = not available() and "engine=python" not in options
     assert ended[0]["engine"] == ("native" if native else "python")
+    assert (ended[2]["ending"], ended[2]["errno"]) == ("connect-failed", errno.ELOOP)
 
 
 REDIRECT = """
 table inet test {
     chain divert {
         type nat hook prerouting priority dstnat; policy accept;
-        iifname "to1" tcp dport { 8080, 8081 } redirect to :1080
+        iifname "to1" tcp dport { 8080, 8081, 8082, 8083 } redirect to tcp dport map {
+            8080 : 1080, 8081 : 1081, 8082 : 1082, 8083 : 1083
+        }
     }
 }
 """
@@ -125,11 +146,16 @@ table inet test {
 @root
 @pytest.mark.parametrize("bind", ["::", "0.0.0.0"])
 def test_connections_that_are_redirected(tmp_path: Path, bind: str) -> None:
-    """Also one to an address of the router itself, which is refused as it is without `redirect`."""
+    """In both lanes. Also one to an address of the router itself, which is refused as it is without `redirect`."""
     if shutil.which("nft") is None:
         pytest.skip("nft is missing")
     conf, ruleset = tmp_path / "oinetd.conf", tmp_path / "nft"
-    conf.write_text(f"admin off\n{bind} 1080 original [transparent]\nallow *\n")
+    lanes = ["python" if available() else "native", "python"]
+    text = "admin off\nallow *\n"
+    for number, engine in enumerate(lanes):
+        text += f"{bind} {1080 + number} original [transparent, engine={engine}]\nallow *\n"
+        text += f"{bind} {1082 + number} original [transparent, engine={engine}, send-proxy=v1]\nallow *\n"
+    conf.write_text(text)
     ruleset.write_text(REDIRECT)
     with three_machines() as (client, router, server), contextlib.ExitStack() as stack:
         enter = ["ip", "netns", "exec"]
@@ -143,29 +169,112 @@ def test_connections_that_are_redirected(tmp_path: Path, bind: str) -> None:
             ),
         ]  # fmt: skip
         messages = running(stack, *started)
-        while "listening on" not in (line := messages.readline()):
-            assert line
-        for port in ("8080", "8081"):
-            assert inside(client, sys.executable, "-c", CLIENT, "10.77.2.2", port).strip() == f"10.77.2.1 to {port}"
-        assert inside(client, sys.executable, "-c", CLIENT, "10.77.1.1", "8080").strip() == "reset"
+        await_line(messages, "listening on", 4)
+
+        def asked(host: str, *ports: int) -> list[str]:
+            """What the client gets from each of these ports of an address."""
+            text = inside(client, sys.executable, "-c", CLIENT, host, *map(str, ports))
+            return [line.strip() for line in text.splitlines() if line]
+
+        for ours, wanted, router_is, end in (
+            ("10.77.1.2", "10.77.2.2", "10.77.2.1", "10.77.1.1"), ("fd77:1::2", "fd77:2::2", "fd77:2::1", "fd77:1::1")
+        )[: 2 if bind == "::" else 1]:  # fmt: skip
+            family = "TCP6" if ":" in ours else "TCP4"
+            said = asked(wanted, 8080, 8081, 8082, 8083)
+            assert said[:2] == [f"{router_is} to {port}" for port in (8080, 8081)]
+            for port, line in zip((8082, 8083), said[2:], strict=True):
+                assert re.fullmatch(rf"{router_is} to {port} after PROXY {family} {ours} {wanted} \d+ {port}", line)
+            assert asked(end, 8080, 8081) == ["reset", "reset"]
+        # What is an address of this machine is asked of the kernel each time.
+        inside(router, "ip", "addr", "add", "10.77.2.2/32", "dev", "lo")
+        assert asked("10.77.2.2", 8080, 8081) == ["reset", "reset"]
+        started[1].send_signal(signal.SIGHUP)
+        await_line(messages, "reload", 1)
+        assert asked("10.77.2.2", 8080, 8081) == ["reset", "reset"]
+        inside(router, "ip", "addr", "del", "10.77.2.2/32", "dev", "lo")
+        assert asked("10.77.2.2", 8080, 8081) == [f"10.77.2.1 to {port}" for port in (8080, 8081)]
 
 
 @root
 @pytest.mark.parametrize("bind", ["127.0.0.1", "0.0.0.0", "::", "::1"])
-async def test_never_to_ourselves(caplog: pytest.LogCaptureFixture, bind: str) -> None:
+@in_lanes
+async def test_never_to_ourselves(caplog: pytest.LogCaptureFixture, lane: str, bind: str) -> None:
     seen, port = Seen(), free_port()
-    rule = Rule(Endpoint(bind, port), Endpoint("original", 0), RuleOptions(transparent=True))
-    async with forwarding(rule, seen=seen):
+    (rule,) = parse_config(f"{bind} {port} original [transparent, {lane_options(lane)}]\nallow *").rules
+    async with served(lane, rule, seen=seen):
         for _ in range(2):
-            peer = await dial(("::1" if ":" in bind and bind != "::" else "127.0.0.1", port))
             with contextlib.suppress(ConnectionError):
-                assert await peer.read(1) == b""
-            peer.close()
+                peer = await dial(("::1" if bind == "::1" else "127.0.0.1", port))
+                with contextlib.closing(peer):
+                    assert await peer.read(1) == b""
         await until(lambda: len(seen.closed) == 2)
+    host = "::1" if bind == "::1" else "127.0.0.1"
     for record in seen.closed:
         assert record.ending is Ending.CONNECT_FAILED
         assert record.errno == errno.ELOOP
-    assert len([line for line in caplog.messages if "a client wants" in line]) == 1
+        assert record.upstream == ""
+        assert record.tries == (Try(host, port, errno.ELOOP),)
+    (said,) = (line for line in caplog.messages if "a client wants" in line)
+    assert f"a client wants {host_and_port(host, port)}, and original leads to" in said
+
+
+@root
+@in_lanes
+async def test_the_server_name_chooses_original(lane: str) -> None:
+    """Among rules that share a port only the chosen one goes to where its clients were going."""
+    seen, port = Seen(), free_port()
+    async with looking(wanted=1, headed=False) as upstream:
+        host, to = upstream.address
+        text = f"""
+            0.0.0.0 {port} original [transparent, sni=a.example, {lane_options(lane)}]
+            allow *
+            0.0.0.0 {port} {host} {to} [transparent, {lane_options(lane)}]
+        """
+        async with served(lane, *parse_config(text).rules, seen=seen):
+            for name in ("b.example", "a.example"):
+                peer = await dial(("127.0.0.1", port))
+                await peer.send(records(hello(server_name(name.encode()))))
+                if name == "b.example":
+                    assert (await upstream.taken.get()).data
+                else:
+                    with contextlib.suppress(ConnectionError):
+                        assert await peer.read(1) == b""
+                peer.close()
+            await until(lambda: len(seen.closed) == 2)
+    refused, relayed = sorted(seen.closed, key=lambda record: record.server_name)
+    assert (refused.server_name, relayed.upstream_port) == ("a.example", to)
+    assert (refused.ending, refused.errno) == (Ending.CONNECT_FAILED, errno.ELOOP)
+
+
+def own_address() -> str:
+    """One of this machine, if it has one that leads out of it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"
+
+
+FOUR = st.one_of(
+    st.ip_addresses(v=4).map(str),
+    st.sampled_from(["127.0.0.1", "0.0.0.0", "0.0.0.1", "169.254.169.254", "223.255.255.255", "224.0.0.0"]),
+    st.sampled_from(["239.255.255.255", "240.0.0.1", "255.255.255.255", "169.253.1.1", "128.0.0.1", own_address()]),
+)
+SIX = st.one_of(
+    st.ip_addresses(v=6).map(str),
+    st.sampled_from(["::", "::1", "::2", "fe80::1%lo", "febf::1%lo", "fec0::1", "fe7f::1", "ff02::1%lo", "feff::"]),
+    FOUR.map(lambda host: "::ffff:" + host),
+    FOUR.map(lambda host: "::" + host),
+    FOUR.map(lambda host: "64:ff9b::" + host),
+)
+
+
+@pytest.mark.skipif(bool(available()), reason=available())
+@settings(max_examples=500, deadline=None)
+@given(st.one_of(FOUR, SIX))
+def test_both_lanes_refuse_the_same_addresses(host: str) -> None:
+    from oinetd import _fastpath
+
+    assert _fastpath.is_forbidden_destination(host) is is_forbidden(lookup(host, 80)[0])
 
 
 @pytest.mark.parametrize(
@@ -188,14 +297,6 @@ async def test_transparent_listens_on_an_address_of_others(lane: str) -> None:
             await peer.send(b"x")
             assert (await upstream.taken.get()).data == b"x"
             peer.close()
-
-
-@root
-async def test_the_native_lane_says_that_it_cannot() -> None:
-    options = RuleOptions(transparent=True, engine=EngineChoice.NATIVE)
-    with pytest.raises(EngineUnavailable, match="no rule to original"):
-        async with forwarding(Rule(Endpoint("127.0.0.1", free_port()), Endpoint("original", 0), options)):
-            pass
 
 
 ALLOW = "\nallow 192.0.2.0/24"

@@ -10,7 +10,6 @@ A UDP socket is served by one reactor, and its sessions answer through it: `rele
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -124,9 +123,6 @@ class NativeLane:
             return "asked for"
         if (unserved := why_unserved(rule, config.settings_of(rule))) is not None:
             reason, error = unserved
-            if rule.connect.is_original:
-                with contextlib.suppress(EngineUnavailable):
-                    self.start(config)  # the engine relays for the Python lane
         else:
             try:
                 self.start(config)
@@ -300,6 +296,7 @@ class NativeLane:
             peer_uid=service.peer_uid,
             trusts=service.preamble.trusts if service.preamble is not None else (),
             options=service.connect_options,
+            original_port=service.route.bind.port if service.route.connect.is_original else -1,
             group=group,
             before=before,
         )

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import TypeAlias
 
 from oinetd.core.admission import Gate
@@ -28,7 +29,6 @@ from oinetd.model import (
     SOURCE_PREFIX,
     AcceptProxy,
     AccessRule,
-    KeepAlive,
     ProxyTlv,
     RelayMode,
     SendProxy,
@@ -57,7 +57,6 @@ else:
 
 __all__ = [
     "Hub",
-    "SocketAddress",
     "available",
     "compile_policy",
     "may_self_connect",
@@ -269,13 +268,13 @@ def compile_policy(
     trusts: tuple[AccessRule, ...] = (),
     options: ConnectOptions = NO_CONNECT_OPTIONS,
     names: _fastpath.Names | None = None,
+    original_port: int = -1,
 ) -> _fastpath.Policy:
     """Settings in the form of the data plane; `access` are the global rules and the rule's own.
 
     What `before` knows of the same addresses is kept. `local_ports` are those that the kernel chooses from for outgoing
-    connections. `udp_timeout_s` is the idle timeout of UDP sessions.
+    connections. `udp_timeout_s` is the idle timeout of UDP sessions, `original_port` the port of a rule to `original`.
     """
-    keepalive: KeepAlive = settings.keepalive
     return _fastpath.Policy(
         tag,
         gate,
@@ -295,7 +294,7 @@ def compile_policy(
         half_close_ms=milliseconds(settings.half_close_timeout_s),
         stall_ms=milliseconds(settings.write_stall_timeout_s),
         lifetime_ms=milliseconds(settings.max_lifetime_s),
-        keepalive=(keepalive.idle_s, keepalive.interval_s, keepalive.count),
+        keepalive=astuple(settings.keepalive),
         proxy=_headers(settings),
         accept=(
             _ACCEPT_PROXY[settings.accept_proxy],
@@ -312,6 +311,7 @@ def compile_policy(
         protocol=options.protocol,
         bandwidth=settings.bandwidth_bytes,
         from_client=options.from_client,
+        original_port=original_port,
         options=[each[1:] for each in options.raw()],
     )
 

@@ -12,6 +12,7 @@ from oinetd.lanes.native.records import InForce, upstream_of
 from oinetd.model import Endpoint, Rule
 from oinetd.net.sockets import host_and_port
 from oinetd.upstream.loops import Loops
+from oinetd.upstream.original import Original
 
 if TYPE_CHECKING:
     from oinetd import _fastpath
@@ -94,8 +95,12 @@ class _Reports:
         """A destination, or the sender of a datagram, is a listener of ours."""
         if (in_force := self._in_force.get(native.tag)) is None:
             return
-        route = in_force.service.route
+        route, destination = in_force.service.route, in_force.service.destination
         if native.upstream:
-            self._loops.log_destination(route, host_and_port(*upstream_of(native, in_force.policy)))
+            address = host_and_port(*upstream_of(native, in_force.policy))
+            if isinstance(destination, Original):
+                destination.tell_refused(address)
+            else:
+                self._loops.log_destination(route, address)
         else:
             self._loops.log_source(route, host_and_port(native.client, native.client_port))

@@ -12,8 +12,6 @@ def why_unserved(rule: Rule, settings: Settings) -> tuple[str, str] | None:
     bind, connect = rule.bind.protocol, rule.connect.protocol
     if bind is not connect:
         reason, kind = "it serves rules between UDP and TCP", f"from {bind.value} to {connect.value}"
-    elif rule.connect.is_original:
-        reason, kind = "it serves original", "to original"
     elif bind is Protocol.UDP and settings.accept_proxy is not AcceptProxy.OFF:
         reason, kind = "it serves accept-proxy over UDP", "from udp with accept-proxy"
     else:

@@ -60,6 +60,8 @@ def _header(
     elif client.family != socket.AF_UNIX:
         source, address = Party(record.client, record.client_port), bound_address(client)
         destination = Party(address.host, address.port)
+        if record.route.connect.is_original:  # `redirect` has changed the address of the socket
+            destination = Party(record.upstream, record.upstream_port)
     if kind is SendProxy.V1:
         return write_v1(source, destination)
     return write_v2(

@@ -112,7 +112,8 @@ cdef struct Conn:
     uint16_t member             # the server of the policy's group, see `policy_member`; 0 is none
     int flush_left              # bytes in the send queue at the last look
     uint32_t low_water          # in the preamble: bytes from which the kernel tells of them
-    uint32_t limit_ms           # connecting: how long after the accept the present server has; 0 is no limit
+    uint32_t waited_ms          # how long after the accept it was admitted, and the search for its destination began
+    uint32_t limit_ms           # connecting: how long after that the present server has; 0 is no limit
     uint64_t flush_ms           # when that queue last shrank; in the preamble: when its turn comes
     uint64_t dial_ms            # when the connect of the upstream side began, or in the preamble the look at a hello
     Facts *facts                # NULL if no header was accepted and no hello was read

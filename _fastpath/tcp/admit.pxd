@@ -112,8 +112,7 @@ cdef inline void preamble_admit(Reactor *reactor, Conn *conn) noexcept nogil:
     conn.turn = <uint32_t> targets_begin(policy.targets)
     oi_add(&policy.gate.admitted, 1)
     conn.limit_ms = policy.connect_ms
-    if conn.limit_ms:       # which is counted from the accept
-        conn.limit_ms += <uint32_t> ((reactor.now_us - conn.started_us) // 1000)
+    conn.waited_ms = <uint32_t> ((reactor.now_us - conn.started_us) // 1000)
     if oi_get(&reactor.hub.totals_only) == 0:
         conn.opened_due = 1
         report(reactor, conn)

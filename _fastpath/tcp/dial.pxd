@@ -63,9 +63,14 @@ cdef inline int dial_untried(const Conn *conn) noexcept nogil:
     return conn_targets(conn).count - count_bits(conn.tried)
 
 
+cdef inline uint64_t dial_began_ms(const Conn *conn) noexcept nogil:
+    """When the search for the destination began: what a client takes for its preamble is no time of the servers."""
+    return conn.started_us // 1000 + conn.waited_ms
+
+
 cdef inline uint64_t dial_left_ms(const Conn *conn, uint64_t longest_ms, uint64_t now_ms) noexcept nogil:
-    """How much is left of `longest_ms`, which began when the client was accepted."""
-    return left_of(conn.started_us // 1000, longest_ms, now_ms)
+    """How much is left of `longest_ms`, which began with the search."""
+    return left_of(dial_began_ms(conn), longest_ms, now_ms)
 
 
 cdef inline bint dial_is_late(const Conn *conn, uint64_t now_ms) noexcept nogil:
@@ -227,7 +232,7 @@ cdef inline void beside_give(Reactor *reactor) noexcept nogil:
 cdef inline bint dial_may_wait(Reactor *reactor, const Conn *conn) noexcept nogil:
     """Whether the client may still wait for a descriptor or an accept queue: as long as for its destination."""
     cdef uint64_t longest_ms = conn.policy.connect_ms if conn.policy.connect_ms else SHORT_MAX_MS
-    return left_of(conn.started_us // 1000, longest_ms, reactor.now_ms) != 0
+    return dial_left_ms(conn, longest_ms, reactor.now_ms) != 0
 
 
 cdef inline bint dial_under_way(const Conn *conn) noexcept nogil:

@@ -29,8 +29,9 @@ from shared.target cimport targets_begin
 from state.connection_slab cimport OVERDUE_STAYS, Conn, conn_targets
 from state.reactor cimport Reactor
 from state.wheel cimport wheel_arm
-from tcp.deadline cimport left_of
-from tcp.dial cimport DIAL_FAILED, DIAL_OVER, DIAL_WAITS, SHORT_MAX_MS, SHORT_WAIT_MS, STAGGER_MS, dial_next
+from tcp.dial cimport (
+    DIAL_FAILED, DIAL_OVER, DIAL_WAITS, SHORT_MAX_MS, SHORT_WAIT_MS, STAGGER_MS, dial_began_ms, dial_left_ms, dial_next,
+)
 from tcp.ending cimport attempt_note, finish, listeners_wake, overdue_end
 from tcp.target_report cimport note_server_failed, unreachable
 
@@ -49,7 +50,7 @@ cdef inline uint64_t draw_next(Reactor *reactor) noexcept nogil:
 cdef inline bint search_is_late(const Conn *conn, uint64_t now_ms) noexcept nogil:
     """Whether connect-timeout is over for the whole search."""
     cdef uint64_t longest_ms = conn.policy.connect_ms if conn.policy.connect_ms else SHORT_MAX_MS
-    return left_of(conn.started_us // 1000, longest_ms, now_ms) == 0
+    return dial_left_ms(conn, longest_ms, now_ms) == 0
 
 
 cdef inline void search_fill(Reactor *reactor, const Conn *conn, Search *search) noexcept nogil:
@@ -65,8 +66,8 @@ cdef inline void search_fill(Reactor *reactor, const Conn *conn, Search *search)
 
 
 cdef inline uint64_t server_whole_ms(const Conn *conn, uint64_t passed_ms) noexcept nogil:
-    """How long after the accept the selected server has if it is the last one: up to connect-timeout, the rule's or its
-    own, which began `passed_ms` after the accept; 0 is no limit."""
+    """How long after the begin of the search the selected server has if it is the last one: up to connect-timeout, the
+    rule's or its own, which began `passed_ms` after that; 0 is no limit."""
     cdef uint64_t own_ms = policy_member(conn.policy, conn.member).connect_ms
     cdef uint64_t limit_ms = conn.policy.connect_ms
     if own_ms and (limit_ms == 0 or passed_ms + own_ms < limit_ms):
@@ -75,14 +76,14 @@ cdef inline uint64_t server_whole_ms(const Conn *conn, uint64_t passed_ms) noexc
 
 
 cdef inline uint32_t server_limit_ms(const Conn *conn, uint64_t now_ms) noexcept nogil:
-    """How long after the accept the server that was just selected has while another one could be tried."""
-    cdef uint64_t passed_ms = now_ms - conn.started_us // 1000
+    """How long after the begin of the search the server that was just selected has while another one could be tried."""
+    cdef uint64_t passed_ms = now_ms - dial_began_ms(conn)
     cdef uint64_t limit_ms = server_whole_ms(conn, passed_ms)
     cdef uint64_t share_ms = SILENT_MS
     if conn.policy.group.count == 1:
         return <uint32_t> limit_ms
     if conn.policy.connect_ms:
-        share_ms = min(share_ms, left_of(conn.started_us // 1000, conn.policy.connect_ms, now_ms) // 2)
+        share_ms = min(share_ms, dial_left_ms(conn, conn.policy.connect_ms, now_ms) // 2)
     if limit_ms == 0 or passed_ms + share_ms < limit_ms:
         limit_ms = passed_ms + share_ms
     return <uint32_t> limit_ms
@@ -134,7 +135,7 @@ cdef inline bint search_extend(Reactor *reactor, Conn *conn) noexcept nogil:
     cdef uint64_t limit_ms
     if conn.member == 0 or conn.member == MEMBER_WAITS:
         return False
-    limit_ms = server_whole_ms(conn, conn.dial_ms - conn.started_us // 1000)
+    limit_ms = server_whole_ms(conn, conn.dial_ms - dial_began_ms(conn))
     if limit_ms and limit_ms <= conn.limit_ms:
         return False
     if search_other(reactor, conn, False) >= 0:

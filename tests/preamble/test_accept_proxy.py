@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,24 @@ async def test_the_end_of_a_client_within_its_header(lane: str) -> None:
     endings = [record.ending for record in seen.closed]
     assert endings == [Ending.CLIENT_CLOSED] * 3 + [Ending.CLIENT_RESET]
     assert len(seen.opened) == 4
+
+
+@in_lanes
+async def test_a_client_that_was_slow_with_its_header_still_gets_another_server(lane: str) -> None:
+    """connect-timeout is for the search, which begins behind the header."""
+    seen = Seen()
+    async with looking(headed=False) as upstream:
+        servers = ("127.0.0.2,127.0.0.1", upstream.address[1])  # nobody listens at the first
+        rule = one(lane, servers, "balance=first, connect-timeout=0.1, proxy-timeout=5")
+        async with served(lane, rule, seen=seen) as forwarder:
+            began = time.monotonic()
+            peer = await dial(bound(forwarder))
+            await until(lambda: time.monotonic() > began + 0.15)
+            await peer.send(write_v1(CLIENT, REACHED) + b"x")
+            await upstream.taken.get()
+            peer.close()
+            await until(lambda: seen.closed)
+    assert (seen.closed[0].ending, len(seen.closed[0].tries)) == (Ending.CLIENT_CLOSED, 2)
 
 
 @in_lanes

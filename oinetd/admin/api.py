@@ -17,7 +17,7 @@ from oinetd.admin.clients import stream_clients
 from oinetd.admin.documents import health, rule_document, status
 from oinetd.admin.events import Events
 from oinetd.admin.explain import explain
-from oinetd.admin.instance import DRAINING, READY, Instance
+from oinetd.admin.instance import DRAINING, READY, Instance, Replaced
 from oinetd.admin.message import Refusal, Request, Response, document
 from oinetd.admin.routes import Route, Routes
 from oinetd.admin.selection import FILTERS, PAGING, Selection
@@ -233,6 +233,8 @@ class Api:
         self._log(request, "reload")
         try:
             await self.instance.reload()
+        except Replaced as error:
+            raise Refusal(503, f"{error.strerror}: ask that one") from None
         except (OinetdError, OSError) as error:
             trusted = request.peer.uid in self.instance.owners
             if not isinstance(error, ConfigError):

@@ -196,7 +196,10 @@ class Client:
                 sock.sendall(request)
                 while not isinstance(event := http.next_event(), h11.EndOfMessage | h11.ConnectionClosed):
                     if event is h11.NEED_DATA:
-                        http.receive_data(sock.recv(READ_BYTES))
+                        data = sock.recv(READ_BYTES)
+                        if not data and http.their_state is h11.SEND_RESPONSE:
+                            raise ConnectionLost(f"{self.path}: the process closed the connection without an answer")
+                        http.receive_data(data)
                     elif isinstance(event, h11.Response):
                         yield event.status_code
                     elif isinstance(event, h11.Data):

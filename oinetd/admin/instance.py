@@ -9,11 +9,15 @@ from typing import Any, Final
 
 from oinetd.forwarder import Forwarder
 
-__all__ = ["DRAINING", "READY", "STARTING", "Instance", "Reloads"]
+__all__ = ["DRAINING", "READY", "STARTING", "Instance", "Reloads", "Replaced"]
 
 STARTING: Final = "starting"
 READY: Final = "ready"
 DRAINING: Final = "draining"
+
+
+class Replaced(OSError):
+    """Another process serves in place of this one, and does what was asked of this one last."""
 
 
 @dataclass(slots=True)
@@ -32,8 +36,8 @@ class Instance:
     """The process: its forwarder, its state, and what it can be asked to do.
 
     `upgrade` starts the program that it is given, or the same one if that is empty; True is a dry run.
-    `reload` raises `OinetdError` or `OSError` if nothing changed. `owners` are root and the user of the process;
-    `users` are those who may change something.
+    `reload` raises `OinetdError` or `OSError` if nothing changed, `Replaced` among them. `owners` are root and the user
+    of the process; `users` are those who may change something.
     """
 
     name: str

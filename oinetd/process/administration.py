@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from oinetd.admin.instance import DRAINING, READY, Instance
+from oinetd.admin.instance import DRAINING, READY, Instance, Replaced
 from oinetd.admin.place import instance_name
 from oinetd.admin.print import status_lines
 from oinetd.admin.server import AdminServer
@@ -26,6 +26,8 @@ __all__ = ["Administration"]
 
 FLUSH_S: Final = 1.0
 FLUSH_LOOK_S: Final = 0.005
+
+REPLACED: Final = "another process serves in place of this one"
 
 logger = logging.getLogger("oinetd")
 
@@ -49,6 +51,7 @@ class Administration:
         self._instance: Instance | None = None
         self._waiting: list[asyncio.Future[None]] = []
         self._began = 0.0
+        self._replaced = False
         self._server = AdminServer(
             self._name,
             environ,
@@ -65,8 +68,12 @@ class Administration:
         return self._server.shared()
 
     def leave_files(self) -> None:
-        """Another process has the sockets."""
+        """Another process has the sockets, and does the reloads that were asked for."""
         self._server.leave_files()
+        self._replaced = True
+        for each in self.reload_begins():
+            if not each.done():
+                each.set_exception(Replaced(0, REPLACED))
 
     async def flush(self) -> None:
         """Send the answers that are under way, within a second."""
@@ -126,6 +133,8 @@ class Administration:
     # Reloads
 
     async def _reload(self) -> None:
+        if self._replaced:
+            raise Replaced(0, REPLACED)
         waiting = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         self._ask_reload()

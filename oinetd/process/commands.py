@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 from oinetd.admin.client import Answer, Client, ConnectionLost, NoInstance, SeveralInstances, find_instance
@@ -180,7 +181,7 @@ def kill(client: Client, said: argparse.Namespace) -> int:
 
 def reload(client: Client, said: argparse.Namespace) -> int:
     """Reload the configuration and wait for the end; errors are printed, exit code 78."""
-    answer = client.post("/v1/reload")
+    answer = _reloaded(client)
     if answer.status == 200:
         count = answer.value["rules"]
         print(f"reloaded, {number_of(count, 'rule')}")
@@ -193,6 +194,19 @@ def reload(client: Client, said: argparse.Namespace) -> int:
         print(problem.get("shown") or f"{place}: {problem['message']}", file=sys.stderr)
     print(f"oinetd reload: {answer.value['detail']}", file=sys.stderr)
     return EX_CONFIG if problems else EX_TEMPFAIL
+
+
+def _reloaded(client: Client) -> Answer:
+    """The answer to a reload: of the process that serves, if the first one is replaced meanwhile."""
+    try:
+        answer = client.post("/v1/reload")
+    except ConnectionLost:
+        if not _answers_again(client):
+            raise
+        return client.post("/v1/reload")
+    if answer.status in (HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE) and _answers_again(client):
+        return client.post("/v1/reload")
+    return answer
 
 
 def upgrade(client: Client, said: argparse.Namespace) -> int:

@@ -167,7 +167,7 @@ class Forwarder(Succession):
         while self._lent:  # rules have copies
             sock = self._lent.pop()
             self.inherited.remove(sock)
-            sock.close()
+            self.moves.let_go(sock)
 
     async def stop(self) -> None:
         """Close every listener, abort the sessions that are left, and write the last lines of the log.
@@ -201,7 +201,7 @@ class Forwarder(Succession):
                 await self._loop.run_in_executor(None, self._connection_log.close)
             except RuntimeError:  # no thread can be had
                 self._connection_log.close()
-            for sock in self.inherited:
+            for sock in (*self.inherited, *self.moves.unserved):
                 sock.close()
             self._stopped.set()
 

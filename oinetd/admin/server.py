@@ -41,6 +41,8 @@ class _Open:
     listener: AdminListener | None = None
     listening_to_events: int = 0
     users: frozenset[int] = field(default_factory=frozenset)
+    lent: bool = False
+    """By another process, whose file it is until this one answers."""
     inode: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -128,7 +130,7 @@ class AdminServer:
         if uid < 0 and self._identity is not None:
             uid, gid = self._identity[0], self._identity[1] if gid < 0 else gid
         if (given := self._given.pop(asked.path, None)) is not None:
-            return _Open(asked, given, asked.path, users=users)
+            return _Open(asked, given, asked.path, users=users, lent=True)
         if asked.path:
             try:
                 return _Open(
@@ -142,7 +144,7 @@ class AdminServer:
         """The default socket. If there is no place for it, oinetd forwards without it: nobody has asked for it."""
         for path in self._given:  # of the process that is replaced, which may have begun as another user
             if os.path.basename(path) == self.name + SUFFIX:
-                return _Open(asked, self._given.pop(path), path, users=users)
+                return _Open(asked, self._given.pop(path), path, users=users, lent=True)
         folders = default_folders(self._environ, os.geteuid())
         why = "no admin socket: XDG_RUNTIME_DIR is not set; choose a path (admin unix:PATH), or admin off"
         if folders:
@@ -161,6 +163,8 @@ class AdminServer:
     def start(self, instance: Instance) -> None:
         """Answer from now on."""
         self._api = Api(instance)
+        for each in self._open:
+            each.lent = False
         self._serve()
 
     def started(self) -> None:
@@ -253,7 +257,7 @@ def _place(asked: AdminSocket | AdminAddress) -> str:
 
 def _unlink(each: _Open) -> None:
     """Remove the file of a socket, if it is still the one of this process."""
-    if not each.path:
+    if not each.path or each.lent:
         return
     with contextlib.suppress(OSError):
         found = os.stat(each.path, follow_symlinks=False)

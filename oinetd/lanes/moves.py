@@ -12,7 +12,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -50,6 +50,8 @@ class Moves:
     lanes: Lanes
     listeners: dict[PortKey, Listener]
     limits: Limits
+    unserved: list[socket.socket] = field(default_factory=list)
+    """Unix sockets of another process that no rule has here; their files go when everything is taken over."""
 
     @property
     def registry(self) -> Registry:
@@ -82,6 +84,21 @@ class Moves:
                 listener.sock.leave_file()
             listener.sock.close()
         self.listeners.clear()
+
+    def let_go(self, sock: socket.socket) -> None:
+        """Close a socket of another process, of which rules have copies; at the end, if its file has to go with it."""
+        if isinstance(sock, UnixListener) and sock.path:
+            self.unserved.append(sock)
+        else:
+            sock.close()
+
+    def own_files(self) -> None:
+        """Everything is taken over: the files of unix sockets are this process's."""
+        for sock in (*self.sockets(), *self.unserved):
+            if isinstance(sock, UnixListener):
+                sock.lent = False
+        while self.unserved:
+            self.unserved.pop().close()
 
     def hold_back(self) -> None:
         """Serve nothing until `start_streams` and `start_datagrams`."""

@@ -267,6 +267,7 @@ def _adopt(port: Port, handed_over: socket.socket) -> socket.socket:
     try:
         sock.setblocking(False)
         if isinstance(sock, UnixListener) and isinstance(handed_over, UnixListener) and handed_over.path:
+            sock.lent = handed_over.lent
             sock.own_file(handed_over.path)
             handed_over.leave_file()
         port.key.options.apply(sock)

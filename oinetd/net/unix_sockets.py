@@ -97,6 +97,7 @@ class UnixListener(socket.socket):
 
     path = ""  # of the file; empty in the abstract namespace, or if another process owns the file now
     inode = (0, 0)
+    lent = False  # by another process, whose file it is until all was taken over
 
     def own_file(self, path: str) -> None:
         """Treat the socket file that is at `path` now as the file of this socket."""
@@ -127,7 +128,7 @@ class UnixListener(socket.socket):
     def remove_file(self) -> bool:
         """Remove the file, so that no new client connects; the accept queue stays. Returns whether it was removed."""
         path, self.path = self.path, ""
-        if not path:
+        if not path or self.lent:
             return False
         try:
             with Location.of(path, follow=False) as place:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from oinetd.core.lane import Departing
 from oinetd.errors import OinetdError
 from oinetd.lanes.moves import Moves
+from oinetd.net.unix_sockets import UnixListener
 from oinetd.upgrade.channel import Channel, ChannelClosed
 from oinetd.upgrade.frames import VERSION, BadFrame, Frame
 from oinetd.upgrade.offspring import Offspring
@@ -149,15 +150,15 @@ class Giver:
         await self._send(
             Frame("hello", {"version": VERSION, "files": list(files), **self.facts}, descriptors=tuple(files.values()))
         )
-        own, inherited = ([sock.fileno() for sock in socks] for socks in (self.moves.sockets(), self.inherited))
         parts = [
-            (passed, tuple(fds[at : at + LISTENERS_A_FRAME]))
-            for passed, fds in ((False, own), (True, inherited))
-            for at in range(0, len(fds), LISTENERS_A_FRAME)
+            (passed, socks[at : at + LISTENERS_A_FRAME])
+            for passed, socks in ((False, self.moves.sockets()), (True, list(self.inherited)))
+            for at in range(0, len(socks), LISTENERS_A_FRAME)
         ]
-        for number, (passed, part) in enumerate(parts or [(False, ())], 1):
-            document = {"more": number < len(parts), "inherited": passed}
-            await self._send(Frame("listeners", document, descriptors=part))
+        for number, (passed, part) in enumerate(parts or [(False, [])], 1):
+            owned = [at for at, sock in enumerate(part) if isinstance(sock, UnixListener) and sock.path]
+            document = {"more": number < len(parts), "inherited": passed, "owned": owned}
+            await self._send(Frame("listeners", document, descriptors=tuple(sock.fileno() for sock in part)))
 
     def _send_late(self, told: Sequence[int], signals: Mapping[str, Any]) -> None:
         """The new process serves: pass on what came after the last frame. It does not await, so nothing more comes."""

@@ -74,8 +74,10 @@ class Taker:
             if frame.kind != "listeners":
                 close_all(frame.descriptors)
                 raise BadFrame("listeners were expected")
-            (self.inherited if frame.document.get("inherited") else self.sockets).extend(
-                map(_listener, frame.descriptors)
+            passed = bool(frame.document.get("inherited"))
+            owned = frame.document.get("owned", () if passed else range(len(frame.descriptors)))
+            (self.inherited if passed else self.sockets).extend(
+                _listener(fd, at in owned) for at, fd in enumerate(frame.descriptors)
             )
             more = bool(frame.document.get("more"))
 
@@ -115,6 +117,7 @@ class Taker:
                         logger.warning("upgrade: counters are not understood and begin anew: %s", repr(error))
                     moves.start_datagrams()
                     self.finished = True
+                    moves.own_files()
                     await self._send(Frame("done", {}))
                     late = await asyncio.to_thread(self._channel.receive_late)
                     return {**frame.document, **_taken_in(moves, late)}
@@ -128,6 +131,7 @@ class Taker:
                 moves.start_streams()
             moves.start_datagrams()
             self.finished = True
+            moves.own_files()
             return {}
         finally:
             self._channel.close()
@@ -146,13 +150,17 @@ def _taken_in(moves: Moves, frame: Frame | None) -> Mapping[str, Any]:
     return {name: True for name in ("reload", "reopen") if frame.document.get(name)}
 
 
-def _listener(fd: int) -> socket.socket:
-    """The socket, of the class that its family has here. Raises `BadFrame` if nobody could listen on it."""
+def _listener(fd: int, owned: bool) -> socket.socket:
+    """The socket, of the class that its family has here. Raises `BadFrame` if nobody could listen on it.
+
+    If its file is not `owned` by the other process, it is the service manager's.
+    """
     sock = socket.socket(fileno=fd)
     if sock.family == socket.AF_UNIX:
         unix = UnixListener(fileno=sock.detach())
+        unix.lent = True
         path = unix.getsockname()
-        if isinstance(path, str) and path.startswith("/"):
+        if owned and isinstance(path, str) and path.startswith("/"):
             with contextlib.suppress(OSError):
                 unix.own_file(path)
         sock = unix

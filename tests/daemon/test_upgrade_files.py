@@ -1,15 +1,19 @@
-"""The listeners in systemd's store, over an upgrade."""
+"""Over an upgrade: the listeners in systemd's store, and the files of unix sockets."""
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from oinetd.lanes.native.plane import available
-from tests.daemon.process import Oinetd, until
-from tests.daemon.upgrading import upgrade
+from tests.daemon.process import Oinetd, own_address, until
+from tests.daemon.test_manager import handed
+from tests.daemon.upgrading import ask, pid_of, upgrade
 from tests.peers import free_port
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())
@@ -31,3 +35,44 @@ def test_a_listener_that_no_rule_needs_any_more_leaves_the_store(
     said = daemon.manager.read()
     assert f"FDSTOREREMOVE=1\nFDNAME=oinetd-tcp-127.0.0.1-{gone}" in said
     assert sum(each.startswith("FDSTORE=1") for each in said) == 2, "what is in the store already is not sent again"
+
+
+@pytest.mark.parametrize("line", ["{} 127.0.0.1 9", "admin {}"])
+def test_an_upgrade_that_fails_leaves_the_files_of_unix_sockets(
+    start: Start, tmp_path: Path, environ: dict[str, str], line: str
+) -> None:
+    path = tmp_path / "sock"
+    daemon = start(f"unix:{path} UPSTREAM\n")
+    text = daemon.conf.read_text()
+    with socket.create_server((own_address(), 0)) as taken:
+        daemon.conf.write_text(text + line.format("{} {}".format(*taken.getsockname())) + "\n")
+        assert upgrade(tmp_path, environ).returncode != 0
+    assert ask(tmp_path, environ, "health").returncode == 0
+    assert answers(path)
+    daemon.conf.write_text("")  # a rule that the new process has no more goes with its file
+    assert upgrade(tmp_path, environ).returncode == 0
+    assert not path.exists()
+
+
+def test_the_file_of_a_service_managers_unix_socket_stays(
+    start: Start, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        daemon = start(f"unix:{path} UPSTREAM\n", **handed(listener))
+        for _ in range(2):
+            assert upgrade(tmp_path, environ).returncode == 0, daemon.said
+            assert answers(path)
+        os.kill(pid_of(tmp_path, environ), signal.SIGTERM)
+        until(lambda: not list((tmp_path / "run").iterdir()), "the end of the last process")
+        assert path.exists()
+
+
+def answers(path: Path) -> bool:
+    """Whether there is an echo behind the socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"x")
+        return client.recv(1) == b"x"

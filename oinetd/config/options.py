@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from oinetd.config.mistake import NEAR_ENOUGH, Mistake, did_you_mean, nearest, shown
-from oinetd.config.syntax import Line, Option, Word
-from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, SERVER_OPTIONS, Entry
+from oinetd.config.syntax import Line, Option
+from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, SERVER_OPTIONS, Duty, Entry
 from oinetd.errors import Problem
 
 __all__ = ["Tables", "read_options"]
@@ -26,7 +26,7 @@ def read_options(
         name = option.name
         kind = next((kind for kind, table in tables.items() if name.text in table), None)
         if kind is None:
-            problems.append(_unknown_option(line, name, tables, owner))
+            problems.append(_unknown_option(line, option, tables, owner))
             continue
         entry = tables[kind][name.text]
         assert entry.value is not None  # every option has a value
@@ -44,7 +44,8 @@ def read_options(
     return said
 
 
-def _unknown_option(line: Line, name: Word, tables: Tables, owner: str) -> Problem:
+def _unknown_option(line: Line, option: Option, tables: Tables, owner: str) -> Problem:
+    name = option.name
     known = {each: entry for table in tables.values() for each, entry in table.items()}
     if not name.text:
         return line.problem("the name of the option is missing", name.column, name.width, "an option is NAME=VALUE")
@@ -64,6 +65,10 @@ def _unknown_option(line: Line, name: Word, tables: Tables, owner: str) -> Probl
         return line.problem(message, name.column, name.width, f"write {near}={rest[0]}")
     if name.text in DIRECTIVES:
         message = f"'{name.text}' is a directive, not an option of {owner}"
-        return line.problem(message, name.column, name.width, "write it on a line of its own")
+        directive, value = DIRECTIVES[name.text], "" if option.value is None else option.value.text
+        of_a_rule = directive.duty is Duty.ACCESS and owner == "a rule"
+        place = "on a line of its own" + (" behind the rule, for this rule" if of_a_rule else "")
+        said = f"{name.text} {value}" if value else directive.usage
+        return line.problem(message, name.column, name.width, f"write {said} {place}")
     hint = did_you_mean(name.text, known, "options") or f"the options are {', '.join(known)}"
     return line.problem(f"unknown option {shown(name.text)}", name.column, name.width, hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from oinetd.config.options import read_options
 from oinetd.config.syntax import Line, Statement, Word
 from oinetd.config.unix_socket import is_original, is_unix, unfit_options, with_ports
 from oinetd.config.upstream import ServerLine, read_hosts
-from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, Entry
+from oinetd.config.vocabulary import DIRECTIVES, GROUP_OPTIONS, OPTIONS, SERVER_OPTIONS, Entry
 from oinetd.errors import Problem
 from oinetd.model import NO_OPTIONS, Endpoint, Protocol, RuleOptions
 from oinetd.servers import GroupOptions, Server
@@ -25,6 +26,13 @@ GROUP_USAGE = "bindaddress bindport @NAME [options]"
 GROUP_AT = 2
 """The place of the group among the words of a rule."""
 
+
+_PLACES: dict[str, tuple[Entry, str, str]] = {
+    **{name: (entry, "a server", "write upstream NAME address port [{}]") for name, entry in SERVER_OPTIONS.items()},
+    **{name: (entry, "a group", "write upstream NAME [{}]") for name, entry in GROUP_OPTIONS.items()},
+    **{name: (entry, "a rule", "write [{}] at the end of a rule") for name, entry in OPTIONS.items()},
+}
+"""All options: whose they are, and where they are written."""
 
 _Read = TypeVar("_Read")
 
@@ -204,13 +212,9 @@ def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
             first.width,
             f"write {name} {value or '…'}",
         )
-    if name in OPTIONS and len(words) < len(ROLES):
-        return line.problem(
-            f"'{name}' is an option of a rule, not a directive",
-            first.column,
-            len(name),
-            f"write {OPTIONS[name].option_usage} in brackets at the end of a rule",
-        )
+    option = _option_alone(line, words)
+    if option is not None:
+        return option
     if _is_numeric(first) or "." in first.text:
         return None
     ports_follow = len(words) > 1 and _is_port(words[1])
@@ -231,6 +235,32 @@ def _other_than_a_rule(line: Line, words: tuple[Word, ...]) -> Problem | None:
             f"a rule is: {RULE_USAGE}",
         )
     return None
+
+
+def _option_alone(line: Line, words: tuple[Word, ...]) -> Problem | None:
+    """The problem of a line that is an option and no rule; None if it may be a rule."""
+    first = words[0]
+    name, equals, value = first.text.partition("=")
+    if name.startswith("["):
+        known = re.split(r"[,\]]", name[1:])[0] in _PLACES
+        message = "options stand at the end of the line of their rule"
+        return line.problem(message, first.column, first.width, f"a rule is: {RULE_USAGE}") if known else None
+    if name not in _PLACES or len(words) >= len(ROLES):
+        return None
+    entry, owner, place = _PLACES[name]
+    value = value if equals else " ".join(word.text for word in words[1:])
+    said = f"{name}={value}" if value and _is_value(entry, value) else entry.option_usage
+    message = f"'{name}' is an option of {owner}, not a directive"
+    return line.problem(message, first.column, len(name), place.format(said))
+
+
+def _is_value(entry: Entry, text: str) -> bool:
+    assert entry.value is not None  # every option has a value
+    try:
+        entry.value.parse(text)
+    except Mistake:
+        return False
+    return True
 
 
 def _missing(line: Line, words: tuple[Word, ...]) -> Iterator[Problem]:

@@ -146,7 +146,39 @@ oinetd.conf:1:1: a directive and its value are two words
 oinetd.conf:1:1: 'timeout' is an option of a rule, not a directive
     timeout 3
     ^^^^^^^
-    hint: write timeout=TIME|off in brackets at the end of a rule""",
+    hint: write [timeout=3] at the end of a rule""",
+    ),
+    "option-as-directive-with-a-mistake": (
+        "mark=blue",
+        """\
+oinetd.conf:1:1: 'mark' is an option of a rule, not a directive
+    mark=blue
+    ^^^^
+    hint: write [mark=N] at the end of a rule""",
+    ),
+    "option-of-a-group-as-directive": (
+        "balance roundrobin",
+        """\
+oinetd.conf:1:1: 'balance' is an option of a group, not a directive
+    balance roundrobin
+    ^^^^^^^
+    hint: write upstream NAME [balance=roundrobin]""",
+    ),
+    "option-of-a-server-as-directive": (
+        "weight 3",
+        """\
+oinetd.conf:1:1: 'weight' is an option of a server, not a directive
+    weight 3
+    ^^^^^^
+    hint: write upstream NAME address port [weight=3]""",
+    ),
+    "options-without-a-rule": (
+        "0 80 h 80\n[bandwidth=10M, name=web]",
+        """\
+oinetd.conf:2:1: options stand at the end of the line of their rule
+    [bandwidth=10M, name=web]
+    ^^^^^^^^^^^^^^^
+    hint: a rule is: bindaddress bindport connectaddress connectport [options]""",
     ),
     "value-missing": (
         "  logfile",
@@ -190,7 +222,15 @@ oinetd.conf:1:42: 'many' is not a valid number
 oinetd.conf:1:12: 'logfile' is a directive, not an option of a rule
     0 80 h 80 [logfile=/x]
                ^^^^^^^
-    hint: write it on a line of its own""",
+    hint: write logfile /x on a line of its own""",
+    ),
+    "access-rule-as-option": (
+        "0 80 h 80 [deny=192.0.2.7]",
+        """\
+oinetd.conf:1:12: 'deny' is a directive, not an option of a rule
+    0 80 h 80 [deny=192.0.2.7]
+               ^^^^
+    hint: write deny 192.0.2.7 on a line of its own behind the rule, for this rule""",
     ),
     "options-not-closed": (
         "0 80 h 80 [relay=splice  # fast",

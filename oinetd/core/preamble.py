@@ -81,8 +81,8 @@ class InvalidPreambles:
     def __init__(self) -> None:
         self._told: dict[str, float] = {}
 
-    def tell(self, route: Route, peer: str, what: str) -> None:
-        """`what` is the fault and its place."""
+    def tell(self, route: Route, peer: str, what: str, fault: str) -> None:
+        """`what` it was, and the place and the kind of its fault."""
         now = time.monotonic()
         if now - self._told.get(peer, -self.EACH_S) < self.EACH_S:
             return
@@ -92,5 +92,6 @@ class InvalidPreambles:
         self._told[peer] = now
         udp = route.bind.protocol is Protocol.UDP
         log.warning(
-            "%s: %s from %s; the %s", route, what, peer, "datagram is dropped" if udp else "connection is reset"
+            "%s: %s from %s, %s; the %s",
+            *(route, what, peer, fault, "datagram is dropped" if udp else "connection is reset"),
         )

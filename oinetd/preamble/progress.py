@@ -81,4 +81,4 @@ class Invalid(NamedTuple):
     at: int
 
     def __str__(self) -> str:
-        return f"{self.fault.text} (byte {self.at})"
+        return f"at byte {self.at}: {self.fault.text}"

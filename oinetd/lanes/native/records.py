@@ -77,7 +77,7 @@ def tell_invalid(record: SessionRecord, native: _fastpath.Record, preambles: Inv
     """Say what was wrong with a PROXY header or a TLS hello, if that was the end."""
     if (what := _INVALID.get(record.ending)) is not None:
         found = Invalid(Fault(native.server >> 32), native.server & 0xFFFFFFFF)
-        preambles.tell(record.route, record.client, f"{what} ({found})")
+        preambles.tell(record.route, record.client, what, str(found))
 
 
 def upstream_of(native: _fastpath.Record, policy: _fastpath.Policy) -> tuple[str, int]:

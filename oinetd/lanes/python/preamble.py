@@ -130,7 +130,7 @@ class PreambleStage:
         if isinstance(found, Ending):
             return found
         if isinstance(found, Invalid):
-            self._tell(f"an invalid PROXY header ({found})")
+            self._tell("an invalid PROXY header", found)
             return Ending.BAD_PROXY_HEADER
         assert isinstance(found, Header)
         self._client.recv(found.length)
@@ -153,7 +153,7 @@ class PreambleStage:
         if isinstance(found, Ending):
             return found
         if isinstance(found, Invalid):
-            self._tell(f"a broken TLS hello ({found})")
+            self._tell("a broken TLS hello", found)
             return Ending.BAD_TLS_HELLO
         assert isinstance(found, Hello)
         record.server_name = found.server_name
@@ -197,5 +197,6 @@ class PreambleStage:
             gone.cancel()
         return None
 
-    def _tell(self, what: str) -> None:
-        self.service.registry.invalid_preambles.tell(self.service.route, self._live.record.client, what)
+    def _tell(self, what: str, found: Invalid) -> None:
+        route, client = self.service.route, self._live.record.client
+        self.service.registry.invalid_preambles.tell(route, client, what, str(found))

@@ -182,8 +182,9 @@ class DatagramListener(Listener):
         runs, faults = take_headers(self.batch.take(group))
         if faults:
             stats.datagrams_lost += len(faults)
-            what = f"an invalid PROXY header ({faults[0]})"
-            self.service.registry.invalid_preambles.tell(self.service.route, client_address(sender.address)[0], what)
+            peer = client_address(sender.address)[0]
+            tell = self.service.registry.invalid_preambles.tell
+            tell(self.service.route, peer, "an invalid PROXY header", str(faults[0]))
             self._refuse_peer(group.key, Ending.BAD_PROXY_HEADER)
         for header, datagrams in runs:
             session = self._session(group.key, header, late)

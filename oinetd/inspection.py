@@ -18,7 +18,7 @@ from oinetd.net.sockets import bound_address
 from oinetd.observe.rules import RuleState, rule_states
 from oinetd.reload import Reload
 from oinetd.upstream.destination import DestinationState
-from oinetd.upstream.groups import UpstreamStatus
+from oinetd.upstream.group import UpstreamStatus
 from oinetd.upstream.prospect import Prospect
 
 if TYPE_CHECKING:

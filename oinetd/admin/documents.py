@@ -102,6 +102,8 @@ def status(
                 "live": sum(server.live for server in each.servers),
                 "full": each.full,
                 "times_full": each.times_full,
+                "down": each.down,
+                "times_down": each.times_down,
             }
             for each in instance.forwarder.upstreams()
         ],

@@ -13,7 +13,7 @@ from oinetd.enums import AcceptProxy
 from oinetd.model import AccessRule, Config, Protocol, Rule, Verb
 from oinetd.observe.rules import RuleState
 from oinetd.upstream.destination import DestinationState
-from oinetd.upstream.groups import UpstreamStatus
+from oinetd.upstream.group import UpstreamStatus
 from oinetd.upstream.prospect import Prospect
 
 __all__ = ["explain"]

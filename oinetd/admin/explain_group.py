@@ -6,7 +6,7 @@ from typing import Any
 
 from oinetd.model import Rule
 from oinetd.servers import AllDown
-from oinetd.upstream.groups import UpstreamStatus
+from oinetd.upstream.group import UpstreamStatus
 from oinetd.upstream.prospect import Prospect
 
 __all__ = ["add_servers", "judge_servers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from oinetd.observe.text import age, inert, number_of, rate, size, table
@@ -63,9 +64,13 @@ def status_lines(found: dict[str, Any]) -> list[str]:
 
 def _group_line(group: dict[str, Any]) -> str:
     line = f"group {group['name']}: {group['usable']} of {group['servers']} servers usable, {group['live']} sessions"
+    if group["down"]:
+        line += f", DOWN ({number_of(group['times_down'], 'time')})"
+    elif group["times_down"]:
+        line += f", was down {number_of(group['times_down'], 'time')}"
     if group["full"]:
         return f"{line}, FULL: clients wait for room in a server"
-    return f"{line}, was full {group['times_full']} times" if group["times_full"] else line
+    return f"{line}, was full {number_of(group['times_full'], 'time')}" if group["times_full"] else line
 
 
 def rule_lines(found: dict[str, Any]) -> list[str]:
@@ -126,13 +131,19 @@ def server_lines(found: dict[str, Any]) -> list[str]:
         for server in group["servers"]
     ]
     head = ("SERVER", "STATE", ">SINCE", ">LIVE", ">WEIGHT", ">CHOSEN", ">FAILED", "WHY")
-    return table(head, rows) + [
-        inert(f"{group['name']}: FULL: clients wait for room in a server")
-        if group["full"]
-        else inert(f"{group['name']}: was full {group['times_full']} times")
-        for group in found["groups"]
-        if group["times_full"]
-    ]
+    return table(head, rows) + [inert(line) for group in found["groups"] for line in _group_states(group)]
+
+
+def _group_states(group: dict[str, Any]) -> Iterator[str]:
+    """What is to say of a group beside its servers."""
+    if group["down"]:
+        yield f"{group['name']}: DOWN: no server is usable ({number_of(group['times_down'], 'time')})"
+    elif group["times_down"]:
+        yield f"{group['name']}: was down {number_of(group['times_down'], 'time')}"
+    if group["full"]:
+        yield f"{group['name']}: FULL: clients wait for room in a server"
+    elif group["times_full"]:
+        yield f"{group['name']}: was full {number_of(group['times_full'], 'time')}"
 
 
 def client_lines(found: dict[str, Any]) -> list[str]:

@@ -47,6 +47,8 @@ def group_documents(forwarder: Forwarder, group: str = "") -> list[dict[str, Any
             "usable": sum(server.state.value == UP for server in each.servers),
             "full": each.full,
             "times_full": each.times_full,
+            "down": each.down,
+            "times_down": each.times_down,
             "servers": [server_document(server) for server in each.servers],
         }
         for each in found

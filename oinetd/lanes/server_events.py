@@ -9,6 +9,7 @@ from typing import Final
 
 from oinetd.core.capacity import WAITING, Capacity
 from oinetd.core.record import Ending
+from oinetd.lanes.outages import Outages
 from oinetd.model import Protocol
 from oinetd.upstream.group import Group
 from oinetd.upstream.member import Member, ServerStatus, State
@@ -58,6 +59,7 @@ class ServerEvents:
         self._spreads: dict[Member, asyncio.TimerHandle] = {}
         self._closed = False
         self._capacity = Capacity()
+        self._outages = Outages()
 
     def found_full(self, group: Group) -> None:
         """Every usable server of a group is full."""
@@ -68,6 +70,11 @@ class ServerEvents:
         self._capacity.found_full(
             group.name, group, f"group {group.name}", lambda: f"all servers, {group.live} of {bounds} sessions", then
         )
+
+    def changed_usability(self, group: Group) -> None:
+        """No server of a group is usable any more, or one is again."""
+        if not self._closed:
+            self._outages.changed(group)
 
     def fullness(self, group: Group) -> tuple[bool, int]:
         """Whether clients of a group have to wait, and how often that began."""
@@ -114,6 +121,7 @@ class ServerEvents:
         """Say and end nothing more."""
         self._closed = True
         self._capacity.close()
+        self._outages.close()
         for timer in (*(said.timer for said in self._said.values()), *self._spreads.values()):
             timer.cancel()
         self._said.clear()

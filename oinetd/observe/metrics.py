@@ -24,7 +24,7 @@ from oinetd.observe.machine import descriptor_limit, descriptors_open, reactor_t
 from oinetd.observe.rules import RuleState
 from oinetd.observe.text import inert
 from oinetd.upstream.destination import DestinationState
-from oinetd.upstream.groups import UpstreamStatus
+from oinetd.upstream.group import UpstreamStatus
 
 __all__ = ["Collector", "Measured"]
 
@@ -169,10 +169,14 @@ def _of_servers(found: Measured) -> Iterator[Metric]:
     changes = _counter("server_changes", "Changes of its state.", server)
     full = _gauge("group_full", "1 if every usable server is full and clients wait.", (("group",),))
     times_full = _counter("group_became_full", "How often every usable server became full.", (("group",),))
+    down = _gauge("group_down", "1 if no server is usable.", (("group",),))
+    times_down = _counter("group_became_down", "How often the last usable server was lost.", (("group",),))
     for group in found.groups:
         full.of((group.name,), group.full)
         times_full.of((group.name,), group.times_full)
-    yield from (full.family, times_full.family)
+        down.of((group.name,), group.down)
+        times_down.of((group.name,), group.times_down)
+    yield from (full.family, times_full.family, down.family, times_down.family)
     for each in (each for group in found.groups for each in group.servers):
         names = (each.group, each.name)
         up.of(names, each.state.value == "up")

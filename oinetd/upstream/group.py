@@ -7,15 +7,16 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from oinetd.servers import Balance, Upstream
 from oinetd.upstream.address_order import is_of_the_server, now_ms
 from oinetd.upstream.health import PassiveState, Standing
-from oinetd.upstream.member import NOT_CHECKED, Member, State
+from oinetd.upstream.member import NOT_CHECKED, Member, ServerStatus, State
 from oinetd.upstream.selection import Selection, Tables
 
-__all__ = ["Group", "Listener", "reason"]
+__all__ = ["Group", "Listener", "UpstreamStatus", "reason"]
 
 _REASONS: Final = {
     errno.ECONNREFUSED: "refused",
@@ -30,6 +31,23 @@ def reason(code: int) -> str:
     return _REASONS.get(code) or os.strerror(code).lower()
 
 
+@dataclass(frozen=True, slots=True)
+class UpstreamStatus:
+    """A snapshot of a group: its name, how it balances, and its servers in the order written.
+
+    `full` is whether clients wait because every usable server is full, `times_full` how often that began. `down` is
+    whether no server is usable, `times_down` how often that began.
+    """
+
+    name: str
+    balance: Balance
+    servers: tuple[ServerStatus, ...]
+    full: bool = False
+    times_full: int = 0
+    down: bool = False
+    times_down: int = 0
+
+
 class Listener(Protocol):
     """What is told of the servers of all groups."""
 
@@ -39,6 +57,10 @@ class Listener(Protocol):
 
     def found_full(self, group: Group) -> None:
         """A client found every usable server of a group full."""
+        ...
+
+    def changed_usability(self, group: Group) -> None:
+        """No server of a group is usable any more, or one is again."""
         ...
 
     def fullness(self, group: Group) -> tuple[bool, int]:
@@ -63,17 +85,27 @@ class Group(Selection):
         self.upstream = upstream
         self.on_members: Callable[[], object] = lambda: None
         self._listener = listener
+        self.down = False
+        """Whether no server is usable."""
+        self.times_down = 0
         self._up = [0, 0]  # primaries and backups that are known to be up
         self._timers: dict[Member, asyncio.TimerHandle] = {}
 
     def __str__(self) -> str:
         return f"@{self.name}" if self.upstream.name else self.name
 
+    def status(self) -> UpstreamStatus:
+        """A snapshot."""
+        servers = tuple(member.status() for member in self.members)
+        full, times_full = self._listener.fullness(self)
+        return UpstreamStatus(self.name, self.options.balance, servers, full, times_full, self.down, self.times_down)
+
     # Its servers
 
     def configure(self, upstream: Upstream, members: Sequence[Member], tables: Tables) -> None:
         """These are its options and servers from now on; the servers are configured already."""
         self.upstream = upstream
+        first = not self.members
         for member in set(self.members) - set(members):
             self._forget(member)
             member.counted = False
@@ -88,6 +120,7 @@ class Group(Selection):
             if member.passive.standing is Standing.EJECTED and member not in self._timers:
                 self._arm(member)
         self.on_members()
+        self._look_for_usable(tell=not first)
         if unchecked := [member for member in self.members if member.assumed and member not in known]:
             self._listener.unchecked(self.name, unchecked)
 
@@ -237,6 +270,16 @@ class Group(Selection):
             self._listener.changed(member, None if assumed else before)
         if state is State.UP:
             self.make_room()
+        if (state is State.UP) is self.down:
+            self._look_for_usable(tell=known)
+
+    def _look_for_usable(self, *, tell: bool) -> None:
+        down = not self.has_usable
+        if down is not self.down:
+            self.down = down
+            self.times_down += down and tell
+            if tell:
+                self._listener.changed_usability(self)
 
     def _rejoin(self, member: Member) -> None:
         """A server returns to the round: it does not catch up on the turns that it missed."""

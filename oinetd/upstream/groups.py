@@ -16,15 +16,15 @@ from oinetd.enums import Protocol, SendProxy
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import Config, Rule
 from oinetd.net.poller import Poller
-from oinetd.servers import Balance, Server, Upstream
+from oinetd.servers import Server, Upstream
 from oinetd.upstream.carrying import count_on, restore_health, server_document
 from oinetd.upstream.checks import Checked, Checks
 from oinetd.upstream.destinations import Destinations
-from oinetd.upstream.group import Group, Listener
+from oinetd.upstream.group import Group, Listener, UpstreamStatus
 from oinetd.upstream.group_destination import GroupDestination
 from oinetd.upstream.load import NewLoad
 from oinetd.upstream.maglev import Build
-from oinetd.upstream.member import Member, ServerStatus, State
+from oinetd.upstream.member import Member, State
 from oinetd.upstream.prospect import Prospect, prospects
 from oinetd.upstream.selection import Tables
 from oinetd.upstream.server_file import ReadServers
@@ -32,24 +32,10 @@ from oinetd.upstream.source_choice import Means, source_of
 from oinetd.upstream.sources import Found, Source
 from oinetd.upstream.tables import tables_for
 
-__all__ = ["Groups", "Known", "UpstreamStatus", "group_names"]
+__all__ = ["Groups", "Known", "group_names"]
 
 OPERATED: Final = {"ready": State.UP, "drain": State.DRAIN, "maint": State.MAINT}
 """The words of an operator; `ready` takes the others back."""
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamStatus:
-    """A snapshot of a group: its name, how it balances, and its servers in the order written.
-
-    `full` is whether clients wait because every usable server is full, `times_full` how often that began.
-    """
-
-    name: str
-    balance: Balance
-    servers: tuple[ServerStatus, ...]
-    full: bool = False
-    times_full: int = 0
 
 
 class Known:
@@ -278,18 +264,14 @@ class Groups:
 
     def statuses(self) -> tuple[UpstreamStatus, ...]:
         """A snapshot of all groups."""
-        return tuple(self._status(group) for group in self)
-
-    def _status(self, group: Group) -> UpstreamStatus:
-        servers = tuple(member.status() for member in group.members)
-        return UpstreamStatus(group.name, group.options.balance, servers, *self._known.listener.fullness(group))
+        return tuple(group.status() for group in self)
 
     def servers_of(self, rule: Rule, client: str) -> tuple[UpstreamStatus | None, tuple[Prospect, ...]]:
         """The group of `rule`, and its servers as a new client finds them; nothing if it has none."""
         destination = self._of_rule.get(id(rule))
         if destination is None:
             return None, ()
-        return self._status(destination.group), prospects(destination.group, client)
+        return destination.group.status(), prospects(destination.group, client)
 
     def documents(self) -> list[dict[str, Any]]:
         """What is known of each server, for another process: also what an operator has said, as `operate` takes it."""

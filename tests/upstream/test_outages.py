@@ -1,0 +1,95 @@
+"""A group of which no server is usable: said once, counted, seen; and a line when one is again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from oinetd import Forwarder
+from oinetd.admin.print import server_lines, status_lines
+from oinetd.admin.servers import group_documents
+from oinetd.lanes import outages
+from tests.admin.rig import administered
+from tests.admin.schema import faults
+from tests.admin.test_api import schema_of
+from tests.forwarding import in_one_loop
+from tests.peers import until
+from tests.upstream.servers import backends, configured, forwarding_to
+
+
+def document(forwarder: Forwarder) -> tuple[object, object]:
+    (found,) = group_documents(forwarder)
+    return found["down"], found["times_down"]
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [re.sub(r"\d+ s later", "N s later", text) for text in caplog.messages if " usable" in text]
+
+
+@pytest.mark.parametrize("engine", ["python", "native"])
+@in_one_loop
+async def test_an_outage_found_by_checks(engine: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "oinetd")
+    async with backends(2) as servers:
+        lines = "\n".join(f"127.0.0.1 {server.port}" for server in servers)
+        checks = "[check=tcp, check-interval=50ms, check-fast=20ms, check-down=20ms, check-fall=1]"
+        async with forwarding_to(f"{lines}\n{checks}", engine) as forwarder:
+            await until(lambda: all(each["checks_passed"] for each in group_documents(forwarder)[0]["servers"]))
+            await servers[0].stop()
+            await until(lambda: group_documents(forwarder)[0]["usable"] == 1)
+            assert document(forwarder) == (False, 0)
+            await servers[1].stop()
+            await until(lambda: document(forwarder) == (True, 1))
+            await servers[0].start()
+            await until(lambda: document(forwarder) == (False, 1))
+            await until(lambda: len(said(caplog)) == 2, "the line of the end, a second later")
+    assert said(caplog) == [
+        "group web: no server is usable (2 down), new clients are tried on those that are down (all-down=try)",
+        "group web: usable again (1 of 2 servers), N s later",
+    ]
+    (warning,) = (each for each in caplog.records if "no server is usable" in each.getMessage())
+    assert warning.levelname == "WARNING"
+
+
+@in_one_loop
+async def test_changes_that_follow_each_other_are_one_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an operator, and by a reload after which the only server is in maintenance."""
+    monkeypatch.setattr(outages, "PAUSE_S", 0.1)
+    caplog.set_level("INFO", "oinetd")
+    lines = "127.0.0.1 9\n127.0.0.2 9"
+    async with forwarding_to(lines) as forwarder:
+        for state in ("maint", "ready", "drain"):
+            for host in ("127.0.0.1", "127.0.0.2"):
+                forwarder.set_server("web", f"{host}:9", state=state)
+        assert document(forwarder) == (True, 2)
+        forwarder.set_server("web", "127.0.0.1:9", state="ready")
+        await until(lambda: len(said(caplog)) == 2)
+        await forwarder.reload(configured("127.0.0.2 9"))
+        assert document(forwarder) == (True, 3)
+        await until(lambda: len(said(caplog)) == 3)
+    assert said(caplog) == [
+        "group web: no server is usable (2 maint), new clients are reset",
+        "group web: usable again (1 of 2 servers), N s later",
+        "group web: no server is usable (1 drain), new clients are reset",
+    ]
+
+
+@in_one_loop
+async def test_the_commands_and_metrics_have_it(tmp_path: Path) -> None:
+    async with administered(tmp_path, "127.0.0.1 0 @web\nupstream web 10.0.0.1 80\n") as admin:
+        admin.forwarder.set_server("web", "10.0.0.1:80", state="maint")
+        _, value = await admin.json("/v1/status")
+        assert faults(value, schema_of("/v1/status")) == []
+        assert "group web: 0 of 1 servers usable, 0 sessions, DOWN (1 time)" in status_lines(value)
+        _, servers = await admin.json("/v1/servers")
+        assert faults(servers, schema_of("/v1/servers")) == []
+        assert server_lines(servers)[-1] == "web: DOWN: no server is usable (1 time)"
+        _, _, metrics = await admin.ask("GET", "/metrics")
+        assert b'oinetd_group_down{group="web"} 1.0' in metrics
+        admin.forwarder.set_server("web", "10.0.0.1:80", state="ready")
+        _, value = await admin.json("/v1/status")
+        assert "group web: 1 of 1 servers usable, 0 sessions, was down 1 time" in status_lines(value)

@@ -16,7 +16,7 @@ from tests.faults.driver import ROUND_S, Driver
 from tests.faults.invariants import Broken
 from tests.faults.kinds import KINDS
 from tests.faults.memory import Memory
-from tests.faults.plants import PLANTS, Plant
+from tests.faults.plants import LEAKS, PLANTS, Plant
 from tests.faults.stage import Stage
 
 INSIDE = "OINETD_FAULTS_INSIDE"
@@ -27,6 +27,8 @@ mkdir "$1/apart"
 mount -t tmpfs -o size=16m,mode=700 tmpfs "$1/apart"
 printf 'nameserver 127.0.0.1\\noptions timeout:1 attempts:1\\n' > "$1/resolv.conf"
 mount --bind "$1/resolv.conf" /etc/resolv.conf
+mkdir -p /run/netns
+mount -t tmpfs -o size=64k tmpfs /run/netns
 shift
 exec "$@"
 """
@@ -55,7 +57,7 @@ def main() -> int:
             finally:
                 Memory.remove(Path(folder).name)
     print(f"seed {said.seed}", flush=True)
-    stage = Stage(Path(os.environ[INSIDE]), said.seed, leaky=said.plant == "leaked-descriptor")
+    stage = Stage(Path(os.environ[INSIDE]), said.seed, leak=LEAKS.get(said.plant, ""))
     driver = Driver(stage, said.seed, Plant(said.plant), said.only)
     try:
         stage.open()
@@ -69,7 +71,7 @@ def main() -> int:
         stage.close()
     failed = stage.control.failed if stage.control is not None else 0
     told = f"{driver.rounds} rounds, {driver.load.ended} connections ended, {driver.load.broken} broke"
-    told += f" {dict(driver.load.why)}, {stage.upgrades} upgrades, {failed} calls failed"
+    told += f" {dict(driver.load.why)}, {stage.upgrades} upgrades, {driver.moved} moves, {failed} calls failed"
     if stage.memory is not None:
         told += f", memory was short {stage.memory.refused} times"
     print(f"{told}, {driver.load.checked} bytes compared: every invariant held", flush=True)

@@ -3,88 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import re
 import signal
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
-from tests.faults.invariants import Broken, Done, Holdings, check_holdings, check_log, check_said, holdings
+from tests.faults.clients import Clients, Datagrams
+from tests.faults.invariants import (
+    Broken,
+    Holdings,
+    check_holdings,
+    check_idle,
+    check_log,
+    check_said,
+    holdings,
+    port_of,
+)
 from tests.faults.kinds import KINDS, kinds
 from tests.faults.plants import Plant
-from tests.faults.stage import DATAGRAMS, RULES, Stage
-from tests.peers import Peer, dial
-from tests.soak.keyed import SIZES, Load, Mixture, talk
-from tests.udp.rig import Party
+from tests.faults.stage import Stage
+from tests.faults.ways import DATAGRAM_WAYS, PLAIN_WAYS, WAYS, Way
+from tests.soak.keyed import SIZES
 
 __all__ = ["Driver"]
 
-CLIENTS: Final = 12
+CLIENTS_OF_A_WAY: Final = 2
 ROUND_S: Final = 3.0
 QUIET_S: Final = 60.0
+PLANTED_S: Final = 3.0
 """How long the last sessions may take: TCP sends again after a loss, names are asked again."""
-CLIENT_S: Final = 15.0
 RESOLVER_S: Final = 15.0
+LOG_BYTES_MAX: Final = 16 << 20
+"""Of a log, whose file system is small, and which is read after each round."""
 SESSION_BYTES_MAX: Final = max(SIZES) + 8
 KILL_SHARE: Final = 0.1
 """Rounds that end with the death of the daemon."""
-
-
-@dataclass
-class Clients(Load):
-    """Clients that remember what went well."""
-
-    done: list[Done] = field(default_factory=list)
-    plant: Plant = field(default_factory=Plant)
-    kills: Callable[[], int] = lambda: 0
-    ways: dict[int, int] = field(default_factory=dict)
-    """The port of the rule of each connection."""
-    why: Counter[str] = field(default_factory=Counter)
-    """For which reasons connections broke: `ConnectionAbortedError` is a reset by the client itself."""
-
-    async def client(self, address: tuple[str, int]) -> None:
-        """One connection; what its closing line has to say is kept if it ended well."""
-        key, kills = next(self._keys), self.kills()
-        self.ways[key] = address[1]
-        try:
-            peer = await asyncio.wait_for(dial(self.plant.way(address)), CLIENT_S)
-        except OSError as error:
-            self._broke(error)
-            if isinstance(error, ConnectionRefusedError) and kills == self.kills():
-                self.faults.append(f"connection {key} was refused")
-            return
-        port = peer.sock.getsockname()[1]
-        try:
-            await asyncio.wait_for(self._talk(peer, key), CLIENT_S)
-            up, down = (random.Random(4 * key + way).choice(SIZES) for way in (True, False))
-            if kills != self.kills():
-                self._broke(None)
-            else:
-                self.done.append(Done(port, up + 8, down))
-                self.ended += 1
-        except ConnectionError as error:
-            self._broke(error)
-        except TimeoutError as error:
-            self._broke(error)
-            peer.reset()  # a FIN in the middle would be this client's
-        except Mixture:
-            pass  # it is in `faults`
-        finally:
-            peer.close()
-            if kills != self.kills():  # the kernel ends the connections of a dead process
-                self.faults[:] = [each for each in self.faults if not each.startswith(f"connection {key}, down: a FIN")]
-
-    def _broke(self, error: OSError | None) -> None:
-        self.broken += 1
-        self.why["a process died" if error is None else type(error).__name__] += 1
-
-    async def _talk(self, peer: Peer, key: int) -> None:
-        await peer.send(key.to_bytes(8, "big"))
-        await talk(self, peer, key, up=True)
 
 
 class Driver:
@@ -97,12 +54,14 @@ class Driver:
         self.events: list[str] = []
         self.rounds = 0
         self._kinds = [name for name in kinds(stage) if not only or name in only]
-        self.sessions = 0
-        self._asked: dict[int, set[bytes]] = defaultdict(set)
-        """What was sent from each port over UDP."""
+        self.datagrams = Datagrams(self.choice, plant)
         self._before = Holdings(0, 0, 0, 0)
-        self._uncounted = 0, 0
+        self._uncounted: tuple[Counter[int], Counter[int]] = Counter(), Counter()
         """Bytes of sessions that an upgrade left to the old process: they are in the log, not in the counters."""
+        self._put_away: tuple[Counter[int], Counter[int]] = Counter(), Counter()
+        """Bytes of logs that are not looked at any more."""
+        self.moved = 0
+        """Connections that have changed their reactor, at least."""
 
     async def run(self, seconds: float, round_s: float = ROUND_S) -> None:
         """Rounds for this time, at least one. Raises `Broken`."""
@@ -135,35 +94,18 @@ class Driver:
     ) -> None:
         self.events.append(f"round {self.rounds}: {', '.join(names)}")
         end = time.monotonic() + seconds
-        work = [self._clients(port, end) for port in RULES for _ in range(CLIENTS // len(RULES))]
+        ways = PLAIN_WAYS if self.load.plant.relays else WAYS
+        work = [self._clients(way, end) for way in ways for _ in range(CLIENTS_OF_A_WAY)]
+        work += [self.datagrams.come(way, end) for way in DATAGRAM_WAYS]
         faults = [self._fault(name, end) for name in names]
-        await asyncio.gather(*work, self._datagrams(end), *faults, *([killing] if killing is not None else []))
+        await asyncio.gather(*work, *faults, *([killing] if killing is not None else []))
 
-    async def _clients(self, port: int, end: float) -> None:
+    async def _clients(self, way: Way, end: float) -> None:
+        address = way.address
+        if isinstance(address, str):
+            address = address.format(apart=self.stage.folder / "apart")
         while time.monotonic() < end:
-            await self.load.client(("127.0.0.1", port))
-
-    async def _datagrams(self, end: float) -> None:
-        """Datagrams may be lost; one of another client must not come.
-
-        A client is an address and a port. The kernel gives a port of a socket that was closed to the next one at once
-        (net/ipv4/udp.c, udp_lib_get_port, looks for sockets that are open, and UDP has no TIME_WAIT): an answer that is
-        late comes to the new owner. So what comes must have been sent from this port, and come from oinetd.
-        """
-        oinetd = ("127.0.0.1", DATAGRAMS)
-        while time.monotonic() < end:
-            with Party() as party:
-                data = self.choice.randbytes(self.choice.randint(1, 1400))
-                port = party.address[1]
-                self._asked[port].add(data)
-                with contextlib.suppress(OSError):
-                    party.send(data, oinetd)
-                    await asyncio.sleep(0.02)
-                    while True:  # until nothing is left
-                        answer, sender = party.sock.recvfrom(65536)
-                        if sender == oinetd and answer not in self._asked[port]:
-                            owners = [each for each, sent in self._asked.items() if answer in sent]
-                            raise Broken(f"a datagram of another client: {len(answer)} bytes to {port}, of {owners}")
+            await self.load.come(way, address)
 
     async def _fault(self, name: str, end: float) -> None:
         while (left := end - time.monotonic()) > 0.1:
@@ -189,14 +131,16 @@ class Driver:
         self.stage.found.unlink(missing_ok=True)
         await asyncio.to_thread(self.stage.restart_daemon, signal.SIGTERM)
         self.load.done.clear()
-        self._uncounted = 0, 0
+        self._uncounted = Counter(), Counter()
+        self._put_away = Counter(), Counter()
+        self.datagrams.forget()
         await self._round(0.3, ())
         await self._quiet()
         self._before = holdings(self.stage.daemon.pid)
 
     async def _quiet(self) -> None:
         """Wait until no session is left, and no process that was replaced."""
-        end = time.monotonic() + QUIET_S
+        end = time.monotonic() + (PLANTED_S if self.load.plant.name == "lasting-session" else QUIET_S)
         while any(process.poll() is None for process in self.stage.old):
             if time.monotonic() > end:
                 raise Broken("a process that was replaced does not end")
@@ -205,8 +149,9 @@ class Driver:
             raise Broken(f"a process that was replaced ended with {codes}")
         self.stage.old.clear()
         while True:
-            found = await asyncio.to_thread(self.stage.status)
+            found = self.load.plant.status(await asyncio.to_thread(self.stage.status))
             if not found["live"]:
+                self.moved += sum(each["moved"] for each in found["reactors"])
                 return
             if time.monotonic() > end:
                 raise Broken(f"{found['live']} sessions do not end")
@@ -219,24 +164,34 @@ class Driver:
         self._compare()
         await self._quiet()
         self._compare()
-        status = await asyncio.to_thread(self.stage.status)
+        status = self.load.plant.status(await asyncio.to_thread(self.stage.status))
+        rules = self.load.plant.rules(await asyncio.to_thread(self.stage.rules))
+        check_idle([*rules, *await asyncio.to_thread(self.stage.servers)])
         end = time.monotonic() + QUIET_S
         while True:  # the log is written a little later, and again when the disk has room
             try:
-                sessions, ups, downs = check_log(self.load.plant.log(self._lines()), self.load.done, whole=True)
+                _, ups, downs = check_log(self.load.plant.log(self._lines()), self.load.done, whole=True)
                 break
             except Broken:
                 if time.monotonic() > end or self.load.plant.name:
                     raise
                 await asyncio.sleep(0.2)
-        self._count(ups - status["bytes_up"], downs - status["bytes_down"])
-        self.sessions = sessions
+        ups, downs = ups + self._put_away[0], downs + self._put_away[1]
+        self._count(ups, downs, rules)
+        for name, logged in (("bytes_up", ups), ("bytes_down", downs)):
+            if status[name] != (counted := sum(rule[name] for rule in rules)):
+                raise Broken(f"{name} of all is {status[name]}, of the rules {counted}; of the log {logged.total()}")
+        self.datagrams.check(ups, downs, DATAGRAM_WAYS[0].port)
+        if self.stage.log.stat().st_size > LOG_BYTES_MAX:
+            await asyncio.to_thread(self.stage.begin_log)
+            self._put_away = ups, downs
+            self.load.done.clear()
         await self._given_back()
         check_said(self.stage.said.read_text(errors="replace"))
 
     async def _given_back(self) -> None:
         """Nothing is held any more; the resolver may still wait for a name server. Raises `Broken`."""
-        end = time.monotonic() + (0 if self.load.plant.name else RESOLVER_S)
+        end = time.monotonic() + (PLANTED_S if self.load.plant.name else RESOLVER_S)
         while True:
             try:
                 return check_holdings(self._before, holdings(self.stage.daemon.pid))
@@ -245,22 +200,26 @@ class Driver:
                     raise
             await asyncio.sleep(0.2)
 
-    def _count(self, up: int, down: int) -> None:
-        """The log has so many more bytes than the counters. Raises `Broken`."""
-        more = up - self._uncounted[0], down - self._uncounted[1]
-        if not all(0 <= each <= self.stage.stayed * SESSION_BYTES_MAX for each in more):
-            raise Broken(f"the log has {more} bytes more than the counters; {self.stage.stayed} sessions were left")
-        self._uncounted, self.stage.stayed = (up, down), 0
+    def _count(self, ups: Counter[int], downs: Counter[int], rules: Sequence[Mapping[str, Any]]) -> None:
+        """The log and the counters of each port agree, but for sessions that stayed behind. Raises `Broken`."""
+        most = self.stage.stayed * SESSION_BYTES_MAX
+        for name, logged, uncounted in (("up", ups, self._uncounted[0]), ("down", downs, self._uncounted[1])):
+            more = Counter(logged)
+            for rule in rules:
+                more[port_of(rule["bind"])] -= rule[f"bytes_{name}"]
+            for port, count in more.items():
+                if not 0 <= count - uncounted[port] <= most:
+                    told = f"the log of port {port} has {count} bytes {name} more than the counters"
+                    raise Broken(f"{told}, and {uncounted[port]} before; {self.stage.stayed} sessions were left")
+                uncounted[port] = count
+        self.stage.stayed = 0
 
     def _compare(self) -> None:
         """No stream was wrong, for clients and servers. Raises `Broken`."""
         found = [*self.load.faults, *(self.stage.found.read_text().splitlines() if self.stage.found.exists() else ())]
-        if found:
-            ways = {
-                key: self.load.ways.get(key)
-                for line in found
-                for key in map(int, re.findall(r"connection (\d+)", line))
-            }
+        if found := [line for line in found if not self.load.is_no_fault(line)]:
+            keys = {int(key) for line in found for key in re.findall(r"connection (\d+)", line)}
+            ways = {key: self.load.ways[key].name for key in keys if key in self.load.ways}
             raise Broken(f"bytes: {found[:3]}, by way of {ways}")
 
     def _lines(self) -> list[str]:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Broken", "Done", "Holdings", "check_holdings", "check_log", "check_said", "holdings"]
+__all__ = [
+    "Broken",
+    "Done",
+    "Holdings",
+    "check_holdings",
+    "check_idle",
+    "check_log",
+    "check_said",
+    "holdings",
+    "port_of",
+]
 
 PIPES_MAX = 64
 """Descriptors of pipes that the pools of the reactors may keep."""
@@ -22,7 +33,7 @@ SESSION_S_MAX = 600.0
 
 
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:  .*\n)+.*")
-_LOADING = "in <module>\n    from oinetd.process.cli import main\n"
+_LOADING = re.compile(r"daemon\.py.* in <module>\n    from oinetd\.\S+ import \w+\n")
 _SHORT = ("OSError: [Errno 12]", "MemoryError")
 
 
@@ -41,6 +52,7 @@ class Done:
     up: int
     down: int
     whole: bool = True
+    way: str = ""
 
     def is_told_by(self, up: int, down: int) -> bool:
         """Whether a closing line with these bytes is that of this connection."""
@@ -79,13 +91,27 @@ def check_holdings(before: Holdings, now: Holdings) -> None:
         raise Broken(f"memory leaked: {before.memory >> 20} MiB before, {now.memory >> 20} MiB now")
 
 
-def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tuple[int, int, int]:
-    """Every session has one closing line, with the bytes that its client counted; returns sessions, bytes up and down.
+def check_idle(counted: Iterable[Mapping[str, Any]]) -> None:
+    """No rule and no server has a session any more. Raises `Broken`."""
+    if busy := [f"{each['name']} has {each['live']}" for each in counted if each["live"]]:
+        raise Broken(f"sessions that are gone are counted as live: {', '.join(busy)}")
+
+
+def port_of(bind: str) -> int:
+    """The port of a rule, as rules are told; 0 for a unix socket."""
+    return 0 if bind.startswith("unix:") else int(bind.partition("/")[0].split()[-1].rpartition(":")[2])
+
+
+def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tuple[int, Counter[int], Counter[int]]:
+    """Every session has one closing line, with the bytes that its client counted.
+
+    Returns the number of sessions, and bytes up and down by the port of the rule, 0 for a unix socket.
 
     In a log that is not `whole` (oinetd was killed) the last sessions have none. Raises `Broken`.
     """
     opened: set[int] = set()
     closed: dict[int, tuple[int, int, int]] = {}
+    ups, downs = Counter[int](), Counter[int]()
     ends: dict[int, list[str]] = defaultdict(list)
     for line in lines:
         try:
@@ -103,6 +129,8 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
                 raise Broken(f"session {said['id']} lasted {said['duration_s']} s")
             closed[said["id"]] = (said["client_port"], said["bytes_up"], said["bytes_down"])
             ends[said["client_port"]].append(line)
+            ups[said["bind_port"]] += said["bytes_up"]
+            downs[said["bind_port"]] += said["bytes_down"]
     if extra := closed.keys() - opened:
         raise Broken(f"closing lines of sessions that were never opened: {sorted(extra)[:5]}")
     if whole and (missing := opened - closed.keys()):
@@ -118,7 +146,6 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
             if found is None:
                 raise Broken(f"no closing line with the bytes of its client: {each}, but {ends[each.port]}")
             told[each.port].remove(found)
-    ups, downs = (sum(each[place] for each in closed.values()) for place in (1, 2))
     return len(opened), ups, downs
 
 
@@ -131,5 +158,5 @@ def check_said(text: str) -> None:
     fault of it; that the old process goes on is what the other invariants say.
     """
     for found in _TRACEBACK.findall(text):
-        if not (_LOADING in found and found.splitlines()[-1].startswith(_SHORT)):
+        if not (_LOADING.search(found) and found.splitlines()[-1].startswith(_SHORT)):
             raise Broken(f"a traceback: {found[:1500]}")

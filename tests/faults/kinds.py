@@ -13,7 +13,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from tests.faults.frames import Frames
-from tests.faults.stage import DATAGRAMS, NAME, RULES, UPSTREAM, Stage, run
+from tests.faults.stage import NAME, Stage, run
+from tests.faults.ways import DATAGRAM_WAYS, HEADED, PLAIN, TCP_PORTS
 
 __all__ = ["KINDS", "Fault", "kinds"]
 
@@ -35,11 +36,11 @@ table inet faults {{
 
 @asynccontextmanager
 async def packets_are_lost(_: Stage, choice: random.Random) -> AsyncIterator[None]:
-    ports = ", ".join(str(port) for port in choice.sample((UPSTREAM, 7001, 7002, 7003, 7004), 2))
+    ports = ", ".join(str(port) for port in choice.sample((PLAIN, HEADED, *TCP_PORTS), 3))
     ruleset = LOSS.format(ports=ports, percent=choice.randint(1, 20))
     await asyncio.to_thread(run, "sh", "-c", f"echo '{ruleset}' | nft -f -")
     yield
-    await asyncio.to_thread(run, "nft", "flush", "ruleset")
+    await asyncio.to_thread(run, "nft", "delete", "table", "inet", "faults")
 
 
 @asynccontextmanager
@@ -88,9 +89,10 @@ async def descriptors_are_short(stage: Stage, choice: random.Random) -> AsyncIte
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + choice.randint(0, 12), hard))
         limits = soft, hard
     yield
-    for each in {pid, stage.daemon.pid} if limits is not None else ():  # a new process has those of the old one
+    for each in {pid, stage.daemon.pid}:  # a new process has the limits of the old one
         with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(each, resource.RLIMIT_NOFILE, limits)
+            if limits is not None:
+                resource.prlimit(each, resource.RLIMIT_NOFILE, limits)
 
 
 @asynccontextmanager
@@ -127,6 +129,35 @@ async def configurations_change(stage: Stage, choice: random.Random) -> AsyncIte
     except OSError:
         return
     stage.daemon.send_signal(signal.SIGHUP)
+
+
+@asynccontextmanager
+async def servers_come_and_go(stage: Stage, choice: random.Random) -> AsyncIterator[None]:
+    """The file of a group changes, and is sometimes no list of servers."""
+    for _ in range(choice.randint(1, 4)):
+        hosts = [f"127.0.0.{number}" for number in choice.sample(range(2, 9), choice.randint(0, 4))]
+        with contextlib.suppress(OSError):  # the disk may be full
+            stage.write_servers(hosts, "nonsense\n" if choice.random() < 0.2 else "")
+        await asyncio.sleep(choice.random() / 3)
+    yield
+    with contextlib.suppress(OSError):
+        stage.write_servers(("127.0.0.3",))
+
+
+@asynccontextmanager
+async def operators_change_servers(stage: Stage, choice: random.Random) -> AsyncIterator[None]:
+    server = "web/127.0.0.2:7000"
+    words = choice.choice((("drain", server), ("maint", server), ("weight", server, "7")))
+    await asyncio.to_thread(stage.ask, *words)
+    yield
+    await asyncio.to_thread(stage.ask, "ready", server)
+
+
+@asynccontextmanager
+async def sessions_are_killed(stage: Stage, choice: random.Random) -> AsyncIterator[None]:
+    for _ in range(choice.randint(1, 3)):
+        await asyncio.to_thread(stage.kill_sessions, choice.choice(("0s", "20ms", "1s")))
+    yield
 
 
 @asynccontextmanager
@@ -176,8 +207,8 @@ async def buffers_are_small(_: Stage, choice: random.Random) -> AsyncIterator[No
 @asynccontextmanager
 async def frames_are_forged(_: Stage, choice: random.Random) -> AsyncIterator[None]:
     with contextlib.closing(Frames(choice)) as frames:
-        for _ in range(choice.randint(1, 5)):
-            frames.send(100, tuple(RULES), DATAGRAMS)
+        for _times in range(choice.randint(1, 5)):
+            frames.send(100, TCP_PORTS, DATAGRAM_WAYS[0].port)
             await asyncio.sleep(choice.random() / 5)
         yield
 
@@ -202,6 +233,9 @@ KINDS: dict[str, Fault] = {
         memory_is_short,
         the_disk_is_full,
         configurations_change,
+        servers_come_and_go,
+        operators_change_servers,
+        sessions_are_killed,
         logs_are_opened_again,
         oinetd_is_upgraded,
         the_clock_jumps,

@@ -7,23 +7,42 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["PLANTS", "Plant"]
+__all__ = ["LEAKS", "PLANTS", "Plant"]
 
-PLANTS: Final = ("lost-byte", "invented-fin", "leaked-descriptor", "missing-line")
+_RELAYED: Final = ("lost-byte", "doubled-byte", "invented-fin")
+LEAKS: Final = {"leaked-descriptor": "descriptor", "leaked-memory": "memory"}
+"""What the daemon leaks; see `daemon.py`."""
+PLANTS: Final = (
+    *_RELAYED,
+    *LEAKS,
+    "missing-line",
+    "second-line",
+    "wrong-counter",
+    "wrong-counter-of-a-rule",
+    "lasting-session",
+    "foreign-datagram",
+    "uncounted-datagram",
+    "wrong-client",
+)
 
 
 class Plant:
-    """No fault, or the one of this name. The first two sit between the clients and oinetd, like a bad relay."""
+    """No fault, or the one of this name. The first three sit between the clients and oinetd, like a bad relay."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name
         self._relays: dict[tuple[str, int], tuple[str, int]] = {}
 
+    @property
+    def relays(self) -> bool:
+        """Whether clients go through a relay, which only plain ways have."""
+        return self.name in _RELAYED
+
     def way(self, address: tuple[str, int]) -> tuple[str, int]:
         """Where a client has to connect to."""
-        if self.name not in ("lost-byte", "invented-fin"):
+        if not self.relays:
             return address
         if address not in self._relays:
             listener = socket.create_server(("127.0.0.1", 0), backlog=256)
@@ -31,12 +50,41 @@ class Plant:
             threading.Thread(target=self._accept, args=(listener, address), daemon=True).start()
         return self._relays[address]
 
+    def source(self, key: int) -> int:
+        """The key that a client's address says."""
+        return key + (self.name == "wrong-client")
+
     def log(self, lines: Iterable[str]) -> Iterable[str]:
         """The log as it is told."""
         lines = list(lines)
-        if self.name == "missing-line":
-            lines.remove(next(line for line in reversed(lines) if '"event":"closed"' in line))
+        if self.name in ("missing-line", "second-line"):
+            last = next(line for line in reversed(lines) if '"event":"closed"' in line)
+            if self.name == "missing-line":
+                lines.remove(last)
+            else:
+                lines.append(last)
         return lines
+
+    def status(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The status as it is told."""
+        if self.name == "wrong-counter":
+            found["bytes_up"] += 1
+        if self.name == "lasting-session":
+            found["live"] += 1
+        return found
+
+    def rules(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rules as they are told."""
+        if self.name == "wrong-counter-of-a-rule":
+            found[0]["bytes_down"] += 1
+            found[1]["bytes_down"] -= 1
+        return found
+
+    def answers(self, data: bytes) -> list[bytes]:
+        """The datagrams that come where this one does."""
+        if self.name == "foreign-datagram":
+            return [b"of another client"]
+        return [data] * (1000 if self.name == "uncounted-datagram" else 1)
 
     def _accept(self, listener: socket.socket, address: tuple[str, int]) -> None:
         while True:
@@ -57,7 +105,7 @@ class Plant:
                         while source.recv(65536):
                             pass
                         return
-                    data = data[:-2] + data[-1:]
+                    data = data[:-2] + data[-1:] if self.name == "lost-byte" else data + data[-1:]
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
             return

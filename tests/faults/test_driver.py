@@ -50,9 +50,16 @@ def test_two_connections_of_one_port_have_their_own_lines() -> None:
     lines = []
     for number, up in ((1, 8), (2, 508)):
         said = {"event": "opened", "id": number}
-        closed = {"event": "closed", "duration_s": 0, "client_port": 50896, "bytes_up": up, "bytes_down": 0}
+        closed = {
+            "event": "closed",
+            "duration_s": 0,
+            "client_port": 50896,
+            "bind_port": 7001,
+            "bytes_up": up,
+            "bytes_down": 0,
+        }
         lines += [json.dumps(said), json.dumps(said | closed)]
-    assert check_log(lines, [first, second], whole=True) == (2, 516, 0)
+    assert check_log(lines, [first, second], whole=True) == (2, {7001: 516}, {7001: 0})
     with pytest.raises(Broken, match="no closing line"):
         check_log(lines, [replace(first, whole=True), second], whole=True)
     with pytest.raises(Broken, match="no closing line"):
@@ -61,9 +68,18 @@ def test_two_connections_of_one_port_have_their_own_lines() -> None:
 
 FOUND = {
     "lost-byte": "BROKEN .* bytes: .*the first wrong one",
+    "doubled-byte": "BROKEN .* bytes: .*the first wrong one",
     "invented-fin": "BROKEN .* a FIN after",
     "leaked-descriptor": "BROKEN .* descriptors leaked",
+    "leaked-memory": "BROKEN .* memory leaked",
     "missing-line": "BROKEN .* without a closing line",
+    "second-line": "BROKEN .* has two closing lines",
+    "wrong-counter": "BROKEN .* bytes_up of all is",
+    "wrong-counter-of-a-rule": "BROKEN .* bytes down more than the counters",
+    "lasting-session": "BROKEN .* sessions do not end",
+    "foreign-datagram": "BROKEN .* a datagram of another client",
+    "uncounted-datagram": "BROKEN .* datagrams by",
+    "wrong-client": "BROKEN .* its header names",
 }
 
 

@@ -58,7 +58,7 @@ from base.linux cimport (
     pthread_join, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, sockaddr, sockaddr_in, sockaddr_in6,
     sockaddr_storage, socklen_t, usleep,
 )
-from preamble.fault cimport FOUND_INVALID, FOUND_MORE
+from preamble.fault cimport FOUND_INVALID, FOUND_MORE, FOUND_WHOLE
 from preamble.hello cimport MESSAGE_BYTES_MAX, Hello, hello_read
 from preamble.proxy cimport HEADER_BYTES_MAX, ProxyHeader, proxy_read, proxy_read_datagram
 from preamble.proxy_write cimport LINE_ROOM_BYTES, proxy_begin_v2, proxy_end_v2, proxy_write_v1, tlv_put
@@ -92,7 +92,8 @@ from shared.histogram cimport BOUNDS, Histogram
 from shared.totals cimport TOTALS_PLACES, Totals, totals_add
 from reactor.thread cimport hub_free, hub_new, hub_shut, reactor_free, reactor_new, reactor_start
 from udp.message cimport least_listening, udp_message_send
-from state.udp_state cimport Session
+from state.udp_client cimport heading_read, session_client
+from state.udp_state cimport Heading, Session
 from udp.passport cimport Leaving, udp_passport_free, udp_passport_new
 
 
@@ -1136,6 +1137,18 @@ cdef tuple _try(said):
     return host, port, error
 
 
+cdef int _parse_heading(bytes data, const ReturnAddress *key, Heading *heading) except -1:
+    """The PROXY header that the peer of a UDP session writes."""
+    cdef const unsigned char *place = data
+    cdef ProxyHeader header
+    cdef Address peer
+    if proxy_read_datagram(&header, place, <uint32_t> len(data)) != FOUND_WHOLE or header.length != len(data):
+        raise ValueError("not a header")
+    address_read(&peer, &key.place)
+    heading_read(heading, &header, &peer, place)
+    return 0
+
+
 @cython.final
 cdef class DatagramPassport:
     cdef Session *session
@@ -1165,7 +1178,10 @@ cdef class DatagramPassport:
     def state(self):
         cdef Session *session = self._must_be_held()
         cdef Address client
-        address_read(&client, &session.key.place)
+        cdef bytes header = b""
+        session_client(session, &client)
+        if session.heading != NULL:
+            header = (<char *> session.heading.data)[:session.heading.size]
         return {
             "id": session.id, "started": session.started_s, "started_us": session.started_us,
             "last_ms": session.last_ms, "asked_ms": session.asked_ms, "answered": bool(session.answered),
@@ -1175,7 +1191,7 @@ cdef class DatagramPassport:
                 session.bytes_up, session.bytes_down, session.datagrams_up, session.datagrams_down,
                 session.datagrams_lost,
             ],
-            "client": [_text(&client), client.port],
+            "client": [_text(&client), client.port], "header": header.hex(),
         }
 
     def release(self):
@@ -1604,7 +1620,9 @@ cdef class Hub:
         cdef sockaddr_storage place
         cdef socklen_t size = sizeof(place)
         cdef Session *session
+        cdef Heading heading
         cdef bytes data = bytes.fromhex(state["key"])
+        cdef bytes header = bytes.fromhex(state.get("header") or "")
         self._must_run()
         numbers = tuple([int(state[name]) for name in ("id", "started_us", "last_ms", "asked_ms", "rounds", "errno")])
         counts = tuple([int(each) for each in state["counts"]])
@@ -1614,12 +1632,15 @@ cdef class Hub:
         memcpy(&key, <const char *> data, sizeof(key))
         if key.place.sin6_family not in (AF_INET, AF_INET6) or key.local_size > sizeof(key.local):
             raise ValueError("not a client of a UDP session")
+        if header:
+            _parse_heading(header, &key, &heading)
         if policy.policy.gate == NULL:
             raise ValueError("the policy has no gate")
         if c_getpeername(fd, <sockaddr *> &place, &size) != 0:
             raise OSError(errno, strerror(errno).decode())
         address_read(&upstream, &place)
-        session = udp_passport_new(self.gate.gate, self.udp_gate.gate, policy.policy, &key, &upstream)
+        session = udp_passport_new(
+            self.gate.gate, self.udp_gate.gate, policy.policy, &key, &heading if header else NULL, &upstream)
         if session == NULL:
             return None
         session.fd = fd

@@ -45,11 +45,11 @@ cdef inline bint ring_has_reserve(Reactor *reactor) noexcept nogil:
     return True
 
 
-cdef inline void report_refused(
+cdef inline Record *refused_begin(
     Reactor *reactor, const Policy *policy, int kind, const Address *client, uint64_t id, double started_s, int ending,
     int error,
 ) noexcept nogil:
-    """A client that is not served. The ring has room, because the reactor looked at its reserve before."""
+    """The record of a client that is not served. The ring has room: the reactor looked at its reserve before."""
     cdef Record *record = record_begin(reactor, kind, policy)
     c_assert(record != NULL)
     record.ending = ending
@@ -57,6 +57,15 @@ cdef inline void report_refused(
     record.id = id
     record.started_s = started_s
     record.client = client[0]
+    return record
+
+
+cdef inline void report_refused(
+    Reactor *reactor, const Policy *policy, int kind, const Address *client, uint64_t id, double started_s, int ending,
+    int error,
+) noexcept nogil:
+    """Tell of a client that is not served."""
+    refused_begin(reactor, policy, kind, client, id, started_s, ending, error)
     record_push(reactor)
 
 

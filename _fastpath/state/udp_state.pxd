@@ -6,6 +6,7 @@ writes a message to the reactor (`udp.message`).
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from base.address cimport Address
 from state.datagram cimport Batch
 from shared.gate cimport Gate
 from shared.policy cimport Policy
@@ -33,6 +34,12 @@ cdef struct Trail:              # of a client whose questions no address has ans
     uint64_t since_ms           # when it asked the first of these; of a group, the last
     uint64_t server             # tag of the server that it left last; 0 is none
 
+cdef struct Heading:            # the PROXY header that a peer writes before a datagram
+    Address client              # the one in it, or the peer if it names none
+    Address peer
+    const uint8_t *data
+    uint32_t size
+
 cdef struct Session:
     Slot slot
     int fd                      # the upstream socket; -1 when closed
@@ -46,15 +53,16 @@ cdef struct Session:
     uint8_t ending
     uint8_t last                # of a listener that lingers
     uint16_t member             # the server of the policy's group, see `policy_member`; 0 is none
+    uint32_t head_bytes         # of `head`; here because it fits
     Trail trail
     uint64_t hash               # of `key`, with that of the listener
-    ReturnAddress key           # the client, and which address of ours it writes to
+    ReturnAddress key           # the peer, and which address of ours it writes to
+    Heading *heading            # the last header of the peer; NULL if it writes none, and is the client
     UdpListener *listener
     SessionQueue *queue
     Policy *policy
     Throttle *throttle          # NULL if nothing bounds its bytes
     uint8_t *head               # the PROXY header for its server, made for its first datagram; NULL is none yet
-    uint32_t head_bytes
     uint64_t id
     double started_s            # Unix time
     uint64_t started_us         # monotonic

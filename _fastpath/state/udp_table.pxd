@@ -11,9 +11,10 @@ from base.linux cimport c_assert
 from shared.policy cimport Policy
 from state.return_address cimport ReturnAddress, return_address_same
 from state.slab cimport slab_at, slab_give, slab_take
+from state.udp_client cimport session_is_of
 from state.udp_state cimport (
-    BY_AGE, BY_QUEUE, BY_TURN, QUEUE_BUCKETS, SESSION_FREE, Datagrams, Line, RuleSessions, Session, SessionQueue,
-    UdpListener,
+    BY_AGE, BY_QUEUE, BY_TURN, QUEUE_BUCKETS, SESSION_FREE, Datagrams, Heading, Line, RuleSessions, Session,
+    SessionQueue, UdpListener,
 )
 
 cdef enum:
@@ -43,16 +44,17 @@ cdef inline Session *session_at(const Datagrams *self, uint32_t index) noexcept 
 # By client
 
 cdef inline Session *session_find(
-    Datagrams *self, const UdpListener *listener, const ReturnAddress *key, uint64_t hash
+    Datagrams *self, const UdpListener *listener, const ReturnAddress *key, uint64_t hash, const Heading *heading
 ) noexcept nogil:
-    """The session of a client of a listener; `hash` is that of both."""
+    """The session of a client of a listener, which the `heading` of its peer names; `hash` is that of all."""
     cdef Session *session
     if self.bucket_count == 0:
         return NULL
     session = self.buckets[hash & (self.bucket_count - 1)]
     while session != NULL:
         if session.hash == hash and session.listener == listener and return_address_same(&session.key, key):
-            return session
+            if session_is_of(session, heading):
+                return session
         session = session.chain
     return NULL
 

@@ -5,7 +5,7 @@ follows, and keeps the header until the client's bytes are behind it. Else it le
 speaks first is not kept waiting. Its bytes are in no count.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from base.address cimport Address, address_is_unix, address_read
 from base.linux cimport (
@@ -50,10 +50,11 @@ cdef inline bint passes(const Conn *conn, int kind) noexcept nogil:
     )
 
 
-cdef inline uint32_t tlvs_pass(uint8_t *header, uint32_t at, const Facts *facts, bint checksum) noexcept nogil:
+cdef inline uint32_t tlvs_pass(
+    uint8_t *header, uint32_t at, const uint8_t *tlv, uint32_t tlv_bytes, bint checksum
+) noexcept nogil:
     """Add the TLVs of the header that was accepted, but for its checksum and what only fills it up."""
-    cdef const uint8_t *tlv = facts_tlvs(facts)
-    cdef const uint8_t *end = tlv + facts.tlv_bytes
+    cdef const uint8_t *end = tlv + tlv_bytes
     cdef uint32_t size, then
     while tlv < end:        # bounded: each is at least three bytes
         size = big_16(tlv + 1)
@@ -66,11 +67,19 @@ cdef inline uint32_t tlvs_pass(uint8_t *header, uint32_t at, const Facts *facts,
     return at
 
 
+cdef inline uint32_t tlv_unique_id(
+    uint8_t *header, uint32_t at, const Policy *policy, uint64_t id, bint checksum
+) noexcept nogil:
+    """Add the unique ID of a session."""
+    cdef char unique[UNIQUE_ID_BYTES + 1]
+    snprintf(unique, sizeof(unique), b"%016llx%016llx", <unsigned long long> policy.run_id, <unsigned long long> id)
+    return tlv_put(header, at, TLV_UNIQUE_ID, <const uint8_t *> unique, UNIQUE_ID_BYTES, checksum)
+
+
 cdef inline uint32_t header_write(const Conn *conn, uint8_t *header) noexcept nogil:
     """Write the header of a connection into HEADER_BYTES_MAX; its length."""
     cdef const Policy *policy = conn.policy
     cdef bint checksum = policy.proxy_tlv & PROXY_CHECKSUM
-    cdef char unique[UNIQUE_ID_BYTES + 1]
     cdef Address client, reached
     cdef uint32_t at
     ends_of(conn, &client, &reached)
@@ -81,11 +90,9 @@ cdef inline uint32_t header_write(const Conn *conn, uint8_t *header) noexcept no
         if not passes(conn, TLV_AUTHORITY):
             at = tlv_put(header, at, TLV_AUTHORITY, facts_name(conn.facts), conn.facts.name_bytes, checksum)
     if at and policy.proxy_tlv & PROXY_UNIQUE_ID and not passes(conn, TLV_UNIQUE_ID):
-        snprintf(unique, sizeof(unique), b"%016llx%016llx", <unsigned long long> policy.run_id,
-                 <unsigned long long> conn.id)
-        at = tlv_put(header, at, TLV_UNIQUE_ID, <const uint8_t *> unique, UNIQUE_ID_BYTES, checksum)
+        at = tlv_unique_id(header, at, policy, conn.id, checksum)
     if at and policy.proxy_tlv & PROXY_PASS and conn.facts != NULL:
-        at = tlvs_pass(header, at, conn.facts, checksum)
+        at = tlvs_pass(header, at, facts_tlvs(conn.facts), conn.facts.tlv_bytes, checksum)
     return proxy_end_v2(header, at, checksum)
 
 

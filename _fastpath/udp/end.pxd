@@ -21,6 +21,7 @@ from shared.ring cimport RECORD_CLOSED, RECORD_LIVE, RECORD_OPENED, Record
 from state.reactor cimport Hub, Reactor
 from udp.header cimport head_drop
 from udp.shares cimport share_leave, share_victim, share_victim_of
+from state.udp_client cimport heading_drop, heading_facts, session_client
 from state.udp_state cimport (
     BY_QUEUE, QUEUE_BUCKETS, SESSION_CLOSED, SESSION_LIVE, Datagrams, Session, SessionQueue,
 )
@@ -46,7 +47,8 @@ cdef inline void session_record(Record *record, const Session *session, uint64_t
     record.datagrams_up = session.datagrams_up
     record.datagrams_down = session.datagrams_down
     record.datagrams_lost = session.datagrams_lost
-    address_read(&record.client, &session.key.place)
+    session_client(session, &record.client)
+    record.facts = heading_facts(session.heading)
     record.server = policy_server_tag(session.policy, session.member)
     address_read(&record.upstream, &policy_targets(session.policy, session.member).items[session.address].place.place)
     record.error = session.error
@@ -74,6 +76,7 @@ cdef inline bint report_closed(Reactor *reactor, Session *session) noexcept nogi
     record.kind = RECORD_CLOSED
     record_push(reactor)
     policy_drop(session.policy)
+    heading_drop(session)
     session_give(reactor.udp, session)
     return True
 
@@ -122,7 +125,7 @@ cdef inline void session_end(Reactor *reactor, Session *session, int ending, int
         throttle_end(session.throttle, policy)
         session.throttle = NULL
     if session.counted:
-        address_read(&client, &session.key.place)
+        session_client(session, &client)
         sources_leave(reactor.hub.gate, policy, &client, session.counted)
     oi_raise_by(&policy.gate.ended, 1)
     histogram_add(&policy.gate.durations, oi_duration_bounds, session.ended_us - session.started_us)

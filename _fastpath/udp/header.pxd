@@ -2,22 +2,19 @@
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from base.address cimport Address, MAPPED_PREFIX, address_read
 from base.linux cimport AF_INET, AF_INET6, c_getsockname, sockaddr, sockaddr_storage, socklen_t
-from preamble.proxy cimport TLV_UNIQUE_ID
-from preamble.proxy_write cimport proxy_begin_v2, proxy_end_v2, snprintf, tlv_put
-from shared.policy cimport PROXY_CHECKSUM, PROXY_UNIQUE_ID, Policy
+from preamble.proxy cimport HEADER_BYTES_MAX, TLV_UNIQUE_ID, ProxyHeader, proxy_read, tlv_find
+from preamble.proxy_write cimport proxy_begin_v2, proxy_end_v2
+from shared.policy cimport PROXY_CHECKSUM, PROXY_PASS, PROXY_UNIQUE_ID, Policy
 from state.datagram cimport Batch, in6_pktinfo, in_pktinfo
 from state.datagram_send cimport Sent, batch_send, batch_send_headed
 from state.return_address cimport ReturnAddress
-from state.udp_state cimport Session
-from tcp.header cimport UNIQUE_ID_BYTES
-
-cdef enum:
-    HEAD_BYTES_MAX = 128        # the longest, with addresses of IPv6, unique ID and checksum, has 94
-
+from state.udp_client cimport heading_keep
+from state.udp_state cimport Heading, Session
+from tcp.header cimport tlv_unique_id, tlvs_pass
 
 cdef inline void reached_by(Address *reached, int fd, const ReturnAddress *sender) noexcept nogil:
     """The address of ours that a client writes to; without a family if it is not known."""
@@ -37,20 +34,29 @@ cdef inline void reached_by(Address *reached, int fd, const ReturnAddress *sende
 
 
 cdef inline bint head_make(Session *session) noexcept nogil:
-    """Make the header of a session; False if there is no memory."""
+    """Make the header of a session, behind that of its peer if it writes one; False if there is no memory."""
     cdef const Policy *policy = session.policy
-    cdef uint8_t header[HEAD_BYTES_MAX]
-    cdef char unique[UNIQUE_ID_BYTES + 1]
+    cdef const Heading *heading = session.heading
+    cdef const uint8_t *tlvs = NULL
+    cdef uint8_t header[HEADER_BYTES_MAX]
     cdef bint checksum = policy.proxy_tlv & PROXY_CHECKSUM
+    cdef ProxyHeader accepted
     cdef Address client, reached
-    cdef uint32_t at
-    address_read(&client, &session.key.place)
-    reached_by(&reached, session.listener.fd, &session.key)
+    cdef uint32_t tlv_bytes = 0, at
+    if heading == NULL:
+        address_read(&client, &session.key.place)
+        reached_by(&reached, session.listener.fd, &session.key)
+    else:
+        proxy_read(&accepted, heading.data, heading.size)
+        client, reached = accepted.source, accepted.destination     # without a family if it names none
+        if policy.proxy_tlv & PROXY_PASS:
+            tlvs = heading.data + accepted.tlvs
+            tlv_bytes = heading.size - accepted.tlvs
     at = proxy_begin_v2(header, &client, &reached, True)
-    if at and policy.proxy_tlv & PROXY_UNIQUE_ID:
-        snprintf(unique, sizeof(unique), b"%016llx%016llx", <unsigned long long> policy.run_id,
-                 <unsigned long long> session.id)
-        at = tlv_put(header, at, TLV_UNIQUE_ID, <const uint8_t *> unique, UNIQUE_ID_BYTES, checksum)
+    if at and policy.proxy_tlv & PROXY_UNIQUE_ID and tlv_find(tlvs, tlv_bytes, TLV_UNIQUE_ID) == NULL:
+        at = tlv_unique_id(header, at, policy, session.id, checksum)
+    if at:
+        at = tlvs_pass(header, at, tlvs, tlv_bytes, checksum)
     session.head_bytes = proxy_end_v2(header, at, checksum)
     session.head = <uint8_t *> malloc(session.head_bytes)
     if session.head == NULL:
@@ -62,6 +68,13 @@ cdef inline bint head_make(Session *session) noexcept nogil:
 cdef inline void head_drop(Session *session) noexcept nogil:
     free(session.head)
     session.head = NULL
+
+
+cdef inline void heading_note(Session *session, const Heading *heading) noexcept nogil:
+    """The datagrams that follow are behind this header of the peer, most often the one before."""
+    if session.heading.size != heading.size or memcmp(session.heading.data, heading.data, heading.size) != 0:
+        if heading_keep(session, heading):
+            head_drop(session)
 
 
 cdef inline void send_headed(Batch *batch, Session *session, int first, int count, Sent *sent) noexcept nogil:

@@ -7,25 +7,24 @@ says that it was the last.
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
-from shared.access cimport Access, access_decide
-from base.address cimport Address, address_read
+from shared.access cimport Access, access_decide, access_denies_all
+from base.address cimport Address
 from base.atomic cimport oi_add
 from state.datagram cimport MESSAGES_MAX, Group, batch_free, batch_new, batch_receive, take_trains
 from shared.ending cimport ENDING_ABORTED, ENDING_REVOKED
 from base.linux cimport (
     EMFILE, ENOMEM, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, c_assert, c_epoll_ctl, epoll_event, errno,
 )
-from shared.group cimport group_has_usable
-from shared.policy cimport Policy, policy_drop, policy_hold, policy_member
-from shared.server cimport server_has_gone
+from shared.policy cimport ACCEPT_OFF, Policy, policy_drop, policy_hold
 from state.return_address cimport mix
 from state.connection_slab cimport KIND_UDP_LISTENER, event_data
 from state.reactor cimport LISTENERS_MAX, Reactor
 from udp.end cimport rule_trim, session_end
-from udp.session cimport forward, session_begin, session_change, session_move
+from udp.incoming cimport group_hash, headed_take, serve
 from state.slab cimport slab_destroy, slab_init, slab_slots
+from state.udp_client cimport session_client
 from state.udp_state cimport SESSION_LIVE, Datagrams, Session, SessionQueue, UdpListener
-from state.udp_table cimport queue_drop, queue_hold, session_at, session_find
+from state.udp_table cimport queue_drop, queue_hold, session_at
 
 cdef enum:
     LISTENERS_MORE = 64         # the table grows by this many
@@ -106,19 +105,10 @@ cdef inline void listener_not_ready(Datagrams *self, UdpListener *listener) noex
     listener.queued = False
 
 
-cdef inline bint session_needs_server(const UdpListener *listener, const Session *session) noexcept nogil:
-    """Whether the server of a session must not be used any more, and there is another one."""
-    if not server_has_gone(policy_member(session.policy, session.member).server):
-        return False
-    return listener.policy.group == NULL or group_has_usable(listener.policy.group)
-
-
 cdef inline int listener_turn(Reactor *reactor, UdpListener *listener) noexcept nogil:
     """Take a batch, and give it on; the number of messages, or -errno."""
     cdef Datagrams *udp = reactor.udp
-    cdef Session *session
     cdef Group *group
-    cdef uint64_t hash
     cdef int i
     cdef int got = batch_receive(udp.batch, listener.fd, MESSAGES_MAX, True)
     if got <= 0:
@@ -129,18 +119,8 @@ cdef inline int listener_turn(Reactor *reactor, UdpListener *listener) noexcept 
         oi_add(&listener.policy.gate.lost, <uint64_t> udp.batch.forged)
     for i in range(udp.batch.group_count):
         group = &udp.batch.groups[i]
-        hash = mix(group.hash ^ listener.salt, listener.salt | 1)
-        session = session_find(udp, listener, &group.sender, hash)
-        if session == NULL:
-            session = session_begin(reactor, listener, group, hash, NULL)
-        elif session.member and session_needs_server(listener, session):
-            session = session_change(reactor, listener, session, group, hash, False)
-        elif session.asked_ms and reactor.now_ms >= session.asked_ms + session.policy.silence_ms:
-            session = session_move(reactor, listener, session, group, hash)
-        if session == NULL:
-            oi_add(&listener.policy.gate.lost, <uint64_t> group.count)
-        else:
-            forward(reactor, session, group.first, group.count)
+        if listener.policy.accept_proxy == ACCEPT_OFF or not headed_take(reactor, listener, group):
+            serve(reactor, listener, group, group_hash(listener, group), NULL, group.first, group.count)
     if got == MESSAGES_MAX:
         listener_ready(udp, listener)
     return got
@@ -257,8 +237,10 @@ cdef inline long sessions_revoke(Reactor *reactor, UdpListener *listener, const 
         if session.state != SESSION_LIVE or session.listener != listener:
             continue
         left -= 1
-        address_read(&client, &session.key.place)
-        if access_decide(access, &client):
+        session_client(session, &client)
+        if access_decide(access, &client) or (
+            session.heading != NULL and access_denies_all(access, &session.heading.peer)
+        ):
             session_end(reactor, session, ENDING_REVOKED, 0)
             ended += 1
     return ended

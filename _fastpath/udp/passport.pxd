@@ -7,7 +7,7 @@ processes have, and answers in that of the upstream socket. So no client gets a 
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc
 
-from base.address cimport Address, address_read
+from base.address cimport Address
 from base.atomic cimport oi_add, oi_put, oi_raise_by
 from base.linux cimport (
     ENOMEM, EPOLLET, EPOLLIN, EPOLL_CTL_ADD, EPOLL_CTL_DEL, c_assert, c_close, c_epoll_ctl, epoll_event, errno,
@@ -21,7 +21,8 @@ from state.connection_slab cimport KIND_UDP_LISTENER, event_data
 from state.reactor cimport Reactor
 from state.return_address cimport ReturnAddress, mix, return_address_hash
 from state.slab cimport Slot, slab_slots
-from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Line, Session, UdpListener
+from state.udp_client cimport heading_drop, heading_hash, heading_keep, session_client
+from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Heading, Line, Session, UdpListener
 from state.udp_table cimport (
     line_append, line_cut, queue_drop, queue_hold, session_at, session_give, session_not_ready, session_ready,
     session_take, table_cut, table_put, table_room,
@@ -143,6 +144,8 @@ cdef inline long session_put_in(Reactor *reactor, UdpListener *listener, Session
     session.queued = 0
     session.listener = listener
     session.hash = mix(return_address_hash(&session.key, udp.batch.seed) ^ listener.salt, listener.salt | 1)
+    if session.heading != NULL:
+        session.hash = heading_hash(session.heading, session.hash, udp.batch.seed)
     table_put(udp, session)
     share_enter(udp, session)
     line_enter(&session.queue.line, session)
@@ -156,9 +159,11 @@ cdef inline long session_put_in(Reactor *reactor, UdpListener *listener, Session
 
 
 cdef inline Session *udp_passport_new(
-    Gate *process, Gate *udp_gate, Policy *policy, const ReturnAddress *key, const Address *upstream
+    Gate *process, Gate *udp_gate, Policy *policy, const ReturnAddress *key, const Heading *heading,
+    const Address *upstream,
 ) noexcept nogil:
-    """A session that another process had, in the places that it has here, limits or not.
+    """A session that another process had, in the places that it has here, limits or not. `heading` is NULL if its peer
+    writes none.
 
     NULL if it writes to an address that the policy does not know (`errno` 0), or without memory. The caller fills in
     what that process said of it.
@@ -168,7 +173,11 @@ cdef inline Session *udp_passport_new(
     cdef int address
     if session == NULL:
         return NULL
-    address_read(&client, &key.place)
+    session.key = key[0]
+    if heading != NULL and not heading_keep(session, heading):
+        free(session)
+        return NULL
+    session_client(session, &client)
     session.policy = policy
     if policy.group != NULL:
         session.member = member_force(policy, upstream)
@@ -182,10 +191,10 @@ cdef inline Session *udp_passport_new(
     if address < 0:
         if session.member:
             server_leave(policy_member(policy, session.member).server)
+        heading_drop(session)
         free(session)
         return NULL
     session.address = <unsigned char> address
-    session.key = key[0]
     policy_hold(policy)
     gate_force(udp_gate)
     gate_force(policy.gate)
@@ -200,7 +209,7 @@ cdef inline void udp_passport_free(Gate *process, Gate *udp_gate, Session *passp
     cdef Address client
     c_close(passport.fd)
     if passport.counted:
-        address_read(&client, &passport.key.place)
+        session_client(passport, &client)
         sources_leave(process, policy, &client, passport.counted)
     oi_raise_by(&policy.gate.ended, 1)
     if passport.throttle != NULL:
@@ -210,4 +219,5 @@ cdef inline void udp_passport_free(Gate *process, Gate *udp_gate, Session *passp
     gate_leave(policy.gate)
     gate_leave(udp_gate)
     policy_drop(policy)
+    heading_drop(passport)
     free(passport)

@@ -16,10 +16,10 @@ from base.atomic cimport oi_add, oi_get, oi_put, oi_raise_by
 from state.datagram cimport MESSAGES_MAX, Group, batch_receive
 from state.datagram_send cimport Sent, batch_send
 from shared.ending cimport (
-    ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_SERVER_DOWN, ENDING_UPSTREAM_RESET,
-    ENDING_UPSTREAM_SILENT,
+    ENDING_BAD_PROXY_HEADER, ENDING_DENIED, ENDING_LIMITED, ENDING_NOT_ALLOWED, ENDING_NOT_TRUSTED, ENDING_SERVER_DOWN,
+    ENDING_UPSTREAM_RESET, ENDING_UPSTREAM_SILENT,
 )
-from state.report cimport report_refused, ring_has_reserve
+from state.report cimport record_push, refused_begin, ring_has_reserve
 from shared.histogram cimport histogram_add, oi_duration_bounds
 from shared.bucket cimport bucket_take
 from shared.gate cimport Gate, gate_count_datagrams, gate_leave
@@ -28,7 +28,7 @@ from tcp.loop cimport loop_say
 from shared.own cimport is_own
 from shared.policy cimport Policy, policy_hold, policy_proxy_version, policy_targets
 from shared.throttle cimport throttle_end, throttle_is_wanted, throttle_new, throttle_takes
-from shared.ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, ring_room
+from shared.ring cimport RECORD_CLOSED, RECORD_OPENED, RING_RESERVE, Record, ring_room
 from state.reactor cimport Reactor
 from shared.target cimport target_answered
 from tcp.target_report cimport (
@@ -39,7 +39,8 @@ from udp.end cimport due_by, make_room, report_opened, session_end
 from udp.header cimport send_headed
 from udp.shares cimport share_answered, share_enter
 from udp.silence cimport same_places, trail_answered, trail_make, trail_of_servers, waits_too_long
-from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Session, Trail, UdpListener
+from state.udp_client cimport heading_drop, heading_facts, heading_keep
+from state.udp_state cimport BY_QUEUE, SESSION_LIVE, Datagrams, Heading, Session, Trail, UdpListener
 from state.udp_table cimport (
     line_append, queue_hold, session_give, session_heard, session_ready, session_take, table_put, table_room,
 )
@@ -54,11 +55,23 @@ cdef inline bint nobody_listens(int error) noexcept nogil:
     return error == ECONNREFUSED or error == ENOPROTOOPT
 
 
+cdef inline bint is_refusal(int ending) noexcept nogil:
+    """Whether the client was not let in, which is no failure."""
+    return (
+        ending == ENDING_DENIED or ending == ENDING_NOT_ALLOWED or ending == ENDING_LIMITED
+        or ending == ENDING_NOT_TRUSTED or ending == ENDING_BAD_PROXY_HEADER
+    )
+
+
 cdef inline void turn_away(
-    Reactor *reactor, UdpListener *listener, const Address *client, int ending, int error
+    Reactor *reactor, UdpListener *listener, const Address *client, const Heading *heading, int ending, int error,
+    uint64_t fault,
 ) noexcept nogil:
-    """Report a client that gets no session, unless its address was reported before."""
-    cdef bint failed = ending != ENDING_DENIED and ending != ENDING_NOT_ALLOWED and ending != ENDING_LIMITED
+    """Report a client that gets no session, unless its address was reported before. `heading` is NULL if its peer wrote
+    none that is valid; `fault` says what was wrong with it.
+    """
+    cdef bint failed = not is_refusal(ending)
+    cdef Record *record
     cdef double now_s
     cdef uint64_t id
     if listener.told == NULL:
@@ -70,8 +83,13 @@ cdef inline void turn_away(
     id = oi_add(&reactor.hub.gate.next_id, 1)
     now_s = unix_time()
     if failed and oi_get(&reactor.hub.totals_only) == 0:      # it was not refused: events come in pairs
-        report_refused(reactor, listener.policy, RECORD_OPENED, client, id, now_s, 0, 0)
-    report_refused(reactor, listener.policy, RECORD_CLOSED, client, id, now_s, ending, error)
+        record = refused_begin(reactor, listener.policy, RECORD_OPENED, client, id, now_s, 0, 0)
+        record.facts = heading_facts(heading)
+        record_push(reactor)
+    record = refused_begin(reactor, listener.policy, RECORD_CLOSED, client, id, now_s, ending, error)
+    record.facts = heading_facts(heading)
+    record.server = fault
+    record_push(reactor)
     oi_put(&reactor.stats.refused, oi_get(&reactor.stats.refused) + 1)
     if failed:
         oi_add(&listener.policy.gate.admitted, 1)
@@ -80,8 +98,8 @@ cdef inline void turn_away(
 
 
 cdef inline Session *session_open(
-    Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Address *client, int counted,
-    const Trail *trail,
+    Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Heading *heading,
+    const Address *client, int counted, const Trail *trail,
 ) noexcept nogil:
     """Make a session in a place that was taken; NULL if it cannot have its upstream, which is told."""
     cdef Datagrams *udp = reactor.udp
@@ -90,9 +108,13 @@ cdef inline Session *session_open(
     if session == NULL:
         return NULL
     session.policy = policy
+    if heading != NULL and not heading_keep(session, heading):
+        session_give(udp, session)
+        return NULL
     if throttle_is_wanted(policy):
         session.throttle = throttle_new(policy, client)
         if session.throttle == NULL:
+            heading_drop(session)
             session_give(udp, session)
             return NULL
     if trail != NULL:
@@ -105,9 +127,10 @@ cdef inline Session *session_open(
     session.started_us = reactor.now_us
     session.last_ms = reactor.now_ms
     if not udp_dial(reactor, session, client):
-        turn_away(reactor, listener, client, session.ending, session.error)
+        turn_away(reactor, listener, client, heading, session.ending, session.error, 0)
         if session.throttle != NULL:
             throttle_end(session.throttle, policy)
+        heading_drop(session)
         session_give(udp, session)
         return NULL
     session.queue = queue_hold(udp, policy)
@@ -137,37 +160,39 @@ cdef inline bint session_is_due(Gate *gate) noexcept nogil:
 
 
 cdef inline Session *session_begin(
-    Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Trail *trail
+    Reactor *reactor, UdpListener *listener, const Group *group, uint64_t hash, const Heading *heading,
+    const Trail *trail,
 ) noexcept nogil:
-    """A session for a new sender, or for one with a trail; NULL if it may have none."""
+    """A session for a new client, or for one with a trail; NULL if it may have none."""
     cdef Policy *policy = listener.policy
     cdef Session *session
-    cdef Address client
+    cdef Address peer
+    cdef const Address *client = &peer if heading == NULL else &heading.client
     cdef int refusal, counted
     if listener.lingering:
         return NULL
     if not ring_has_reserve(reactor):
         return NULL
-    address_read(&client, &group.sender.place)
-    refusal = access_decide(&policy.access, &client)
+    address_read(&peer, &group.sender.place)
+    refusal = access_decide(&policy.access, client)
     if refusal:
-        turn_away(reactor, listener, &client, refusal, 0)
+        turn_away(reactor, listener, client, heading, refusal, 0, 0)
         return NULL
     if not session_is_due(policy.gate):
         return NULL
-    if is_own(&reactor.hub.own, &reactor.hub.lock, &client):
-        loop_say(reactor, policy, &client, True)
+    if is_own(&reactor.hub.own, &reactor.hub.lock, &peer):
+        loop_say(reactor, policy, &peer, True)
         return NULL
-    counted = sources_enter(reactor.hub.gate, policy, &client, False)
+    counted = sources_enter(reactor.hub.gate, policy, client, False)
     if counted < 0:
-        turn_away(reactor, listener, &client, ENDING_LIMITED, 0)
+        turn_away(reactor, listener, client, heading, ENDING_LIMITED, 0, 0)
         return NULL
     if not make_room(reactor, policy):
-        sources_leave(reactor.hub.gate, policy, &client, counted)
+        sources_leave(reactor.hub.gate, policy, client, counted)
         return NULL
-    session = session_open(reactor, listener, group, hash, &client, counted, trail)
+    session = session_open(reactor, listener, group, hash, heading, client, counted, trail)
     if session == NULL:
-        sources_leave(reactor.hub.gate, policy, &client, counted)
+        sources_leave(reactor.hub.gate, policy, client, counted)
         gate_leave(policy.gate)
         if gate_leave(reactor.hub.udp_gate):
             reactor.room_made = True
@@ -175,7 +200,8 @@ cdef inline Session *session_begin(
 
 
 cdef inline Session *session_change(
-    Reactor *reactor, UdpListener *listener, Session *session, const Group *group, uint64_t hash, bint silent
+    Reactor *reactor, UdpListener *listener, Session *session, const Group *group, uint64_t hash,
+    const Heading *heading, bint silent,
 ) noexcept nogil:
     """The server of a session is `silent`, or it is no more to be used: the client gets a session with another one.
     Its session; NULL if it may have none."""
@@ -186,11 +212,12 @@ cdef inline Session *session_change(
     if silent:
         trail_of_servers(&trail, session)
     session_end(reactor, session, ENDING_UPSTREAM_SILENT if silent else ENDING_SERVER_DOWN, 0)
-    return session_begin(reactor, listener, group, hash, &trail)
+    return session_begin(reactor, listener, group, hash, heading, &trail)
 
 
 cdef inline Session *session_move(
-    Reactor *reactor, UdpListener *listener, Session *session, const Group *group, uint64_t hash
+    Reactor *reactor, UdpListener *listener, Session *session, const Group *group, uint64_t hash,
+    const Heading *heading,
 ) noexcept nogil:
     """The client writes again to a session whose address has left it without an answer: after too long a time it
     gets a session with another address, if there is one. Its session; NULL if it may have none."""
@@ -200,7 +227,7 @@ cdef inline Session *session_move(
     if not waits_too_long(session, same, reactor.now_ms) or listener.lingering:
         return session
     if session.member or policy.group != NULL:
-        return session_change(reactor, listener, session, group, hash, True)
+        return session_change(reactor, listener, session, group, hash, heading, True)
     if policy.targets.count == 0:
         return session
     if same and policy.targets.count == 1:
@@ -212,7 +239,7 @@ cdef inline Session *session_move(
     look_up_again(reactor, policy, ETIMEDOUT)
     trail_make(&trail, session, policy, same)
     session_end(reactor, session, ENDING_UPSTREAM_SILENT, 0)
-    return session_begin(reactor, listener, group, hash, &trail)
+    return session_begin(reactor, listener, group, hash, heading, &trail)
 
 
 cdef inline int within_bandwidth(Reactor *reactor, Session *session, int way, int first, int count) noexcept nogil:

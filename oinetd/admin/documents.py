@@ -183,4 +183,6 @@ def session_document(record: SessionRecord, rule: str) -> dict[str, Any]:
         found["datagrams_up"] = record.datagrams_up
         found["datagrams_down"] = record.datagrams_down
         found["datagrams_lost"] = record.datagrams_lost
+    if record.peer:
+        found |= {"peer": record.peer, "peer_port": record.peer_port}
     return found

@@ -171,7 +171,7 @@ def session_lines(found: dict[str, Any]) -> list[str]:
         (
             str(each["id"]),
             each["rule"],
-            place(each["client"], each["client_port"]),
+            _client(each),
             place(each["upstream"], each["upstream_port"]) if each["upstream"] else "connecting",
             age(each["duration_s"]),
             age(each["idle_s"]),
@@ -184,6 +184,12 @@ def session_lines(found: dict[str, Any]) -> list[str]:
     if len(rows) < found["total"]:
         lines.append(f"{len(rows)} of {number_of(found['total'], 'session')}")
     return lines
+
+
+def _client(each: dict[str, Any]) -> str:
+    """The client of a session, and the proxy that it came through."""
+    found = place(each["client"], each["client_port"])
+    return f"{found} via {place(each['peer'], each['peer_port'])}" if "peer" in each else found
 
 
 def event_line(name: str, found: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from oinetd import ConfigError, Problem
 from oinetd.admin.instance import DRAINING
-from oinetd.admin.print import event_line, explain_lines
+from oinetd.admin.print import event_line, explain_lines, session_lines
 from tests.admin.echo import echo_server
 from tests.admin.rig import Admin, administered
 from tests.admin.schema import OPENAPI, faults
@@ -93,6 +93,24 @@ async def test_sessions_of_both_lanes_are_listed_filtered_and_paged(tmp_path: Pa
         assert (await admin.json("/v1/sessions?client=10.*"))[1] == {"sessions": [], "total": 0, "next": None}
         assert (await admin.json("/v1/sessions?client=127.0.0.0/8"))[1]["total"] == 6
         assert (await admin.json("/v1/sessions?idle=1h"))[1]["total"] == 0
+
+
+@pytest.mark.parametrize("engine", ["auto", "python"])
+async def test_a_session_shows_the_proxy_that_its_client_came_through(tmp_path: Path, engine: str) -> None:
+    async with echo_server() as (host, port):
+        text = f"127.0.0.1 0 {host} {port} [accept-proxy, engine={engine}]\ntrust 127.0.0.1\n"
+        async with administered(tmp_path, text) as admin:
+            peer = await dial(bound(admin.forwarder))
+            try:
+                await peer.send(b"PROXY TCP4 192.0.2.7 198.51.100.9 40000 443\r\nx")
+                assert await peer.read(1) == b"x"
+                _, found = await admin.json("/v1/sessions")
+                assert faults(found, schema_of("/v1/sessions")) == []
+                host, port = peer.sock.getsockname()
+                assert (found["sessions"][0]["peer"], found["sessions"][0]["peer_port"]) == (host, port)
+                assert f" 192.0.2.7:40000 via {host}:{port} " in session_lines(found)[1]
+            finally:
+                peer.close()
 
 
 async def test_clients_have_their_sessions_together(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from oinetd.lanes.native.plane import available
+from oinetd.preamble.proxy_protocol import Party
+from oinetd.preamble.proxy_writer import write_v2
 from tests.daemon.process import Client, EchoServer, Oinetd, text_of, until
 from tests.daemon.upgrading import ask, rules_of, upgrade
 from tests.peers import free_port
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.skipif(bool(available()), reason=available())
 
 Start = Callable[..., Oinetd]
 LANES = ["native", "python"]
+REACHED = Party("198.51.100.9", 53)
 
 
 def closings(log: Path) -> list[dict[str, Any]]:
@@ -101,6 +104,44 @@ def test_udp_sessions_keep_their_port_towards_the_server(
         assert ask(tmp_path, environ, "kill", str(min(after))).returncode == 0
         until(lambda: len(closings(log)) == 1, "the end of a session")
         assert closings(log)[0]["datagrams_down"] == 5
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_the_clients_of_a_udp_proxy_keep_their_sessions(
+    start: Start, tmp_path: Path, environ: dict[str, str], lane: str
+) -> None:
+    """Two clients of one socket, and the proxy itself: each has its port towards the server, and its header there."""
+    port = free_port()
+    heads = [write_v2(Party(host, 9), REACHED, datagram=True) for host in ("192.0.2.7", "192.0.2.8")]
+    heads.append(write_v2(None, None))
+    with Upstream() as upstream, udp_client(port) as proxy:
+        options = f"engine={lane}, accept-proxy, send-proxy=v2, max-connections-per-source=1"
+        start(f"127.0.0.1 {port}/udp 127.0.0.1 {upstream.port}/udp [{options}]\ntrust 127.0.0.1\n")
+
+        def ask_all() -> list[tuple[bytes, Any]]:
+            found = []
+            for head in heads:
+                proxy.send(head + b"question")
+                data, sender = upstream.receive()
+                upstream.sock.sendto(b"answer", sender)
+                assert proxy.recv(100) == b"answer"
+                found.append((data, sender))
+            return found
+
+        before = ask_all()
+        assert [data for data, _ in before] == [head + b"question" for head in heads]
+        rows = sessions_of(tmp_path, environ)
+        for times in range(2):
+            done = upgrade(tmp_path, environ)
+            assert (done.returncode, "3 sessions moved, 0 stay" in done.stdout) == (0, True), done
+            assert ask_all() == before
+            after = sessions_of(tmp_path, environ)
+            assert [each["datagrams_up"] for each in after] == [times + 2] * 3
+            assert [(each["client"], each["peer"]) for each in after] == [
+                (each["client"], each["peer"]) for each in rows
+            ]
+        proxy.send(write_v2(Party("192.0.2.7", 10), REACHED, datagram=True) + b"one too many of a source")
+        until(lambda: rules_of(tmp_path, environ)[0]["datagrams_lost"] == 1, "it is refused")
 
 
 @pytest.mark.parametrize("lane", LANES)

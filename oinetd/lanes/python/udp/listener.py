@@ -182,10 +182,10 @@ class DatagramListener(Listener):
         runs, faults = take_headers(self.batch.take(group))
         if faults:
             stats.datagrams_lost += len(faults)
-            peer = client_address(sender.address)[0]
-            tell = self.service.registry.invalid_preambles.tell
-            tell(self.service.route, peer, "an invalid PROXY header", str(faults[0]))
-            self._refuse_peer(group.key, Ending.BAD_PROXY_HEADER)
+            if self._refuse_peer(group.key, Ending.BAD_PROXY_HEADER):
+                peer = client_address(sender.address)[0]
+                tell = self.service.registry.invalid_preambles.tell
+                tell(self.service.route, peer, "an invalid PROXY header", str(faults[0]))
         for header, datagrams in runs:
             session = self._session(group.key, header, late)
             if session is not None:
@@ -194,10 +194,9 @@ class DatagramListener(Listener):
                 stats.datagrams_lost += len(datagrams)
         return True
 
-    def _refuse_peer(self, key: Hashable, ending: Ending) -> None:
-        """Log a peer whose datagrams are dropped before it is known whose they are, once."""
-        if not self._lingering:
-            self._turn_away(self._new_session(key, NOWHERE, None), ending)
+    def _refuse_peer(self, key: Hashable, ending: Ending) -> bool:
+        """Log a peer whose datagrams are dropped before it is known whose they are; False if that was done before."""
+        return not self._lingering and self._turn_away(self._new_session(key, NOWHERE, None), ending)
 
     def _session(self, key: Hashable, header: Header | None, late: float) -> DatagramSession | None:
         """The session to which datagrams of a peer belong; None if it may have none."""
@@ -271,11 +270,11 @@ class DatagramListener(Listener):
         session.ended = True
         self._turn_away(session, dialed.failed, dialed.errno)
 
-    def _turn_away(self, session: DatagramSession, ending: Ending, code: int = 0) -> None:
-        """Log the client who gets no session, unless its address is known for it."""
+    def _turn_away(self, session: DatagramSession, ending: Ending, code: int = 0) -> bool:
+        """Log the client who gets no session; False if its address is known for it."""
         record = session.live.record
         if record.client in self._told:
-            return
+            return False
         if len(self._told) >= TOLD_MAX:
             self._told.popitem(last=False)
         self._told[record.client] = None
@@ -284,6 +283,7 @@ class DatagramListener(Listener):
             self.service.watcher.opened(record)
         self.service.registry.turned_away(session.live)
         self.service.watcher.closed(record)
+        return True
 
 
 def _judged(session: DatagramSession, peer: str) -> str:

@@ -1129,7 +1129,8 @@ cdef Attempts *_attempts(list tries) except? NULL:
 cdef tuple _try(said):
     """One of what `_tried` says; raises if it is not."""
     cdef Address address
-    host, port, error = str(said[0]), int(said[1]), int(said[2])
+    host, port, error = said[:3]
+    host, port, error = str(host), int(port), int(error)
     if not host.startswith("unix:"):
         _parse_address(host, &address)
     if not 0 <= port <= 0xFFFF or not 0 < error < 4096:
@@ -1459,13 +1460,15 @@ cdef class Hub:
             raise ValueError("the policy has no gate")
         hello = state.get("hello")
         if hello is not None:
-            server_name = (<str?> hello[0]).encode()
-            protocols = bytes.fromhex(hello[1])
+            host, alpn = hello[:2]      # an index would not be checked
+            server_name = (<str?> host).encode()
+            protocols = bytes.fromhex(alpn)
         peer = state.get("peer")
         if peer is not None:
-            host, port, unknown = str(peer[0]), int(peer[1]) & 0xFFFF, bool(peer[2])
-            _parse_address(host, &address)
-            address.port = port
+            host, port, told = peer[:3]
+            unknown = bool(told)
+            _parse_address(str(host), &address)
+            address.port = <uint16_t> (int(port) & 0xFFFF)
         tries = [_try(each) for each in state.get("tries", ())[:TRIES_MAX]]
         conn = passport_new(
             self.gate.gate, policy.policy, &client, <const unsigned char *> <char *> up, <uint32_t> len(up),

@@ -225,10 +225,17 @@ def upgrade(client: Client, said: argparse.Namespace) -> int:
     elif found["dry_run"]:
         print(f"{number_of(moved, 'session')} would move, {staying} would stay")
     else:
-        print(
-            f"process {found['pid']} serves; {number_of(moved, 'session')} moved, {staying} stay with the old process"
-        )
+        stay = f"{staying} stay with the old process{_why(staying, found['declined'])}"
+        print(f"process {found['pid']} serves; {number_of(moved, 'session')} moved, {stay}")
     return EX_OK
+
+
+def _why(staying: int, declined: int) -> str:
+    """Why sessions stay with the old process."""
+    unready = max(0, staying - declined)  # some of those that were declined have ended since
+    reasons = [f"{unready} not connected yet, or ending"] if unready else []
+    reasons += [f"{declined} without a rule or server in the new configuration"] if declined else []
+    return f": {', '.join(reasons)}" if reasons else ""
 
 
 def events(client: Client, said: argparse.Namespace) -> int:

@@ -9,20 +9,23 @@ import importlib
 import logging
 import os
 import pwd
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self
 
 from oinetd.model import Config
 from oinetd.observe.connection_log import ConnectionLog
 from oinetd.safe_open import give_empty_file
 
-__all__ = ["Identity", "drop_root", "kept_for"]
+__all__ = ["Identity", "drop_root", "has_ambient", "keep_to_oneself", "kept_for", "passed_on"]
 
 PR_SET_KEEPCAPS: Final = 8
 PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_RAISE: Final = 2
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 CAP_NET_BIND_SERVICE: Final = 10
 CAP_NET_ADMIN: Final = 12
@@ -131,11 +134,8 @@ def _limit_bounding_set(libc: ctypes.CDLL, kept: int) -> None:
 
 def _keep_only(libc: ctypes.CDLL, capabilities: int) -> None:
     """Reduce the calling thread to `capabilities`, or to none if it does not have them. Raises `OSError`."""
-    header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
     for kept in (capabilities, KEPT, 0):
-        # Effective, permitted, inheritable: the low words, then the high ones.
-        sets = (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0)
-        if libc.capset(header, sets) == 0:
+        if _set_capabilities(libc, kept, 0):
             break
     else:
         number = ctypes.get_errno()
@@ -158,3 +158,52 @@ def drop_root(identity: Identity, config: Config) -> None:
         with contextlib.suppress(FileNotFoundError):
             give_empty_file(log.file, identity.uid, identity.gid)
     identity.assume(kept_for(config))
+
+
+def has_ambient() -> bool:
+    """Whether programs that this process starts have its capabilities anyway, as the service manager has said."""
+    return _capabilities("CapAmb") != 0
+
+
+@contextlib.contextmanager
+def passed_on() -> Iterator[None]:
+    """What the calling thread starts meanwhile has its capabilities, too: only for the program that replaces this one.
+
+    Without it a user other than root has none in a new program, and could bind no port below 1024.
+    """
+    kept = _capabilities("CapPrm")
+    if os.geteuid() == 0 or not kept or has_ambient():
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    _set_capabilities(libc, kept, kept)
+    try:
+        for number in range(CAPABILITIES_MAX):
+            if kept >> number & 1 and libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0):
+                logger.warning("upgrade: cannot pass capability %d on: %s", number, os.strerror(ctypes.get_errno()))
+        yield
+    finally:
+        _set_capabilities(libc, kept, 0)  # takes them out of the ambient set, too
+
+
+def keep_to_oneself() -> None:
+    """The calling thread, the only one, was started with `passed_on`: what it starts has none of its capabilities."""
+    _set_capabilities(ctypes.CDLL(None, use_errno=True), _capabilities("CapPrm"), 0)
+
+
+def _capabilities(name: str) -> int:
+    """A set of the calling thread, as proc(5) calls it."""
+    for line in Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value, 16)
+    return 0
+
+
+def _set_capabilities(libc: ctypes.CDLL, kept: int, inheritable: int) -> bool:
+    """Whether the calling thread now has `kept` in force, and these are `inheritable`."""
+    header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
+    low = (1 << 32) - 1
+    # Effective, permitted, inheritable: the low words, then the high ones.
+    sets = (ctypes.c_uint32 * 6)(kept & low, kept & low, inheritable & low, kept >> 32, kept >> 32, inheritable >> 32)
+    return int(libc.capset(header, sets)) == 0

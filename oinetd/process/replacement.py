@@ -6,17 +6,19 @@ import asyncio
 import logging
 import os
 import signal
-import socket
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from oinetd.forwarder import Forwarder
 from oinetd.model import Config
+from oinetd.net.passed import passed_listener
 from oinetd.observe.text import number_of
 from oinetd.process.administration import Administration
 from oinetd.process.invocation import Options
 from oinetd.process.pidfile import PidFile
+from oinetd.process.privileges import has_ambient, keep_to_oneself, passed_on
 from oinetd.process.service_manager import ServiceManager
 from oinetd.upgrade.give import Giver, Report, UpgradeFailed, child_environment, is_trusted
 from oinetd.upgrade.take import Taker
@@ -108,11 +110,13 @@ class Replacement:
                 "servers": forwarder.server_documents(),
                 "stored": self._manager.stored,
                 "dry_run": dry_run,
+                "ambient": has_ambient(),
             },
             forwarder.config.upgrade_timeout_s or None,
             connect_wait_s(forwarder.config),
             settling(forwarder.flush_log),
             forwarder.inherited,
+            passed_on,
         )
         told: list[bool] = []
 
@@ -134,10 +138,11 @@ class Replacement:
         if dry_run:
             return report
         logger.info(
-            "upgrade: process %d serves; %s moved, %d stay here",
+            "upgrade: process %d serves; %s moved, %d stay here%s",
             report.pid,
             number_of(report.moved, "session"),
             report.staying,
+            f", {report.declined} of them because it declined" if report.declined else "",
         )
         return report
 
@@ -162,20 +167,23 @@ def settling(flush: Callable[[], bool]) -> Callable[[], None]:
 def adopt_files(
     taker: Taker, pid_file: PidFile | None, administration: Administration, log_file: str
 ) -> tuple[bool, int]:
-    """Use the files of the old process; whether the pid file is one of them, and the descriptor of the log, or -1."""
-    sockets = {
-        name.removeprefix(ADMIN): socket.socket(fileno=fd) for name, fd in taker.files.items() if name.startswith(ADMIN)
-    }
-    administration.adopt(sockets)
+    """Use the files of the old process; whether the pid file is one of them, and the descriptor of the log, or -1.
+
+    And what this process starts is not to have the capabilities that it was started with: it has one thread yet.
+    """
+    if not taker.facts.get("ambient", True):
+        keep_to_oneself()
+    sockets = {name.removeprefix(ADMIN): fd for name, fd in taker.files.items() if name.startswith(ADMIN)}
+    administration.adopt({name: sock for name, fd in sockets.items() if (sock := passed_listener(fd)) is not None})
     adopted, log = False, -1
     for name, fd in taker.files.items():
         if name.startswith(PID_FILE):
-            if pid_file is not None and name == PID_FILE + pid_file.path:
+            if pid_file is not None and name == PID_FILE + pid_file.path and stat.S_ISREG(os.fstat(fd).st_mode):
                 pid_file.adopt(fd)
                 adopted = True
             else:
                 os.close(fd)
-        elif log_file and name == LOG + log_file:
+        elif log_file and name == LOG + log_file and not stat.S_ISSOCK(os.fstat(fd).st_mode):
             log = fd
         elif not name.startswith(ADMIN):
             os.close(fd)
@@ -188,6 +196,7 @@ def report_document(report: Report) -> Mapping[str, Any]:
         "pid": report.pid,
         "moved": report.moved,
         "staying": report.staying,
+        "declined": report.declined,
         "duration_s": round(report.duration_s, 3),
         "moving_s": round(report.moving_s, 3),
         "dry_run": report.dry_run,

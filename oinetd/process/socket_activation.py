@@ -10,7 +10,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Final
 
-from oinetd.net.unix_sockets import UnixListener
+from oinetd.net.passed import passed_listener
 from oinetd.process.service_manager import STORED
 
 __all__ = ["DESCRIPTORS_MAX", "Inherited", "inherited_sockets", "passed_descriptors"]
@@ -76,7 +76,7 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> Inherited:
                 logger.warning("inherited descriptors up to %d: ignored, LISTEN_FDS is wrong", passed[-1])
                 break
             continue
-        if (listener := _listener(fd)) is not None:
+        if (listener := passed_listener(fd)) is not None:
             (stored.setdefault(label, []) if STORED.fullmatch(label) else found).append(listener)
         else:
             logger.warning(
@@ -86,29 +86,3 @@ def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> Inherited:
             )
     lent = tuple(sock for socks in stored.values() for sock in socks)
     return Inherited(tuple(found), lent, tuple(stored))
-
-
-def _listener(fd: int) -> socket.socket | None:
-    """The socket `fd`, if it listens on TCP or on a unix stream, or is a bound UDP one; otherwise `fd` is closed.
-
-    The file of a unix socket is the service manager's: it is never removed, and has its mode and owner.
-    """
-    try:
-        listener = socket.socket(fileno=fd)
-    except OSError:
-        os.close(fd)
-        return None
-    if listener.family == socket.AF_UNIX and listener.type == socket.SOCK_STREAM:
-        listener = UnixListener(fileno=listener.detach())
-    if listener.family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX) and _serves(listener):
-        listener.setblocking(False)
-        return listener
-    listener.close()
-    return None
-
-
-def _serves(sock: socket.socket) -> bool:
-    """Whether clients can reach the socket."""
-    if sock.type == socket.SOCK_DGRAM and sock.family != socket.AF_UNIX:
-        return bool(sock.getsockname()[1])
-    return sock.type == socket.SOCK_STREAM and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -49,12 +50,17 @@ class UpgradeFailed(OinetdError):
 @dataclass(frozen=True, slots=True)
 class Report:
     """What an upgrade did: the new process, and how many sessions moved and stay; `moving_s` is how long these took of
-    all the time."""
+    all the time.
+
+    Of those that stay the new process has `declined` some: it has no rule or server for them, or another version. The
+    others were not connected yet, or were about to end.
+    """
 
     pid: int
     moved: int
     staying: int
     duration_s: float
+    declined: int = 0
     moving_s: float = 0.0
     dry_run: bool = False
 
@@ -65,7 +71,7 @@ class Giver:
 
     `patience_s` is how long the new process may say nothing, `connect_s` how long a session that is connecting is
     waited for. `settle` is called in a thread before sessions are sent, and writes what was logged of them.
-    `inherited` are sockets that the service manager holds.
+    `inherited` are sockets that the service manager holds. The new process is started within `rights`, in a thread.
     """
 
     moves: Moves
@@ -77,6 +83,7 @@ class Giver:
     connect_s: float
     settle: Callable[[], object] = lambda: None
     inherited: Sequence[socket.socket] = ()
+    rights: Callable[[], AbstractContextManager[None]] = nullcontext
     ready: bool = False
     _channel: Channel | None = None
     _process: Offspring | None = None
@@ -114,6 +121,7 @@ class Giver:
             self.moves.pause()
             await self._send(Frame("go", {"next_id": self.moves.id_for_another()}))
             moved = await self._hand_over() + await self._hand_over_datagrams()
+            declined = len(self._declined)
             self._put_back(self._declined)
             staying = self.moves.staying  # what these do from now on is counted here alone
             counters = self.moves.counters()
@@ -122,7 +130,7 @@ class Giver:
             done(self._process.pid)
             self._send_late(counters["killed"], late())
             now = time.monotonic()
-            return Report(self._process.pid, moved, staying, now - began, now - paused_at)
+            return Report(self._process.pid, moved, staying, now - began, declined, now - paused_at)
         except (ChannelClosed, BadFrame, OSError) as error:
             await self._give_up(paused)
             raise UpgradeFailed(f"the new process failed: {error}") from None
@@ -138,9 +146,7 @@ class Giver:
         self._channel = Channel(ours, self.patience_s)
         with theirs:
             environment = {**self.environment, ENVIRONMENT: str(theirs.fileno())}
-            starting = asyncio.ensure_future(
-                asyncio.to_thread(Offspring.start, self.command, environment, (theirs.fileno(),))
-            )
+            starting = asyncio.ensure_future(asyncio.to_thread(self._start_process, environment, theirs.fileno()))
             try:
                 self._process = await asyncio.shield(starting)
             except asyncio.CancelledError:
@@ -159,6 +165,10 @@ class Giver:
             owned = [at for at, sock in enumerate(part) if isinstance(sock, UnixListener) and sock.path]
             document = {"more": number < len(parts), "inherited": passed, "owned": owned}
             await self._send(Frame("listeners", document, descriptors=tuple(sock.fileno() for sock in part)))
+
+    def _start_process(self, environment: Mapping[str, str], channel: int) -> Offspring:
+        with self.rights():
+            return Offspring.start(self.command, environment, (channel,))
 
     def _send_late(self, told: Sequence[int], signals: Mapping[str, Any]) -> None:
         """The new process serves: pass on what came after the last frame. It does not await, so nothing more comes."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final, Self
 
 from oinetd.lanes.moves import Moves
+from oinetd.net.passed import passed_listener
 from oinetd.net.unix_sockets import UnixListener
 from oinetd.upgrade.channel import Channel, ChannelClosed, close_all
 from oinetd.upgrade.frames import VERSION, BadFrame, Frame
@@ -20,6 +21,9 @@ __all__ = ["GaveUp", "Taker"]
 
 PATIENCE_S: Final = 120.0
 """The old process may wait as long as this for sessions that are connecting."""
+
+NOT_UNDERSTOOD: Final = (ValueError, LookupError, TypeError, OverflowError)
+"""What comes of reading a document of another version as one of ours."""
 
 logger = logging.getLogger("oinetd")
 
@@ -58,7 +62,16 @@ class Taker:
             return None
         os.set_inheritable(sock.fileno(), False)
         self = cls(Channel(sock, PATIENCE_S))
-        self._take_listeners()
+        try:
+            self._take_listeners()
+        except BaseException:
+            self._channel.close()
+            for listener in (*self.sockets, *self.inherited):
+                if isinstance(listener, UnixListener):
+                    listener.leave_file()
+                listener.close()
+            close_all(list(self.files.values()))
+            raise
         return self
 
     def _take_listeners(self) -> None:
@@ -76,9 +89,13 @@ class Taker:
                 raise BadFrame("listeners were expected")
             passed = bool(frame.document.get("inherited"))
             owned = frame.document.get("owned", () if passed else range(len(frame.descriptors)))
-            (self.inherited if passed else self.sockets).extend(
-                _listener(fd, at in owned) for at, fd in enumerate(frame.descriptors)
-            )
+            taken = self.inherited if passed else self.sockets
+            left = dict(enumerate(frame.descriptors))
+            try:
+                for at in tuple(left):
+                    taken.append(_listener(left.pop(at), at in owned))
+            finally:
+                close_all(list(left.values()))
             more = bool(frame.document.get("more"))
 
     def failed(self, code: int, message: str) -> None:
@@ -113,7 +130,7 @@ class Taker:
                 elif frame.kind == "finish":
                     try:
                         moves.restore(frame.document["counters"])
-                    except (ValueError, KeyError, TypeError) as error:  # of another version
+                    except (*NOT_UNDERSTOOD, AttributeError) as error:
                         logger.warning("upgrade: counters are not understood and begin anew: %s", repr(error))
                     moves.start_datagrams()
                     self.finished = True
@@ -125,7 +142,7 @@ class Taker:
                     raise GaveUp
                 else:  # of a later version, and not needed
                     close_all(frame.descriptors)
-        except (ChannelClosed, BadFrame, ValueError, KeyError, TypeError) as error:
+        except (ChannelClosed, BadFrame, *NOT_UNDERSTOOD) as error:
             logger.warning("upgrade: the old process has gone (%s); serving what it handed over", error)
             if not begun:
                 moves.start_streams()
@@ -151,22 +168,19 @@ def _taken_in(moves: Moves, frame: Frame | None) -> Mapping[str, Any]:
 
 
 def _listener(fd: int, owned: bool) -> socket.socket:
-    """The socket, of the class that its family has here. Raises `BadFrame` if nobody could listen on it.
+    """The socket, of the class that its family has here. Raises `BadFrame` if nobody could be served by it.
 
     If its file is not `owned` by the other process, it is the service manager's.
     """
-    sock = socket.socket(fileno=fd)
-    if sock.family == socket.AF_UNIX:
-        unix = UnixListener(fileno=sock.detach())
-        unix.lent = True
-        path = unix.getsockname()
+    sock = passed_listener(fd)
+    if sock is None:
+        raise BadFrame("a descriptor is no listening socket")
+    if isinstance(sock, UnixListener):
+        sock.lent = True
+        path = sock.getsockname()
         if owned and isinstance(path, str) and path.startswith("/"):
             with contextlib.suppress(OSError):
-                unix.own_file(path)
-        sock = unix
-    if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        sock.close()
-        raise BadFrame("a listener does not listen")
+                sock.own_file(path)
     return sock
 
 
@@ -187,7 +201,7 @@ def _adopt(moves: Moves, frame: Frame) -> dict[int, Callable[[], object]]:
             if whole and (begin := moves.adopt(state, tuple(fds), (data[:up], data[up:]))) is not None:
                 taken[number] = begin
                 continue
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, MemoryError) as error:
+        except (*NOT_UNDERSTOOD, AttributeError, OSError, MemoryError) as error:
             logger.warning("upgrade: a session is not understood and stays with the old process: %s", repr(error))
         close_all(fds)
     close_all(descriptors)

@@ -8,6 +8,8 @@ import pwd
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -303,3 +305,48 @@ def test_no_log_in_a_directory_that_may_not_be_written(
     second = background("127.0.0.1 0 UPSTREAM\n", "-c", f"{tmp_path}/oinetd.conf", command=through(code))
     assert second.answer.returncode == 0
     assert second.stop() == 0
+
+
+def test_the_program_of_an_upgrade_has_the_capabilities_and_gives_them_to_no_other(
+    reaper: None, oinetd: Start, folder: Path, tmp_path: Path
+) -> None:
+    """It binds ports below 1024, too. The user is one that can run nothing but a shell here."""
+    told, program = folder / "told", folder / "program"
+    program.write_text(f"#!/bin/sh\ncat /proc/$$/status >{told}\n")
+    program.chmod(0o755)
+    environ = {"RUNTIME_DIRECTORY": str(folder / "run")}
+    daemon = oinetd("127.0.0.1 0 UPSTREAM\n", "-u", "nobody", environ=environ).ready()
+    done = call(tmp_path, "upgrade", "--to", str(program), "--admin", f"{folder}/run/oinetd.sock", **environ)
+    assert done.returncode == 75, done
+    facts = status_of(told)
+    assert {int(facts[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == {1 << CAP_NET_BIND_SERVICE}
+    assert facts["Uid"].split() == [str(NOBODY.pw_uid)] * 4
+    assert facts["NoNewPrivs"] == "1"
+    for task in Path(f"/proc/{daemon.pid}/task").iterdir():  # those of the process that goes on are as they were
+        facts = status_of(task / "status")
+        assert {int(facts[name], 16) for name in ("CapInh", "CapAmb")} == {0}
+    assert daemon.stop() == 0
+
+
+KEEPS = """
+from oinetd.process.privileges import Identity, has_ambient, keep_to_oneself, passed_on
+
+def sets():
+    lines = open("/proc/thread-self/status").read().splitlines()
+    return {line[3:6]: int(line.split()[1], 16) for line in lines if line.startswith("Cap")}
+
+Identity.parse("nobody").assume()
+own = sets()
+assert own["Prm"] == 1 << 10 and not has_ambient()
+with passed_on():
+    assert sets() == {**own, "Inh": own["Prm"], "Amb": own["Prm"]}
+    keep_to_oneself()  # as the program does that was started so
+    assert sets() == own and not has_ambient()
+assert sets() == own
+print("kept", end="")
+"""
+
+
+def test_capabilities_are_passed_on_for_a_moment_only() -> None:
+    done = subprocess.run([sys.executable, "-c", KEEPS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("kept", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -44,6 +45,12 @@ def test_live_connections_go_on_in_the_new_process(
     new = pid_of(tmp_path, environ)
     assert new != old
     assert pid_file.read_text() == f"{new}\n"
+    with pid_file.open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock came along with the descriptor
+    said = daemon.manager.read()
+    assert f"MAINPID={new}" in said
+    assert not any("STOPPING=1" in each for each in said)
+    assert not [each for each in said[said.index(f"MAINPID={new}") :] if f"MAINPID={old}" in each]
     for number, client in enumerate(clients):
         assert client.echo(b"after %d" % number) == b"after %d" % number
     with Client(("127.0.0.1", port)) as late:
@@ -203,12 +210,55 @@ def test_sessions_that_cannot_move_stay_until_they_end(
         with Client(("127.0.0.1", port)) as moves:
             assert moves.echo(b"x") == b"x"
             done = upgrade(tmp_path, environ)
-            assert "1 session moved, 1 stay" in done.stdout
+            assert "1 session moved, 1 stay with the old process: 1 not connected yet, or ending\n" in done.stdout
             assert moves.echo(b"moved") == b"moved"
         assert stays.echo(hello) == hello
         assert daemon.process.poll() is None
         with Client(("127.0.0.1", other)) as late:
             assert late.echo(hello) == hello
+    assert daemon.wait() == 0
+
+
+@pytest.mark.parametrize("lane", ["engine=python", "engine=native"])
+def test_what_is_not_connected_yet_moves_when_it_is(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str], lane: str
+) -> None:
+    """The old process finishes that first, within connect-timeout."""
+    port = free_port()
+    daemon = start(f"127.0.0.1 {port} UPSTREAM [sni=a.example, {lane}]\n")
+    hello = real_hello("a.example")
+    with Client(("127.0.0.1", port)) as client:
+        if lane == "engine=python":
+            until(lambda: rules_of(tmp_path, environ)[0]["live"] == 1, "the client that has not said its server name")
+        else:
+            until(lambda: in_reactors(tmp_path, environ) == 1, "the client that has not said its server name")
+        said: list[Any] = []
+        asking = threading.Thread(target=lambda: said.append(upgrade(tmp_path, environ)))
+        asking.start()
+        daemon.wait_said(r"listening on[^\0]*admin: upgrade[^\0]*listening on")
+        assert client.echo(hello) == hello
+        asking.join()
+        assert "1 session moved, 0 stay" in said[0].stdout, said
+        assert client.echo(b"x") == b"x"
+
+
+def in_reactors(folder: Path, environ: dict[str, str]) -> int:
+    """Connections of the reactors, also those without an upstream yet."""
+    status = json.loads(ask(folder, environ, "status", "--json").stdout)
+    return sum(int(each["sessions"]) for each in status["reactors"])
+
+
+def test_a_session_without_a_server_in_the_new_process_stays(
+    start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
+) -> None:
+    port, other = free_port(), free_port()
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n127.0.0.1 {other} UPSTREAM\n")
+    with Client(("127.0.0.1", port)) as client:
+        assert client.echo(b"x") == b"x"
+        daemon.conf.write_text(daemon.conf.read_text().partition("\n")[2])
+        done = upgrade(tmp_path, environ)
+        assert "0 sessions moved, 1 stay with the old process: 1 without a rule" in done.stdout, done
+        assert client.echo(b"y") == b"y"
     assert daemon.wait() == 0
 
 
@@ -262,13 +312,13 @@ def test_udp_and_unix_listeners_are_taken_over(
                 assert late.recv(1) == b"z"
 
 
-def test_a_hangup_meanwhile_is_done_by_the_new_process(
+def test_the_new_process_reads_the_file_as_it_is_now(
     start: Callable[..., Oinetd], tmp_path: Path, environ: dict[str, str]
 ) -> None:
     port, other = free_port(), free_port()
     daemon = start(f"127.0.0.1 {port} UPSTREAM\n")
     daemon.conf.write_text(daemon.conf.read_text().replace(str(port), str(other)))
-    done = upgrade(tmp_path, environ)  # the new process reads the new file
+    done = upgrade(tmp_path, environ)
     assert done.returncode == 0
     with Client(("127.0.0.1", other)) as client:
         assert client.echo(b"x") == b"x"

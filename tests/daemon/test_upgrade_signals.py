@@ -13,7 +13,7 @@ import pytest
 
 from oinetd.lanes.native.plane import available
 from tests.daemon.process import Client, Oinetd, until
-from tests.daemon.upgrading import ask, upgrade
+from tests.daemon.upgrading import ask, group_lives, upgrade
 from tests.peers import free_port
 
 pytestmark = pytest.mark.skipif(bool(available()), reason=available())
@@ -58,3 +58,62 @@ def test_a_reload_that_is_asked_for_during_an_upgrade_is_answered_by_the_new_pro
             go.write("now\n")
         assert upgraded.result().returncode == 0, daemon.said
         assert (reloaded.result().returncode, reloaded.result().stderr) == (0, "")
+
+
+def test_a_hangup_meanwhile_is_done_by_the_new_process(start: Start, tmp_path: Path, environ: dict[str, str]) -> None:
+    """It comes after that process has read the file."""
+    port, other = free_port(), free_port()
+    daemon = start(f"127.0.0.1 {port} UPSTREAM\n")
+    text = daemon.conf.read_text()
+    (tmp_path / "next").write_text(text + text.replace(str(port), str(other)))
+    (tmp_path / "old").write_text(str(daemon.pid))
+    program = meanwhile(tmp_path, "go", f"os.replace({str(tmp_path / 'next')!r}, {str(daemon.conf)!r})", signal.SIGHUP)
+    assert upgrade(tmp_path, environ, "--to", program).returncode == 0, daemon.said
+    daemon.wait_said(r"upgrade: process \d+ serves[^\0]*reloaded")
+    with Client(("127.0.0.1", other)) as client:
+        assert client.echo(b"x") == b"x"
+    assert daemon.wait() == 0
+
+
+@pytest.mark.parametrize("when", ["go", "finish"])
+def test_a_stop_after_the_new_process_is_ready_goes_to_it(
+    start: Start, tmp_path: Path, environ: dict[str, str], when: str
+) -> None:
+    """Whether the last frame tells it or comes too late for that."""
+    daemon = start(f"127.0.0.1 {free_port()} UPSTREAM\n")
+    (tmp_path / "old").write_text(str(daemon.pid))
+    program = meanwhile(tmp_path, when, "pass", signal.SIGTERM)
+    assert upgrade(tmp_path, environ, "--to", program).returncode == 0, daemon.said
+    assert daemon.wait() == 0
+    until(lambda: not group_lives(daemon.pid), "the end of the new process")
+    assert daemon.manager.count("STOPPING=1") == 1
+    assert not list((tmp_path / "run").iterdir())
+
+
+MEANWHILE = """
+import os, sys
+from oinetd.upgrade import channel
+
+receive = channel.Channel.receive
+
+def received(self):
+    frame = receive(self)
+    if frame.kind == {when!r}:
+        {code}
+        os.kill(int(open({pid!r}).read()), {number})
+        # The signal is handled before what is said to the old process next: its loop reads both in this order.
+    return frame
+
+channel.Channel.receive = received
+from oinetd.process.cli import main
+sys.exit(main())
+"""
+"""oinetd, which sends the old process a signal as soon as it has received a frame of this kind."""
+
+
+def meanwhile(folder: Path, when: str, code: str, number: signal.Signals) -> str:
+    path = folder / "program"
+    text = MEANWHILE.format(when=when, code=code, pid=str(folder / "old"), number=int(number))
+    path.write_text(f"#!{sys.executable}\n{text}")
+    path.chmod(0o755)
+    return str(path)

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from oinetd import Forwarder, SessionRecord, parse_config
+from oinetd.core.engine import Carried, Meter
 from oinetd.lanes.native.plane import available
+from oinetd.model import Settings
 from tests.peers import Peer, dial, free_port, until
 from tests.udp.rig import Party
 
@@ -197,3 +199,16 @@ async def test_udp_sessions_go_on_or_come_back(engine: str) -> None:
             stats = new.stats()
             assert (stats.accepted, stats.live, stats.datagrams_up) == (2, 2, 2)
         assert sorted(each.datagrams_up for each in closed) == [3, 3]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_relay_that_cannot_go_on_leaves_no_socket_open(engine: str) -> None:
+    async with two(f"engine {engine}\n127.0.0.1 {free_port()} 127.0.0.1 9\n") as (old, _, _closed):
+        (listener,) = old.moves.listeners.values()
+        pairs = [socket.socketpair() for _ in range(2)]
+        client, upstream = (pair[0] for pair in pairs)
+        with pytest.raises(KeyError):
+            await listener.service.engine.relay(client, upstream, Settings(), Meter(), Carried({}, (b"", b"")))
+        assert (client.fileno(), upstream.fileno()) == (-1, -1)
+        for _, peer in pairs:
+            peer.close()

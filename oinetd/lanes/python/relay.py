@@ -60,7 +60,13 @@ class PortableEngine:
         carried: Carried | None = None,
     ) -> RelayResult:
         """Move bytes both ways until both sides are done; see the contract in `oinetd.core.engine`."""
-        return await self._running.run(Relay(self, client, upstream, settings, meter, carried))
+        try:
+            relay = Relay(self, client, upstream, settings, meter, carried)
+        except BaseException:
+            close_with_reset(client)
+            close_with_reset(upstream)
+            raise
+        return await self._running.run(relay)
 
     def take_out(self, at_most: int) -> list[Leaving]:
         return list(self._running.take_out(at_most))

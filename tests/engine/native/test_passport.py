@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -196,5 +198,36 @@ def test_what_is_no_connection_is_refused(
     missing = {name: value for name, value in passport.state().items() if name not in change}
     with pytest.raises(KeyError):
         plane.hub.adopt(policy, missing, 0, 0, b"", b"")
+    assert plane.gate.live == 1
+    plane.hub.put_in(passport)
+
+
+def test_whatever_is_said_of_a_connection_is_taken_or_refused(
+    make_plane: Callable[..., Plane], server: socket.socket
+) -> None:
+    plane = make_plane()
+    opened(plane, server, 1)
+    (passport,) = take_out(plane, 1)
+    policy = plane.make_policy(_fastpath.Gate(), addresses=[server.getsockname()])
+    draw = random.Random(15)
+    numbers = [-1, 0, 1 << 31, 1 << 63, 1 << 64, 0.5, float("nan")]
+    junk = [*numbers, None, True, "", "00" * 28, "\0", [], [[]], [0] * 7, {}]
+    refused = 0
+    for _ in range(1000):
+        state = copy.deepcopy(passport.state())
+        for _ in range(draw.randint(1, 3)):
+            place, key = state, draw.choice(list(state))
+            while isinstance(place[key], list) and place[key] and draw.random() < 0.7:
+                place, key = place[key], draw.randrange(len(place[key]))
+            place[key] = draw.choice(junk)
+        fds = [os.dup(fd) for fd in passport.descriptors]
+        pending = [draw.randbytes(draw.choice((0, 0, 1, 70_000))) for _ in range(2)]
+        try:
+            plane.hub.adopt(policy, state, *fds, *pending).release()
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError, OSError):
+            refused += 1
+            for fd in fds:
+                os.close(fd)
+    assert 0 < refused < 1000
     assert plane.gate.live == 1
     plane.hub.put_in(passport)

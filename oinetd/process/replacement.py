@@ -41,14 +41,35 @@ LOG: Final = "log "
 def new_command(options: Options, words: list[str], base: str, program: str = "") -> list[str]:
     """The command of the new process: the interpreter as it was started, or another `program`, with the same words.
 
-    The new process starts in the root directory, so paths in the words are given once more, as absolute paths; those
-    of an earlier upgrade are there already.
+    The new process starts in the root directory, so paths in the words become absolute.
     """
     command = [program] if program else [sys.executable, "-I", "-m", "oinetd"]
-    again = ["-c", os.path.join(base, options.conf_file)] if options.conf_file else []
+    if options.conf_file:
+        words = _with_path(words, "-c", "--conf-file", os.path.join(base, options.conf_file))
     if options.pid_file:
-        again += ["-p", os.path.join(base, options.pid_file)]
-    return [*command, *words, *(again if words[len(words) - len(again) :] != again else ())]
+        words = _with_path(words, "-p", "--pidfile", os.path.join(base, options.pid_file))
+    return [*command, *words]
+
+
+def _with_path(words: list[str], short: str, long: str, path: str) -> list[str]:
+    """The words with this path for an option, in place of what they say of it, or at the end.
+
+    What is hidden among several letters (`-fc FILE`) stays, and the one at the end counts.
+    """
+    kept: list[str] = []
+    said = False
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        apart = word in (short, long) and bool(left)
+        if not apart and not word.startswith(f"{long}=") and (word == short or not word.startswith(short)):
+            kept.append(word)
+            continue
+        if apart:
+            left.pop(0)
+        kept += () if said else (short, path)
+        said = True
+    return kept if said else [*kept, short, path]
 
 
 class Replacement:

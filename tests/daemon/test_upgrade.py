@@ -351,25 +351,24 @@ def refused(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_the_command_of_the_new_process_has_absolute_paths() -> None:
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["-f", "-c", "o.conf", "-p", "p"], ["-f", "-c", "/etc/o.conf", "-p", "/etc/p"]),
+        (["--conf-file", "o.conf", "--pidfile=p", "-f"], ["-c", "/etc/o.conf", "-p", "/etc/p", "-f"]),
+        (["-co.conf", "-pp", "-c", "o.conf"], ["-c", "/etc/o.conf", "-p", "/etc/p"]),
+        (["-fc", "o.conf"], ["-fc", "o.conf", "-c", "/etc/o.conf", "-p", "/etc/p"]),
+        (["-f"], ["-f", "-c", "/etc/o.conf", "-p", "/etc/p"]),
+    ],
+)
+def test_the_command_of_the_new_process_has_each_path_once_and_absolute(words: list[str], wanted: list[str]) -> None:
     options = Options(conf_file="o.conf", pid_file="p")
-    words = new_command(options, ["-f", "-c", "o.conf", "-p", "p"], "/etc")
-    assert words == [
-        sys.executable,
-        "-I",
-        "-m",
-        "oinetd",
-        "-f",
-        "-c",
-        "o.conf",
-        "-p",
-        "p",
-        "-c",
-        "/etc/o.conf",
-        "-p",
-        "/etc/p",
-    ]
-    assert new_command(options, words[4:], "/etc") == words
+    command = new_command(options, words, "/etc")
+    assert command == [sys.executable, "-I", "-m", "oinetd", *wanted]
+    assert new_command(options, command[4:], "/etc") == command
+
+
+def test_the_command_of_another_program_has_the_same_words() -> None:
     assert new_command(Options(conf_file=""), ["forward", "80", "x:80"], "/", "/opt/oinetd") == [
         "/opt/oinetd", "forward", "80", "x:80",
     ]  # fmt: skip

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from oinetd import _fastpath
     from oinetd.lanes.native.lane import NativeLane
     from oinetd.lanes.native.listener import ReactorDatagrams
+    from oinetd.lanes.native.plane import Hub
 
-__all__ = ["DatagramDeparture", "Departure", "Departures"]
+__all__ = ["DatagramDeparture", "Departure", "Departures", "Held"]
 
 
-class Departure:
-    """A session that the reactors have let go of; see `oinetd.core.lane.Departing`."""
+class Held:
+    """A connection that the reactors of `hub` have let go of."""
 
-    def __init__(self, lane: NativeLane, passport: _fastpath.Passport) -> None:
-        self._lane = lane
+    def __init__(self, hub: Hub, passport: _fastpath.Passport) -> None:
+        self._hub = hub
         self._passport = passport
-        self._service, _ = lane.in_force(passport.tag)
 
     @property
     def id(self) -> int:
@@ -43,15 +43,30 @@ class Departure:
         return self._passport.pending
 
     def state(self) -> dict[str, Any]:
-        return {**self._passport.state(), "bind": str(self._service.route.bind)}
+        return self._passport.state()
 
     def release(self) -> None:
-        session_id = self._passport.id
         self._passport.release()
-        self._lane.departures.count(self._service, session_id)
 
     def put_back(self) -> None:
-        self._lane.hub.put_in(self._passport)
+        self._hub.put_in(self._passport)
+
+
+class Departure(Held):
+    """One that was accepted in the reactors; see `oinetd.core.lane.Departing`."""
+
+    def __init__(self, lane: NativeLane, passport: _fastpath.Passport) -> None:
+        super().__init__(lane.hub, passport)
+        self._departures = lane.departures
+        self._service, _ = lane.in_force(passport.tag)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "bind": str(self._service.route.bind)}
+
+    def release(self) -> None:
+        session_id = self.id
+        super().release()
+        self._departures.count(self._service, session_id)
 
 
 class DatagramDeparture:

@@ -7,10 +7,11 @@ import itertools
 import socket
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from oinetd.core.engine import Carried, Departed, Leaving, Meter
 from oinetd.core.record import RelayResult
+from oinetd.lanes.native.departure import Held
 from oinetd.lanes.native.plane import ENDINGS, RELAYED, Hub, compile_policy
 from oinetd.model import RelayMode, Settings
 from oinetd.net.options import IPPROTO_MPTCP
@@ -135,33 +136,18 @@ class NativeEngine:
         ended.set_result(meter.result)
 
 
-class _LeavingPair:
-    """A pair that the reactors have let go of; see `oinetd.core.engine.Leaving`."""
+class _LeavingPair(Held):
+    """A pair that Python connected; see `oinetd.core.engine.Leaving`."""
 
     def __init__(
         self, hub: Hub, passport: _fastpath.Passport, running: dict[int, tuple[asyncio.Future[RelayResult], Meter]]
     ) -> None:
+        super().__init__(hub, passport)
         self.meter = running[passport.token][1]
-        self._hub = hub
-        self._passport = passport
         self._running = running
-
-    @property
-    def descriptors(self) -> tuple[int, int]:
-        return self._passport.descriptors
-
-    @property
-    def pending(self) -> tuple[bytes, bytes]:
-        return self._passport.pending
-
-    def state(self) -> dict[str, Any]:
-        return self._passport.state()
 
     def release(self) -> None:
         ended, _ = self._running.pop(self._passport.token)
-        self._passport.release()
+        super().release()
         if not ended.done():
             ended.set_exception(Departed())
-
-    def put_back(self) -> None:
-        self._hub.put_in(self._passport)

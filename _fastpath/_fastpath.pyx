@@ -593,6 +593,11 @@ cdef class Server:
         server_took(self.server, took_ms)
 
     @property
+    def took_ms(self):
+        cdef uint64_t took_ms = oi_get(&self.server.took_ms)
+        return took_ms - 1 if took_ms else None
+
+    @property
     def patience_ms(self):
         return server_patience_ms(self.server)
 

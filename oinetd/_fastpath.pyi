@@ -215,6 +215,9 @@ class Server:
     def took(self, took_ms: int) -> None:
         """It took a connection after this time."""
     @property
+    def took_ms(self) -> int | None:
+        """What connects took of late; None if none has been made."""
+    @property
     def patience_ms(self) -> int:
         """After which time a connect to it is overdue."""
     @property

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from oinetd.upstream.group import Group
 from oinetd.upstream.health import UNCHECKED, CheckState, PassiveState, Standing
 from oinetd.upstream.member import WHY_CHARS_MAX, Member
 
 __all__ = ["count_on", "restore_health", "server_document"]
+
+TOOK_MS_MAX: Final = 3_600_000
+"""A connect does not take longer than an hour, whatever another process says."""
 
 
 def server_document(member: Member) -> dict[str, Any]:
@@ -26,6 +29,7 @@ def server_document(member: Member) -> dict[str, Any]:
         "passive_why": member.passive_why,
         "failures": [load.failures, load.failed_ms],
         "slow_since_ms": load.slow_since_ms,
+        "took_ms": load.took_ms,
         "counts": [member.checks_passed, member.checks_failed, member.changes, load.selected, load.failed],
     }
 
@@ -43,6 +47,8 @@ def restore_health(group: Group, member: Member, said: Mapping[str, Any]) -> Non
     passive = PassiveState(Standing[standing], int(failures), float(hold_s), float(until))
     row, failed_ms = (int(number) for number in said["failures"])
     slow_since_ms, since = int(said["slow_since_ms"]), float(said["since"])
+    took_ms = said.get("took_ms")
+    took_ms = None if took_ms is None else max(0, min(int(took_ms), TOOK_MS_MAX))
     member.check = check.with_thresholds(member.check.rise, member.check.fall)
     member.check_why = str(said["check_why"])[:WHY_CHARS_MAX]
     member.passive_why = str(said["passive_why"])[:WHY_CHARS_MAX]
@@ -51,6 +57,8 @@ def restore_health(group: Group, member: Member, said: Mapping[str, Any]) -> Non
         member.load.failures = max(0, row)
         member.load.failed_ms = max(0, failed_ms)
     member.load.slow_since_ms = max(0, slow_since_ms)
+    if took_ms is not None:
+        member.load.took(took_ms)
     group.resume(member)
     if member.state.value == said["state"]:
         member.since = since

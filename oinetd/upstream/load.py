@@ -75,6 +75,11 @@ class Load(Protocol):
         ...
 
     @property
+    def took_ms(self) -> int | None:
+        """What connects took of late; None if none has been made."""
+        ...
+
+    @property
     def patience_ms(self) -> int:
         """After which time a connect to it is overdue."""
         ...
@@ -110,7 +115,6 @@ class LocalLoad:
 
     __slots__ = (
         "_mark",
-        "_took_ms",
         "failed",
         "failed_ms",
         "failures",
@@ -122,6 +126,7 @@ class LocalLoad:
         "slow_since_ms",
         "state",
         "tag",
+        "took_ms",
         "weight",
     )
 
@@ -137,7 +142,7 @@ class LocalLoad:
         self.live = 0
         self.overdue = 0
         self._mark = 1
-        self._took_ms: int | None = None
+        self.took_ms: int | None = None
         self.selected = 0
         self.failed = 0
 
@@ -172,16 +177,16 @@ class LocalLoad:
             self._mark += 1
 
     def took(self, took_ms: int) -> None:
-        before = self._took_ms
+        before = self.took_ms
         if before is not None and took_ms < before:
             took_ms = before - -(-(before - took_ms) // TOOK_SHARE)
-        self._took_ms = took_ms
+        self.took_ms = took_ms
 
     @property
     def patience_ms(self) -> int:
-        if self._took_ms is None:
+        if self.took_ms is None:
             return PATIENCE_MS
-        return max(PATIENCE_TIMES * self._took_ms, PATIENCE_MIN_MS)
+        return max(PATIENCE_TIMES * self.took_ms, PATIENCE_MIN_MS)
 
     def is_silent(self, limit: int) -> bool:
         return self.overdue > 0 and 0 < limit <= self.overdue + self.failures

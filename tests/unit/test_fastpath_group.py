@@ -176,7 +176,7 @@ def test_same_connects_same_patience(limit: int, steps: list[tuple[str, int]]) -
                 load.note_worked()
             elif step == "took":
                 load.took(40 * number)
-        assert len({(load.overdue, load.is_silent(limit), load.patience_ms) for load in loads}) == 1
+        assert len({(load.overdue, load.is_silent(limit), load.patience_ms, load.took_ms) for load in loads}) == 1
     for marks in waiting:
         for load, mark in zip(loads, marks, strict=True):
             load.wait_over(mark)

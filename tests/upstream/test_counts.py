@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 
 import pytest
 
@@ -12,7 +13,7 @@ from oinetd.config import parse_config
 from oinetd.model import Endpoint
 from oinetd.servers import GroupOptions, Server
 from oinetd.upstream.destination import Destination
-from oinetd.upstream.load import LocalLoad
+from oinetd.upstream.load import Load, LocalLoad
 from oinetd.upstream.member import Member, ServerStatus, State
 from oinetd.upstream.selection import RETRIES_MIN, Selection
 from tests.forwarding import Seen, bound, echoes, exchange, in_one_loop
@@ -146,3 +147,24 @@ async def test_the_rules_of_a_group_share_its_table() -> None:
             while table.users and asyncio.get_running_loop().time() < ends:  # though records come without a break
                 assert await echoes(bound(forwarder))
             assert table.users == 0
+
+
+@in_both_lanes
+@in_one_loop
+async def test_how_long_connects_took_is_told_to_another_process(engine: str) -> None:
+    """Else a server that is always slow would be passed over there at first."""
+    text = f"engine {engine}\nupstream web 127.0.0.1 {refusing()}\n127.0.0.1 0 @web\n"
+    async with Forwarder(parse_config(text)) as old, Forwarder(parse_config(text)) as new:
+        before, after = (load_of(forwarder) for forwarder in (old, new))
+        before.took(200)
+        (document,) = json.loads(json.dumps(old.server_documents()))
+        new.restore_servers([{**document, "took_ms": None}], counters=False)
+        assert after.took_ms is None
+        new.restore_servers([document], counters=False)
+        assert (after.took_ms, after.patience_ms) == (200, 800)
+
+
+def load_of(forwarder: Forwarder) -> Load:
+    """Of its only server."""
+    assert forwarder._reload.groups is not None
+    return next(iter(forwarder._reload.groups)).members[0].load

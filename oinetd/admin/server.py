@@ -160,11 +160,15 @@ class AdminServer:
             logger.warning("%s", why)
         return None
 
+    def own_files(self) -> None:
+        """Everything is taken over from another process: the files are this one's, also if it ends now."""
+        for each in self._open:
+            each.lent = False
+
     def start(self, instance: Instance) -> None:
         """Answer from now on."""
         self._api = Api(instance)
-        for each in self._open:
-            each.lent = False
+        self.own_files()
         self._serve()
 
     def started(self) -> None:

@@ -67,6 +67,10 @@ class Administration:
         """The open sockets, for the process that replaces this one."""
         return self._server.shared()
 
+    def own_files(self) -> None:
+        """The sockets of another process are this one's."""
+        self._server.own_files()
+
     def leave_files(self) -> None:
         """Another process has the sockets, and does the reloads that were asked for."""
         self._server.leave_files()

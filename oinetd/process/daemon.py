@@ -136,8 +136,8 @@ class Daemon:
         except (OinetdError, OSError) as error:
             code = self._failed(error)
         finally:
-            if self._taker is not None and not self._taker.finished:
-                self._leave()
+            if self._taker is not None:
+                (self._administration.own_files if self._taker.finished else self._leave)()
             await self._forwarder.stop()
             await self._administration.close()
             if self._pid_file is not None:

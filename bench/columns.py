@@ -141,6 +141,15 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("busiest_percent", "busiest", "%", 0, main=True, help="of a core, the busiest worker"),
         Column("failures", "failed", "", 0),
     ),
+    "moves": (
+        Column("move_together_s", "a move, many at once", "µs", 1, 1e6, main=True, help="CPU of both threads"),
+        Column("move_alone_s", "one by itself", "µs", 1, 1e6, main=True, help="the other thread is woken for it"),
+        Column("even_s", "even after", "ms", 0, 1e3, main=True, help="n/a: never in this load"),
+        Column("first_imbalance", "imbalance at first", "", 2, main=True, help="in the first 100 ms"),
+        Column("imbalance", "at last", "", 2, main=True, help="busiest thread by mean, second half"),
+        Column("per_second", "messages", "/s", 0, better="higher"),
+        Column("cpu_us", "CPU", "µs each", 2, help="the forwarder's own processor time"),
+    ),
     "upgrade": (
         Column("new_failed", "new failed", "", 0, main=True, help="connections that were opened meanwhile"),
         Column("broken", "broken", "", 0, main=True, help="of the connections that last"),

@@ -63,6 +63,7 @@ FULL = (
     "--subjects oinetd-native,haproxy-trixie,nginx-trixie",
     "scaling --seconds 0.5 --rounds 1 --no-check --cases '64B × 1000;connect/close × 100' "
     "--subjects oinetd,haproxy-trixie,nginx-trixie",
+    "moves --quick --seconds 1.5 --no-check --subjects oinetd,haproxy-trixie",
     "upgrade --quick --cases mixed* --subjects oinetd-native,haproxy-trixie,nginx-trixie",
     "lab --scenario S1 --seconds 1",
     "capture --quick",
@@ -81,6 +82,7 @@ _END_S = 30.0
 
 _TRIAL = {
     "udp": "oinetd-native,nginx", "failover": "oinetd-native", "upgrade": "oinetd-native", "scaling": "native-auto",
+    "moves": "oinetd",
 }  # fmt: skip
 _TRIAL_SUBJECTS = "native-auto,haproxy"
 

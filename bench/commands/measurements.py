@@ -70,6 +70,17 @@ def add_measurements(commands: Commands) -> None:
         """,
         measure, parents=[common], epilog=SCALING_SUBJECTS,
     )  # fmt: skip
+    moves = commands.add(
+        "moves", "connections that change their thread: what that costs, how soon threads are even",
+        """
+        The processor time of a move between two of oinetd's threads. Then 64 connections of one thread become busy, in
+        each forwarder: after how many milliseconds the busiest thread has at most 1.2 times the work of the mean, for
+        the rest of the load.
+        """,
+        measure, parents=[common], epilog=SCALING_SUBJECTS,
+    )  # fmt: skip
+    moves.add_argument("--rate", type=counts, default=[], metavar="N",
+                       help="messages a second on each busy connection; default 300")  # fmt: skip
     commands.add(
         "upgrade", "replaced under load: what clients notice, and what stays behind",
         """
@@ -204,6 +215,7 @@ def experiment(name: str, options: Options) -> Experiment:
     from bench.experiments.latency import Latency
     from bench.experiments.micro import Micro
     from bench.experiments.mixed import Mixed
+    from bench.experiments.moves import Moves
     from bench.experiments.rate import Rate
     from bench.experiments.scaling import Scaling
     from bench.experiments.throughput import Throughput
@@ -211,7 +223,7 @@ def experiment(name: str, options: Options) -> Experiment:
     from bench.experiments.upgrade import Upgrade
 
     kinds: tuple[type[Experiment], ...] = (
-        Connections, Failover, Latency, Micro, Mixed, Rate, Scaling, Throughput, Udp, Upgrade,
+        Connections, Failover, Latency, Micro, Mixed, Moves, Rate, Scaling, Throughput, Udp, Upgrade,
     )  # fmt: skip
     return {kind.name: kind for kind in kinds}[name](options)
 

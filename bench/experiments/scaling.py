@@ -29,7 +29,7 @@ from bench.subjects.peers import Haproxy, Nginx
 from bench.subjects.trixie import TrixieHaproxy, TrixieNginx
 from bench.topology import Topology
 
-__all__ = ["Scaling", "Threaded", "Workers", "imbalance"]
+__all__ = ["Scaling", "Threaded", "Workers", "imbalance", "thread_times"]
 
 CONNECTIONS, QUICK_CONNECTIONS = (1, 10, 100, 1000, 10000), (1, 64, 1000)
 SHORT_CONNECTIONS, QUICK_SHORT_CONNECTIONS = (1, 10, 100, 1000), (1, 64)
@@ -147,7 +147,7 @@ class Workers:
 
     def _look(self) -> None:
         while not self._over.wait(_LOOK_S):
-            self._looks.append(_thread_times(self._running.account.pids()))
+            self._looks.append(thread_times(self._running.account.pids()))
 
     def values(self, workers: int) -> dict[str, float | None]:
         """Figures of the busiest of so many workers."""
@@ -179,8 +179,8 @@ def imbalance(spent: Sequence[float], workers: int) -> tuple[float | None, int]:
     return most[0] * workers / total, sum(each >= _WORKING_SHARE * most[0] for each in most)
 
 
-def _thread_times(pids: Sequence[int]) -> dict[int, float]:
-    """Seconds of each thread."""
+def thread_times(pids: Sequence[int]) -> dict[int, float]:
+    """Processor seconds of each thread."""
     ticks: Any = os.sysconf("SC_CLK_TCK")
     times = {}
     for pid in pids:

@@ -15,8 +15,8 @@ from bench.statistics import Summary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "mixed_plots", "scaling_plots", "udp_plots",
-           "upgrade_plots"]  # fmt: skip
+__all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "mixed_plots", "moves_plots",
+           "scaling_plots", "udp_plots", "upgrade_plots"]  # fmt: skip
 
 _HEADLINE_CASE = "P8"
 _WIDTH, _HEIGHT, _LINE = 640.0, 260.0, 13.0
@@ -26,7 +26,7 @@ _WIDTH, _HEIGHT, _LINE = 640.0, 260.0, 13.0
 def all_plots(result: Result) -> list[Plot]:
     """Every plot of one experiment."""
     makers = {"latency": latency_curves, "mixed": mixed_plots, "udp": udp_plots, "failover": failover_plots,
-              "scaling": scaling_plots, "upgrade": upgrade_plots}  # fmt: skip
+              "scaling": scaling_plots, "moves": moves_plots, "upgrade": upgrade_plots}  # fmt: skip
     maker = makers.get(result.experiment)
     return plots_of(result) + (maker(result) if maker and result.measured() else [])
 
@@ -189,6 +189,15 @@ def scaling_plots(result: Result) -> list[Plot]:
     return [
         bar_plot(result, f"scaling-{slug(case)}", f"Threads, {case}", case, ("per_second", "cpu_us"))
         for case in result.cases()
+    ]
+
+
+def moves_plots(result: Result) -> list[Plot]:
+    """How even the threads become."""
+    return [
+        bar_plot(result, f"moves-{slug(case)}", f"Threads, {case}", case, ("first_imbalance", "imbalance"))
+        for case in result.cases()
+        if "busy" in case
     ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["INTRODUCTIONS", "ORDER", "TITLES"]
 
-ORDER = ("throughput", "latency", "rate", "mixed", "scaling", "upgrade", "failover", "udp", "connections", "micro")
+ORDER = ("throughput", "latency", "rate", "mixed", "scaling", "moves", "upgrade", "failover", "udp", "connections",
+         "micro")  # fmt: skip
 """Of the experiments; lab and capture stand behind them."""
 
 TITLES = {
@@ -13,6 +14,7 @@ TITLES = {
     "rate": "Connections a second, and idle ones",
     "mixed": "Small messages beside bulk, and beside idle connections",
     "scaling": "More threads, more connections",
+    "moves": "Connections that change their thread",
     "upgrade": "Replaced under load",
     "failover": "One of four servers fails",
     "udp": "Datagrams",
@@ -39,6 +41,11 @@ INTRODUCTIONS = {
     "threads as there are cores. Imbalance is the work of the busiest thread or process by the mean of all: 1 is even, "
     "the number of threads is all in one. oinetd lets one thread do what one can do, so its imbalance means something "
     "only if the busiest one is near a whole core.",
+    "moves": "A move is measured between two threads of oinetd without a load beside it: many silent connections at "
+    "one word, and one connection at a time between two of its round trips. Then 64 connections that one thread has "
+    "become busy with messages of 16 KiB in one direction, while every forwarder has a buffer of 2 KiB. So it has more "
+    "to do than client and server together, and there is an idle core: without one, oinetd wakes no other thread, "
+    "because that would only cost. HAProxy and nginx leave a connection where it was accepted.",
     "upgrade": "Each forwarder is replaced while clients come, wait, ask and stream: oinetd by `oinetd upgrade`, "
     "HAProxy by a new process that takes the listeners from the old one (`-x`, `-sf`), nginx by HUP. Connections left "
     "behind are those that processes of before the last replacement still have.",

@@ -59,7 +59,7 @@ class Haproxy(Peer):
         if self.splice:
             lines += ["    tune.pipesize 262144", f"    maxpipes {_SPLICE_PIPES}"]
         else:
-            lines.append("    tune.bufsize 65536")
+            lines.append(f"    tune.bufsize {self.buffer_bytes}")
         lines += [
             "defaults",
             "    mode tcp",
@@ -97,7 +97,7 @@ class Nginx(Peer):
 
     name = base = program = "nginx"
     ways = True
-    buffer_bytes = 65536
+    buffer_bytes: int | None = 65536
     listen_words = "backlog=4096"
     module: str | None = None
     """The line that loads the stream module; None: as this machine has it."""
@@ -121,7 +121,7 @@ class Nginx(Peer):
             + ("user root;\n" if os.geteuid() == 0 else "")
             + f"worker_processes {setup.threads or 'auto'};\nworker_rlimit_nofile {descriptor_limit()};\n"
             + f"events {{ worker_connections {descriptor_limit() - 100}; }}\n"
-            + f"stream {{\n    proxy_buffer_size 64k;\n{self.stream_words}{servers}}}\n"
+            + f"stream {{\n    proxy_buffer_size {self.buffer_bytes};\n{self.stream_words}{servers}}}\n"
         )
         return [[self.path, "-p", str(setup.directory), "-e", "stderr", "-c", str(path)]]
 

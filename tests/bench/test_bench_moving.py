@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import socket
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.experiments.moves import even_after
 from bench.experiments.scaling import Threaded, imbalance
 from bench.identity import RunName
-from bench.programs import ROOT
+from bench.pollers import clients_by_poller
+from bench.programs import ROOT, listening_ports, wait_until
 from bench.subjects import Route, Setup
 from bench.subjects.peers import Haproxy
 from bench.subjects.replaceable import replaceable_subjects
@@ -89,3 +93,65 @@ def load(port: int, *words: str) -> dict[str, dict[str, int]]:
         said, _ = program.communicate("\n")
         found: dict[str, dict[str, int]] = json.loads(said)
         return found
+
+
+def test_threads_are_even_from_when_it_stays_so() -> None:
+    def looks(*shares: float) -> list[tuple[float, dict[int, float]]]:
+        """Two threads, by the share of the first in each 50 ms."""
+        found = [(0.0, {1: 0.0, 2: 0.0})]
+        for number, share in enumerate(shares, 1):
+            before = found[-1][1]
+            found.append((number * 0.05, {1: before[1] + share * 0.05, 2: before[2] + (1 - share) * 0.05}))
+        return found
+
+    assert even_after(looks(*[1.0] * 20), 0.0, 2) is None
+    assert even_after(looks(*[0.5] * 20), 0.0, 2) == pytest.approx(0.1)
+    assert even_after(looks(*[1.0] * 4, *[0.55] * 16), 0.0, 2) == pytest.approx(0.3)
+    assert even_after(looks(0.5, 0.5, *[1.0] * 4, *[0.55] * 14), 0.0, 2) == pytest.approx(0.4)
+    assert even_after(looks(0.5), 0.0, 2) is None
+
+
+def test_the_connections_of_each_epoll_are_found() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, select.epoll() as one, select.epoll() as other:
+        clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]
+        servers = [listener.accept()[0] for _ in range(3)]
+        one.register(listener)
+        for epoll, sock in zip((one, one, other), servers, strict=True):
+            epoll.register(sock)
+        found = clients_by_poller([os.getpid()], listener.getsockname()[1])
+        ports = [client.getsockname()[1] for client in clients]
+        assert found[os.getpid(), one.fileno()] == set(ports[:2])
+        assert found[os.getpid(), other.fileno()] == {ports[2]}
+        for sock in (*clients, *servers):
+            sock.close()
+
+
+def test_messages_arrive_as_they_were_sent() -> None:
+    port = free_port()
+    words = [sys.executable, "-m", "bench.messages"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*words, "serve", "127.0.0.1", str(port)], cwd=ROOT, **pipes) as server:  # type: ignore[call-overload]
+        wait_until(lambda: port in listening_ports(server.pid), 10.0, "the server")
+        load = [*words, "load", "127.0.0.1", str(port), "--connections", "4", "--seconds", "0.05"]
+        with subprocess.Popen(load, cwd=ROOT, **pipes) as client:  # type: ignore[call-overload]
+            ports = json.loads(client.stdout.readline())
+            client.stdin.write(json.dumps(ports[:2]) + "\n")
+            client.stdin.flush()
+            found = json.loads(client.stdout.readline())
+        server.stdin.write("\n")
+        server.stdin.flush()
+        said = json.loads(server.stdout.readline())
+        server.stdin.close()
+    assert said == {"bytes": found["bytes"], "wrong": 0, "open": 0}
+    assert found["messages"] * 16384 == found["bytes"] > 0
+
+
+def test_what_a_move_costs_is_measured() -> None:
+    pytest.importorskip("oinetd._fastpath")
+    words = ["--connections", "20", "--rounds", "2", "--blocks", "2", "--round-trips", "20"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.moving", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found["moves"] >= 40
+    assert found["together_s"] > 0

@@ -62,21 +62,36 @@ cdef inline bint policy_change(Reactor *reactor, Conn *conn, Policy *policy) noe
     return placed
 
 
-cdef inline int policy_renew(Reactor *reactor, Conn *conn) noexcept nogil:
-    """Go by what is in force for the listener now; 0, or the ending. If the listener has gone, nothing changes."""
+cdef inline Policy *policy_in_force(Reactor *reactor, const Conn *conn) noexcept nogil:
+    """What is in force for the listener now, with a reference for who asks; NULL if the listener has gone."""
     cdef Listener *listener = reactor.hub.listeners[(<uint32_t> conn.told) >> 2]
     cdef Policy *policy = NULL
-    cdef bint headed = False
-    cdef int refusal = 0
     pthread_mutex_lock(&reactor.hub.lock)
-    if not listener.dead and listener.generation == conn.told >> 32 and listener.policy != conn.policy:
+    if not listener.dead and listener.generation == conn.told >> 32:
         policy = listener.policy
         policy_hold(policy)
     pthread_mutex_unlock(&reactor.hub.lock)
+    return policy
+
+
+cdef inline int proxy_judge(const Policy *policy, const Conn *conn) noexcept nogil:
+    """Judge the peer that has sent a header by a policy that came later: its ending, or 0."""
+    cdef bint headed = False
+    if policy.accept_proxy and conn.facts != NULL and conn.facts.headed:
+        return peer_judge(policy, &conn.facts.peer, &headed)
+    return 0
+
+
+cdef inline int policy_renew(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Go by what is in force for the listener now; 0, or the ending. If the listener has gone, nothing changes."""
+    cdef Policy *policy = policy_in_force(reactor, conn)
+    cdef int refusal
     if policy == NULL:
         return 0
-    if policy.accept_proxy and conn.facts != NULL and conn.facts.headed:
-        refusal = peer_judge(policy, &conn.facts.peer, &headed)
+    if policy == conn.policy:
+        policy_drop(policy)
+        return 0
+    refusal = proxy_judge(policy, conn)
     if not policy_change(reactor, conn, policy):
         return ENDING_LIMITED
     return refusal
@@ -142,9 +157,10 @@ cdef inline void turn_await(Reactor *reactor, Conn *conn) noexcept nogil:
                 bucket_give(&conn.policy.gate.connect_bucket, connect_ns)
                 finish(reactor, conn, ENDING_LIMITED, 0, True)
                 return
+            if conn.stage != STAGE_RATE:
+                preamble_over(reactor)
             conn.stage = STAGE_RATE
             conn.flush_ms = reactor.now_ms + wait_ms
-            preamble_over(reactor)
             wheel_arm(&reactor.wheel, conn, reactor.now_ms, wait_ms)
             return
     preamble_admit(reactor, conn)

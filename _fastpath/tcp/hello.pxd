@@ -11,11 +11,11 @@ from shared.ending cimport (
 )
 from shared.facts cimport Facts, facts_named
 from shared.names cimport names_choose
-from shared.policy cimport Policy, policy_hold
+from shared.policy cimport Policy, policy_drop, policy_hold
 from state.connection_slab cimport CLIENT, STAGE_HELLO, Conn
 from state.reactor cimport Reactor
 from state.wheel cimport wheel_arm, wheel_disarm
-from tcp.admit cimport policy_change, policy_renew, preamble_admit, turn_await
+from tcp.admit cimport policy_change, policy_in_force, policy_renew, preamble_admit, proxy_judge, turn_await
 from tcp.ending cimport finish
 from tcp.peek cimport peek
 
@@ -34,10 +34,20 @@ cdef inline bint hello_keep(Conn *conn, const Hello *hello) noexcept nogil:
     return True
 
 
+cdef inline Policy *policy_chosen(Policy *policy, const Hello *hello) noexcept nogil:
+    """The policy of the rule that a hello chooses, `policy` itself if it is that of one rule; NULL if there is none."""
+    cdef int rule
+    if policy.names == NULL:
+        return policy
+    rule = names_choose(policy.names, <const uint8_t *> hello.name, hello.name_size, hello.protocols,
+                        hello.protocols_size)
+    return NULL if rule < 0 else <Policy *> policy.names.policies[rule]
+
+
 cdef inline void hello_choose(Reactor *reactor, Conn *conn, const Hello *hello) noexcept nogil:
     """Let the hello choose the rule that serves the client. `conn` may be gone afterwards."""
     cdef Policy *policy
-    cdef int refusal, rule
+    cdef int refusal
     sources_leave(reactor.hub.gate, conn.policy, &conn.client, conn.counted)
     conn.counted = 0
     if not hello_keep(conn, hello):
@@ -50,12 +60,10 @@ cdef inline void hello_choose(Reactor *reactor, Conn *conn, const Hello *hello) 
     if conn.policy.names == NULL:
         preamble_admit(reactor, conn)
         return
-    rule = names_choose(conn.policy.names, <const uint8_t *> hello.name, hello.name_size, hello.protocols,
-                        hello.protocols_size)
-    if rule < 0:
+    policy = policy_chosen(conn.policy, hello)
+    if policy == NULL:
         finish(reactor, conn, ENDING_NO_SNI_RULE, 0, True)
         return
-    policy = <Policy *> conn.policy.names.policies[rule]
     policy_hold(policy)
     if policy_change(reactor, conn, policy):
         turn_await(reactor, conn)
@@ -70,6 +78,43 @@ cdef inline void hello_look(Reactor *reactor, Conn *conn, bint ended) noexcept n
         return
     conn.side[CLIENT].rd = 1        # its bytes have had their event
     hello_choose(reactor, conn, &hello)
+
+
+cdef inline void turn_come(Reactor *reactor, Conn *conn) noexcept nogil:
+    """Its turn by the rate of its rule has come: go on by what is in force now for its hello, which is still there.
+
+    If that is another rule, it is that one's rate that counts. `conn` may be gone afterwards.
+    """
+    cdef Policy *policy = policy_in_force(reactor, conn)
+    cdef Policy *chosen = NULL
+    cdef bint known, same
+    cdef int refusal = 0
+    cdef Hello hello
+    if policy == NULL:
+        preamble_admit(reactor, conn)
+        return
+    if peek(reactor, conn, False, NULL, &hello) == 0:      # it has reset the connection
+        policy_drop(policy)
+        return
+    chosen = policy_chosen(policy, &hello)
+    if chosen == NULL:
+        policy_drop(policy)
+        finish(reactor, conn, ENDING_NO_SNI_RULE, 0, True)
+        return
+    known = chosen == conn.policy
+    same = chosen.gate == conn.policy.gate or policy.names == NULL
+    if not known:
+        refusal = proxy_judge(policy, conn)
+        policy_hold(chosen)
+        if not policy_change(reactor, conn, chosen):
+            refusal = ENDING_LIMITED
+    policy_drop(policy)
+    if refusal:
+        finish(reactor, conn, refusal, 0, True)
+    elif same:
+        preamble_admit(reactor, conn)
+    else:
+        turn_await(reactor, conn)
 
 
 cdef inline void hello_begin(Reactor *reactor, Conn *conn, bint ended) noexcept nogil:

@@ -25,7 +25,7 @@ from state.wheel cimport wheel_arm
 from tcp.admit cimport peek_left_ms, policy_renew, preamble_admit
 from tcp.deadline cimport left_of
 from tcp.ending cimport finish
-from tcp.hello cimport hello_begin, hello_look
+from tcp.hello cimport hello_begin, hello_look, turn_come
 from tcp.peek cimport peek
 
 
@@ -112,7 +112,7 @@ cdef inline void preamble_due(Reactor *reactor, Conn *conn) noexcept nogil:
     """Its timer fired. `conn` may be gone afterwards."""
     cdef uint64_t left_ms
     if conn.stage == STAGE_RATE and reactor.now_ms >= conn.flush_ms:
-        preamble_admit(reactor, conn)
+        turn_come(reactor, conn)
         return
     if conn.stage == STAGE_HEADER:
         left_ms = left_of(conn.started_us // 1000, conn.policy.proxy_ms, reactor.now_ms)

@@ -344,6 +344,35 @@ async def test_who_waits_for_the_rate_has_no_place_of_the_preamble(lane: str) ->
 
 
 @in_lanes
+async def test_a_reload_holds_for_those_who_wait_for_the_rate(lane: str) -> None:
+    """They are served as the newest rule for their name says: elsewhere, not at all, or not any more."""
+    seen, slow = Seen(), "rate=1/s:1, peek-timeout=1h"
+    rules = [f"sni={name}.example.org, {slow}" for name in "abc"]
+    async with named(lane, *rules, "sni=other.example.org, peek-timeout=1h", seen=seen) as names:
+        forwarder, servers = names.forwarder, names.servers
+        assert forwarder is not None
+        peers = {}
+        for name, upstream in zip("abc", servers, strict=False):
+            await (first := await dial(("127.0.0.1", names.port))).send(hello(f"{name}.example.org"))
+            await upstream.taken.get()
+            first.close()
+            peers[name] = await dial(("127.0.0.1", names.port))
+            await peers[name].send(hello(f"{name}.example.org"))
+        await until(lambda: sum(counts.rate_waits for counts in forwarder.stats().rules.values()) == 3)
+        names.servers = [servers[3], servers[2]]
+        await forwarder.reload(names.config(rules[0], rules[2], behind="deny *"))
+        await servers[3].taken.get()
+        await until(lambda: len(seen.closed) == 5)
+        for peer in peers.values():
+            peer.close()
+        await until(lambda: len(seen.closed) == 6)
+        assert all(each.taken.empty() for each in servers)
+    endings = {record.server_name: record.ending for record in seen.closed[3:5]}
+    assert endings == {"b.example.org": Ending.NO_SNI_RULE, "c.example.org": Ending.DENIED}
+    assert seen.closed[5].upstream_port == servers[3].address[1]
+
+
+@in_lanes
 async def test_a_name_that_leads_back_to_the_listener(lane: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whichever of the rules that share the listener it is; the others are served."""
     async with looking(1, headed=False) as upstream:

@@ -41,7 +41,9 @@ class PreambleStage:
     that are in force when the preamble is complete.
     """
 
-    __slots__ = ("_client", "_in_force", "_inside", "_live", "_preamble", "errno", "header", "peer", "service")
+    __slots__ = (
+        "_client", "_connected", "_in_force", "_inside", "_live", "_preamble", "errno", "header", "peer", "service",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class PreambleStage:
         self.peer = peer
         self.header: Header | None = None
         self.errno = 0
+        self._connected = ""  # the peer, if it has to send a header
         self._inside = True
         service.registry.gate.enter_preamble()
 
@@ -74,8 +77,8 @@ class PreambleStage:
         is_unix = self._client.family == socket.AF_UNIX
         refusal, headed = self._preamble.judge(self.peer, is_unix)
         if refusal is None and headed:
-            connected = self.peer
-            refusal = await self._counted(self._read_header) or self._renew(connected, is_unix)
+            self._connected = self.peer
+            refusal = await self._counted(self._read_header) or self._renew()
         if refusal is not None or self.service.names is None:
             return refusal
         if not is_unix and (refusal := self._preamble.everybody.decide(self.peer)) is not None:
@@ -85,24 +88,25 @@ class PreambleStage:
         if isinstance(found, Ending):
             return found
         assert found is not None
-        return self._renew() or self._choose(found) or await self._wait_for_turn(deadline)
+        if (refusal := self._renew()) is not None or self.service.names is None:
+            return refusal
+        return self._choose(found) or await self._wait_for_turns(found, deadline)
 
-    def _renew(self, connected: str = "", is_unix: bool = True) -> Ending | None:
-        """Go by what is in force now: a reload may have changed it while something was awaited.
-
-        `connected` is the peer, if a header was read.
-        """
+    def _renew(self) -> Ending | None:
+        """Go by what is in force now: a reload may have changed it while something was awaited."""
         service = self._in_force()
-        if service is self.service:
-            return None
+        return None if service is self.service else self._go_by(service, service.preamble)
+
+    def _go_by(self, service: Service, preamble: Preamble | None) -> Ending | None:
+        """Be served by `service` from now on, and judged by the `preamble` that is in force; why not, if not."""
         live, self.service = self._live, service
         live.record.route = service.route
         if live.rule is not service.rule and not choose_rule(service.registry, live, service.rule):
             return Ending.LIMITED
-        if service.preamble is not None:
-            self._preamble = service.preamble
-            if connected and self._preamble.accept is not AcceptProxy.OFF:
-                return self._preamble.judge(connected, is_unix)[0]
+        if preamble is not None:
+            self._preamble = preamble
+            if self._connected and preamble.accept is not AcceptProxy.OFF:
+                return preamble.judge(self._connected, self._client.family == socket.AF_UNIX)[0]
         return None
 
     async def _counted(self, read: Callable[[], Coroutine[None, None, _T]]) -> _T | Ending:
@@ -162,27 +166,29 @@ class PreambleStage:
 
     def _choose(self, found: Hello) -> Ending | None:
         """Let the client's hello choose the rule that serves it."""
-        names, record = self.service.names, self._live.record
-        if names is None:
-            return None
-        service = names.choose(found.server_name, found.protocols)
+        assert self.service.names is not None
+        service = self.service.names.choose(found.server_name, found.protocols)
         if service is None:
             return Ending.NO_SNI_RULE
-        self.service, record.route = service, service.route
-        return None if choose_rule(service.registry, self._live, service.rule) else Ending.LIMITED
+        return self._go_by(service, None)
 
-    async def _wait_for_turn(self, deadline: float) -> Ending | None:
-        """Wait until the rate of the rule lets the client in, which is refused if that is not before `deadline`.
+    async def _wait_for_turns(self, found: Hello, deadline: float) -> Ending | None:
+        """Wait for the turn by the rate of the rule, and then go on by what is in force for the hello.
 
-        It has said what is awaited in this stage: its place is one of its rule meanwhile.
+        If that is another rule, it is that one's rate that counts.
         """
-        buckets = self._live.rule.buckets
-        turn = buckets.turn()
-        if not turn:
-            return None
-        if turn > deadline:
-            buckets.connect_given_back()
-            return Ending.LIMITED
+        while turn := self._live.rule.buckets.turn():
+            rule = self._live.rule
+            if turn > deadline:
+                rule.buckets.connect_given_back()
+                return Ending.LIMITED
+            refusal = await self._wait_until(turn) or self._choose_again(found)
+            if refusal is not None or self._live.rule is rule or self._in_force().names is None:
+                return refusal
+        return None
+
+    async def _wait_until(self, turn: float) -> Ending | None:
+        """Wait for the turn of a client that has said what is awaited: its place is one of its rule meanwhile."""
         self.leave()
         loop = asyncio.get_running_loop()
         gone = loop.create_future()
@@ -196,6 +202,15 @@ class PreambleStage:
             watch.close()
             gone.cancel()
         return None
+
+    def _choose_again(self, found: Hello) -> Ending | None:
+        """Go by what is in force now for the hello."""
+        in_force = self._in_force()
+        names = in_force.names
+        service = in_force if names is None else names.choose(found.server_name, found.protocols)
+        if service is None:
+            return Ending.NO_SNI_RULE
+        return None if service is self.service else self._go_by(service, in_force.preamble)
 
     def _tell(self, what: str, found: Invalid) -> None:
         route, client = self.service.route, self._live.record.client

@@ -58,7 +58,7 @@ oinetd top                                 the same, live
 oinetd servers, drain, maint, ready, weight GROUP/SERVER   of groups
 oinetd health                              exit code 0 if it serves, 1 if not
 oinetd kill ID, reload, upgrade            what changes something
-oinetd transparent [-c FILE]               what routing needs for src=client, transparent
+oinetd transparent [-c FILE] [--redirect]  what routing needs for src=client, transparent
 oinetd explain ADDRESS PORT                which rule serves it, and why so
 
 signals:         HUP reloads, TERM and INT drain and exit, USR1 reopens the log,
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["demo"]:
             return _demo(words[1:])
         forward, transparent = words[:1] == ["forward"], words[:1] == ["transparent"]
-        parser = command_parser(forward=forward)
+        parser = command_parser(forward=forward, transparent=transparent)
         said, extra = parser.parse_known_args(words[1:] if forward or transparent else words)
         if extra:
             parser.error(_unexpected(extra[0]))
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if transparent:
         from oinetd.process.transparent import show
 
-        return show(options)
+        return show(options, redirect=said.redirect)
     if said.test or said.show:
         return _look(options, show=said.show, strict=said.strict, resolve=said.resolve)
     # Imported here: the event loop takes longer to import than the rest of the start.
@@ -164,10 +164,10 @@ def _forward(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]
         parser.error(str(error))
 
 
-def command_parser(*, forward: bool = False) -> argparse.ArgumentParser:
-    """The parser of the command line, or of that of `oinetd forward`; completions of shells are made from it."""
+def command_parser(*, forward: bool = False, transparent: bool = False) -> argparse.ArgumentParser:
+    """The parser of the command line, or of one of these commands; completions of shells are made from it."""
     parser = _Parser(
-        prog="oinetd forward" if forward else "oinetd",
+        prog="oinetd forward" if forward else "oinetd transparent" if transparent else "oinetd",
         description="Forwards TCP connections and UDP datagrams as its configuration says.",
         epilog=EPILOGUE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -176,6 +176,8 @@ def command_parser(*, forward: bool = False) -> argparse.ArgumentParser:
     add = parser.add_argument
     if forward:
         add("pairs", nargs="*", metavar="LISTEN DESTINATION", help="such as 8080 db.example.org:80")
+    if transparent:
+        add("--redirect", action="store_true", help="the lines for NAT in place of tproxy")
     add("-e", "--line", dest="lines", action="append", metavar="LINE", help="a line of a configuration, after the file")
     add("-c", "--conf-file", metavar="FILE", type=_file, help=f"the configuration (default: {' or '.join(CONF_FILES)})")
     add("-f", "--foreground", action="store_true", help="stay in the foreground, with messages on standard error")

@@ -196,6 +196,43 @@ def test_connections_that_are_redirected(tmp_path: Path, bind: str) -> None:
 
 
 @root
+def test_what_transparent_prints_for_redirect(tmp_path: Path) -> None:
+    """As an unprivileged user: connections that pass through, and those of the router itself, of both families."""
+    if shutil.which("nft") is None:
+        pytest.skip("nft is missing")
+    conf = tmp_path / "oinetd.conf"
+    conf.write_text("admin off\nlogfile /dev/stdout\nlogformat json\n:: 1080 original [transparent]\nallow *\n")
+    conf.chmod(0o644)
+    with three_machines() as (client, router, server), contextlib.ExitStack() as stack:
+        oinetd = [sys.executable, "-m", "oinetd"]
+        ask = [*oinetd, "transparent", "--redirect", "-c", str(conf), "-u", "nobody"]
+        said = inside(router, *ask)
+        assert "# missing: no line of nftables redirects connections to port 1080" in said
+        inside(router, "sh", "-ec", said)
+        assert "missing" not in inside(router, *ask)
+        enter = ["ip", "netns", "exec"]
+        started = [
+            subprocess.Popen([*enter, server, sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True),
+            subprocess.Popen(
+                [*enter, router, *oinetd, "-c", str(conf), "-f", "-u", "nobody"],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            ),
+        ]  # fmt: skip
+        await_line(running(stack, *started), "listening on", 1)
+        for machine in (client, router):
+            for host, seen in (("10.77.2.2", "10.77.2.1"), ("fd77:2::2", "fd77:2::1")):
+                assert inside(machine, sys.executable, "-c", CLIENT, host, "8080").strip() == f"{seen} to 8080"
+        assert started[1].stdout is not None
+        ended = []
+        while len(ended) < 4:
+            record = json.loads(started[1].stdout.readline())
+            ended += [(record["client"], record["upstream"])] if record["event"] != "opened" else []
+    assert sorted(ended) == sorted([
+        ("10.77.1.2", "10.77.2.2"), ("fd77:1::2", "fd77:2::2"), ("10.77.2.1", "10.77.2.2"), ("fd77:2::1", "fd77:2::2")
+    ])  # fmt: skip
+
+
+@root
 @pytest.mark.parametrize("bind", ["127.0.0.1", "0.0.0.0", "::", "::1"])
 @in_lanes
 async def test_never_to_ourselves(caplog: pytest.LogCaptureFixture, lane: str, bind: str) -> None:
@@ -352,6 +389,35 @@ def test_the_lines_for_nftables(rule: str, line: str) -> None:
     (taking,) = (each for each in found if " tproxy " in each and not each.startswith("#"))
     assert line in taking
     assert 'iifname "eth7"' in taking
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        ("0.0.0.0 80 original [transparent]", "meta l4proto tcp meta nfproto ipv4 redirect to :80"),
+        (":: 80 original [transparent]", "meta l4proto tcp redirect to :80"),
+        ("192.0.2.1 80 192.0.2.9 80 [transparent]", "meta l4proto tcp meta nfproto ipv4 dnat ip to 192.0.2.1:80"),
+        ("2001:db8::1 80 original [transparent]", "meta l4proto tcp meta nfproto ipv6 dnat ip6 to [2001:db8::1]:80"),
+    ],
+)
+def test_the_lines_for_nat(rule: str, line: str) -> None:
+    """Connections of this machine itself only if it is known which of them are those of oinetd."""
+    config, through = parse_config(rule + "\nallow *"), f"        fib daddr type != local {line}"
+    found = list(transparent_lines(config, redirect=True, uid=77))
+    assert through in found
+    assert f"        meta skuid != 77 {through.strip()}" in found
+    assert not any(each.startswith("ip ") or "tproxy" in each for each in found if not each.startswith("#"))
+    found = list(transparent_lines(config, redirect=True))
+    assert through in found
+    assert not any("skuid" in each for each in found)
+
+
+def test_with_src_client_redirect_needs_the_routes() -> None:
+    text = "0.0.0.0 80 original [transparent, src=client, interface=eth7]\nallow *"
+    found = list(transparent_lines(parse_config(text), redirect=True, uid=77))
+    assert any("fwmark" in each for each in found)
+    assert '        iifname "eth7" fib daddr type != local meta l4proto tcp meta nfproto ipv4 redirect to :80' in found
+    assert not any("skuid" in each for each in found)
 
 
 def test_without_the_capability_the_option_is_named() -> None:

@@ -90,7 +90,8 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_recv "recv"(int fd, void *data, size_t size, int flags)
     ssize_t c_send "send"(int fd, const void *data, size_t size, int flags)
     enum:
-        AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SHUT_WR, SOL_SOCKET
+        AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, SOCK_NONBLOCK, SOCK_CLOEXEC
+        SHUT_WR, SOL_SOCKET
         SO_BROADCAST, SO_DOMAIN, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PEERCRED, SO_RCVBUF
         MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, SO_RCVLOWAT
 
@@ -163,6 +164,21 @@ cdef extern from "<sys/ioctl.h>" nogil:
 cdef extern from "<linux/sockios.h>" nogil:
     enum:
         SIOCOUTQ
+
+cdef extern from "<linux/rtnetlink.h>" nogil:
+    struct nlmsghdr:
+        uint32_t nlmsg_len
+        uint16_t nlmsg_type
+        uint16_t nlmsg_flags
+    struct rtmsg:
+        uint8_t rtm_family
+        uint8_t rtm_dst_len
+        uint8_t rtm_type
+    struct rtattr:
+        uint16_t rta_len
+        uint16_t rta_type
+    enum:
+        NETLINK_ROUTE, NLM_F_REQUEST, RTM_NEWROUTE, RTM_GETROUTE, RTA_DST, RTN_LOCAL
 
 cdef extern from "<time.h>" nogil:
     struct timespec:

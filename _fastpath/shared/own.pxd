@@ -15,6 +15,7 @@ from base.linux cimport (
     SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, c_close, c_connect, c_socket, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, sockaddr,
 )
+from shared.route cimport ROUTE_HERE, ROUTE_UNKNOWN, route_of
 
 cdef enum:
     PORT_WORDS = 1024           # a bit for each port
@@ -110,8 +111,15 @@ cdef inline bint is_special(const Address *address) noexcept nogil:
 
 
 cdef inline bint is_forbidden(const Address *address) noexcept nogil:
-    """Whether a client may not choose this address as its destination; `oinetd.upstream.original` asks the same."""
-    return is_special(address) or is_local(address)
+    """Whether a client may not choose this address as its destination; `oinetd.upstream.original` asks the same.
+
+    The routing knows more than addresses: whole networks that a local route brings to this machine.
+    """
+    cdef int route
+    if is_special(address):
+        return True
+    route = route_of(address)
+    return is_local(address) if route == ROUTE_UNKNOWN else route == ROUTE_HERE
 
 
 cdef inline bint is_own(Own *self, pthread_mutex_t *lock, const Address *sender) noexcept nogil:

@@ -14,6 +14,7 @@ import socket
 import sys
 
 from oinetd.model import ORIGINAL, Rule
+from oinetd.net.route import is_delivered_here
 from oinetd.net.sockets import Address, bound_address, lookup
 from oinetd.upstream.destination import Destination
 from oinetd.upstream.loops import is_local
@@ -46,8 +47,14 @@ def _port(place: bytes) -> int:
 
 
 def is_forbidden(address: Address) -> bool:
-    """Whether a client may not choose this address as its destination."""
-    return is_special(address.host) or is_local(address)
+    """Whether a client may not choose this address as its destination.
+
+    The routing knows more than addresses: whole networks that a local route brings to this machine.
+    """
+    if is_special(address.host):
+        return True
+    here = is_delivered_here(address)
+    return is_local(address) if here is None else here
 
 
 class Original(Destination):

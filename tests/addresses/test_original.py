@@ -185,6 +185,12 @@ def test_connections_that_are_redirected(tmp_path: Path, bind: str) -> None:
             for port, line in zip((8082, 8083), said[2:], strict=True):
                 assert re.fullmatch(rf"{router_is} to {port} after PROXY {family} {ours} {wanted} \d+ {port}", line)
             assert asked(end, 8080, 8081) == ["reset", "reset"]
+        # A network that a local route brings to the router is its own.
+        if bind == "::":
+            inside(router, "ip", "-6", "route", "add", "local", "2001:db8:77::/64", "dev", "lo")
+            assert asked("2001:db8:77::5", 1080, 1081) == ["reset", "reset"]
+        inside(router, "ip", "route", "add", "local", "198.51.100.0/24", "dev", "lo", "src", "10.77.1.1")
+        assert asked("198.51.100.5", 1080, 1081) == ["reset", "reset"]
         # What is an address of this machine is asked of the kernel each time.
         inside(router, "ip", "addr", "add", "10.77.2.2/32", "dev", "lo")
         assert asked("10.77.2.2", 8080, 8081) == ["reset", "reset"]

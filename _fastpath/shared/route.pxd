@@ -1,4 +1,4 @@
-"""What the kernel's routing does with an address. It is asked (rtnetlink, 3 us); nothing is sent to the address."""
+"""What the kernel's routing does with an address. It is asked by rtnetlink (10 us); nothing is sent there."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset

@@ -14,7 +14,7 @@ __all__: list[str] = []
 
 MOVES, LEAK = "FAULTS_MOVES", "FAULTS_LEAK"
 """The file with the number of turns after which a connection changes its reactor, 0 for never; what is leaked."""
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
 
 
 def leak(what: str) -> None:

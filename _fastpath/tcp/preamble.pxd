@@ -6,9 +6,10 @@ that few looks are enough. The kernel keeps the mark below the receive buffer.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 
 from base.linux cimport (
-    ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLRDHUP, c_recv,
+    ECONNRESET, ENOMEM, EPOLLERR, EPOLLHUP, EPOLLRDHUP, c_recv, errno,
 )
 from base.socket cimport socket_error
 from preamble.proxy cimport ProxyHeader
@@ -29,20 +30,24 @@ from tcp.hello cimport hello_begin, hello_look, turn_come
 from tcp.peek cimport peek
 
 
-cdef inline bint header_take(Reactor *reactor, Conn *conn, const ProxyHeader *header) noexcept nogil:
-    """Take the header out of the socket; from now on the client is the one in it. False without memory."""
+cdef inline int header_take(Reactor *reactor, Conn *conn, const ProxyHeader *header) noexcept nogil:
+    """Take the header out of the socket; from now on the client is the one in it. 0 or an errno: what would be left of
+    the header is not for the server."""
     cdef bint passes = conn.policy.proxy_tlv & PROXY_PASS or conn.policy.names != NULL
     cdef Facts *facts = facts_new(reactor.scratch + header.tlvs, header.length - header.tlvs if passes else 0)
     if facts == NULL:
-        return False
-    c_recv(conn.side[CLIENT].fd, reactor.scratch, header.length, 0)
+        return ENOMEM
+    cdef long taken = c_recv(conn.side[CLIENT].fd, reactor.scratch, header.length, 0)
+    if taken != header.length:
+        free(facts)
+        return ECONNRESET if taken >= 0 else errno
     facts.peer = conn.client
     facts.unknown = not header.named
     if header.named:
         facts.reached = header.destination
         conn.client = header.source
     conn.facts = facts
-    return True
+    return 0
 
 
 cdef inline void header_over(Reactor *reactor, Conn *conn, bint ended) noexcept nogil:
@@ -72,8 +77,9 @@ cdef inline void header_look(Reactor *reactor, Conn *conn, bint ended) noexcept 
         return
     sources_leave(reactor.hub.gate, conn.policy, &conn.client, conn.counted)
     conn.counted = 0
-    if not header_take(reactor, conn, &header):
-        finish(reactor, conn, ENDING_SOCKET_FAILED, ENOMEM, True)
+    cdef int error = header_take(reactor, conn, &header)
+    if error:
+        finish(reactor, conn, ENDING_CLIENT_RESET if error == ECONNRESET else ENDING_SOCKET_FAILED, error, True)
         return
     # What is behind the header has had its event.
     conn.side[CLIENT].rd = got > header.length or ended

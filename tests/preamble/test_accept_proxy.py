@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from oinetd import AccessRule, Config, Ending, Rule, Settings, Verb
 from oinetd.config import parse_config, parse_rule
 from oinetd.model import LogFormat
 from oinetd.observe.formats import line_format
+from oinetd.preamble import proxy_protocol
 from oinetd.preamble.proxy_protocol import AUTHORITY, CRC32C, NOOP, UNIQUE_ID, Party, Tlv
 from oinetd.preamble.proxy_writer import write_v1, write_v2
 from tests.forwarding import Seen, bound
@@ -35,6 +38,27 @@ def one(lane: str, upstream: tuple[str, int], options: str = "", *behind: str) -
     extra = f", {options}" if options else ""
     said = f"127.0.0.1 0 {upstream[0]} {upstream[1]} [accept-proxy, {lane_options(lane)}{extra}]\n{lines}\n"
     return parse_config(said).rules[0]
+
+
+async def test_a_header_that_cannot_be_taken_whole_is_not_payload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of it would be the beginning of the client's bytes for the server. (The native lane: tests/soak.)"""
+    read = proxy_protocol.feed
+
+    def longer(data: bytes) -> object:
+        found = read(data)
+        return replace(found, length=found.length + 1) if isinstance(found, proxy_protocol.Header) else found
+
+    monkeypatch.setattr(proxy_protocol, "feed", longer)
+    seen = Seen()
+    async with looking(headed=False) as upstream:
+        async with served("python", one("python", upstream.address), seen=seen) as forwarder:
+            peer = await dial(bound(forwarder))
+            await peer.send(write_v1(CLIENT, REACHED))
+            assert await peer.read_to_reset() == b""
+            peer.close()
+            await until(lambda: seen.closed)
+        assert upstream.taken.empty()
+    assert [(each.ending, each.errno) for each in seen.closed] == [(Ending.CLIENT_RESET, errno.ECONNRESET)]
 
 
 @in_lanes

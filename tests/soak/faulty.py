@@ -41,7 +41,9 @@ RATE = 20_000
 """Of a million calls."""
 
 CLIENTS = 20
-RULES = ("relay=auto", "relay=copy", "relay=splice")
+RULES = ("relay=auto", "relay=copy", "relay=splice", "accept-proxy")
+OPENINGS = {"accept-proxy": b"PROXY TCP4 192.0.2.7 198.51.100.9 40000 443\r\n"}
+"""What clients say before their streams."""
 
 
 def enough(counts: Mapping[str, int]) -> bool:
@@ -99,11 +101,11 @@ class Run:
         self.opened.discard(record.id)
         self.ended += 1
 
-    async def clients(self, address: tuple[str, int]) -> None:
+    async def clients(self, address: tuple[str, int], opening: bytes) -> None:
         while self.left:
             with contextlib.suppress(TimeoutError):
                 # A client that the listener was too poor to accept waits in its queue.
-                await asyncio.wait_for(self.load.client(address), 2)
+                await asyncio.wait_for(self.load.client(address, opening), 2)
 
     async def datagrams(self, address: tuple[str, int]) -> None:
         choice = random.Random(self.effort.seed)
@@ -137,9 +139,9 @@ class Run:
     async def works(self, addresses: list[tuple[str, int]]) -> None:
         """Everything is served as if nothing had been."""
         before = self.load.ended
-        for address in addresses[:-1]:
+        for address, options in zip(addresses, RULES, strict=False):
             for _ in range(20):
-                await asyncio.wait_for(self.load.client(address), 30)
+                await asyncio.wait_for(self.load.client(address, OPENINGS.get(options, b"")), 30)
         assert self.load.ended > before, "no connection was served"
         with Party() as party:
             assert await party.ask(b"hello", addresses[-1]) == b"hello"
@@ -152,13 +154,20 @@ async def main() -> None:
     with echo() as datagrams:
         async with server(run.load.serve) as upstream:
             text = "engine native\nthreads 2\npipesize 16K\nbuffersize 8K\nconnect-timeout 1s\n"
-            text += "".join(f"127.0.0.1 0 {upstream[0]} {upstream[1]} [{options}]\n" for options in RULES)
+            text += (
+                "".join(f"127.0.0.1 0 {upstream[0]} {upstream[1]} [{options}]\n" for options in RULES)
+                + "trust 127.0.0.1\n"
+            )
             text += f"127.0.0.1 0/udp 127.0.0.1 {datagrams.address[1]}/udp [timeout=1]\n"
             forwarder = Forwarder(parse_config(text), on_open=run.on_open, on_close=run.on_close)
             await forwarder.start()
             addresses = [(host, port) for _, host, port in forwarder.addresses]
             faults.arm(RATE)
-            work = [run.clients(address) for address in addresses[:-1] for _ in range(CLIENTS)]
+            work = [
+                run.clients(address, OPENINGS.get(options, b""))
+                for address, options in zip(addresses, RULES, strict=False)
+                for _ in range(CLIENTS)
+            ]
             await asyncio.gather(run.reloads(forwarder, text), run.datagrams(addresses[-1]), *work)
             faults.arm(0)
             addresses = [(host, port) for _, host, port in forwarder.addresses]

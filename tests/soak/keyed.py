@@ -72,8 +72,11 @@ class Load:
                 return
             await talk(self, peer, *struct.unpack("!q", key), up=False)
 
-    async def client(self, address: tuple[str, int]) -> None:
-        """One connection from beginning to end; that it breaks is counted, that it mixes is a fault."""
+    async def client(self, address: tuple[str, int], opening: bytes = b"") -> None:
+        """One connection from beginning to end; that it breaks is counted, that it mixes is a fault.
+
+        `opening` is for oinetd, before the stream.
+        """
         key = next(self._keys)
         try:
             peer = await dial(address, receive_bytes=self.random.choice((0, 0, 4096)))
@@ -81,7 +84,7 @@ class Load:
             self.broken += 1
             return
         try:
-            await peer.send(struct.pack("!q", key))
+            await peer.send(opening + struct.pack("!q", key))
             await talk(self, peer, key, up=True)
             self.ended += 1
         except ConnectionError:

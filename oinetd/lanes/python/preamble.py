@@ -137,8 +137,17 @@ class PreambleStage:
             self._tell("an invalid PROXY header", found)
             return Ending.BAD_PROXY_HEADER
         assert isinstance(found, Header)
-        self._client.recv(found.length)
-        self.header = found
+        return self._take(found)
+
+    def _take(self, header: Header) -> Ending | None:
+        """Take the header out of the socket: what would be left of it is not for the server."""
+        try:
+            taken, self.errno = len(self._client.recv(header.length)), errno.ECONNRESET
+        except OSError as error:
+            taken, self.errno = 0, error.errno or errno.ECONNRESET
+        if taken != header.length:
+            return Ending.CLIENT_RESET if self.errno == errno.ECONNRESET else Ending.SOCKET_FAILED
+        self.header, self.errno = header, 0
         return None
 
     def _introduce(self, header: Header) -> None:

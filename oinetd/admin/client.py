@@ -205,7 +205,8 @@ class Client:
                     elif isinstance(event, h11.Data):
                         yield bytes(event.data)
             except (OSError, h11.ProtocolError) as error:
-                raise ConnectionLost(f"{self.path}: {error}") from None
+                why = _why(error) if isinstance(error, TimeoutError) else error
+                raise ConnectionLost(f"{self.path}: {why}") from None
 
     def _connect(self, timeout_s: float | None) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -240,4 +241,6 @@ def _why(error: OSError) -> str:
         return "no permission; run it as root or as the user of the daemon"
     if isinstance(error, ConnectionRefusedError | FileNotFoundError):
         return "no process listens there; is oinetd running?"
+    if isinstance(error, TimeoutError):
+        return "no answer in time: the process is stopped, hangs, or is very busy; see its log, or restart it"
     return error.strerror or str(error)

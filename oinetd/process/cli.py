@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 import oinetd
-from oinetd.errors import ConfigError
+from oinetd.errors import ConfigError, EngineUnavailable
 from oinetd.model import Config
 from oinetd.process.context import HELD_SIGNALS, prepare
 from oinetd.process.invocation import EX_CONFIG, EX_NOINPUT, EX_NOPERM, EX_OK, EX_OSERR, EX_TEMPFAIL, EX_USAGE, Options
@@ -277,14 +277,16 @@ def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
     from oinetd.config import render_config
     from oinetd.observe.connection_log import ConnectionLog
     from oinetd.process.pidfile import PidFile
+    from oinetd.process.trial import try_out
     from oinetd.upstream.hosts import names_of
 
     try:
         config = options.with_overrides(options.load())
         ConnectionLog.check(config.log)
         PidFile.check(config.pid_file)
+        untried = [] if show else try_out(config)
         unanswered = _unanswered(config) if resolve else []
-    except ConfigError as error:
+    except (ConfigError, EngineUnavailable) as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
     for warning in config.warnings:
@@ -302,7 +304,7 @@ def _look(options: Options, *, show: bool, strict: bool, resolve: bool) -> int:
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         listed = ", ".join(list(names)[:NAMES_SHOWN]) + more
         text += f"names not resolved (use -t --resolve): {listed}\n"
-    return _print(text)
+    return _print(text + "".join(f"{line}\n" for line in untried))
 
 
 def _print(text: str) -> int:

@@ -64,7 +64,8 @@ def test_a_frozen_process_is_not_healthy(tmp_path: Path, environ: dict[str, str]
     try:
         daemon.signal(signal.SIGSTOP)
         frozen = call(tmp_path, "health", "--timeout", "50ms", **environ)
-        assert (frozen.returncode, "timed out" in frozen.stderr) == (1, True), frozen
+        assert frozen.returncode == 1
+        assert "no answer in time: the process is stopped, hangs, or is very busy" in frozen.stderr
         daemon.signal(signal.SIGCONT)
         assert call(tmp_path, "health", "--timeout", "1m", **environ).returncode == 0
         unclear = call(tmp_path, "health", "--timeout", "soon", **environ)

@@ -348,3 +348,42 @@ def test_looking_names_up_is_part_of_the_check(tmp_path: Path, conf: Path) -> No
     answer = call(tmp_path, "--resolve", "-c", str(conf))
     assert answer.returncode == 64
     assert "--resolve needs -t" in answer.stderr
+
+
+def test_the_check_reads_files_of_servers(tmp_path: Path) -> None:
+    servers = tmp_path / "web.servers"
+    servers.write_text("10.0.0.1 80\n10.0.0.2 80 [wait=3]\n")
+    servers.chmod(0o644)
+    (tmp_path / "x.conf").write_text(f"127.0.0.1 0 @web\nupstream web file:{servers}\n")
+    answer = call(tmp_path, "-t", "-c", "x.conf")
+    assert (answer.returncode, answer.stdout) == (78, "")
+    assert answer.stderr.startswith(f"{servers}:2:14: unknown option 'wait'")
+    servers.write_text("10.0.0.1 80\n")
+    answer = call(tmp_path, "-t", "-c", "x.conf")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "OK\n", "")
+    servers.unlink()
+    answer = call(tmp_path, "-t", "-c", "x.conf")
+    assert (answer.returncode, answer.stdout) == (78, "")
+    assert answer.stderr.startswith(f"x.conf:2: cannot read the servers in {servers}: No such file")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_check_does_not_judge_a_file_of_another_user(tmp_path: Path) -> None:
+    servers = tmp_path / "web.servers"
+    servers.write_text("10.0.0.1 80\n")
+    os.chown(servers, 65534, 65534)
+    (tmp_path / "x.conf").write_text(f"127.0.0.1 0 @web\nupstream web file:{servers}\n")
+    answer = call(tmp_path, "-t", "-c", "x.conf")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout == f"OK\nnot read as this user (the user of the service may): {servers}\n"
+
+
+def test_the_check_tries_engines_and_lists_socket_options(tmp_path: Path) -> None:
+    (tmp_path / "x.conf").write_text("127.0.0.1 0 10.0.0.1 9/udp [engine=native]\n")
+    answer = call(tmp_path, "-t", "-c", "x.conf")
+    assert (answer.returncode, answer.stdout) == (78, "")
+    assert answer.stderr.startswith("x.conf:1: the native engine serves no rule from tcp to udp; ")
+    (tmp_path / "x.conf").write_text("127.0.0.1 0 10.0.0.1 9 [mark=3, dscp=46]\n127.0.0.1 0 10.0.0.1 9 [freebind]\n")
+    answer = call(tmp_path, "-t", "-c", "x.conf")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout == "OK\nsocket options not tried with the kernel (a start does): freebind, mark, dscp\n"

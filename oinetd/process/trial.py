@@ -7,7 +7,7 @@ from typing import Final
 
 from oinetd.config.server_file import read_servers
 from oinetd.config.vocabulary import OPTIONS
-from oinetd.errors import ConfigError, EngineUnavailable
+from oinetd.errors import ConfigError, EngineUnavailable, Problem
 from oinetd.lanes.native.plane import available
 from oinetd.lanes.native.unserved import why_unserved
 from oinetd.model import Config, EngineChoice
@@ -50,7 +50,8 @@ def _try_files(config: Config) -> list[str]:
 
     Raises `ConfigError` with the mistakes of the others.
     """
-    problems, untried = [], []
+    problems: list[Problem] = []
+    untried: list[str] = []
     for path, server in sorted(_files(config).items()):
         try:
             read_servers(path, server.origin, server.endpoint.protocol)

@@ -14,7 +14,7 @@ __all__ = ["BRACKETS", "COLUMNS", "Column", "cell", "columns_of", "plain"]
 
 BRACKETS = (
     "Each figure is the median of the rounds. [Brackets]: the interval that holds the true median with at least 95 %, "
-    "which takes six rounds. (Parentheses): the range of fewer rounds, which is no such interval. ~: a single round."
+    "which takes six rounds. (Parentheses): the range of fewer rounds, which is no such interval. `~`: a single round."
 )
 
 

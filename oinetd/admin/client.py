@@ -24,7 +24,7 @@ ANSWER_S: Final = 60.0
 
 READ_BYTES: Final = 64 << 10
 
-LEFT: Final = "{} is left of a process that was killed, and the next start replaces it"
+LEFT: Final = "left of a process that was killed, replaced by the next start of its name: {}"
 
 
 class NoInstance(Exception):

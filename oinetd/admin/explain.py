@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from oinetd.admin.explain_group import add_servers, judge_servers
 from oinetd.core.access import AccessControl
@@ -17,6 +17,9 @@ from oinetd.upstream.group import UpstreamStatus
 from oinetd.upstream.prospect import Prospect
 
 __all__ = ["explain"]
+
+ALLOWS_SHOWN: Final = 4
+"""Lines that an answer names."""
 
 
 def explain(
@@ -158,7 +161,8 @@ def _verdict(config: Config, rule: Rule, client: str) -> tuple[str, str]:
     for scope, rules in (("for all rules", config.access), ("of this rule", rule.access)):
         allows = [each for each in rules if each.verb is Verb.ALLOW]
         if allows and not any(_matches(each, client) for each in allows):
-            return "not-allowed", f"none of the {len(allows)} allow lines {scope} matches {client}"
+            shown = ", ".join(map(str, allows[:ALLOWS_SHOWN]))
+            return "not-allowed", f"no allow line {scope} matches {client}: {shown}"
         for each in rules:
             if each.verb is Verb.DENY and _matches(each, client):
                 return "denied", f"{each} {scope} matches {client}"

@@ -59,6 +59,13 @@ IMPORTED_LATER: Final = (
 logger = logging.getLogger("oinetd")
 
 
+class _NotRoot(PermissionError):
+    """The process may not become another user; its text is the message."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """The user and groups to become; `groups` are the supplementary groups."""
@@ -107,7 +114,11 @@ class Identity:
             _limit_bounding_set(libc, kept)
         libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
         # In this order: a process that is no longer root cannot change its groups.
-        os.setgroups(self.groups)
+        try:
+            os.setgroups(self.groups)
+        except PermissionError as error:
+            remedy = "start it as root, or as the user that is to serve, without -u"
+            raise _NotRoot(error.errno, f"-u: only root can become another user; {remedy}") from None
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
         libc.prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import grp
 import os
 import pwd
 
 import pytest
 
-from oinetd.process.privileges import Identity
+from oinetd.process.privileges import PR_SET_KEEPCAPS, Identity
 
 DAEMON = pwd.getpwnam("daemon")
 
@@ -39,3 +41,15 @@ def test_numbers_without_names() -> None:
 def test_mistakes(text: str) -> None:
     with pytest.raises(ValueError, match=r"unknown (user|group)"):
         Identity.parse(text)
+
+
+def test_who_is_not_root_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def setgroups(_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setgroups", setgroups)
+    try:
+        with pytest.raises(PermissionError, match=r"^-u: only root can become another user; start it as root, or as"):
+            Identity(0, 54321, ()).assume()
+    finally:
+        ctypes.CDLL(None).prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0)

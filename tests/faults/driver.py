@@ -187,7 +187,7 @@ class Driver:
             self._put_away = ups, downs
             self.load.done.clear()
         await self._given_back()
-        check_said(self.stage.said.read_text(errors="replace"))
+        check_said(self.load.plant.said(self.stage.said.read_text(errors="replace")))
 
     async def _given_back(self) -> None:
         """Nothing is held any more; the resolver may still wait for a name server. Raises `Broken`."""

@@ -22,6 +22,8 @@ PLANTS: Final = (
     "wrong-counter",
     "wrong-counter-of-a-rule",
     "lasting-session",
+    "live-count",
+    "traceback",
     "foreign-datagram",
     "uncounted-datagram",
     "wrong-client",
@@ -78,7 +80,13 @@ class Plant:
         if self.name == "wrong-counter-of-a-rule":
             found[0]["bytes_down"] += 1
             found[1]["bytes_down"] -= 1
+        if self.name == "live-count":
+            found[0]["live"] += 1
         return found
+
+    def said(self, text: str) -> str:
+        """The messages as they are told."""
+        return text + 'Traceback (most recent call last):\n  File "x.py"\nKeyError: 1\n' * (self.name == "traceback")
 
     def answers(self, data: bytes) -> list[bytes]:
         """The datagrams that come where this one does."""

@@ -76,6 +76,8 @@ FOUND = {
     "second-line": "BROKEN .* has two closing lines",
     "wrong-counter": "BROKEN .* bytes_up of all is",
     "wrong-counter-of-a-rule": "BROKEN .* bytes down more than the counters",
+    "live-count": "BROKEN .* are counted as live",
+    "traceback": "BROKEN .* a traceback",
     "lasting-session": "BROKEN .* sessions do not end",
     "foreign-datagram": "BROKEN .* a datagram of another client",
     "uncounted-datagram": "BROKEN .* datagrams by",

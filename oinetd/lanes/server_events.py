@@ -66,10 +66,13 @@ class ServerEvents:
         if self._closed:
             return
         then = "clients get no session" if group.upstream.protocol is Protocol.UDP else WAITING
-        bounds = sum(member.load.max_connections for member in group.members if member.is_usable)
-        self._capacity.found_full(
-            group.name, group, f"group {group.name}", lambda: f"all servers, {group.live} of {bounds} sessions", then
-        )
+
+        def how() -> str:
+            usable = [member.load for member in group.members if member.is_usable]  # others' sessions take no room
+            live, most = sum(load.live for load in usable), sum(load.max_connections for load in usable)
+            return f"all servers, {live} of {most} sessions"
+
+        self._capacity.found_full(group.name, group, f"group {group.name}", how, then)
 
     def changed_usability(self, group: Group) -> None:
         """No server of a group is usable any more, or one is again."""

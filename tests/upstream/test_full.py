@@ -52,6 +52,21 @@ async def test_a_full_group_is_said_once(
 
 
 @in_one_loop
+async def test_sessions_of_a_drained_server_take_no_room(caplog: pytest.LogCaptureFixture) -> None:
+    async with backends(2) as servers:
+        lines = "\n".join(f"127.0.0.1 {server.port} [max-connections=1]" for server in servers)
+        async with forwarding_to(lines) as forwarder:
+            live = [await dial(bound(forwarder)) for _ in range(2)]
+            assert [await exchange(peer) for peer in live] == [True, True]
+            forwarder.set_server("web", servers[0].name, state="drain")
+            live.append(await dial(bound(forwarder)))
+            await until(lambda: any("full" in message for message in caplog.messages))
+            for peer in live:
+                peer.close()
+    assert "group web: full (all servers, 1 of 1 sessions), clients wait in the accept queue" in caplog.messages
+
+
+@in_one_loop
 async def test_the_status_has_a_line_for_each_group(tmp_path: Path) -> None:
     text = "127.0.0.1 0 @web\nupstream web 10.0.0.1 80\nupstream web 10.0.0.2 80\n"
     async with administered(tmp_path, text) as admin:

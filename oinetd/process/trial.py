@@ -8,7 +8,6 @@ from typing import Final
 from oinetd.config.server_file import read_servers
 from oinetd.config.vocabulary import OPTIONS
 from oinetd.errors import ConfigError, EngineUnavailable, Problem
-from oinetd.lanes.native.plane import available
 from oinetd.lanes.native.unserved import why_unserved
 from oinetd.model import Config, EngineChoice
 from oinetd.servers import FILE_PREFIX, Server
@@ -37,10 +36,11 @@ def try_out(config: Config) -> list[str]:
 def _try_engines(config: Config) -> None:
     """Raises `EngineUnavailable` if a rule insists on an engine that cannot serve it here."""
     for rule in config.rules:
-        settings = config.settings_of(rule)
-        if settings.engine is not EngineChoice.NATIVE:
+        if config.settings_of(rule).engine is not EngineChoice.NATIVE:
             continue
-        unserved = why_unserved(rule, settings)
+        from oinetd.lanes.native.plane import available  # loads the extension
+
+        unserved = why_unserved(rule)
         if error := unserved[1] if unserved is not None else available():
             raise EngineUnavailable(f"{rule.origin}: {error}" if rule.origin.line else error)
 

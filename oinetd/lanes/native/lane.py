@@ -39,6 +39,7 @@ from oinetd.lanes.native.plane import (
 from oinetd.lanes.native.rates import set_bounds
 from oinetd.lanes.native.records import InForce, fill_record, new_record, tell_invalid
 from oinetd.lanes.native.reports import listen_for_reports
+from oinetd.lanes.native.unserved import why_unserved
 from oinetd.model import Config, Endpoint, EngineChoice, Protocol, Rule, Settings
 from oinetd.net.forking import Held
 from oinetd.net.sockets import Address, is_numeric
@@ -120,11 +121,8 @@ class NativeLane:
         wanted = config.settings_of(rule).engine
         if wanted is EngineChoice.PYTHON:
             return "asked for"
-        bind, connect = rule.bind.protocol, rule.connect.protocol
-        if bind is not connect:
-            reason = "it serves rules between UDP and TCP"
-            error = f"the native engine serves no rule from {bind.value} to {connect.value}; "
-            error += "[engine=auto] on this rule takes the Python lane"
+        if (unserved := why_unserved(rule)) is not None:
+            reason, error = unserved
         else:
             try:
                 self.start(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 from oinetd.errors import ConfigError, Problem
 from oinetd.model import Protocol, Rule
@@ -22,6 +23,8 @@ from oinetd.net.transparent import delivers_marked
 __all__ = ["check_options"]
 
 log = logging.getLogger("oinetd")
+
+_NAMES: Final = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 
 
 def check_options(rules: Sequence[Rule]) -> None:
@@ -42,12 +45,28 @@ def check_options(rules: Sequence[Rule]) -> None:
             problems.append(Problem(what, rule.origin.file, rule.origin.line, hint=remedy))
     if problems:
         raise ConfigError(*problems)
-    if any(rule.options.from_client for rule in rules) and delivers_marked(socket.AF_INET) is False:
-        log.warning("src=client: answers of servers would not come here: `oinetd transparent` prints what is needed")
-    if any(rule.options.transparent for rule in rules) and delivers_marked(socket.AF_INET) is False:
-        log.warning("transparent: what tproxy brings would not come here: `oinetd transparent` prints what is needed")
+    for option, what, having in (
+        ("src=client", "answers of servers", [rule for rule in rules if rule.options.from_client]),
+        ("transparent", "what tproxy brings", [rule for rule in rules if rule.options.transparent]),
+    ):
+        families = {family for rule in having for family in _families(rule.bind.host)}
+        if missing := [name for family, name in _NAMES.items() if family in families and _is_missing(family)]:
+            remedy = "`oinetd transparent` prints what is needed"
+            log.warning("%s: %s would not come here over %s: %s", option, what, " and ".join(missing), remedy)
     if fastopen and fastopen_is_off():
         log.warning("fastopen: not in force for clients: set net.ipv4.tcp_fastopen to 3")
+
+
+def _families(host: str) -> Sequence[socket.AddressFamily]:
+    """Those of the clients of a rule with this bind address."""
+    if ":" not in host or "." in host:  # an IPv4 address, also one that is written as IPv6
+        return (socket.AF_INET,)
+    return tuple(_NAMES) if host == "::" else (socket.AF_INET6,)
+
+
+def _is_missing(family: socket.AddressFamily) -> bool:
+    """Whether no route delivers packets for the addresses of others to this machine."""
+    return delivers_marked(family) is False
 
 
 def _refused(

@@ -15,6 +15,7 @@ import pytest
 
 from oinetd import Ending
 from oinetd.config import parse_config
+from oinetd.core.socket_check import check_options
 from oinetd.errors import ConfigError
 from oinetd.net.transparent import delivers_marked
 from oinetd.process.transparent import transparent_lines
@@ -118,3 +119,32 @@ def test_without_an_answer_it_is_not_known(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(socket, "socket", refused)
     assert delivers_marked(socket.AF_INET) is None
+
+
+@root
+@pytest.mark.parametrize(
+    ("bind", "there", "said"),
+    [
+        ("127.0.0.1", {socket.AF_INET}, ""),
+        ("127.0.0.1", {socket.AF_INET6}, "IPv4"),
+        ("::1", {socket.AF_INET}, "IPv6"),
+        ("::", {socket.AF_INET}, "IPv6"),
+        ("::", set(), "IPv4 and IPv6"),
+        ("::ffff:127.0.0.1", {socket.AF_INET}, ""),
+    ],
+)
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ("127.0.0.1 9 [src=client]", "src=client: answers of servers"),
+        ("127.0.0.1 9 [transparent]", "transparent: what tproxy brings"),
+    ],
+)
+def test_missing_routes_are_said_at_the_start(
+    rule: str, what: str, bind: str, there: set[int], said: str,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("oinetd.core.socket_check.delivers_marked", lambda family: family in there)
+    check_options(parse_config(f"{bind} {free_port()} {rule}").rules)
+    remedy = "`oinetd transparent` prints what is needed"
+    assert caplog.messages == ([f"{what} would not come here over {said}: {remedy}"] if said else [])

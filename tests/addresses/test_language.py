@@ -41,6 +41,7 @@ def test_longest_path() -> None:
         ("0.0.0.0 80-81 unix:/a", "2 ports to listen on, 1 port to connect to", 15),
         ("unix:/a", "the connect address and connect port are missing", 8),
         ("0.0.0.0 80 ::1 80 [mode=660]", "mode is for the file of a unix socket to listen on", 20),
+        ("unix:@a ::1 80 [mode=600]", "mode is for the file of a unix socket to listen on", 17),
         ("unix:@a ::1 80 [owner=a]", "owner is for the file of a unix socket to listen on", 17),
         ("unix:/a ::1 80 [peer-uid=a]", "peer-uid is for a unix socket as destination", 17),
         ("unix:/a unix:/b [mode=888]", "'888' is not a valid mode", 23),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import grp
 import os
 import pwd
@@ -32,7 +33,8 @@ from tests.daemon.process import (
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give it up")
 
 NOBODY = pwd.getpwnam("nobody")
-CAP_NET_BIND_SERVICE = 10
+CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW = 10, 12, 13
+PR_CAPBSET_DROP = 24
 
 Start = Callable[..., Oinetd]
 
@@ -78,6 +80,44 @@ def test_it_becomes_the_user_after_it_has_bound(oinetd: Start, folder: Path) -> 
     assert daemon.stop() == 0
     assert not pid_file.exists()  # the folder is nobody's
     assert log.read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("option", "kept"),
+    [
+        ("mark=0x10", {CAP_NET_ADMIN}),
+        ("src=client", {CAP_NET_RAW}),
+        ("src=client, mark=1, engine=python", {CAP_NET_ADMIN, CAP_NET_RAW}),
+    ],
+)
+def test_what_a_rule_needs_for_each_connection_is_kept(oinetd: Start, option: str, kept: set[int]) -> None:
+    """Just that, and it works. All threads have it: they share their memory anyway."""
+    daemon = oinetd(f"127.0.0.1 0 UPSTREAM [{option}]\n", "-u", "nobody").ready()
+    with Client(daemon.address) as client:
+        assert client.echo(b"hello") == b"hello"
+        wanted = sum(1 << number for number in {CAP_NET_BIND_SERVICE, *kept})
+        for task in Path(f"/proc/{daemon.pid}/task").iterdir():
+            facts = status_of(task / "status")
+            assert {int(facts[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {wanted}
+            assert facts["Uid"].split() == [str(NOBODY.pw_uid)] * 4
+    assert daemon.stop() == 0
+
+
+def test_capabilities_that_are_missing_are_errors(oinetd: Start) -> None:
+    """With the place of each rule, the option, and the remedy."""
+    libc = ctypes.CDLL(None)
+
+    def drop() -> None:
+        for number in (CAP_NET_ADMIN, CAP_NET_RAW):
+            libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)
+
+    options = {"mark=0x10": "CAP_NET_ADMIN", "src=client": "CAP_NET_RAW", "transparent": "CAP_NET_RAW"}
+    daemon = oinetd("".join(f"127.0.0.1 0 UPSTREAM [{option}]\n" for option in options), before=drop)
+    assert daemon.wait() == 78
+    for number, (option, remedy) in enumerate(options.items(), 1):
+        name = re.escape(option.removesuffix("=0x10"))
+        said = rf"oinetd.conf:{number}: {name}: the kernel refuses it \(EPERM[^\n]*\n[^\n]*{remedy}"
+        assert re.search(said, daemon.said), daemon.said
 
 
 def test_every_thread_becomes_the_user(oinetd: Start, folder: Path) -> None:

@@ -83,3 +83,23 @@ def test_many_ranges_take_no_longer_than_they_should() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config("\n".join(["0 1-65535 h 1-65535", *lines]))
     assert len(caught.value.problems) == 3000
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "accept-proxy", "proxy-timeout=1s", "peek-timeout=1s", "listen-backlog=9", "keepalive=off", "engine=python",
+        "interface=lo", "freebind", "transparent", "mptcp", "fastopen", "defer-accept=1s", "congestion=reno",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("swapped", [False, True])
+def test_rules_that_share_a_listener_agree_on_what_is_of_it(option: str, swapped: bool) -> None:
+    """The first one is named; what is of the rule may differ."""
+    own = "max-connections=5, relay=copy, bandwidth=1M, rate=5/s, send-proxy=v2, idle-timeout=1s"
+    lines = [f"0 443 h 1 [sni=a.example, {option}]", f"0 443 h 2 [sni=b.example, {own}]"]
+    with pytest.raises(ConfigError) as caught:
+        parse_config("\n".join(["trust *", *(reversed(lines) if swapped else lines)]), "conf")
+    (problem,) = caught.value.problems
+    assert problem.line == 3
+    assert problem.message.startswith(f"{option.partition('=')[0]} differs from that of conf:2")
+    assert len(parse_config("\n".join(["trust *", lines[0], f"0 443 h 2 [sni=b.example, {option}, {own}]"])).rules) == 2

@@ -95,6 +95,14 @@ oinetd.conf:1:6: deny 192.168.7.0 matches one address, not a network
          ^^^^^^^^^^^
     hint: for the network write 192.168.7.0/24, for this address only 192.168.7.0/32""",
     ),
+    "a-header-of-a-plain-client": (
+        "trust 192.0.2.1\n0 82 h 80 [accept-proxy=optional]\n0 81 h 80 [accept-proxy=optional, send-proxy]",
+        """\
+oinetd.conf:2:1: accept-proxy=optional without send-proxy: a header that a plain client writes reaches the server
+    0 82 h 80 [accept-proxy=optional]
+    ^
+    hint: add send-proxy=v2, or be sure that the server expects no header""",
+    ),
     "mapped": (
         "deny ::ffff:10.0.0.1",
         """\

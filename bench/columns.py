@@ -101,6 +101,14 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("total_cpu_s_per_million", "with ends", "s/million", 2, help="client and server included"),
         *_PERCENTILES,
     ),
+    "bandwidth": (
+        Column("reached_percent", "reached", "%", 1, better="higher", main=True, help="of what was asked for"),
+        Column("least_percent", "slowest", "%", 1, better="higher", main=True, help="connection, of its share"),
+        Column("most_percent", "fastest", "%", 1, main=True, help="connection, of its share"),
+        Column("loss_percent", "lost", "%", 1, main=True, help="of the datagrams offered, twice what may pass"),
+        Column("cpu_percent", "CPU", "% of a core", 2, main=True, help="the forwarder's own processor time"),
+        Column("cpu_s_per_gb", "CPU", "s/GB", 3, main=True, help="the forwarder's own processor time for 10⁹ bytes"),
+    ),
     "connections": (
         Column("socket_us", "Socket creation", "µs", 1, main=True, help="socket() and connect(), mean of one"),
         Column("setup_us", "Job setup", "µs", 1, main=True, help="from connected to the first byte, mean of one"),

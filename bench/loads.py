@@ -110,15 +110,19 @@ def short_load(stand: Stand, running: Running, far: FarEnd, *, connections: int,
 
 
 def bulk_load(
-    stand: Stand, running: Running, far: FarEnd, *, connections: int, up: bool, seconds: float = 0.0, blocks: int = 0
-) -> Load:
-    """Streams, up or down, for some seconds or of so many blocks."""
+    stand: Stand, running: Running, far: FarEnd, *, connections: int, up: bool, seconds: float = 0.0, blocks: int = 0,
+    warm_up: float | None = None,
+) -> Load:  # fmt: skip
+    """Streams, up or down, for some seconds or of so many blocks.
+
+    With a `warm_up` of its own the load is one whose rate is not even, and no drift is looked for.
+    """
 
     def judge(figures: Mapping[str, Any], server: Mapping[str, int]) -> list[str]:
         return bulk_faults(figures, server, up=up)
 
     what = "upload" if up else "download"
-    timed = {"warm_up": 0.0} if blocks else {}
+    timed = {"warm_up": 0.0} if blocks else {} if warm_up is None else {"warm_up": warm_up}
     load = _run(
         stand, running, far, what, judge, seconds, connections=connections, blocks=blocks, **timed
     )  # fmt: skip
@@ -126,7 +130,7 @@ def bulk_load(
     load.invalid += idle_work_fault(load.spent.cpu_s, moved / _GIGA)
     if not blocks:
         load.invalid += stream_fault(load.figures["streams"], busy=load.busy)
-        load.invalid += _drift(stand, load, seconds)
+        load.invalid += _drift(stand, load, seconds) if warm_up is None else []
     return load
 
 

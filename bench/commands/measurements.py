@@ -29,6 +29,11 @@ FAILOVER_SUBJECTS = """
 subjects: oinetd-native, oinetd-python (`oinetd`); haproxy, nginx, haproxy-trixie, nginx-trixie (`peer`); or `all`.
 """
 
+BANDWIDTH_SUBJECTS = """
+subjects: native-auto, native-splice, native-copy, python (`oinetd`); haproxy, haproxy-trixie (`peer`), which have the
+filter since 2.7; or `all`. --buffers has no meaning here.
+"""
+
 UPGRADE_SUBJECTS = """
 subjects: oinetd-native, oinetd-python (`oinetd`); haproxy, nginx, the same with -trixie (`peer`); or `all`.
 """
@@ -89,6 +94,15 @@ def add_measurements(commands: Commands) -> None:
         (with --quick: 3 s). Then 9000 idle connections.
         """,
         measure, parents=[common], epilog=UPGRADE_SUBJECTS,
+    )  # fmt: skip
+    commands.add(
+        "bandwidth", "what of a bound is reached, and what bounding costs",
+        """
+        `bandwidth`, `-per-source` and `-per-rule`, of 1 and of 100 connections: what passes of what was asked for, the
+        slowest and the fastest connection, and the share of a core; HAProxy's `bwlim` beside it, and the same number of
+        bytes without a bound. Then datagrams, of which twice as many are offered as may pass.
+        """,
+        measure, parents=[common], epilog=BANDWIDTH_SUBJECTS,
     )  # fmt: skip
     udp = commands.add(
         "udp", "datagrams: rate, loss, CPU seconds per million, round trips",
@@ -210,6 +224,7 @@ def options(arguments: argparse.Namespace) -> Options:
 
 def experiment(name: str, options: Options) -> Experiment:
     """The experiment that is called so."""
+    from bench.experiments.bandwidth import Bandwidth
     from bench.experiments.connections import Connections
     from bench.experiments.failover import Failover
     from bench.experiments.latency import Latency
@@ -223,7 +238,7 @@ def experiment(name: str, options: Options) -> Experiment:
     from bench.experiments.upgrade import Upgrade
 
     kinds: tuple[type[Experiment], ...] = (
-        Connections, Failover, Latency, Micro, Mixed, Moves, Rate, Scaling, Throughput, Udp, Upgrade,
+        Bandwidth, Connections, Failover, Latency, Micro, Mixed, Moves, Rate, Scaling, Throughput, Udp, Upgrade,
     )  # fmt: skip
     return {kind.name: kind for kind in kinds}[name](options)
 

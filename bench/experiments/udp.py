@@ -20,7 +20,9 @@ from bench.stand import Counts, FarEnd, Running, Stand
 from bench.subjects import Subject, choose_from
 from bench.subjects.datagram import datagram_subjects
 
-__all__ = ["Udp", "datagram_faults", "offered_figures", "round_trip_figures"]
+__all__ = [
+    "Udp", "datagram_faults", "datagram_server", "offered_figures", "round_trip_figures", "settled_counts",
+]  # fmt: skip
 
 _SHAPES = ((64, 1), (1400, 1), (64, 100))
 """Bytes of a datagram, and the number of clients that send them."""
@@ -77,19 +79,15 @@ class Udp(Experiment):
 
     @contextlib.contextmanager
     def server(self, stand: Stand) -> Iterator[tuple[int, ...]]:
-        port = stand.free_port()
-        host = stand.topology.server_address
-        command = python_command("bench.datagrams", "serve", host, str(port))
-        with stand.server(command, port, protocol="udp", pipe=True) as program:
-            self._far = FarEnd(port, program)
-            yield (port,)
+        with datagram_server(stand) as self._far:
+            yield (self._far.port,)
 
     def measure(self, stand: Stand, running: Running, case: Case) -> Sample:
         load = {**case.parameters, "seconds": self.seconds_each, "warm_up": _WARM_UP_S}
         what = "offer" if "rate" in load else "round-trips"
         before = self._far.counts()
         figures, spent = run_client(stand, running, what, module="bench.datagrams", **load)
-        after = self._settled()
+        after = settled_counts(self._far)
         counted = after.since(before)
         if what == "offer":
             # What the client sent in its warm-up went the same way, and is in the count of the server.
@@ -104,17 +102,27 @@ class Udp(Experiment):
             ambient=ambient_texts(spent.machine, 0.0, after.busy_since(before)), machine=dict(spent.machine),
         )  # fmt: skip
 
-    def _settled(self) -> Counts:
-        """What the server has counted when nothing has come for a moment."""
-        counts = self._far.counts()
-        deadline = time.monotonic() + 2.0
-        while time.monotonic() < deadline:
-            time.sleep(_QUIET_S)
-            later = self._far.counts()
-            if later.numbers == counts.numbers:
-                break
-            counts = later
-        return counts
+
+@contextlib.contextmanager
+def datagram_server(stand: Stand) -> Iterator[FarEnd]:
+    """The far end of datagrams."""
+    port = stand.free_port()
+    command = python_command("bench.datagrams", "serve", stand.topology.server_address, str(port))
+    with stand.server(command, port, protocol="udp", pipe=True) as program:
+        yield FarEnd(port, program)
+
+
+def settled_counts(far: FarEnd) -> Counts:
+    """What the server has counted when nothing has come for a moment."""
+    counts = far.counts()
+    deadline = time.monotonic() + 2.0
+    while time.monotonic() < deadline:
+        time.sleep(_QUIET_S)
+        later = far.counts()
+        if later.numbers == counts.numbers:
+            break
+        counts = later
+    return counts
 
 
 def round_trip_figures(figures: dict[str, Any], spent: Spent) -> dict[str, float | None]:

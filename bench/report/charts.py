@@ -15,7 +15,7 @@ from bench.statistics import Summary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["all_plots", "failover_plots", "headline", "latency_curves", "mixed_plots", "moves_plots",
+__all__ = ["all_plots", "bandwidth_plots", "failover_plots", "headline", "latency_curves", "mixed_plots", "moves_plots",
            "scaling_plots", "udp_plots", "upgrade_plots"]  # fmt: skip
 
 _HEADLINE_CASE = "P8"
@@ -26,7 +26,8 @@ _WIDTH, _HEIGHT, _LINE = 640.0, 260.0, 13.0
 def all_plots(result: Result) -> list[Plot]:
     """Every plot of one experiment."""
     makers = {"latency": latency_curves, "mixed": mixed_plots, "udp": udp_plots, "failover": failover_plots,
-              "scaling": scaling_plots, "moves": moves_plots, "upgrade": upgrade_plots}  # fmt: skip
+              "scaling": scaling_plots, "moves": moves_plots, "upgrade": upgrade_plots,
+              "bandwidth": bandwidth_plots}  # fmt: skip
     maker = makers.get(result.experiment)
     return plots_of(result) + (maker(result) if maker and result.measured() else [])
 
@@ -198,6 +199,16 @@ def moves_plots(result: Result) -> list[Plot]:
         bar_plot(result, f"moves-{slug(case)}", f"Threads, {case}", case, ("first_imbalance", "imbalance"))
         for case in result.cases()
         if "busy" in case
+    ]
+
+
+def bandwidth_plots(result: Result) -> list[Plot]:
+    """What a bound lets pass, and what it costs."""
+    keys = ("reached_percent", "cpu_percent")
+    return [
+        bar_plot(result, f"bandwidth-{slug(case)}", f"Bandwidth, {case}", case, keys)
+        for case in result.cases()
+        if result.values(result.measured()[0].name, case, "reached_percent")
     ]
 
 

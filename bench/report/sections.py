@@ -13,7 +13,7 @@ def section(result: Result) -> list[str]:
     """The lines of the section of one experiment, without its title."""
     makers = {
         "throughput": _throughput, "latency": _latency, "rate": _rate, "udp": _udp, "connections": _engines,
-        "micro": _micro, "mixed": _mixed, "failover": _failover,
+        "micro": _micro, "mixed": _mixed, "failover": _failover, "bandwidth": _bandwidth,
     }  # fmt: skip
     return makers.get(result.experiment, _by_case)(result)
 
@@ -205,6 +205,19 @@ def _failover(result: Result) -> list[str]:
             if its_load == load:
                 wanted += [(case, "during_errors", f"{fault}: errors"), (case, "during_p99_us", "p99 µs")]
         lines += [f"{load}, 64 at a time:", "", *_figures(result, wanted)]
+    return lines
+
+
+def _bandwidth(result: Result) -> list[str]:
+    """A table for each number of connections: what each bound lets pass, and what it costs."""
+    lines = []
+    for shape in dict.fromkeys(case.rpartition(", ")[0] for case in result.cases()):
+        wanted = []
+        for case in result.cases():
+            its_shape, _, bound = case.rpartition(", ")
+            if its_shape == shape:
+                wanted += [(case, "reached_percent", f"{bound}: reached %"), (case, "cpu_percent", "CPU % of a core")]
+        lines += [f"{shape}:", "", *_figures(result, wanted)]
     return lines
 
 

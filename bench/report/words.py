@@ -4,8 +4,8 @@ from __future__ import annotations
 
 __all__ = ["INTRODUCTIONS", "ORDER", "TITLES"]
 
-ORDER = ("throughput", "latency", "rate", "mixed", "scaling", "moves", "upgrade", "failover", "udp", "connections",
-         "micro")  # fmt: skip
+ORDER = ("throughput", "latency", "rate", "mixed", "scaling", "moves", "upgrade", "failover", "bandwidth", "udp",
+         "connections", "micro")  # fmt: skip
 """Of the experiments; lab and capture stand behind them."""
 
 TITLES = {
@@ -17,6 +17,7 @@ TITLES = {
     "moves": "Connections that change their thread",
     "upgrade": "Replaced under load",
     "failover": "One of four servers fails",
+    "bandwidth": "Bandwidths",
     "udp": "Datagrams",
     "connections": "The table of engines",
     "micro": "What one exchange costs",
@@ -54,6 +55,10 @@ INTRODUCTIONS = {
     "tenth, while 64 short "
     "connections at a time, or requests on 64 connections that stay, go through. Connections that stand on a killed "
     "server are lost with it whatever the forwarder does.",
+    "bandwidth": "Downloads through a bound, each direction of a connection, or all of a source or of a rule together. "
+    "Reached: what passed in the timed part, of what was asked for. HAProxy has its filter `bwlim-out`, which copies. "
+    "Without a bound, clients ask for the same number of bytes a second: the difference is what bounding costs. Of "
+    "datagrams twice as many are offered as may pass, and the far end counts.",
     "udp": "UDP to UDP. With a number under way, a datagram is sent when the answer to an earlier one is here: "
     "percentiles are of all round trips, and each is two datagrams forwarded. With a number offered, the client sends "
     "at that rate whatever becomes of them, and the server counts. CPU is for a million datagrams that arrived.",

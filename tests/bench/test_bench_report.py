@@ -49,6 +49,10 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
         f"{fault}, connect/close": ("during_errors", "during_p99_us", "during_p99.9_us")
         for fault in ("killed", "frozen")
     },
+    "bandwidth": {
+        f"100 × 1 MiB/s, {bound}": ("reached_percent", "cpu_percent", "cpu_s_per_gb")
+        for bound in ("bandwidth", "no bound")
+    },
     "connections": {
         "100 × 200 MiB": (
             "socket_us", "setup_us", "download_s", "download_mib_s", "run_s", "pss_mean_bytes", "pss_peak_bytes",

@@ -166,6 +166,7 @@ def test_what_a_result_names_tells_its_version(program: str) -> None:
         "mixed",
         "udp",
         "failover",
+        "bandwidth",
         "micro",
         "quick",
         "full",

@@ -15,7 +15,7 @@ from typing import Final
 
 from oinetd.preamble.progress import Fault, Invalid, NeedMore
 
-__all__ = ["HELLO_WIRE_BYTES_MAX", "NAME_CHARS_MAX", "Hello", "feed", "is_server_name"]
+__all__ = ["HELLO_WIRE_BYTES_MAX", "NAME_CHARS_MAX", "Hello", "HelloReader", "feed", "is_server_name"]
 
 HANDSHAKE: Final = 22
 CLIENT_HELLO: Final = 1
@@ -48,48 +48,74 @@ NO_HELLO: Final = Hello()
 
 def feed(data: bytes) -> NeedMore | Hello | Invalid:
     """The hello at the beginning of `data`."""
-    if not data:
-        return NeedMore(1)
-    data = data[:HELLO_WIRE_BYTES_MAX]
-    message = bytearray()
-    need = MESSAGE_HEAD_BYTES
-    at = 0
-    while len(message) < need:
-        fault = _record_fault(data, at)
-        if fault is not None:
-            # A first byte of something else is a client that speaks something else.
-            return NO_HELLO if fault == Invalid(Fault.RECORD, 0) else fault
-        missing = need - len(message)
-        if len(data) < at + RECORD_HEAD_BYTES:
-            return _more(at + RECORD_HEAD_BYTES + missing)
-        size = int.from_bytes(data[at + 3 : at + 5], "big")
-        begin, at = at + RECORD_HEAD_BYTES, at + RECORD_HEAD_BYTES + size
-        message += data[begin:at]
-        if message and message[0] != CLIENT_HELLO:
-            return NO_HELLO
-        if len(message) >= MESSAGE_HEAD_BYTES:
-            need = MESSAGE_HEAD_BYTES + int.from_bytes(message[1:4], "big")
-            if need > MESSAGE_BYTES_MAX:
-                return Invalid(Fault.HELLO_TOO_LONG, begin)
-        if len(data) < at and len(message) < need:
-            missing = need - len(message)
-            in_record = at - len(data)
-            return _more(len(data) + missing if missing <= in_record else at + RECORD_HEAD_BYTES + missing - in_record)
-    return _hello(bytes(message[MESSAGE_HEAD_BYTES:need]))
+    return HelloReader().feed(data)
+
+
+class HelloReader:
+    """Reads the hello of one connection again and again, as it gets longer: each whole record is looked at once."""
+
+    __slots__ = ("_at", "_message", "_need")
+
+    def __init__(self) -> None:
+        self._message = bytearray()
+        self._need = MESSAGE_HEAD_BYTES
+        self._at = 0
+        """Where the first record begins that was not whole."""
+
+    def feed(self, data: bytes) -> NeedMore | Hello | Invalid:
+        """As `feed`; `data` begins with what it was before."""
+        if not data:
+            return NeedMore(1)
+        data = data[:HELLO_WIRE_BYTES_MAX]
+        message, need = self._message, self._need
+        while len(message) < need:
+            at = self._at
+            head = data[at : at + RECORD_HEAD_BYTES]
+            if not _is_record(head):
+                if (fault := _record_fault(head, at)) is not None:
+                    # A first byte of something else is a client that speaks something else.
+                    return NO_HELLO if fault == Invalid(Fault.RECORD, 0) else fault
+                return _more(at + RECORD_HEAD_BYTES + need - len(message))
+            begin = at + RECORD_HEAD_BYTES
+            end = begin + (head[3] << 8 | head[4])
+            whole = len(message)
+            message += data[begin:end]
+            if message and message[0] != CLIENT_HELLO:
+                return NO_HELLO
+            if len(message) >= MESSAGE_HEAD_BYTES:
+                need = MESSAGE_HEAD_BYTES + int.from_bytes(message[1:4], "big")
+                if need > MESSAGE_BYTES_MAX:
+                    return Invalid(Fault.HELLO_TOO_LONG, begin)
+            if len(data) < end and len(message) < need:
+                missing, in_record = need - len(message), end - len(data)
+                del message[whole:]  # what there is of this record is read again
+                total = len(data) + missing if missing <= in_record else end + RECORD_HEAD_BYTES + missing - in_record
+                return _more(total)
+            self._at, self._need = end, need
+        return _hello(bytes(message[MESSAGE_HEAD_BYTES:need]))
 
 
 def _more(total: int) -> NeedMore | Invalid:
     return NeedMore(total) if total <= HELLO_WIRE_BYTES_MAX else Invalid(Fault.HELLO_TOO_LONG, HELLO_WIRE_BYTES_MAX)
 
 
-def _record_fault(data: bytes, at: int) -> Invalid | None:
+def _is_record(head: bytes) -> bool:
+    """Whether this is the whole head of a record as it may be."""
+    return (
+        len(head) == RECORD_HEAD_BYTES
+        and head[0] == HANDSHAKE
+        and head[1] == 3
+        and 0 < (head[3] << 8 | head[4]) <= RECORD_BYTES_MAX
+    )
+
+
+def _record_fault(head: bytes, at: int) -> Invalid | None:
     """What is wrong with the head of the record at `at`, as far as it has come."""
-    head = data[at : at + RECORD_HEAD_BYTES]
     if head and head[0] != HANDSHAKE:
         return Invalid(Fault.RECORD, at)
     if len(head) > 1 and head[1] != 3:
         return Invalid(Fault.RECORD, at + 1)
-    if len(head) == RECORD_HEAD_BYTES and not 0 < int.from_bytes(head[3:5], "big") <= RECORD_BYTES_MAX:
+    if len(head) == RECORD_HEAD_BYTES:
         return Invalid(Fault.RECORD, at + 3)
     return None
 

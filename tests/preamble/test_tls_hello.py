@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oinetd.preamble import tls_hello
 from oinetd.preamble.progress import Fault, Invalid, NeedMore
-from oinetd.preamble.tls_hello import HELLO_WIRE_BYTES_MAX, MESSAGE_BYTES_MAX, Hello, feed
+from oinetd.preamble.tls_hello import (
+    HELLO_WIRE_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    Hello,
+    HelloReader,
+    _is_record,
+    feed,
+)
 from tests.preamble.samples import extension, hello, prefixes, protocols, real_hello, records, server_name
 
 GREASE = extension(0x0A0A, b"") + extension(0xFAFA, b"\0")
@@ -166,6 +174,37 @@ def test_few_looks_are_enough_for_the_smallest_records() -> None:
     assert found == Hello()
     assert size <= len(wire)
     assert looks < 80
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 40, 16384])
+def test_a_reader_that_goes_on_says_the_same_as_one_that_begins(size: int) -> None:
+    """In small records, a few messages are enough: all are cut in larger ones."""
+    messages = [message for message, _ in (*VALID, *BROKEN) if size > 5 or len(message) < 90]
+    for wire in (records(message, size) for message in messages):
+        for step in (1, 7, 100):
+            reader = HelloReader()
+            for end in (*range(step, len(wire), step), len(wire)):
+                found = reader.feed(wire[:end])
+                assert found == feed(wire[:end]), (wire, end)
+                if not isinstance(found, NeedMore):
+                    break
+
+
+def test_each_record_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a client has a reader look: work grows with the bytes, not with their square."""
+    heads: list[bytes] = []
+
+    def is_record(head: bytes) -> bool:
+        heads.append(head)
+        return _is_record(head)
+
+    monkeypatch.setattr(tls_hello, "_is_record", is_record)
+    wire = records(hello(extension(21, bytes(10800))), 1)
+    reader, looks, size = HelloReader(), 1, 1
+    while isinstance(found := reader.feed(wire[:size]), NeedMore):
+        looks, size = looks + 1, found.total
+    assert found == Hello()
+    assert len(heads) <= len(wire) // 6 + looks
 
 
 @pytest.mark.parametrize("name", ["a.example.org", "xn--4ca.example", None])

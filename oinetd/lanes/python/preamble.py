@@ -161,7 +161,7 @@ class PreambleStage:
     async def _read_hello(self) -> Hello | Ending:
         record = self._live.record
         found = await self._peek(
-            tls_hello.feed, HELLO_WIRE_BYTES_MAX, self._preamble.peek_timeout_s, Ending.PEEK_TIMEOUT
+            tls_hello.HelloReader().feed, HELLO_WIRE_BYTES_MAX, self._preamble.peek_timeout_s, Ending.PEEK_TIMEOUT
         )
         if isinstance(found, Ending):
             return found

@@ -203,7 +203,7 @@ def event_line(name: str, found: dict[str, Any]) -> str:
         return inert(f"{name:8} " + ("succeeded" if found["succeeded"] else f"failed: {found['error']}"))
     if "client" not in found:
         return inert(f"{name}: " + ", ".join(f"{key} {value}" for key, value in found.items()))
-    text = f"{name:8} {found['id']} {place(found['client'], found['client_port'])} -> {found['rule']}"
+    text = f"{name:8} {found['id']} {_client(found)} -> {found['rule']}"
     if name == "opened":
         return inert(text)
     if found["upstream"]:

@@ -18,6 +18,7 @@ from oinetd.config import parse_config
 from oinetd.core.socket_check import check_options
 from oinetd.errors import ConfigError
 from oinetd.net.transparent import delivers_marked
+from oinetd.preamble.proxy_writer import write_v2
 from oinetd.process.transparent import transparent_lines
 from tests.addresses.machines import inside, three_machines
 from tests.forwarding import Seen
@@ -48,6 +49,27 @@ async def test_the_server_sees_the_client(lane: str) -> None:
             await until(lambda: len(seen.closed) == 2)
     (failed,) = (record for record in seen.closed if record.ending is Ending.BIND_FAILED)
     assert failed.client == "::1"
+
+
+@root
+@in_lanes
+async def test_a_client_without_an_address_cannot_be_shown(lane: str, tmp_path: Path) -> None:
+    """Of a unix socket, or behind a header that names none: nothing is connected in its place."""
+    seen = Seen()
+    async with looking(headed=False) as upstream:
+        to = f"{upstream.address[0]} {upstream.address[1]} [src=client, {lane_options(lane)}"
+        text = f"unix:{tmp_path}/in {to}]\n127.0.0.1 {free_port()} {to}, accept-proxy]\ntrust 127.*\n"
+        config = parse_config(text)
+        async with served(lane, *config.rules, seen=seen):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(f"{tmp_path}/in")
+                peer = await dial((config.rules[1].bind.host, config.rules[1].bind.port))
+                with contextlib.suppress(ConnectionError):
+                    await peer.send(write_v2(None, None) + b"x")
+                await until(lambda: len(seen.closed) == 2)
+                peer.close()
+        assert upstream.taken.empty()
+    assert {record.ending for record in seen.closed} == {Ending.BIND_FAILED}
 
 
 def test_only_from_tcp_to_tcp() -> None:

@@ -109,6 +109,7 @@ async def test_a_session_shows_the_proxy_that_its_client_came_through(tmp_path: 
                 host, port = peer.sock.getsockname()
                 assert (found["sessions"][0]["peer"], found["sessions"][0]["peer_port"]) == (host, port)
                 assert f" 192.0.2.7:40000 via {host}:{port} " in session_lines(found)[1]
+                assert f" 192.0.2.7:40000 via {host}:{port} -> " in event_line("opened", found["sessions"][0])
             finally:
                 peer.close()
 

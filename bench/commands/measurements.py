@@ -31,7 +31,7 @@ subjects: oinetd-native, oinetd-python (`oinetd`); haproxy, nginx, haproxy-trixi
 
 BANDWIDTH_SUBJECTS = """
 subjects: native-auto, native-splice, native-copy, python (`oinetd`); haproxy, haproxy-trixie (`peer`), which have the
-filter since 2.7; or `all`. --buffers has no meaning here.
+filter since 2.7; or `all`. With several --buffers, a mode that copies is there once for each.
 """
 
 UPGRADE_SUBJECTS = """

@@ -41,8 +41,12 @@ _EXCESS = 2
 """How many times the bound is offered."""
 _PIECE = 64 * KIB
 """Of what is asked for at a time without a bound."""
-_WARM_UP_S = 1.0
+_LEAST_WARM_UP_S = 0.6
 """Until what a full bucket lends has passed."""
+PIECE_S = 0.25
+"""What oinetd moves at a time, in seconds of the bound: a window of whole pieces does not depend on where it begins."""
+_SLICES = 128
+"""Into which the client divides warm-up and timed load together."""
 _OVERHEAD_S = 2.5
 """Until what was under way at the end has come through the bound."""
 _SEND_BUFFER = MIB
@@ -57,11 +61,17 @@ class Bandwidth(Experiment):
     seconds, quick_seconds = 10.0, 2.0
     warm_up_s = 0.0
 
+    @property
+    def warm_up_each(self) -> float:
+        """Such that a piece is a whole number of the slices that the client counts in."""
+        most = _SLICES * PIECE_S
+        return max(_LEAST_WARM_UP_S, most / max(1, most // (self.seconds_each + _LEAST_WARM_UP_S)) - self.seconds_each)
+
     def prepare(self) -> None:
         native()
 
     def chosen(self) -> list[Subject]:
-        return choose_from(bandwidth_subjects(), self.options.subjects or list(self.subjects))
+        return choose_from(bandwidth_subjects(self.options.buffers), self.options.subjects or list(self.subjects))
 
     def cases(self) -> list[Case]:
         found = []
@@ -72,7 +82,7 @@ class Bandwidth(Experiment):
                     size = each if bound == BOUNDS[0] else count * each
                     load["way"] = PLAIN if bound == NO_BOUND else f"{bound}={size // KIB}K"
                     shape = f"{count} × {each // MIB} MiB/s" if each >= MIB else f"{count} × {each // KIB} KiB/s"
-                    length = _WARM_UP_S + self.seconds_each + _OVERHEAD_S
+                    length = self.warm_up_each + self.seconds_each + _OVERHEAD_S
                     found.append(Case(f"{transport}{shape}, {bound}", length, load))
         return found
 
@@ -101,9 +111,9 @@ class Bandwidth(Experiment):
             return self._asked(stand, route, case)
         done = bulk_load(
             stand, route, self._far, connections=load["connections"], up=False, seconds=self.seconds_each,
-            warm_up=_WARM_UP_S,
+            warm_up=self.warm_up_each,
         )  # fmt: skip
-        passed = within_window(done.figures["slices"], done.figures["slice_s"], _WARM_UP_S)
+        passed = within_window(done.figures["slices"], done.figures["slice_s"], self.warm_up_each)
         least, most = evenness(done.figures["flows"], done.figures["elapsed_s"])
         share = 100 * load["connections"] / load["bytes"]
         values = {
@@ -119,7 +129,7 @@ class Bandwidth(Experiment):
         load = case.parameters
         done = exchange_load(
             stand, route, self._far, connections=load["connections"], up=64, down=_PIECE, seconds=self.seconds_each,
-            rate=load["bytes"] / _PIECE, warm_up=_WARM_UP_S,
+            rate=load["bytes"] / _PIECE, warm_up=self.warm_up_each,
         )  # fmt: skip
         moved = done.figures["operations"] * _PIECE
         rate = moved / done.figures["elapsed_s"]
@@ -136,7 +146,7 @@ class Bandwidth(Experiment):
             before = self._datagrams.counts()
             figures, spent = run_client(
                 stand, fresh, "offer", module="bench.datagrams", size=_DATAGRAM, clients=load["connections"],
-                rate=_EXCESS * load["bytes"] // _DATAGRAM, seconds=self.seconds_each, warm_up=_WARM_UP_S,
+                rate=_EXCESS * load["bytes"] // _DATAGRAM, seconds=self.seconds_each, warm_up=self.warm_up_each,
                 on_go=lambda: at_go.append(self._datagrams.counts()),
             )  # fmt: skip
             after = settled_counts(self._datagrams)
@@ -168,9 +178,11 @@ def _costs(spent: Spent, moved: float, rate: float) -> dict[str, float | None]:
 def within_window(slices: Sequence[float], slice_s: float, warm_up_s: float) -> float:
     """Bytes a second of the timed part, from amounts in equal parts of warm-up and timed load together.
 
-    The last part holds what came after the end as well, and is left out.
+    The last part holds what came after the end as well, and is left out, as is what is no whole piece.
     """
-    timed = slices[math.ceil(warm_up_s / slice_s) : -1]
+    timed = slices[math.ceil(warm_up_s / slice_s - 1e-6) : -1]
+    of_a_piece = max(1, round(PIECE_S / slice_s))
+    timed = timed[: len(timed) // of_a_piece * of_a_piece] or timed
     return sum(timed) / (len(timed) * slice_s)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bench.programs import descriptor_limit
 from bench.subjects.oinetd import Oinetd
 from bench.subjects.peers import Haproxy
-from bench.subjects.subject import Route, Setup, Subject
+from bench.subjects.subject import Route, Setup, Subject, size_text
 from bench.subjects.trixie import RELEASE, Trixie
 from bench.topology import Topology
 from bench.ways import PLAIN
@@ -18,13 +20,15 @@ _FILTER_SINCE = (2, 7)
 
 
 class _Oinetd(Oinetd):
-    def __init__(self, name: str, engine: str, relay: str, protocol: str = "tcp") -> None:
-        super().__init__(name, engine, relay)
+    def __init__(self, base: str, engine: str, relay: str, size: int | None = None, protocol: str = "tcp") -> None:
+        super().__init__(base, engine, relay, size)
         self.protocol = protocol
 
     def configuration(self, setup: Setup) -> str:
         suffix = "/udp" if self.protocol == "udp" else ""
         lines = [f"engine {self.engine}", f"relay {self.relay}"]
+        if self.buffer_bytes is not None:
+            lines.append(f"buffersize {size_text(self.buffer_bytes)}")
         if setup.threads and self.engine == "native":
             lines.append(f"threads {setup.threads}")
         for route in setup.routes:
@@ -82,12 +86,14 @@ class _TrixieHaproxy(Trixie, _Haproxy):
         self.name = self.base = f"haproxy-{RELEASE}"
 
 
-def bandwidth_subjects() -> list[Subject]:
+def bandwidth_subjects(buffers: Sequence[int] = ()) -> list[Subject]:
+    """Those that copy are there once for each size of buffer."""
+    sizes = list(buffers) or [65536]
     return [
         _Oinetd("native-auto", "native", "auto"),
         _Oinetd("native-splice", "native", "splice"),
-        _Oinetd("native-copy", "native", "copy"),
-        _Oinetd("python", "python", "copy"),
+        *(_Oinetd("native-copy", "native", "copy", size) for size in sizes),
+        *(_Oinetd("python", "python", "copy", size) for size in sizes),
         _Haproxy(),
         _TrixieHaproxy(),
     ]
@@ -97,4 +103,4 @@ def over_udp(subject: Subject) -> Subject | None:
     """The same for datagrams; None if it has nothing for them. There is one way to relay those in each lane."""
     if not isinstance(subject, _Oinetd):
         return None
-    return _Oinetd(subject.name, subject.engine, subject.relay, "udp")
+    return _Oinetd(subject.base, subject.engine, subject.relay, subject.buffer_bytes, "udp")

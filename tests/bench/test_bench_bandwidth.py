@@ -29,6 +29,19 @@ def test_the_window_begins_after_the_warm_up_and_ends_before_what_came_late() ->
     assert within_window(slices, 0.5, 1.1) == pytest.approx(200)  # a part that holds some of both is left out
 
 
+@pytest.mark.parametrize("seconds", [0.3, 2.0, 5.0, 10.0, 60.0])
+@pytest.mark.parametrize("begin", [0.0, 0.07, 0.2])
+def test_it_does_not_matter_when_pieces_come(seconds: float, begin: float) -> None:
+    """A thousand bytes each quarter of a second, whenever the first one came."""
+    warm_up = Bandwidth(Options(seconds=seconds)).warm_up_each
+    length = (warm_up + seconds) / 128
+    slices = [0.0] * 128
+    while begin < warm_up + seconds + 1:
+        slices[min(127, int(begin / length))] += 1000
+        begin += 0.25
+    assert within_window(slices, length, warm_up) == pytest.approx(4000, rel=0.01 if seconds <= 10 else 0.03)
+
+
 def test_each_connection_counts_until_its_own_end() -> None:
     first = {"moved": 1100, "at_go": 100, "ended_ns": 8_000_000_000}
     second = {"moved": 1000, "at_go": 0, "ended_ns": 10_000_000_000}
@@ -72,7 +85,7 @@ def test_a_subject_is_told_its_bounds(subject: object, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["1 × 10 MiB/s, bandwidth", "UDP, 1 * bandwidth-per-rule"])
 def test_it_measures(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bandwidth, "_WARM_UP_S", 0.1)
+    monkeypatch.setattr(bandwidth, "_LEAST_WARM_UP_S", 0.05)
     experiment = Bandwidth(Options(seconds=0.3, cases=[case]))
     (subject,) = choose_from(bandwidth_subjects(), ["native-splice"])
     with Stand("loopback") as stand:

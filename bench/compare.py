@@ -128,7 +128,8 @@ def compare(first: str, second: str, options: Options, console: Console) -> int:
 def _measure(subjects: list[Subject], options: Options, rounds: int, seconds: float, console: Console) -> Result:
     cases = list(dict.fromkeys(metric.case for metric in METRICS))
     planned_s = rounds * 2 * (_START_S + len(cases) * (seconds + _OVERHEAD_S))
-    stand = Stand(options.topology, options.threads[0] if len(options.threads) == 1 else 0, options.path)
+    threads = options.threads[0] if len(options.threads) == 1 else 0
+    stand = Stand(options.topology, threads, options.path, options.cores)
     with contextlib.ExitStack() as stack:
         stack.callback(stand.sweep)
         stack.enter_context(stand)

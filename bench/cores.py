@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.tools import available
+from bench.errors import BenchError
+from bench.tools import available, need
 
 __all__ = ["Cores"]
 
@@ -33,6 +34,18 @@ class Cores:
         parts = cores[:third], cores[third : len(cores) - third], cores[len(cores) - third :]
         client, forwarder, server = (",".join(map(str, part)) for part in parts)
         return cls(client, forwarder, server, third)
+
+    @classmethod
+    def given(cls, lists: Sequence[str]) -> Cores:
+        """The lists of client, forwarder and server, such as `0`, `1` and `0`. Raises `BenchError` for another core."""
+        need("taskset")
+        usable = os.sched_getaffinity(0)
+        for cores in lists:
+            for core in cores.split(","):
+                if not core.isdecimal() or int(core) not in usable:
+                    raise BenchError(f"--cores: {core or 'nothing'} is none of {', '.join(map(str, sorted(usable)))}")
+        client, forwarder, server = lists
+        return cls(client, forwarder, server, len(set(client.split(","))))
 
     def pinned(self, place: str, command: Sequence[str]) -> list[str]:
         """`command`, on the cores of `place`."""

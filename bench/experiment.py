@@ -45,6 +45,7 @@ class Options:
     check: bool = True
     out: Path = Path()
     path: PathQuality = field(default_factory=PathQuality)
+    cores: list[str] = field(default_factory=list)
     cases: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     """What one experiment alone takes."""
@@ -161,7 +162,8 @@ def perform(experiment: Experiment, console: Console) -> Result:
     subjects = experiment.chosen()
     options = experiment.options
     must_be_writable(options.out)
-    stand = Stand(options.topology, options.threads[0] if len(options.threads) == 1 else 0, options.path)
+    threads = options.threads[0] if len(options.threads) == 1 else 0
+    stand = Stand(options.topology, threads, options.path, options.cores)
     with contextlib.ExitStack() as stack:
         stack.callback(stand.sweep)
         stack.enter_context(stand)

@@ -104,12 +104,13 @@ class Stand:
 
     warm_up_s = WARM_UP_S
 
-    def __init__(self, topology: str, threads: int = 0, path: PathQuality = PLAIN) -> None:
-        """`topology` is `auto`, `netns` or `loopback`; `threads` is for the subjects, 0 their own choice."""
+    def __init__(self, topology: str, threads: int = 0, path: PathQuality = PLAIN, cores: Sequence[str] = ()) -> None:
+        """`topology` is `auto`, `netns` or `loopback`; `threads` is for the subjects, 0 their own choice; `cores` are
+        those of client, forwarder and server."""
         self.run = RunName.new()
         self.threads = threads
         self.key = new_key()
-        self.cores = Cores.choose()
+        self.cores = Cores.given(cores) if cores else Cores.choose()
         self.topology: Topology = topology_named(topology, self.run, path)
         self._stack = contextlib.ExitStack()
         self._ports = iter(LISTEN_PORTS)

@@ -11,7 +11,8 @@ from typing import Any
 from bench.results import RESULTS_DIR
 
 __all__ = [
-    "Commands", "add_topology", "amount", "cases", "count", "counts", "measured_options", "names", "positive", "sizes",
+    "Commands", "add_topology", "amount", "cases", "cores", "count", "counts", "measured_options", "names", "positive",
+    "sizes",
 ]  # fmt: skip
 
 
@@ -33,6 +34,13 @@ def names(text: str) -> list[str]:
 
 def cases(text: str) -> list[str]:
     return [word.strip() for word in text.split(";") if word.strip()]
+
+
+def cores(text: str) -> list[str]:
+    lists = text.split("/")
+    if len(lists) != 3:
+        raise argparse.ArgumentTypeError(f"{text} is not three lists of cores such as 0/1/0")
+    return lists
 
 
 def positive(text: str) -> float:
@@ -109,5 +117,9 @@ def measured_options() -> argparse.ArgumentParser:
     group.add_argument("--rtt", type=amount, default=0.0, metavar="MS", help="added to each round trip, by netem")
     group.add_argument("--loss", type=amount, default=0.0, metavar="PERCENT", help="of the packets, at random")
     group.add_argument("--bandwidth", type=amount, default=0.0, metavar="MBIT", help="of each leg, in each direction")
+    group.add_argument(
+        "--cores", type=cores, default=[], metavar="C/F/S",
+        help="cores of client, forwarder and server, such as 0/1/0; default: their own if there are six, else all",
+    )  # fmt: skip
     group.add_argument("--out", type=Path, default=RESULTS_DIR, metavar="DIR", help="where the result is kept")
     return parser

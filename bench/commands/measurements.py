@@ -218,7 +218,7 @@ def options(arguments: argparse.Namespace) -> Options:
         quick=arguments.quick, subjects=arguments.subjects, peers=arguments.peers, buffers=arguments.buffers,
         rounds=arguments.rounds, seconds=arguments.seconds, topology=arguments.topology, threads=arguments.threads,
         check=arguments.check, out=arguments.out, extra=extra, cases=arguments.cases,
-        path=PathQuality(arguments.rtt, arguments.loss, arguments.bandwidth),
+        path=PathQuality(arguments.rtt, arguments.loss, arguments.bandwidth), cores=arguments.cores,
     )  # fmt: skip
 
 

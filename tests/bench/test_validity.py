@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.ambient import ambient_texts
+from bench.commands.arguments import cores
 from bench.cores import Cores
 from bench.errors import BenchError
 from bench.identity import RunName
@@ -155,6 +157,19 @@ def test_cores_are_shared_out_where_there_are_enough() -> None:
     if many.client:  # taskset is there
         assert (many.client, many.forwarder, many.server, many.loads) == ("0,1", "2,3,4,5", "6,7", 2)
         assert many.pinned("server", ["x"]) == ["taskset", "--cpu-list", "6,7", "x"]
+
+
+def test_cores_are_those_of_the_command_line() -> None:
+    core = str(min(os.sched_getaffinity(0)))
+    if not Cores.choose(range(8)).client:
+        pytest.skip("taskset is not installed")
+    assert Cores.given([core, core, core]) == Cores(core, core, core, loads=1)
+    assert cores("0,1/2/3") == ["0,1", "2", "3"]
+    for wrong in ("", "x", "100000"):
+        with pytest.raises(BenchError, match="--cores"):
+            Cores.given([core, wrong, core])
+    with pytest.raises(argparse.ArgumentTypeError):
+        cores("0/1")
 
 
 def test_settings_that_a_subject_changed_are_named() -> None:

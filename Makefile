@@ -26,7 +26,7 @@ $(PIP) install $(1) >$(VENV)/pip.log 2>&1 || { \
   then echo '$(2): the package index cannot be reached: connect to the network, or set PIP_INDEX_URL to one that can be' >&2; \
   else cat $(VENV)/pip.log >&2; fi; exit 1; }
 endef
-OFFLINE := Temporary failure in name resolution|Name or service not known|Network is unreachable|Connection refused|timed out|from versions: none
+OFFLINE := Temporary failure in name resolution|Name or service not known|Network is unreachable|Connection refused|Connection to [^ ]* timed out|Read timed out|Cannot connect to proxy
 
 run: $(VENV)/built
 	@$(BIN)/oinetd demo
@@ -50,7 +50,7 @@ docs: docs/architecture.svg $(VENV)/test-ready
 bench: $(VENV)/test-ready
 	@$(BIN)/python -m bench quick --out build/bench --page build/bench/page.html
 
-# The figures of README.md and docs/performance.md: two full runs, whether they agree, and the pages. Forty minutes, as
+# The figures of README.md and of pages in docs: two full runs, whether they agree, and the pages. Forty minutes, as
 # root, on a machine that does nothing else. RESUME=1 goes on where a run ended, TRIAL=1 sees in some minutes that all works.
 bench-full: $(VENV)/test-ready
 	@$(BIN)/python -m bench publish $(if $(RESUME),--resume) $(if $(TRIAL),--trial --out build/trial)

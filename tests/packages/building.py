@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,20 +12,16 @@ from typing import Final
 
 import pytest
 
+from tests.offline import OFFLINE
+
 __all__ = ["EPOCH", "PATIENCE_S", "ROOT", "build", "copy_of_the_tree", "run", "run_online", "unpack"]
 
 ROOT: Final = Path(__file__).parents[2]
 EPOCH: Final = "1700000000"
 PATIENCE_S: Final = 600.0
-OFFLINE: Final = re.compile(
-    r"Temporary failure in name resolution|Temporary failure resolving|Name or service not known|Could not resolve"
-    r"|Network is unreachable|Connection refused|timed out|Failed to fetch|Can't find a source to download"
-    r"|Unable to locate package|cannot be reached|from versions: none"
-)
-"""What pip and apt say where there is no network, or where apt was never updated."""
 
 
-def run(*words: str | Path, **environment: str) -> str:
+def run(*words: str | Path, patience_s: float = PATIENCE_S, **environment: str) -> str:
     """What the command prints; it has to succeed. `environment` is added to that of this process."""
     tools = Path(sys.executable).parent
     done = subprocess.run(
@@ -36,7 +31,7 @@ def run(*words: str | Path, **environment: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=patience_s,
         cwd="/",
     )
     assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout[-4000:]}"

@@ -18,6 +18,8 @@ import pytest
 from tests.daemon.process import PATIENCE_S, until
 from tests.packages.building import ROOT, run, run_online
 from tests.packages.machines import Load, Machine, Network, needs
+from tests.packages.test_kubernetes import FOLDER, OVERLAYS, rendered
+from tests.unit.test_file_watch import configmap
 
 CONTAINER = ROOT / "deploy" / "container"
 IMAGE_BYTES_MAX = 60_000_000
@@ -63,14 +65,19 @@ def rootfs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).stdout.strip()
     if debian not in wheel.name.split("-"):
         pytest.skip("the wheel is for another Python than Debian's")
+    # The lists of an image of a machine name packages that the mirror no longer has.
+    run_online("apt-get", "update", "-qq")
     run_online("sh", CONTAINER / "rootfs.sh", wheel, place)
     return place
 
 
 class Container:
-    """One container of the image, with the network of a namespace; the root is read-only, the user not root."""
+    """One container of the image, with the network of a namespace; the root is read-only, the user not root.
 
-    def __init__(self, rootfs: Path, machine: Machine, words: list[str], files: dict[str, str]) -> None:
+    `files` are mounted there, each a text or a folder of this machine.
+    """
+
+    def __init__(self, rootfs: Path, machine: Machine, words: list[str], files: dict[str, str | Path]) -> None:
         self.machine = machine
         number = len(machine.processes)
         self.name = f"oinetd-test-{os.getpid()}-{machine.name}-{number}"
@@ -93,10 +100,13 @@ class Container:
         own = ["nosuid", "nodev", "mode=0700", f"uid={USER}", f"gid={USER}"]
         spec["mounts"] = [each for each in spec["mounts"] if each["destination"] != "/sys/fs/cgroup"]
         spec["mounts"].append({"destination": "/run/oinetd", "type": "tmpfs", "source": "tmpfs", "options": own})
-        for name, text in files.items():
-            (bundle / Path(name).name).write_text(text)
-            source = str(bundle / Path(name).name)
-            spec["mounts"].append({"destination": name, "type": "bind", "source": source, "options": ["bind", "ro"]})
+        for name, content in files.items():
+            source = content
+            if isinstance(content, str):
+                source = bundle / Path(name).name
+                source.write_text(content)
+            mount = {"destination": name, "type": "bind", "source": str(source), "options": ["rbind", "ro"]}
+            spec["mounts"].append(mount)
         (bundle / "config.json").write_text(json.dumps(spec))
         self._runc = ["runc", f"--root={machine.network.run_folder}"]
         self.process = machine.start(*self._runc, "run", f"--bundle={bundle}", self.name)
@@ -177,5 +187,35 @@ def test_words_are_a_configuration(rootfs: Path, machine: Machine) -> None:
         pytest.skip("this oinetd has no command `forward`")
     container = Container(rootfs, machine, ["forward", "80", "127.0.0.1:8000"], {}).well()
     assert machine.run("/usr/bin/python3", "-c", CALL, "80").stdout == "k hello\n"
+    container.kill(signal.SIGTERM)
+    assert container.process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_pod_is_what_its_manifest_says(name: str, rootfs: Path, machine: Machine, tmp_path: Path) -> None:
+    """Its command line, probes and hook; its ConfigMap is replaced as kubelet does it."""
+    things = {thing["kind"]: thing for thing in rendered(FOLDER / name)}
+    pod = (things.get("Deployment") or things["DaemonSet"])["spec"]["template"]["spec"]
+    (said,) = pod["containers"]
+    text = things["ConfigMap"]["data"]["oinetd.conf"].replace("web.example.svc.cluster.local 80", "127.0.0.1 8000")
+    volume = tmp_path / "configuration"
+    configmap(volume, 1, text)
+    os.chmod(volume, 0o755)
+    (place,) = (mount["mountPath"] for mount in said["volumeMounts"] if mount["name"] == "configuration")
+    container = Container(rootfs, machine, said["args"], {place: volume}).well()
+    port = str(said["ports"][0]["containerPort"])
+    assert machine.run("/usr/bin/python3", "-c", CALL, port).stdout == "k hello\n"
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert container.exec(*said[probe]["exec"]["command"]).returncode == 0, probe
+    configmap(volume, 2, f"{text}0.0.0.0 8081 127.0.0.1 8000\n")
+    until(lambda: machine.run("/usr/bin/python3", "-c", CALL, "8081").stdout == "k hello\n", "the new rule")
+    configmap(volume, 3, "nonsense\n")
+    until(lambda: "reload failed" in machine.said(), "the mistake in the log")
+    assert machine.run("/usr/bin/python3", "-c", CALL, "8081").stdout == "k hello\n"
+    hook = [
+        word.replace("time.sleep(8)", "time.sleep(0.1)") for word in said["lifecycle"]["preStop"]["exec"]["command"]
+    ]
+    assert hook != said["lifecycle"]["preStop"]["exec"]["command"]
+    assert container.exec(*hook).returncode == 0
     container.kill(signal.SIGTERM)
     assert container.process.wait(PATIENCE_S) == 0

@@ -19,6 +19,7 @@ from typing import Final
 import pytest
 
 from tests.daemon.process import PATIENCE_S, ROOT, until
+from tests.offline import OFFLINE, reachable
 
 CACHE: Final = Path(os.environ.get("OINETD_GUEST_CACHE", "/var/cache/oinetd-tests"))
 SUITE: Final = "bookworm"
@@ -40,6 +41,7 @@ BUILD_PACKAGES: Final = (
     *("pybuild-plugin-pyproject", "python3-setuptools", "fakeroot", "iproute2", "procps", "openssl"),
 )
 
+MIRROR: Final = "deb.debian.org"
 DEBOOTSTRAP_PATIENCE_S: Final = 1200.0
 
 BOOT: Final = """\
@@ -93,14 +95,22 @@ def folder_with_packages(suite: str) -> Path:
 
 def _with(base: str, name: str, packages: tuple[str, ...]) -> Path:
     """The folder `name`: that of `base` with more packages."""
+    # A mirror of a release to come may be some weeks old.
+    update = "apt-get update -q -o Acquire::Check-Valid-Until=false"
+    script = f'{update} && apt-get install -qy --no-install-recommends "$@" && apt-get clean'
+    return folder_above(base, name, script, *packages)
+
+
+def folder_above(base: str, name: str, script: str, *words: str) -> Path:
+    """The folder `name`: a copy of the folder `base` in which this script has run, with these words."""
     ready = CACHE / name
     if not ready.exists() and not os.environ.get("OINETD_MAKE_GUEST"):
         pytest.skip(f"there is no guest system in {ready}; `make package-test` makes one")
-    script = (
-        'cp -a "$1" "$2" && cp /etc/resolv.conf "$2/etc/" && '
-        'chroot "$2" sh -c "apt-get update -q && apt-get install -qy --no-install-recommends $3 && apt-get clean"'
+    copy = (
+        'cp -a "$1" "$2"; cp /etc/resolv.conf "$2/etc/"; root=$2 script=$3; shift 3; '
+        'exec chroot "$root" sh -euc "$script" sh "$@"'
     )
-    _make(ready, lambda part: ["sh", "-euc", script, "sh", str(CACHE / base), str(part), " ".join(packages)])
+    _make(ready, lambda part: ["sh", "-euc", copy, "sh", str(CACHE / base), str(part), script, *words])
     return ready
 
 
@@ -109,7 +119,10 @@ def debootstrap(suite: str, packages: tuple[str, ...]) -> Callable[[Path], list[
     words = ["debootstrap", "--variant=minbase"]
     if packages:
         words.append(f"--include={','.join(packages)}")
-    return lambda part: [*words, suite, str(part)]
+    # A debootstrap that is older than the release has no script for it.
+    scripts = Path("/usr/share/debootstrap/scripts")
+    script = [] if (scripts / suite).exists() else [f"http://{MIRROR}/debian", str(scripts / "sid")]
+    return lambda part: [*words, suite, str(part), *script]
 
 
 def _make(ready: Path, command: Callable[[Path], list[str]]) -> None:
@@ -119,7 +132,7 @@ def _make(ready: Path, command: Callable[[Path], list[str]]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if ready.exists():
             return
-        part = ready.with_suffix(".part")
+        part = ready.with_name(f"{ready.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         made = subprocess.run(
@@ -127,7 +140,10 @@ def _make(ready: Path, command: Callable[[Path], list[str]]) -> None:
         )
         if made.returncode:
             shutil.rmtree(part, ignore_errors=True)
-            pytest.skip(f"{ready.name} cannot be made (no network?): {made.stdout[-300:]}{made.stderr[-300:]}")
+            said = f"{ready.name} cannot be made: {made.stdout[-1000:]}{made.stderr[-1000:]}"
+            if OFFLINE.search(said) or not reachable(MIRROR, 80):
+                pytest.skip(said)
+            pytest.fail(said)
         part.rename(ready)
 
 

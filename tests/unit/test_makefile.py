@@ -7,10 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.offline import without_network
 
 ROOT = Path(__file__).parents[2]
 OUTER = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "VIRTUAL_ENV")}
@@ -65,27 +68,44 @@ def test_what_a_wheel_is_built_with_is_pinned_by_hash() -> None:
         assert pinned[name] >= tuple(map(int, least.split("."))), name
 
 
-def test_without_a_network_there_is_one_sentence(make: str, tmp_path: Path) -> None:
-    alone = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--net", "--map-root-user"]
-    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("there are no network namespaces here")
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What oinetd is built from, with an environment in which only pip is installed: making one takes seconds."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / ".venv")], check=True, timeout=60)
+    (packages,) = (tmp_path / ".venv").glob("lib/*/site-packages")
+    (packages / "pip").symlink_to(Path(sysconfig.get_path("purelib")) / "pip")
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("oinetd", "_fastpath"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__"))
+    return tmp_path
+
+
+def errors_of_make_run(make: str, tree: Path, *before: str, **pip: str) -> list[str]:
+    """What `make run` says of its failure; the settings of this machine's pip are not in force."""
     kept = {name: value for name, value in OUTER.items() if not name.startswith("PIP_")}
     answer = subprocess.run(
-        [*alone, make, "run", f"PYTHON={sys.executable}"],
-        cwd=tmp_path,
-        env={**kept, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "PIP_RETRIES": "0"},
+        [*before, make, "run", f"PYTHON={sys.executable}"],
+        cwd=tree,
+        env={**kept, "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "PIP_RETRIES": "1", **pip},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=110,
     )
     assert answer.returncode != 0
-    said = [line for line in answer.stderr.splitlines() if not line.startswith("make")]
-    assert said == [
+    return [line for line in answer.stderr.splitlines() if not line.startswith("make")]
+
+
+def test_without_a_network_there_is_one_sentence(make: str, tree: Path) -> None:
+    assert errors_of_make_run(make, tree, *without_network()) == [
         "oinetd is not built: the package index cannot be reached: connect to the network, or set PIP_INDEX_URL to one "
         "that can be"
     ]
+
+
+def test_a_dependency_that_does_not_exist_is_named(make: str, tree: Path) -> None:
+    (tree / "index").mkdir()
+    said = "\n".join(errors_of_make_run(make, tree, PIP_INDEX_URL=f"file://{tree}/index"))
+    assert "cannot be reached" not in said
+    assert "No matching distribution found for" in said

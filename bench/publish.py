@@ -18,7 +18,7 @@ __all__ = ["own_faults", "publish", "second_run", "store"]
 
 _OWN = ("oinetd", "group", "floor")
 _STORED = Path("bench") / "results"
-_PAGES = (Path("README.md"), Path("docs") / "performance.md")
+_PAGES = (Path("README.md"), Path("docs") / "performance.md", Path("docs") / "several-machines.md")
 
 
 def publish(steps: Sequence[str], settings: Settings, repository: Path, page: Path, console: Console) -> int:

@@ -72,12 +72,12 @@ def _add_runs(commands: Commands) -> None:
         """, Path("build/bench")),
         ("full", "everything that the pages show, with intervals: twenty minutes", """
         Six rounds of each experiment with oinetd and its peers, and one HTML page of the results. `report --pages` then
-        writes the figures of README.md and docs/performance.md. rinetd passes no half-close on, so the status is 1.
+        writes the figures of README.md and of pages in docs. rinetd passes no half-close on, so the status is 1.
         """, RESULTS_DIR),
         ("publish", "full, the same again, whether both agree, and the pages: forty minutes", """
         `full` into OUT/first, what states intervals once more into OUT/second, `agree` on both. The results then
         replace those in bench/results (those of the second run in its folder `again`), and README.md and
-        docs/performance.md are made from them. The status is 1 if something is missing, a sample of oinetd is invalid,
+        pages in docs are made from them. The status is 1 if something is missing, a sample of oinetd is invalid,
         or the runs do not agree. --resume goes on where an earlier one ended.
         """, Path("build/full")),
     ):  # fmt: skip
@@ -117,10 +117,10 @@ def _add_reports(commands: Commands) -> None:
     agreed.add_argument("second", type=Path, metavar="B", help="as A")
     agreed.add_argument("--all", action="store_true", help="each cell that does not agree, however many there are")
     report = commands.add(
-        "report", "one HTML page from stored results, or the figures in README.md and docs/performance.md",
+        "report", "one HTML page from stored results, or the figures in README.md and in pages of docs",
         """
         Writes one self-contained HTML page from the newest complete result of each experiment, and the newest runs of
-        lab and capture. With `--pages` it rewrites the parts of README.md and docs/performance.md between the markers
+        lab and capture. With `--pages` it rewrites the parts of README.md and of pages in docs between the markers
         `<!-- bench:begin -->` and `<!-- bench:end -->` instead, and the plots in docs/bench.
         """,
         _report,

@@ -1,4 +1,4 @@
-"""What is made from stored results: a page for the browser, the figures in README.md and docs/performance.md."""
+"""What is made from stored results: a page for the browser, the figures in README.md and in pages of docs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures in the pages: README's few, and all of docs/performance.md. Made from stored results, never typed."""
+"""The figures in the pages: README's few, the capacity model, and all of docs/performance.md; from stored results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bench.columns import BRACKETS, cell
 from bench.errors import BenchError
 from bench.machine import summary_line
 from bench.profiles import softirq_profile
+from bench.report.capacity import capacity_section
 from bench.report.charts import all_plots, headline
 from bench.report.drawing import Plot
 from bench.report.page import when
@@ -45,7 +46,7 @@ _FORWARDERS = {
 def write_pages(
     results: Mapping[str, Result], root: Path, *, again: Mapping[str, Result] | None = None, check: bool = False
 ) -> list[Path]:
-    """Rewrite what stands between the markers of README.md and docs/performance.md, and the plots in docs/bench.
+    """Rewrite what stands between the markers of README.md and pages in docs, and the plots in docs/bench.
 
     `again` are results of a second run: the page says how far both agree.
     Returns the files of `root` that changed, or with `check`, which writes nothing, those that would. A plot counts as
@@ -60,6 +61,9 @@ def write_pages(
         root / "README.md": readme_figures(results),
         docs / "performance.md": performance_section(results, shown, again),
     }
+    # Without its experiments the model keeps the figures that it has.
+    if capacity := capacity_section(results):
+        pages[docs / "several-machines.md"] = f"{MADE_BY}\n\n{capacity}"
     texts = {page: _between_markers(page, text) for page, text in pages.items()}
     plots = {docs / "bench" / f"{name}.svg": plot for name, plot in shown.items()}
     changed = [page for page, text in texts.items() if page.read_text() != text]

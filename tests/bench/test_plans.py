@@ -127,7 +127,7 @@ def test_two_runs_are_published_with_how_far_they_agree(
     monkeypatch.setattr("bench.publish.run_plan", run)
     monkeypatch.setattr("bench.publish.INTERVALS", (step,))
     root, stored = tmp_path / "tree", tmp_path / "tree" / "bench" / "results"
-    for page in ("README.md", "docs/performance.md"):
+    for page in ("README.md", "docs/performance.md", "docs/several-machines.md"):
         (root / page).parent.mkdir(parents=True, exist_ok=True)
         (root / page).write_text(f"head\n{BEGIN}\n{END}\ntail\n")
     old = run_of(7.0)

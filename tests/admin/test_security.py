@@ -7,6 +7,8 @@ import contextlib
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -312,3 +314,37 @@ async def test_only_some_clients_get_events(tmp_path: Path) -> None:
 
 def test_names_from_elsewhere_have_no_effect_on_a_terminal() -> None:
     assert inert("a\x1b[31m\u202eb\nc<é>") == "a\\x1b[31m\\u202eb\\nc<é>"
+
+
+STRANGER = """\
+import os, socket, sys
+os.setresuid(65534, 65534, 65534)
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+print(flush=True)
+server.accept()[0].recv(1)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_root_asks_no_server_of_a_stranger(tmp_path: Path) -> None:
+    """`oinetd upgrade` of a package that is installed believes nobody who put a socket in oinetd's place."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(0o777)
+    for above in folder.parents[:3]:
+        above.chmod(above.stat().st_mode | 0o011)
+    words = [sys.executable, "-c", STRANGER, str(folder / "oinetd.sock")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        said = subprocess.run(
+            [sys.executable, "-m", "oinetd", "upgrade", "--admin", str(folder / "oinetd.sock")],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert server.wait(30) == 0  # it got no byte
+    assert said.returncode != 0
+    assert "its server runs as user 65534" in said.stderr

@@ -30,7 +30,8 @@ CONVERGED_S = 0.5
 class Cluster:
     """The router, three machines with oinetd, three servers and a client behind the router."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, bfd: bool = False) -> None:
+        self.bfd = bfd
         self.router = network.machine("r", "10.0.0.1/24", "10.1.0.1/24")
         for key in ("net.ipv4.ip_forward", "net.ipv4.fib_multipath_hash_policy"):
             self.router.run("sysctl", "-qw", f"{key}=1")
@@ -58,8 +59,10 @@ class Cluster:
         done = self.router.run("nft", "-f", str(DEPLOY / "router.nft"))
         assert done.returncode == 0, done.stderr
 
-    @staticmethod
-    def bird(machine: Machine, text: str) -> None:
+    def bird(self, machine: Machine, text: str) -> None:
+        if self.bfd:
+            (protocol,) = re.findall(r"`(protocol bfd .*)`", (DEPLOY / "bird.conf").read_text())
+            text = f"{protocol}\n" + re.sub(r"^( +)hold time", r"\1bfd on;\n\1hold time", text, flags=re.MULTILINE)
         conf = machine.folder / "bird.conf"
         conf.write_text(text.replace("log syslog all;", "log stderr all;"))
         machine.start("bird", "-f", "-c", str(conf), "-s", str(Cluster.control(machine)))
@@ -97,10 +100,10 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
     needs(("bird", "bird2"), ("ip", "iproute2"), ("sysctl", "procps"), ("nft", "nftables"))
     with ExitStack() as stack:
-        made = Cluster(stack.enter_context(Network(tmp_path)))
+        made = Cluster(stack.enter_context(Network(tmp_path)), bfd=getattr(request, "param", False))
         for number in MACHINES:
             made.serve(number)
         yield made
@@ -148,3 +151,19 @@ def test_a_machine_that_dies_takes_its_own_connections_only(cluster: Cluster) ->
     late = [result for began, _, result in load.results if began > noticed and result.startswith("failed")]
     assert late == []
     assert {source: names for source, names in servers(load).items() if len(names) > 1} == {}
+
+
+@pytest.mark.parametrize("cluster", [True], indirect=True, ids=["bfd"])
+def test_with_bfd_a_dead_machine_is_noticed_within_a_second(cluster: Cluster) -> None:
+    sessions = f"birdc -s {cluster.control(cluster.router)} show bfd sessions"
+    until(lambda: cluster.router.run("sh", "-c", sessions).stdout.count(" Up ") == len(MACHINES), "the sessions")
+    load = Load(cluster.client, SERVICE, PACE_S, SOURCES)
+    with load.running():
+        load.wait_for(lambda result: result.startswith("s"), "the first connection")
+        cluster.machines[12].dies()
+        died = time.monotonic()
+        until(lambda: 12 not in cluster.known(), "the router to notice")
+        noticed = time.monotonic()
+        until(lambda: load.results[-1][0] > noticed + 1.0, "connections after that")
+    assert noticed - died < 1.0
+    assert [result for began, _, result in load.results if began > noticed and result.startswith("failed")] == []

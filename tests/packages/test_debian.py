@@ -17,6 +17,7 @@ from tests.packages.building import ROOT, copy_of_the_tree, run
 from tests.packages.folders import Debian
 from tests.systemd.guest import Guest, build_folder, folder_with_packages
 from tests.systemd.test_unit import SERVER, call
+from tests.unit.test_hardening import check_all
 
 RULE = "127.0.0.1 80 127.0.0.1 8000\n"
 
@@ -143,6 +144,12 @@ def test_the_package_has_manual_pages_and_completions(package: Path) -> None:
         assert f"./usr/share/{name}\n" in inside
 
 
+def test_the_extension_of_the_package_is_hardened(package: Path, tmp_path: Path) -> None:
+    run("dpkg-deb", "-x", package, tmp_path)
+    (extension,) = tmp_path.rglob("_fastpath*.so")
+    check_all(extension)
+
+
 def test_the_unit_of_the_package_exposes_as_little(package: Path, tmp_path: Path) -> None:
     run("dpkg-deb", "-x", package, tmp_path)
     (unit,) = tmp_path.rglob("oinetd.service")
@@ -171,6 +178,18 @@ def test_it_installs_upgrades_and_leaves_nothing(machine: Guest) -> None:
         "the rule",
     )
     assert call(machine) == "hello"
+
+    # In the folder of the service logrotate works as its user.
+    log = "/var/log/oinetd/oinetd.log"
+    machine.run("sed", "-i", f"s|^logfile .*|logfile {log}|", "/etc/oinetd.conf")
+    machine.run("systemctl", "reload", "oinetd")
+    until(lambda: "reloaded" in machine.journal(), "the reload")
+    assert call(machine) == "hello"
+    until(lambda: "done-remote-closed" in machine.call("cat", log).stdout, "the line of the connection")
+    machine.run("logrotate", "--force", "/etc/logrotate.d/oinetd")
+    assert machine.run("stat", "-c", "%U:%G", log, f"{log}.1").split() == ["oinetd:oinetd"] * 2
+    assert call(machine) == "hello"
+    until(lambda: "done-remote-closed" in machine.read(log), "a line in the new file")
 
     # Under load; the file of the person stays.
     machine.run("systemctl", "start", "load")

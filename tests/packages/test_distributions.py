@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email
-import inspect
 import json
 import os
 import re
@@ -104,14 +103,7 @@ def test_the_extension_is_small_and_hardened(wheel: Path, tmp_path: Path) -> Non
     extension = extension_of(wheel, tmp_path)
     sections = test_hardening.readelf("--sections", str(extension))
     assert not re.search(r"\.debug_|\.symtab", sections)
-    checks = [
-        check
-        for name, check in vars(test_hardening).items()
-        if name.startswith("test_") and list(inspect.signature(check).parameters) == ["extension"]
-    ]
-    assert len(checks) >= 5
-    for check in checks:
-        check(extension)
+    test_hardening.check_all(extension)
 
 
 def test_auditwheel_makes_it_one_for_many_systems(wheel: Path, tmp_path: Path) -> None:
@@ -161,3 +153,11 @@ def test_the_bill_of_materials_names_what_is_installed(tmp_path: Path) -> None:
     assert bill["bomFormat"] == "CycloneDX"
     assert bill["metadata"]["component"]["name"] == "oinetd"
     assert "uvloop" in {part["name"] for part in bill["components"]}
+
+
+def test_uv_installs_it_as_a_tool(wheel: Path, environment: Path, tmp_path: Path) -> None:
+    run_online(environment / "bin" / "python", "-m", "pip", "install", "--quiet", "uv")
+    folders = {f"UV_TOOL_{name}": str(tmp_path / name) for name in ("DIR", "BIN_DIR")}
+    words = ("tool", "install", "--python", sys.executable, f"--find-links={wheel.parent}", "oinetd")
+    run_online(environment / "bin" / "uv", *words, **folders)
+    assert run(tmp_path / "BIN_DIR" / "oinetd", "--version").startswith("oinetd ")

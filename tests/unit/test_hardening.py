@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import platform
 import re
@@ -33,6 +34,18 @@ def readelf(*words: str) -> str:
     if shutil.which("readelf") is None:
         pytest.skip("readelf is missing (Debian: apt install binutils)")
     return subprocess.run(["readelf", "--wide", *words], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def check_all(extension: Path) -> None:
+    """Every check of an extension in this file, for one that was packed."""
+    checks = [
+        check
+        for name, check in globals().items()
+        if name.startswith("test_") and list(inspect.signature(check).parameters) == ["extension"]
+    ]
+    assert len(checks) >= 5
+    for check in checks:
+        check(extension)
 
 
 def test_relocations_are_read_only_after_the_start(extension: Path) -> None:

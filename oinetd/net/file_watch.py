@@ -13,14 +13,16 @@ instances is reached. So the files are checked every `POLL_S` as well.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterable
 from glob import has_magic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from oinetd.file_state import FileSource, State, look
+
+if TYPE_CHECKING:
+    import ctypes
 
 __all__ = ["FileWatch", "folders_of"]
 
@@ -83,7 +85,7 @@ class FileWatch:
     def _open(self) -> None:
         fd = _libc().inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         if fd < 0:
-            self._complain(os.strerror(ctypes.get_errno()))
+            self._complain(_last_error())
             return
         try:
             self._loop.add_reader(fd, self._on_events)
@@ -110,7 +112,7 @@ class FileWatch:
             self._open()
         for folder in sorted(wanted - self._folders):
             if self._fd >= 0 and _libc().inotify_add_watch(self._fd, os.fsencode(folder), _EVENTS) < 0:
-                self._complain(f"{folder}: {os.strerror(ctypes.get_errno())}")
+                self._complain(f"{folder}: {_last_error()}")
                 continue
             self._folders.add(folder)
 
@@ -189,4 +191,12 @@ def _parts(path: str) -> list[str]:
 
 
 def _libc() -> ctypes.CDLL:
+    import ctypes  # when something is watched: it takes a descriptor of libffi
+
     return ctypes.CDLL(None, use_errno=True)
+
+
+def _last_error() -> str:
+    import ctypes
+
+    return os.strerror(ctypes.get_errno())

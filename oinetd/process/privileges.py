@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import grp
 import importlib
 import logging
@@ -12,11 +11,14 @@ import pwd
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from oinetd.model import Config
 from oinetd.observe.connection_log import ConnectionLog
 from oinetd.safe_open import give_empty_file
+
+if TYPE_CHECKING:
+    import ctypes  # not at the start: libffi opens a file then, and standard streams may still be closed
 
 __all__ = ["Identity", "drop_root", "has_ambient", "keep_to_oneself", "kept_for", "passed_on"]
 
@@ -108,7 +110,7 @@ class Identity:
             return
         for module in IMPORTED_LATER:
             importlib.import_module(module)
-        libc = ctypes.CDLL(None, use_errno=True)
+        libc = _libc()
         if self.uid:
             # While the process is root: this needs a capability itself.
             _limit_bounding_set(libc, kept)
@@ -126,7 +128,7 @@ class Identity:
             _keep_only(libc, kept)
         libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
         if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            logger.warning("cannot set no_new_privs: %s", os.strerror(ctypes.get_errno()))
+            logger.warning("cannot set no_new_privs: %s", os.strerror(_errno()))
 
 
 def _limit_bounding_set(libc: ctypes.CDLL, kept: int) -> None:
@@ -138,7 +140,7 @@ def _limit_bounding_set(libc: ctypes.CDLL, kept: int) -> None:
         if present and not kept >> number & 1 and libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0):
             logger.warning(
                 "cannot reduce the capability bounding set: %s; no_new_privs still applies",
-                os.strerror(ctypes.get_errno()),
+                os.strerror(_errno()),
             )
             return
 
@@ -149,7 +151,7 @@ def _keep_only(libc: ctypes.CDLL, capabilities: int) -> None:
         if _set_capabilities(libc, kept, 0):
             break
     else:
-        number = ctypes.get_errno()
+        number = _errno()
         raise OSError(number, f"cannot drop the capabilities of root: {os.strerror(number)}")
     if not kept:
         logger.info("CAP_NET_BIND_SERVICE not available: ports below 1024 cannot be bound, at start or on reload")
@@ -186,12 +188,12 @@ def passed_on() -> Iterator[None]:
     if os.geteuid() == 0 or not kept or has_ambient():
         yield
         return
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = _libc()
     _set_capabilities(libc, kept, kept)
     try:
         for number in range(CAPABILITIES_MAX):
             if kept >> number & 1 and libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number, 0, 0):
-                logger.warning("upgrade: cannot pass capability %d on: %s", number, os.strerror(ctypes.get_errno()))
+                logger.warning("upgrade: cannot pass capability %d on: %s", number, os.strerror(_errno()))
         yield
     finally:
         _set_capabilities(libc, kept, 0)  # takes them out of the ambient set, too
@@ -199,7 +201,7 @@ def passed_on() -> Iterator[None]:
 
 def keep_to_oneself() -> None:
     """The calling thread, the only one, was started with `passed_on`: what it starts has none of its capabilities."""
-    _set_capabilities(ctypes.CDLL(None, use_errno=True), _capabilities("CapPrm"), 0)
+    _set_capabilities(_libc(), _capabilities("CapPrm"), 0)
 
 
 def _capabilities(name: str) -> int:
@@ -213,8 +215,22 @@ def _capabilities(name: str) -> int:
 
 def _set_capabilities(libc: ctypes.CDLL, kept: int, inheritable: int) -> bool:
     """Whether the calling thread now has `kept` in force, and these are `inheritable`."""
+    import ctypes
+
     header = (ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0)
     low = (1 << 32) - 1
     # Effective, permitted, inheritable: the low words, then the high ones.
     sets = (ctypes.c_uint32 * 6)(kept & low, kept & low, inheritable & low, kept >> 32, kept >> 32, inheritable >> 32)
     return int(libc.capset(header, sets)) == 0
+
+
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _errno() -> int:
+    import ctypes
+
+    return ctypes.get_errno()

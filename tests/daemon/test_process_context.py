@@ -46,6 +46,12 @@ def closing(numbers: tuple[int, ...]) -> tuple[str, ...]:
     return through(f"for number in {numbers}: os.close(number)")
 
 
+def test_nothing_takes_the_number_of_a_closed_stream_before_it_is_filled() -> None:
+    """libffi 3.5 opens a file when ctypes is imported, and keeps it."""
+    code = "import sys, oinetd.process.cli; sys.exit('ctypes' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 @pytest.mark.parametrize("numbers", CLOSED, ids=str)
 def test_closed_streams_in_the_foreground(oinetd: Start, tmp_path: Path, numbers: tuple[int, ...]) -> None:
     daemon = oinetd(f"logfile {tmp_path}/log\n" + RULE, command=closing(numbers)).ready()

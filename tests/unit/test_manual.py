@@ -44,7 +44,7 @@ def rendered(command: list[str]) -> str:
 
 def table_of_log_words(page: str) -> dict[str, str]:
     """Each word of the connection log, and what the page says of it on one line."""
-    begin = re.search(r"\n( +)opened ", page)
+    begin = re.compile(r"\n( +)opened ").search(page, page.index("CONNECTION LOG"))
     assert begin is not None
     indent = len(begin[1])  # 5 columns, in the man-db of Debian 13 7
     rows = page[begin.start() : page.index("The format json")].strip("\n").split("\n")

@@ -153,11 +153,3 @@ def test_the_bill_of_materials_names_what_is_installed(tmp_path: Path) -> None:
     assert bill["bomFormat"] == "CycloneDX"
     assert bill["metadata"]["component"]["name"] == "oinetd"
     assert "uvloop" in {part["name"] for part in bill["components"]}
-
-
-def test_uv_installs_it_as_a_tool(wheel: Path, environment: Path, tmp_path: Path) -> None:
-    run_online(environment / "bin" / "python", "-m", "pip", "install", "--quiet", "uv")
-    folders = {f"UV_TOOL_{name}": str(tmp_path / name) for name in ("DIR", "BIN_DIR")}
-    words = ("tool", "install", "--python", sys.executable, f"--find-links={wheel.parent}", "oinetd")
-    run_online(environment / "bin" / "uv", *words, **folders)
-    assert run(tmp_path / "BIN_DIR" / "oinetd", "--version").startswith("oinetd ")

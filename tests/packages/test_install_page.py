@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.process import until
-from tests.packages.building import ROOT
+from tests.packages.building import ROOT, run, run_online
 from tests.packages.folders import Debian
 from tests.packages.machines import Network
 from tests.packages.test_debian import package, packages
@@ -92,3 +92,11 @@ def test_the_lines_work(
             process.wait()
     with capsys.disabled():
         print(f"\n{way}: forwarded bytes after {took:.1f} s and {len(before) + 1} commands")
+
+
+def test_uv_installs_it_as_a_tool(wheel: Path, environment: Path, tmp_path: Path) -> None:
+    run_online(environment / "bin" / "python", "-m", "pip", "install", "--quiet", "uv")
+    folders = {f"UV_TOOL_{name}": str(tmp_path / name) for name in ("DIR", "BIN_DIR")}
+    words = ("tool", "install", "--python", sys.executable, f"--find-links={wheel.parent}", "oinetd")
+    run_online(environment / "bin" / "uv", *words, **folders)
+    assert run(tmp_path / "BIN_DIR" / "oinetd", "--version").startswith("oinetd ")

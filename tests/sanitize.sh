@@ -17,7 +17,7 @@ address | faults)
     export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
     tests="tests/engine/native tests/unit/test_fastpath_access.py tests/unit/test_fastpath_gate.py
         tests/unit/test_fastpath_group.py tests/unit/test_moves.py
-        tests/udp/test_batch.py tests/udp/test_lanes.py tests/udp/test_reactor.py tests/udp/test_reload.py"
+        tests/preamble/test_accept_proxy_udp.py tests/udp/test_batch.py tests/udp/test_lanes.py tests/udp/test_reactor.py tests/udp/test_reload.py"
     if [ "$kind" = faults ]; then
         tests=tests/soak/test_faults.py
         # Calls by other names, which the sanitizer does not take for itself.

@@ -167,13 +167,15 @@ cdef inline Session *session_begin(
     cdef Policy *policy = listener.policy
     cdef Session *session
     cdef Address peer
-    cdef const Address *client = &peer if heading == NULL else &heading.client
+    cdef const Address *client = &peer
     cdef int refusal, counted
     if listener.lingering:
         return NULL
     if not ring_has_reserve(reactor):
         return NULL
     address_read(&peer, &group.sender.place)
+    if heading != NULL:
+        client = &heading.client
     refusal = access_decide(&policy.access, client)
     if refusal:
         turn_away(reactor, listener, client, heading, refusal, 0, 0)

@@ -19,8 +19,9 @@ from typing import Any
 __all__ = ["main"]
 
 MESSAGE = bytes(range(256)) * 64
-LOW_BYTES = 65536
-"""The server is woken when so much has come."""
+LOW_BYTES = 8192
+"""The server is woken when so much has come. Twice as much has to fit its buffer however small the packets are: else it
+would sleep while the window is closed."""
 PIECE_BYTES = 1 << 18
 LOOK_AT = 16
 """One read of so many is compared; of the others the kernel tells the size and drops the bytes (MSG_TRUNC)."""

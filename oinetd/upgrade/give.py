@@ -34,6 +34,8 @@ LISTENERS_A_FRAME: Final = 200
 LOOK_S: Final = 0.01
 """Time between two looks for sessions that were still connecting."""
 KILL_WAIT_S: Final = 2.0
+END_WAIT_S: Final = 0.5
+"""From when a process has closed its channel until it has ended, if it does."""
 EX_TEMPFAIL: Final = 75
 
 logger = logging.getLogger("oinetd")
@@ -132,8 +134,9 @@ class Giver:
             now = time.monotonic()
             return Report(self._process.pid, moved, staying, now - began, declined, now - paused_at)
         except (ChannelClosed, BadFrame, OSError) as error:
+            why = await self._why(error)
             await self._give_up(paused)
-            raise UpgradeFailed(f"the new process failed: {error}") from None
+            raise UpgradeFailed(f"the new process failed: {why}") from None
         except BaseException:
             await self._give_up(paused)
             raise
@@ -255,6 +258,13 @@ class Giver:
         self._put_back(departing)
         self.moves.resume()
         return count
+
+    async def _why(self, error: Exception) -> str:
+        """What to say of an error: a program that cannot run says why itself, among the messages of this process."""
+        if self.ready or self._process is None or not isinstance(error, ChannelClosed):
+            return str(error)
+        ended = await asyncio.to_thread(self._process.wait, END_WAIT_S)
+        return f"{self.command[0]} ended before it was ready; see what it said in this log" if ended else str(error)
 
     def _end_process(self) -> None:
         """Wait until the new process has ended."""

@@ -273,6 +273,7 @@ def test_a_new_process_that_dies_takes_nothing_along(
         for program in ("/bin/true", "/usr/bin/env"):
             done = upgrade(tmp_path, environ, "--to", program)
             assert done.returncode == 75, done
+            assert f"{program} ended before it was ready" in done.stderr
             assert client.echo(b"y") == b"y"
         assert pid_of(tmp_path, environ) == daemon.pid
         mine = tmp_path / "program"

@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--rate", type=float, default=300.0, help="times a second that each connection has a message")
+    parser.add_argument("--rate", type=float, default=250.0, help="times a second that each connection has a message")
     options = parser.parse_args()
     if options.what == "serve":
         Server(options.host, options.port).run()

@@ -85,7 +85,7 @@ def add_measurements(commands: Commands) -> None:
         measure, parents=[common], epilog=SCALING_SUBJECTS,
     )  # fmt: skip
     moves.add_argument("--rate", type=counts, default=[], metavar="N",
-                       help="messages a second on each busy connection; default 300")  # fmt: skip
+                       help="messages a second on each busy connection; default 250")  # fmt: skip
     commands.add(
         "upgrade", "replaced under load: what clients notice, and what stays behind",
         """

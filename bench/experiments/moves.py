@@ -33,7 +33,7 @@ __all__ = ["EVEN", "Moves", "even_after"]
 CONNECTIONS = 64
 EVEN = 1.2
 COST_CASE, EVEN_CASE = "a move", f"{CONNECTIONS} busy ones of one thread"
-RATE = 300
+RATE = 250
 """Messages a second on each connection: about as many as one thread with a small buffer can do on a slow machine."""
 BUFFER_BYTES = 2048
 _LOOK_S, _WINDOW_LOOKS = 0.05, 2

@@ -37,7 +37,7 @@ class Succession(Inspection):
         for said in documents:
             try:
                 groups.restore(said, counters=counters)
-            except (LookupError, ValueError, TypeError) as error:
+            except (LookupError, ValueError, TypeError, OverflowError) as error:
                 log.warning("upgrade: a server keeps nothing of its state: %s", error)
 
     def settle_in(self, *, reopen: bool) -> None:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from typing import Final
 
+from oinetd.model import Protocol
 from oinetd.servers import AllDown
 from oinetd.upstream.group import Group
 from oinetd.upstream.member import State
@@ -45,12 +46,10 @@ class Outages:
         if group.down:
             log.warning("group %s: no server is usable (%s), %s", group.name, _states(group), _then(group))
         else:
-            down_s = time.monotonic() - self._since.pop(group, time.monotonic())
+            since = self._since.pop(group, None)  # None if it began in another process
+            later = f", {time.monotonic() - since:.0f} s later" if since is not None else ""
             usable = sum(member.is_usable for member in group.members)
-            log.info(
-                "group %s: usable again (%d of %d servers), %.0f s later",
-                *(group.name, usable, len(group.members), down_s),
-            )
+            log.info("group %s: usable again (%d of %d servers)%s", group.name, usable, len(group.members), later)
         timer = asyncio.get_running_loop().call_later(PAUSE_S, self._may_say, group)
         self._said[group] = group.down, timer
 
@@ -71,4 +70,4 @@ def _then(group: Group) -> str:
     """What that means to clients."""
     if group.options.all_down is AllDown.TRY and any(member.state in _TRIED for member in group.members):
         return "new clients are tried on those that are down (all-down=try)"
-    return "new clients are reset"
+    return "clients get no session" if group.upstream.protocol is Protocol.UDP else "new clients are reset"

@@ -83,6 +83,10 @@ class ServerEvents:
         """Whether clients of a group have to wait, and how often that began."""
         return self._capacity.is_full(group.name), self._capacity.times[group.name]
 
+    def count_on(self, group: Group, times_full: int) -> None:
+        """Clients of a group had to wait so often in another process."""
+        self._capacity.times[group.name] += times_full
+
     def unchecked(self, group: str, members: Sequence[Member]) -> None:
         """Servers whose states are only assumed, which is no warning. Said later: another process may know them."""
         asyncio.get_running_loop().call_soon(self._say_unchecked, group, members)

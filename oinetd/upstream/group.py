@@ -67,6 +67,10 @@ class Listener(Protocol):
         """Whether clients of a group have to wait, and how often that began."""
         ...
 
+    def count_on(self, group: Group, times_full: int) -> None:
+        """Clients of a group had to wait so often in another process."""
+        ...
+
     def unchecked(self, group: str, members: Sequence[Member]) -> None:
         """Servers of a group that have not been checked yet, and whose states are only assumed."""
         ...
@@ -88,6 +92,7 @@ class Group(Selection):
         self.down = False
         """Whether no server is usable."""
         self.times_down = 0
+        self._in_force = False
         self._up = [0, 0]  # primaries and backups that are known to be up
         self._timers: dict[Member, asyncio.TimerHandle] = {}
 
@@ -104,8 +109,20 @@ class Group(Selection):
 
     def configure(self, upstream: Upstream, members: Sequence[Member], tables: Tables) -> None:
         """These are its options and servers from now on; the servers are configured already."""
+        known = {member for member in members if member.seen}
+        first, self._in_force = not self._in_force, True
+        self._take(upstream, members, tables)
+        self._look_for_usable(tell=not first or not members)
+        if unchecked := [member for member in self.members if member.assumed and member not in known]:
+            self._listener.unchecked(self.name, unchecked)
+
+    def dissolve(self) -> None:
+        """It is in the configuration no more: its servers leave, which is no outage."""
+        self._take(self.upstream, [], (None, None))
+        self.close()
+
+    def _take(self, upstream: Upstream, members: Sequence[Member], tables: Tables) -> None:
         self.upstream = upstream
-        first = not self.members
         for member in set(self.members) - set(members):
             self._forget(member)
             member.counted = False
@@ -114,15 +131,11 @@ class Group(Selection):
         for member in self.members:
             member.counted = member.is_known_up
             self._up[member.backup] += member.counted
-        known = {member for member in self.members if member.seen}
         for member in self.members:
             self.settle(member)
             if member.passive.standing is Standing.EJECTED and member not in self._timers:
                 self._arm(member)
         self.on_members()
-        self._look_for_usable(tell=not first)
-        if unchecked := [member for member in self.members if member.assumed and member not in known]:
-            self._listener.unchecked(self.name, unchecked)
 
     def close(self) -> None:
         """It is not in force any more."""
@@ -221,6 +234,12 @@ class Group(Selection):
         if member.passive.standing is Standing.EJECTED:
             self._arm(member)
         self.settle(member)
+        self._look_for_usable(tell=False)
+
+    def count_on(self, times_full: int, times_down: int) -> None:
+        """Count on from the totals of another process."""
+        self._listener.count_on(self, times_full)
+        self.times_down += times_down
 
     def _arm(self, member: Member) -> None:
         self._forget(member)
@@ -270,8 +289,8 @@ class Group(Selection):
             self._listener.changed(member, None if assumed else before)
         if state is State.UP:
             self.make_room()
-        if (state is State.UP) is self.down:
-            self._look_for_usable(tell=known)
+        if known and (state is State.UP) is self.down:  # for a new one its caller looks
+            self._look_for_usable(tell=True)
 
     def _look_for_usable(self, *, tell: bool) -> None:
         down = not self.has_usable

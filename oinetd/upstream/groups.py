@@ -189,8 +189,7 @@ class Groups:
         """Put the groups and servers in force; what is in no group any more is drained."""
         for name, group in tuple(self._known.groups.items()):
             if name not in self._wanted:
-                group.configure(group.upstream, [], (None, None))
-                group.close()
+                group.dissolve()
                 del self._known.groups[name]
         for name, wanted in self._wanted.items():
             self._known.groups[name] = wanted.group
@@ -274,8 +273,13 @@ class Groups:
         return destination.group.status(), prospects(destination.group, client)
 
     def documents(self) -> list[dict[str, Any]]:
-        """What is known of each server, for another process: also what an operator has said, as `operate` takes it."""
+        """What is known of each server, for another process: also what an operator has said, as `operate` takes it.
+        And the counters of each group, which have no name of a server."""
         words = {state: word for word, state in OPERATED.items()}
+        counted = [
+            {"group": name, "name": "", "times": [status.times_full, status.times_down]}
+            for name, status in zip(self._wanted, self.statuses(), strict=True)
+        ]
         return [
             {
                 **server_document(member),
@@ -284,12 +288,15 @@ class Groups:
             }
             for name, wanted in self._wanted.items()
             for member in wanted.group.members
-        ]
+        ] + counted
 
     def restore(self, said: Mapping[str, Any], *, counters: bool) -> None:
         """Let a server be as another process has said: its health before that process ends, `counters` and words of an
-        operator at the end. Does nothing if there is no such server. Raises `ValueError`, `TypeError` or `KeyError`."""
+        operator at the end. Does nothing if there is none such. Raises `ValueError`, `TypeError` or `KeyError`."""
         wanted = self._wanted.get(str(said["group"]))
+        if wanted is not None and counters and "times" in said:
+            times_full, times_down = (max(0, int(number)) for number in said["times"])
+            wanted.group.count_on(times_full, times_down)
         found = [each for each in wanted.group.members if each.name == said["name"]] if wanted is not None else []
         if wanted is None or not found:
             return
@@ -299,7 +306,9 @@ class Groups:
         count_on(found[0], said)
         state, weight = said["operator"]
         if state is not None or weight is not None:
+            counted = found[0].changes, wanted.group.times_down  # there, too
             self.operate(str(said["group"]), found[0].name, state, weight)
+            found[0].changes, wanted.group.times_down = counted
 
     def operate(self, group: str, server: str, state: str | None, weight: int | None) -> None:
         """An operator's word about a server; `state` is one of `OPERATED`.

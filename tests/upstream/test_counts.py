@@ -157,7 +157,7 @@ async def test_how_long_connects_took_is_told_to_another_process(engine: str) ->
     async with Forwarder(parse_config(text)) as old, Forwarder(parse_config(text)) as new:
         before, after = (load_of(forwarder) for forwarder in (old, new))
         before.took(200)
-        (document,) = json.loads(json.dumps(old.server_documents()))
+        document, _ = json.loads(json.dumps(old.server_documents()))
         new.restore_servers([{**document, "took_ms": None}], counters=False)
         assert after.took_ms is None
         new.restore_servers([document], counters=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from oinetd import Forwarder
 from oinetd.admin.print import server_lines, status_lines
 from oinetd.admin.servers import group_documents
+from oinetd.config import parse_config
 from oinetd.lanes import outages
 from tests.admin.rig import administered
 from tests.admin.schema import faults
@@ -76,6 +78,64 @@ async def test_changes_that_follow_each_other_are_one_line(
         "group web: usable again (1 of 2 servers), N s later",
         "group web: no server is usable (1 drain), new clients are reset",
     ]
+
+
+@in_one_loop
+async def test_a_group_that_leaves_the_configuration_is_no_outage(caplog: pytest.LogCaptureFixture) -> None:
+    async with forwarding_to("127.0.0.1 9") as forwarder:
+        await forwarder.reload(parse_config("127.0.0.1 0 127.0.0.1 9"))
+    assert said(caplog) == []
+
+
+@in_one_loop
+async def test_a_group_without_servers_and_its_first_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start, and when its file is empty."""
+    monkeypatch.setattr(outages, "PAUSE_S", 0.0)
+    caplog.set_level("INFO", "oinetd")
+    file = tmp_path / "servers"
+    lines = f"file:{file} /udp\n[allow-special]"
+    file.touch()
+    async with forwarding_to(lines, rule="127.0.0.1 0/udp @web") as forwarder:
+        assert document(forwarder) == (True, 1)
+        for text, expected in (("127.0.0.1 9/udp", (False, 1)), ("", (True, 2)), ("127.0.0.1 9/udp", (False, 2))):
+            await until(lambda: not outages_pending(forwarder))
+            file.write_text(text)
+            await forwarder.reload(configured(lines, rule="127.0.0.1 0/udp @web"))
+            assert document(forwarder) == expected
+    assert (
+        said(caplog)
+        == [
+            "group web: no server is usable (it has none), clients get no session",
+            "group web: usable again (1 of 1 servers), N s later",
+        ]
+        * 2
+    )
+
+
+def outages_pending(forwarder: Forwarder) -> bool:
+    """Whether a line is held back because there was one before."""
+    assert forwarder._reload.groups is not None
+    (group,) = forwarder._reload.groups
+    return bool(group._listener._outages._said)  # type: ignore[attr-defined]
+
+
+@in_one_loop
+async def test_another_process_counts_on(caplog: pytest.LogCaptureFixture) -> None:
+    """Also a server that an operator took out of service is counted once."""
+    caplog.set_level("INFO", "oinetd")
+    lines = "127.0.0.1 9"
+    async with forwarding_to(lines) as old, forwarding_to(lines) as new:
+        old.set_server("web", "127.0.0.1:9", state="maint")
+        old._reload.groups.restore({"group": "web", "name": "", "times": [3, 0]}, counters=True)  # type: ignore[union-attr]
+        told = json.loads(json.dumps(old.server_documents()))
+        new.restore_servers(told, counters=False)
+        new.restore_servers(told, counters=True)
+        (found,) = group_documents(new)
+        assert (found["times_down"], found["times_full"], found["servers"][0]["changes"]) == (1, 3, 1)
+        new.restore_servers([{**told[-1], "times": [float("inf"), 0]}], counters=True)
+    assert "a server keeps nothing of its state" in caplog.text
 
 
 @in_one_loop

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from oinetd.errors import ConfigError, Problem
-from oinetd.model import Protocol, Rule
+from oinetd.model import Endpoint, Protocol, Rule
 from oinetd.net.options import (
     NO_CONNECT_OPTIONS,
     NO_LISTEN_OPTIONS,
@@ -49,7 +49,7 @@ def check_options(rules: Sequence[Rule]) -> None:
         ("src=client", "answers of servers", [rule for rule in rules if rule.options.from_client]),
         ("transparent", "what tproxy brings", [rule for rule in rules if rule.options.transparent]),
     ):
-        families = {family for rule in having for family in _families(rule.bind.host)}
+        families = {family for rule in having for family in _families(rule.bind)}
         if missing := [name for family, name in _NAMES.items() if family in families and _is_missing(family)]:
             remedy = "`oinetd transparent` prints what is needed"
             log.warning("%s: %s would not come here over %s: %s", option, what, " and ".join(missing), remedy)
@@ -57,8 +57,11 @@ def check_options(rules: Sequence[Rule]) -> None:
         log.warning("fastopen: not in force for clients: set net.ipv4.tcp_fastopen to 3")
 
 
-def _families(host: str) -> Sequence[socket.AddressFamily]:
-    """Those of the clients of a rule with this bind address."""
+def _families(bind: Endpoint) -> Sequence[socket.AddressFamily]:
+    """Those of the clients of a rule that listens there."""
+    if bind.is_unix:  # its clients have addresses by their PROXY headers
+        return tuple(_NAMES)
+    host = bind.host
     if ":" not in host or "." in host:  # an IPv4 address, also one that is written as IPv6
         return (socket.AF_INET,)
     return tuple(_NAMES) if host == "::" else (socket.AF_INET6,)

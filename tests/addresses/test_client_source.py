@@ -170,3 +170,12 @@ def test_missing_routes_are_said_at_the_start(
     check_options(parse_config(f"{bind} {free_port()} {rule}").rules)
     remedy = "`oinetd transparent` prints what is needed"
     assert caplog.messages == ([f"{what} would not come here over {said}: {remedy}"] if said else [])
+
+
+def test_clients_of_a_unix_socket_may_be_of_either_family(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("oinetd.core.socket_check.delivers_marked", lambda family: False)
+    monkeypatch.setattr("oinetd.core.socket_check._refused", lambda *_: None)
+    check_options(parse_config("unix:/run/a.sock 127.0.0.1 9 [src=client, accept-proxy=on]").rules)
+    assert "over IPv4 and IPv6" in caplog.text

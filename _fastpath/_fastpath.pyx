@@ -2072,8 +2072,12 @@ cdef int _parse_party(party, Address *address) except -1:
 
 def is_forbidden_destination(str host):
     cdef Address address
+    cdef int answer
     _parse_address(host, &address)
-    return is_forbidden(&address)
+    answer = is_forbidden(&address)
+    if answer < 0:
+        raise OSError(-answer, strerror(-answer).decode())
+    return answer != 0
 
 
 def read_proxy_header(bytes data, bint datagram=False):

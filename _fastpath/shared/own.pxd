@@ -1,7 +1,6 @@
 """What is ours: addresses of this machine, and the UDP listeners of this process.
 
-The kernel knows which addresses it has, and they come and go, so it is asked. A socket that connects to an address of
-its own machine comes from that very address, but for 127.0.0.0/8; connecting UDP sends nothing (2 us, all in all).
+The kernel knows which addresses it has, and they come and go, so its routing is asked.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
@@ -12,10 +11,10 @@ from base.socket cimport connected_locally
 from base.address cimport Address, SocketAddress, address_is_four, address_is_unix, address_place
 from base.atomic cimport oi_get, oi_put
 from base.linux cimport (
-    SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, c_close, c_connect, c_socket, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock, sockaddr,
+    SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, c_close, c_connect, c_socket, errno,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, sockaddr,
 )
-from shared.route cimport ROUTE_HERE, ROUTE_UNKNOWN, route_of
+from shared.route cimport ROUTE_UNKNOWN, lacks, route_of
 
 cdef enum:
     PORT_WORDS = 1024           # a bit for each port
@@ -82,20 +81,29 @@ cdef inline bint always_local(const Address *address) noexcept nogil:
     return address.ip[15] <= 1
 
 
-cdef inline bint is_local(const Address *address) noexcept nogil:
-    """Whether an address belongs to this machine now. Without a descriptor: no, and what follows needs one, too."""
+cdef inline int local_or_error(const Address *address) noexcept nogil:
+    """1 if an address belongs to this machine now, 0 if not, -errno without a descriptor or memory to find out."""
     cdef SocketAddress place
-    cdef bint answer
+    cdef int answer
     cdef int fd
     if address_is_unix(address) or always_local(address):
-        return True
+        return 1
+    answer = route_of(address)
+    if answer != ROUTE_UNKNOWN:
+        return answer
+    # Netlink is not allowed here. Connect tells it of all addresses but second ones of a network.
     address_place(address, &place)
     fd = c_socket(place.place.six.sin6_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
-        return False
+        return -errno if lacks(errno) else 0
     answer = c_connect(fd, <const sockaddr *> &place.place, place.size) == 0 and connected_locally(fd, address)
     c_close(fd)
     return answer
+
+
+cdef inline bint is_local(const Address *address) noexcept nogil:
+    """The same; without a descriptor: no, and what follows needs one, too."""
+    return local_or_error(address) == 1
 
 
 cdef inline bint is_special(const Address *address) noexcept nogil:
@@ -110,16 +118,10 @@ cdef inline bint is_special(const Address *address) noexcept nogil:
     return address.ip[0] == 0xff or (address.ip[0] == 0xfe and address.ip[1] & 0xc0 == 0x80)
 
 
-cdef inline bint is_forbidden(const Address *address) noexcept nogil:
+cdef inline int is_forbidden(const Address *address) noexcept nogil:
     """Whether a client may not choose this address as its destination; `oinetd.upstream.original` asks the same.
-
-    The routing knows more than addresses: whole networks that a local route brings to this machine.
-    """
-    cdef int route
-    if is_special(address):
-        return True
-    route = route_of(address)
-    return is_local(address) if route == ROUTE_UNKNOWN else route == ROUTE_HERE
+    -errno if that cannot be found out now: then nobody is let through."""
+    return 1 if is_special(address) else local_or_error(address)
 
 
 cdef inline bint is_own(Own *self, pthread_mutex_t *lock, const Address *sender) noexcept nogil:

@@ -1,12 +1,16 @@
-"""What the kernel's routing does with an address. It is asked by rtnetlink (10 us); nothing is sent there."""
+"""What the kernel's routing does with an address. It is asked by rtnetlink (10 us); nothing is sent there.
+
+The source that a connect gets does not tell that of every address: that of a second IPv4 address of a network is the
+first one of it.
+"""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from base.address cimport Address, address_is_four
 from base.linux cimport (
-    AF_INET, AF_INET6, AF_NETLINK, NETLINK_ROUTE, NLM_F_REQUEST, RTA_DST, RTM_GETROUTE, RTM_NEWROUTE, RTN_LOCAL,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, c_close, c_recv, c_send, c_socket, nlmsghdr, rtattr, rtmsg,
+    AF_INET, AF_INET6, AF_NETLINK, EMFILE, ENFILE, ENOBUFS, ENOMEM, NETLINK_ROUTE, NLM_F_REQUEST, RTA_DST, RTM_GETROUTE, RTM_NEWROUTE, RTN_LOCAL,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, c_close, c_recv, c_send, c_socket, errno, nlmsghdr, rtattr, rtmsg,
 )
 
 cdef enum:
@@ -28,8 +32,12 @@ cdef struct RouteAnswer:
     uint8_t rest[ANSWER_BYTES]
 
 
+cdef inline bint lacks(int error) noexcept nogil:
+    return error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM
+
+
 cdef inline int route_of(const Address *address) noexcept nogil:
-    """Where packets to an address go: ROUTE_..."""
+    """Where packets to an address go: ROUTE_..., or -errno without a descriptor or memory to ask."""
     cdef uint32_t skipped = 12 if address_is_four(address) else 0
     cdef uint32_t size = sizeof(RouteQuestion) - skipped
     cdef int fd = c_socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_ROUTE)
@@ -37,7 +45,7 @@ cdef inline int route_of(const Address *address) noexcept nogil:
     cdef RouteAnswer answer
     cdef long got = -1
     if fd < 0:
-        return ROUTE_UNKNOWN
+        return -errno if lacks(errno) else ROUTE_UNKNOWN
     memset(&question, 0, sizeof(question))
     question.head.nlmsg_len = size
     question.head.nlmsg_type = RTM_GETROUTE

@@ -172,7 +172,10 @@ cdef inline int dial_try(Reactor *reactor, Conn *conn, int at) noexcept nogil:
             conn.ending = ENDING_BIND_FAILED
             conn.error = EAFNOSUPPORT
         return TRY_FAILED
-    if leads_back(reactor, policy, target, &address, from_source):
+    fd = leads_back(reactor, policy, target, &address, from_source)
+    if fd < 0:
+        return fd
+    if fd:
         dial_note(reactor, conn, at, ENDING_CONNECT_FAILED, ELOOP)
         return TRY_FAILED
     fd = connect_begin(policy, source, place, &ending)

@@ -39,16 +39,18 @@ cdef inline void loop_say(Reactor *reactor, Policy *policy, const Address *addre
     record_push(reactor)
 
 
-cdef inline bint leads_back(
+cdef inline int leads_back(
     Reactor *reactor, Policy *policy, Target *target, const Address *address, bint from_source
 ) noexcept nogil:
-    """Whether connecting to this address would come back to us; `from_source` is from an address of our choice."""
+    """Whether connecting to this address would come back to us; `from_source` is from an address of our choice. -errno
+    if that cannot be found out for want of a descriptor or memory, and is not to be guessed."""
     cdef uint64_t looked
+    cdef int answer
     if policy.to_original:
-        if not is_forbidden(address):
-            return False
-        loop_say(reactor, policy, address, False)
-        return True
+        answer = is_forbidden(address)
+        if answer > 0:
+            loop_say(reactor, policy, address, False)
+        return answer
     if not target.looping:
         return False
     looked = oi_get(&target.looked)     # when, and the answer in the lowest bit; 0 is never

@@ -10,7 +10,7 @@ from base.address cimport Address, SocketAddress, address_is_four, address_place
 from base.linux cimport (
     IPPROTO_IP, IPPROTO_IPV6, SO_ORIGINAL_DST, c_getsockname, c_getsockopt, sockaddr, sockaddr_storage, socklen_t,
 )
-from shared.own cimport is_local
+from shared.own cimport local_or_error
 from state.connection_slab cimport CLIENT, Conn
 
 
@@ -30,7 +30,7 @@ cdef inline void original_find(Conn *conn, SocketAddress *wanted) noexcept nogil
     cdef socklen_t size = sizeof(place)
     c_getsockname(fd, <sockaddr *> &place, &size)       # of a TCP socket of ours, which never fails
     address_read(&conn.upstream, &place)
-    if conn.upstream.port == conn.policy.bound_port and is_local(&conn.upstream):
+    if conn.upstream.port == conn.policy.bound_port and local_or_error(&conn.upstream) != 0:
         redirected_from(fd, &conn.upstream)
     address_place(&conn.upstream, wanted)
     address_read(&conn.upstream, &wanted.place)         # an IPv4 client of an IPv6 listener wants an IPv4 address

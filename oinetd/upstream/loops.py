@@ -7,7 +7,6 @@ to this machine is checked at each connect, because addresses change.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
 import logging
@@ -17,10 +16,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from oinetd.model import Protocol, Route
-from oinetd.net.sockets import Address, SocketAddress, bound_address, client_address, host_and_port
+from oinetd.net.route import is_delivered_here
+from oinetd.net.sockets import SHORTAGE, Address, SocketAddress, bound_address, client_address, host_and_port
 from oinetd.upstream.destination import Destination
 
-__all__ = ["LOOP_ERRNO", "Bound", "Leg", "LoopGuard", "Loops", "Way", "find_loops", "is_local"]
+__all__ = ["LOOP_ERRNO", "Bound", "Leg", "LoopGuard", "Loops", "Way", "find_local", "find_loops", "is_local"]
 
 log = logging.getLogger("oinetd")
 
@@ -129,21 +129,37 @@ def _cut_ends(next_of: dict[int, dict[int, list[Address]]]) -> None:
 
 
 def is_local(address: Address) -> bool:
+    """Whether `address` belongs to this machine now; no if there is no descriptor to find out."""
+    try:
+        return find_local(address)
+    except OSError:
+        return False  # The connect that follows fails in the same way and reports it.
+
+
+def find_local(address: Address) -> bool:
     """Whether `address` belongs to this machine now. Nothing is sent: the kernel's routing decides.
 
-    The source address of a socket connected to an address of its own machine is this address, except in 127.0.0.0/8.
+    Raises `OSError` for want of a descriptor or memory.
     """
     if address.is_unix:
         return True
     host = address.host.removeprefix("::ffff:").partition("%")[0]
     if host.startswith("127.") or host in ("0.0.0.0", "::", "::1"):
         return True
-    with contextlib.suppress(OSError), socket.socket(address.family, socket.SOCK_DGRAM) as probe:
-        probe.connect(address.sockaddr)
-        own: SocketAddress = probe.getsockname()
-        peer: SocketAddress = probe.getpeername()
-        return own[0] == peer[0]
-    return False  # No route or no descriptor: the connect that follows fails in the same way and reports it.
+    if (here := is_delivered_here(address)) is not None:
+        return here
+    # Netlink is not allowed here. The source address of a socket that is connected to an address of its own machine is
+    # this address, except for second IPv4 addresses of a network.
+    try:
+        with socket.socket(address.family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address.sockaddr)
+            own: SocketAddress = probe.getsockname()
+            peer: SocketAddress = probe.getpeername()
+            return own[0] == peer[0]
+    except OSError as error:
+        if error.errno in SHORTAGE:
+            raise
+        return False  # no route
 
 
 class Loops:

@@ -14,10 +14,9 @@ import socket
 import sys
 
 from oinetd.model import ORIGINAL, Rule
-from oinetd.net.route import is_delivered_here
 from oinetd.net.sockets import Address, bound_address, lookup
 from oinetd.upstream.destination import Destination
-from oinetd.upstream.loops import is_local
+from oinetd.upstream.loops import find_local, is_local
 from oinetd.upstream.special import is_special
 
 __all__ = ["Original", "is_forbidden", "redirected_from"]
@@ -49,12 +48,9 @@ def _port(place: bytes) -> int:
 def is_forbidden(address: Address) -> bool:
     """Whether a client may not choose this address as its destination.
 
-    The routing knows more than addresses: whole networks that a local route brings to this machine.
+    Raises `OSError` if that cannot be found out now: then nobody is let through.
     """
-    if is_special(address.host):
-        return True
-    here = is_delivered_here(address)
-    return is_local(address) if here is None else here
+    return is_special(address.host) or find_local(address)
 
 
 class Original(Destination):
@@ -80,7 +76,7 @@ class Original(Destination):
         return Destination(host, 0.0, (address,)), address.port
 
     def refuses(self, address: Address) -> bool:
-        """Whether no connection is made to what a client wants; this is logged once."""
+        """Whether no connection is made to what a client wants; this is logged once. Raises `OSError`."""
         if not is_forbidden(address):
             return False
         self.tell_refused(str(address))

@@ -329,6 +329,46 @@ def test_special_addresses_are_refused(host: str) -> None:
     assert Original(rule).refuses(lookup(host, 80)[0])
 
 
+JUDGE = """
+import os, resource
+from oinetd.net.sockets import lookup
+from oinetd.upstream.original import is_forbidden
+judges = [lambda host: is_forbidden(lookup(host, 80)[0])]
+try:
+    from oinetd._fastpath import is_forbidden_destination
+except ImportError:
+    pass
+else:
+    judges.append(is_forbidden_destination)
+for judge in judges:
+    print([judge(host) for host in ("10.77.0.1", "10.77.0.2", "fd77::1", "fd77::2", "10.77.0.3", "fd77::3")])
+resource.setrlimit(resource.RLIMIT_NOFILE, (os.dup(0), 1024))
+for judge in judges:
+    try:
+        print(judge("10.77.0.3"))
+    except OSError as error:
+        print(error.errno)
+"""
+
+
+@root
+def test_every_address_of_the_machine_is_refused() -> None:
+    """Also the second one of a network, from which no connection comes; nothing passes that cannot be judged."""
+    words = ["addr add 10.77.0.1/24 dev v0", "addr add 10.77.0.2/24 dev v0", "addr add fd77::1/64 dev v0 nodad"]
+    words = ["link add v0 type veth peer name v1", "link set v0 up", *words, "addr add fd77::2/64 dev v0 nodad"]
+    setting = "; ".join(f"ip {each}" for each in words)
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-ec", f'{setting}; exec "$@"', "sh", sys.executable, "-c", JUDGE],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    lanes = len(lines) // 2
+    assert lanes == 2 - bool(available()), done.stderr
+    assert lines == [str([True] * 4 + [False] * 2)] * lanes + [str(errno.EMFILE)] * lanes
+
+
 @root
 @in_lanes
 async def test_transparent_listens_on_an_address_of_others(lane: str) -> None:

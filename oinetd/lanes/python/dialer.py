@@ -145,10 +145,10 @@ class _Search:
                 if self._last.address is None:
                     self._last = Dialed(None, address, Ending.BIND_FAILED, errno.EAFNOSUPPORT)
                 continue
-            if guard is not None and guard.refuses(address):
-                self._failed(at, Ending.CONNECT_FAILED, LOOP_ERRNO)
-                continue
             try:
+                if guard is not None and guard.refuses(address):
+                    self._failed(at, Ending.CONNECT_FAILED, LOOP_ERRNO)
+                    continue
                 sock = open_upstream(address.family, self._settings.keepalive, self._request.options)
             except OSError as error:
                 if error.errno in SHORTAGE and self._loop.time() < self._short:

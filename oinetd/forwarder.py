@@ -136,7 +136,7 @@ class Forwarder(Succession):
             hooked=bool(self._router),
             tapped=self._tap is not None,
         )
-        self.moves = Moves(self._lanes, self._listeners, self._limits)
+        self.moves = Moves(self._lanes, self._listeners, self._limits, self.inherited)
         if self._hold_back:
             self.moves.hold_back()
         self._unresolved = Unresolved(self._lanes)
@@ -164,10 +164,7 @@ class Forwarder(Succession):
         except BaseException:
             await self.stop()
             raise
-        while self._lent:  # rules have copies
-            sock = self._lent.pop()
-            self.inherited.remove(sock)
-            self.moves.let_go(sock)
+        self.moves.let_go(self._lent)
 
     async def stop(self) -> None:
         """Close every listener, abort the sessions that are left, and write the last lines of the log.

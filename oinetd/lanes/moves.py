@@ -23,7 +23,7 @@ from oinetd.core.registry import Registry
 from oinetd.lanes.choose import Lanes
 from oinetd.lanes.limits import Limits
 from oinetd.model import Protocol, Rule
-from oinetd.net.ports import PortKey
+from oinetd.net.port import PortKey, settle_port
 from oinetd.net.sockets import bound_address, is_connected
 from oinetd.net.unix_sockets import UnixListener
 
@@ -50,6 +50,8 @@ class Moves:
     lanes: Lanes
     listeners: dict[PortKey, Listener]
     limits: Limits
+    inherited: list[socket.socket]
+    """The service manager's."""
     unserved: list[socket.socket] = field(default_factory=list)
     """Unix sockets of another process that no rule has here; their files go when everything is taken over."""
 
@@ -85,15 +87,25 @@ class Moves:
             listener.sock.close()
         self.listeners.clear()
 
-    def let_go(self, sock: socket.socket) -> None:
-        """Close a socket of another process, of which rules have copies; at the end, if its file has to go with it."""
-        if isinstance(sock, UnixListener) and sock.path:
-            self.unserved.append(sock)
-        else:
-            sock.close()
+    def let_go(self, lent: list[socket.socket]) -> None:
+        """Close the sockets of another process, of which rules have copies; at the end, if a file has to go with it."""
+        settled = not lent or bool(self.lanes.held_back)
+        while lent:
+            sock = lent.pop()
+            self.inherited.remove(sock)
+            if isinstance(sock, UnixListener) and sock.path:
+                self.unserved.append(sock)
+            else:
+                sock.close()
+        if not settled:
+            self.settle()
 
-    def own_files(self) -> None:
-        """Everything is taken over: the files of unix sockets are this process's."""
+    def settle(self) -> None:
+        """Everything is taken over: sockets get the options that they have here, and files of unix sockets are ours."""
+        managed = {(sock.type, bound_address(sock)) for sock in self.inherited}
+        for key, listener in self.listeners.items():
+            place, service = (listener.sock.type, bound_address(listener.sock)), listener.service
+            settle_port(key, listener.sock, service.settings, service.route.rule.options, managed=place in managed)
         for sock in (*self.sockets(), *self.unserved):
             if isinstance(sock, UnixListener):
                 sock.lent = False

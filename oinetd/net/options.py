@@ -37,6 +37,9 @@ _SO_BINDTODEVICE, _SO_MARK = 25, 36
 _TCP_DEFER_ACCEPT, _TCP_CONGESTION, _TCP_FASTOPEN, _TCP_FASTOPEN_CONNECT = 9, 13, 23, 30
 """From linux/in.h, linux/in6.h, asm/socket.h and linux/tcp.h."""
 
+_VALUE_BYTES: Final = 16
+"""IFNAMSIZ, and TCP_CA_NAME_MAX."""
+
 FASTOPEN_QUEUE: Final = 1024
 """Connections that may carry data before their handshake is complete."""
 
@@ -54,6 +57,11 @@ class RawOption(NamedTuple):
     def fits(self, sock: socket.socket) -> bool:
         """Whether it is for this kind of socket."""
         return self.family in (0, sock.family) and (not self.stream or sock.type == socket.SOCK_STREAM)
+
+    def value_of(self, sock: socket.socket) -> bytes:
+        """The value that it has."""
+        found = sock.getsockopt(self.level, self.option, _VALUE_BYTES)
+        return found.partition(b"\0")[0] if self.option in (_SO_BINDTODEVICE, _TCP_CONGESTION) else found
 
 
 class RefusedOption(OSError):
@@ -81,6 +89,18 @@ class _Options:
                 raise _refusal(each.name, error) from error
 
 
+_OFF: Final = (
+    RawOption("freebind", socket.AF_INET, False, socket.IPPROTO_IP, _IP_FREEBIND, _number(0)),
+    RawOption("freebind", socket.AF_INET6, False, socket.IPPROTO_IPV6, _IPV6_FREEBIND, _number(0)),
+    RawOption("transparent", socket.AF_INET, False, socket.IPPROTO_IP, _IP_TRANSPARENT, _number(0)),
+    RawOption("transparent", socket.AF_INET6, False, socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, _number(0)),
+    RawOption("interface", 0, False, socket.SOL_SOCKET, _SO_BINDTODEVICE, b""),
+    RawOption("fastopen", 0, True, socket.IPPROTO_TCP, _TCP_FASTOPEN, _number(0)),
+    RawOption("defer-accept", 0, True, socket.IPPROTO_TCP, _TCP_DEFER_ACCEPT, _number(0)),
+)
+"""What a listening socket has without options, but for `congestion`, which stays."""
+
+
 @dataclass(frozen=True, slots=True)
 class ListenOptions(_Options):
     """Options of a listening socket. Sockets of one address with different options are different sockets."""
@@ -97,6 +117,17 @@ class ListenOptions(_Options):
     def of(cls, options: RuleOptions) -> Self:
         """Those of a rule."""
         return cls(**{each.name: value for each in fields(cls) if (value := getattr(options, each.name)) is not None})
+
+    def replace(self, sock: socket.socket) -> None:
+        """Set them on the socket of another process, in place of those that it has. Raises `RefusedOption`."""
+        wanted = {(each.level, each.option): each for each in (*_OFF, *self.raw()) if each.fits(sock)}
+        for each in wanted.values():
+            try:
+                if each.value_of(sock) != each.value:
+                    sock.setsockopt(each.level, each.option, each.value)
+            except OSError as error:
+                if each not in _OFF:  # a socket of Multipath TCP does not know all of them
+                    raise _refusal(each.name, error) from error
 
     def raw(self) -> Iterator[RawOption]:
         if self.freebind:

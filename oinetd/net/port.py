@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from oinetd.model import KeepAlive, Protocol, Route
+from oinetd.errors import BindError
+from oinetd.model import KeepAlive, Protocol, Route, RuleOptions, Settings
 from oinetd.net.options import NO_LISTEN_OPTIONS, ListenOptions
-from oinetd.net.sockets import Address
+from oinetd.net.sockets import Address, start_listening, tune_datagrams, tune_listener
+from oinetd.net.unix_sockets import FileAccess, UnixListener
 
-__all__ = ["Port", "PortKey", "shared_ports"]
+__all__ = ["Port", "PortKey", "settle_port", "shared_ports"]
+
+logger = logging.getLogger("oinetd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +75,20 @@ def shared_ports(ports: Iterable[Port]) -> list[Port]:
             first = found[places[port.key]]
             found[places[port.key]] = replace(first, others=(*first.others, port.route))
     return found
+
+
+def settle_port(key: PortKey, sock: socket.socket, settings: Settings, options: RuleOptions, *, managed: bool) -> None:
+    """Set the options of a rule on the socket of another process, in place of those that it had there; beside those of
+    the service manager, if it is `managed` by one."""
+    try:
+        if isinstance(sock, UnixListener) and not managed:
+            sock.set_access(FileAccess.of(options))
+        (key.options.apply if managed else key.options.replace)(sock)
+        if key.protocol is Protocol.TCP:
+            tune_listener(sock, key.address, settings.keepalive)
+            start_listening(sock, key.address, settings.listen_backlog)
+        else:
+            tune_datagrams(sock, key.address)
+    except (OSError, LookupError, BindError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        logger.warning("%s: it has the options of before still, a new start would change them: %s", key.address, why)

@@ -152,7 +152,8 @@ def open_ports(
 ) -> dict[Port, socket.socket]:
     """A listening socket for each port: the one in `kept` if there is one, else one of `inherited`, else a new one.
 
-    Of those inherited, `lent` ones may stay unused. New ones may share a port with those that are `leaving`. Kept
+    Of those inherited, `lent` ones may stay unused, and are used as they are until `settle_port`: the process that has
+    them may go on with them. New ones may share a port with those that are `leaving`. Kept
     sockets get their new keep-alive settings. Raises `BindError` with all failures; then new sockets are closed again,
     and the others are as before.
     """
@@ -163,6 +164,7 @@ def open_ports(
     changed: list[tuple[socket.socket, KeepAlive]] = []
     opened: dict[Port, socket.socket] = {}
     new: list[Port] = []
+    borrowed: list[Port] = []
     failures: list[tuple[Port, BindError]] = []
     kept_files: list[tuple[Port, UnixListener]] = []
     for port in ports:
@@ -178,6 +180,10 @@ def open_ports(
                 tune_listener(sock, port.key.address, port.keepalive)
                 continue
             handed_over = given.get((_KIND[port.key.protocol], port.key.address))
+            if handed_over is not None and handed_over in lent:
+                opened[port] = _copy(port.key.address, handed_over)
+                borrowed.append(port)
+                continue
             opened[port] = _adopt(port, handed_over) if handed_over else _bind(port, retiring)
             new.append(port)
         except BindError as error:
@@ -199,7 +205,7 @@ def open_ports(
         if not (port.optional and port.route in served and error.errno in _ABSENT)
     ]
     if fatal:
-        for port in new:
+        for port in (*new, *borrowed):
             opened[port].close()
         for sock, keepalive in changed:
             tune(sock, keepalive)
@@ -260,16 +266,8 @@ def _adopt(port: Port, handed_over: socket.socket) -> socket.socket:
     reload removes the rule and another adds it.
     """
     address = port.key.address
+    sock = _copy(address, handed_over)
     try:
-        sock = handed_over.dup()
-    except OSError as error:
-        raise bind_error(address, error) from error
-    try:
-        sock.setblocking(False)
-        if isinstance(sock, UnixListener) and isinstance(handed_over, UnixListener) and handed_over.path:
-            sock.lent = handed_over.lent
-            sock.own_file(handed_over.path)
-            handed_over.leave_file()
         port.key.options.apply(sock)
         if port.key.protocol is Protocol.TCP:
             tune_listener(sock, address, port.keepalive)
@@ -280,6 +278,24 @@ def _adopt(port: Port, handed_over: socket.socket) -> socket.socket:
         if isinstance(error, OSError):
             raise bind_error(address, error) from error
         raise
+    return sock
+
+
+def _copy(address: Address, handed_over: socket.socket) -> socket.socket:
+    """A copy of the socket's descriptor. Raises `BindError`."""
+    try:
+        sock = handed_over.dup()
+    except OSError as error:
+        raise bind_error(address, error) from error
+    try:
+        sock.setblocking(False)
+        if isinstance(sock, UnixListener) and isinstance(handed_over, UnixListener) and handed_over.path:
+            sock.lent = handed_over.lent
+            sock.own_file(handed_over.path)
+            handed_over.leave_file()
+    except OSError as error:
+        sock.close()
+        raise bind_error(address, error) from error
     return sock
 
 

@@ -134,7 +134,7 @@ class Taker:
                         logger.warning("upgrade: counters are not understood and begin anew: %s", repr(error))
                     moves.start_datagrams()
                     self.finished = True
-                    moves.own_files()
+                    moves.settle()
                     await self._send(Frame("done", {}))
                     late = await asyncio.to_thread(self._channel.receive_late)
                     return {**frame.document, **_taken_in(moves, late)}
@@ -148,7 +148,7 @@ class Taker:
                 moves.start_streams()
             moves.start_datagrams()
             self.finished = True
-            moves.own_files()
+            moves.settle()
             return {}
         finally:
             self._channel.close()

@@ -12,7 +12,7 @@ import pytest
 
 from oinetd import BindError, Config, ConfigError, Forwarder, Settings
 from oinetd.config import parse_config, parse_rule
-from oinetd.net.options import IPPROTO_MPTCP
+from oinetd.net.options import IPPROTO_MPTCP, ListenOptions
 from tests.forwarding import bound, echoes, exchange, forwarding
 from tests.peers import dial, echo, free_port, server, until
 
@@ -20,6 +20,7 @@ ABSENT = "192.0.2.77"
 """An address that no machine has."""
 SO_MARK, SO_BINDTODEVICE = 36, 25
 TCP_DEFER_ACCEPT, TCP_CONGESTION, TCP_FASTOPEN = 9, 13, 23
+IP_FREEBIND, IPV6_FREEBIND = 15, 78
 MPTCP = Path("/proc/sys/net/mptcp/enabled")
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
@@ -200,3 +201,20 @@ def test_mistakes(text: str, message: str) -> None:
 def test_a_switch_needs_no_value() -> None:
     assert parse_rule("0.0.0.0 80 ::1 80 [freebind, mptcp=off]").options.freebind is True
     assert parse_rule("0.0.0.0 80 ::1 80 [freebind, mptcp=off]").options.mptcp is False
+
+
+@root
+def test_options_in_place_of_those_of_another_process() -> None:
+    with socket.socket(socket.AF_INET6) as sock, socket.socket() as four:
+        for each in (sock, four):
+            ListenOptions(freebind=True, defer_accept_s=3.0, fastopen=True).apply(each)
+            ListenOptions(interface="lo").apply(each)
+            ListenOptions(interface="lo", defer_accept_s=7.0).replace(each)
+            assert each.getsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, 16) == b"lo\0"
+            assert each.getsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT) >= 7
+            ListenOptions().replace(each)
+            assert each.getsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, 16) == b""
+            assert not each.getsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)
+            assert not each.getsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN)
+        assert not sock.getsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND)
+        assert not four.getsockopt(socket.IPPROTO_IP, IP_FREEBIND)

@@ -70,6 +70,27 @@ def test_the_file_of_a_service_managers_unix_socket_stays(
         assert path.exists()
 
 
+def test_listeners_have_their_new_options_only_when_everything_is_taken_over(
+    start: Start, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    def told() -> list[int]:
+        wanted = (socket.TCP_DEFER_ACCEPT, socket.TCP_KEEPIDLE)
+        return [listener.getsockopt(socket.IPPROTO_TCP, each) for each in wanted]
+
+    with socket.create_server((own_address(), 0)) as listener, socket.create_server((own_address(), 0)) as taken:
+        line = "{} {} UPSTREAM".format(*listener.getsockname())
+        daemon = start(f"{line}\n", **handed(listener))
+        before, text = told(), daemon.conf.read_text()
+        text = text.replace("\n", " [defer-accept=3s, keepalive=7:1:1]\n", 1)
+        daemon.conf.write_text(text + "{} {} 127.0.0.1 9\n".format(*taken.getsockname()))
+        assert upgrade(tmp_path, environ).returncode != 0
+        assert told() == before
+        daemon.conf.write_text(text)
+        assert upgrade(tmp_path, environ).returncode == 0
+        assert daemon.wait() == 0
+        assert told() == [3, 7]
+
+
 def answers(path: Path) -> bool:
     """Whether there is an echo behind the socket."""
     with socket.socket(socket.AF_UNIX) as client:

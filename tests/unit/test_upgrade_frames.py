@@ -288,7 +288,7 @@ async def test_what_a_later_version_says_besides_is_skipped() -> None:
         def restore(self, counters: Any) -> None:
             did.append("counters")
 
-        def own_files(self) -> None:
+        def settle(self) -> None:
             did.append("files")
 
     moves: Any = Moves()

@@ -115,8 +115,8 @@ class Story:
     def number_from(self, least: int) -> None:
         self.did.append(f"from {least}")
 
-    def own_files(self) -> None:
-        self.did.append("files")
+    def settle(self) -> None:
+        self.did.append("settled")
 
     def restore(self, counters: Any) -> None:
         raise ValueError("other buckets")
@@ -134,7 +134,7 @@ async def test_counters_that_are_not_understood_do_not_undo_an_upgrade() -> None
         assert (await asyncio.to_thread(old.receive)).kind == "done"
         old.close()
         assert (await taking)["stop"] is True
-    assert moves.did == ["from 7", "streams", "datagrams", "files"]
+    assert moves.did == ["from 7", "streams", "datagrams", "settled"]
 
 
 def test_a_session_that_cannot_go_on_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:

@@ -65,6 +65,7 @@ from preamble.proxy_write cimport LINE_ROOM_BYTES, proxy_begin_v2, proxy_end_v2,
 from tcp.listener cimport unix_time
 from shared.policy cimport (
     OPTION_BYTES_MAX, SOCKET_OPTIONS_MAX, Policy as PolicyState, SocketOption, names_drop, policy_drop, policy_hold,
+    policy_server_tag,
 )
 from tcp.flow cimport SCRATCH_BYTES
 from shared.own cimport EVERY_FOUR, EVERY_SIX, OwnListener, is_forbidden, own_set
@@ -1057,6 +1058,11 @@ cdef class Passport:
     def token(self):
         return self._must_be_held().token
 
+    @property
+    def server(self):
+        cdef Conn *conn = self._must_be_held()
+        return policy_server_tag(conn.policy, conn.member)
+
     def state(self):
         cdef Conn *conn = self._must_be_held()
         cdef Dir *flow
@@ -1101,13 +1107,14 @@ cdef int _read_address(object state, str name, Address *address) except -1:
 
 
 cdef list _tried(Attempts *attempts):
-    """The addresses that did not take the connection: address, port, and errno."""
+    """The addresses that did not take the connection: address, port, errno, and the tag of the server."""
     cdef Attempt *item
     if attempts == NULL:
         return []
     item = attempts_items(attempts)
     return [
-        [_text(&item[i].place), item[i].place.port, item[i].error] for i in range(attempts.count) if item[i].error
+        [_text(&item[i].place), item[i].place.port, item[i].error, item[i].server]
+        for i in range(attempts.count) if item[i].error
     ]
 
 
@@ -1440,6 +1447,7 @@ cdef class Hub:
 
     def adopt(
         self, Policy policy not None, state, int client_fd, int upstream_fd, bytes up, bytes down, uint64_t token=0,
+        uint64_t server=0, uint16_t address_at=0,
     ):
         cdef Passport passport
         cdef Address client, upstream, address
@@ -1503,7 +1511,9 @@ cdef class Hub:
         conn.started_s = started
         conn.upstream = upstream
         if policy.policy.group != NULL:
-            conn.member = member_force(policy.policy, &upstream)
+            conn.member = member_force(policy.policy, &upstream, server)
+        if address_is_unix(&upstream):
+            conn.upstream.port = address_at
         conn.address = <unsigned char> max(address_number(conn_targets(conn), &upstream), 0)
         conn.side[CLIENT].fd = client_fd
         conn.side[UPSTREAM].fd = upstream_fd

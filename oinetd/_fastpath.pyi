@@ -431,6 +431,9 @@ class Passport:
     @property
     def token(self) -> int:
         """That of the pair; 0 of a connection of a listener."""
+    @property
+    def server(self) -> int:
+        """The tag of its server; 0 if it has none."""
     def state(self) -> dict[str, Any]:
         """Everything else, for JSON: what `Hub.adopt` takes. `texts` has client and upstream, each with its port."""
     def release(self) -> None:
@@ -508,12 +511,15 @@ class Hub:
         up: bytes,
         down: bytes,
         token: int = 0,
+        server: int = 0,
+        address_at: int = 0,
     ) -> Passport:
         """A connection that another process took out, under this policy; it takes places here, limits or not.
 
         With a `token` it is one of a pair of sockets, as of `relay`, and takes none.
 
-        It counts for the server of the policy's group that has its address.
+        It counts for the server of the policy's group that has the tag `server`; if that is 0, its address. Of a unix
+        socket, `address_at` is the number of the address.
 
         The descriptors belong to it from here. Raises `ValueError`, `KeyError` or `TypeError` if `state` is not what
         `Passport.state` says, and then they do not.

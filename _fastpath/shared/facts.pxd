@@ -38,7 +38,8 @@ cdef inline Facts *facts_new(const uint8_t *tlvs, uint32_t tlv_bytes) noexcept n
         memset(self, 0, sizeof(Facts))
         self.headed = True
         self.tlv_bytes = tlv_bytes
-        memcpy(facts_tlvs(self), tlvs, tlv_bytes)
+        if tlv_bytes:
+            memcpy(facts_tlvs(self), tlvs, tlv_bytes)
     return self
 
 

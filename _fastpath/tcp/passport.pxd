@@ -344,12 +344,18 @@ cdef inline int address_number(const Targets *targets, const Address *upstream) 
     return -1
 
 
-cdef inline uint16_t member_force(Policy *policy, const Address *upstream) noexcept nogil:
-    """Let a session be one of the server that has its address, full or not; 0 if the group has none such."""
+cdef inline uint16_t member_force(Policy *policy, const Address *upstream, uint64_t tag) noexcept nogil:
+    """Let a session be one of the server with this tag, full or not, or if that is 0 of the one that has its address.
+    0 if the group has none such."""
     cdef Group *group = policy.group
+    cdef bint found
     cdef int i
     for i in range(group.count):
-        if address_number(group_members(group)[i].targets, upstream) >= 0:
+        if tag:
+            found = group_members(group)[i].server.tag == tag
+        else:
+            found = address_number(group_members(group)[i].targets, upstream) >= 0
+        if found:
             oi_raise_by(&group_members(group)[i].server.live, 1)
             return <uint16_t> (i + 1)
     return 0

@@ -180,7 +180,7 @@ cdef inline Session *udp_passport_new(
     session_client(session, &client)
     session.policy = policy
     if policy.group != NULL:
-        session.member = member_force(policy, upstream)
+        session.member = member_force(policy, upstream, 0)
     address = -1
     if session.member or policy.group == NULL:
         address = address_number(policy_targets(policy, session.member), upstream)

@@ -169,6 +169,9 @@ class AdminServer:
         """Answer from now on."""
         self._api = Api(instance)
         self.own_files()
+        for name, sock in self._given.items():  # of another process, and not wanted here: nobody would answer there
+            self._shut([_Open(AdminSocket(name), sock, name if sock.family == socket.AF_UNIX else "")])
+        self._given.clear()
         self._serve()
 
     def started(self) -> None:

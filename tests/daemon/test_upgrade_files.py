@@ -91,6 +91,21 @@ def test_listeners_have_their_new_options_only_when_everything_is_taken_over(
         assert told() == [3, 7]
 
 
+def test_admin_sockets_that_the_new_process_does_not_want_are_closed(
+    start: Start, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    port, path = free_port(), tmp_path / "sock"
+    kept = f"admin unix:{tmp_path}/run/oinetd.sock\n"
+    (tmp_path / "run").mkdir()
+    daemon = start(f"{kept}admin unix:{path}\nadmin 127.0.0.1 {port}\n")
+    daemon.conf.write_text(kept)
+    assert upgrade(tmp_path, environ).returncode == 0
+    assert daemon.wait() == 0
+    assert not path.exists()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
 def answers(path: Path) -> bool:
     """Whether there is an echo behind the socket."""
     with socket.socket(socket.AF_UNIX) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -396,3 +397,47 @@ def test_a_session_that_is_killed_on_its_way_ends(start: Start, tmp_path: Path, 
     )
     for client in clients:
         client.close()
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_sessions_of_unix_sockets_keep_their_servers(
+    start: Start, tmp_path: Path, environ: dict[str, str], lane: str
+) -> None:
+    """Also if the configuration knows nothing of a server, or of a destination, any more."""
+    port, plain, log = free_port(), free_port(), tmp_path / "log"
+    paths = [str(tmp_path / name) for name in "abcd"]
+    servers = [f"unix:{path}" for path in paths]
+    settings = f"logfile {log}\nlogformat json\nengine {lane}\n127.0.0.1 {port} @g\n"
+    group = [f"upstream g {server}\n" for server in servers[:3]]
+    with contextlib.ExitStack() as stack:
+        listening = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in paths]
+        for sock, path in zip(listening[1:], paths[1:], strict=True):  # nobody listens at the first
+            sock.bind(path)
+            sock.listen()
+        options = "upstream g [balance=roundrobin, passive=off]\n"
+        daemon = start("".join([settings, *group, options, f"127.0.0.1 {plain} {servers[3]}\n"]))
+        for number in range(3):
+            stack.enter_context(Client(("127.0.0.1", port if number else plain)))
+            until(lambda number=number: len(sessions_of(tmp_path, environ)) == number + 1, "the session")
+        before = told(sessions_of(tmp_path, environ))
+        assert sorted(before.values()) == servers[1:]
+        assert upgrade(tmp_path, environ).returncode == 0
+        assert told(sessions_of(tmp_path, environ)) == before
+        document = json.loads(ask(tmp_path, environ, "servers", "--json").stdout)
+        assert [each["live"] for each in document["groups"][0]["servers"]] == [0, 1, 1]
+        daemon.conf.write_text(
+            "".join([settings, group[2], f"upstream g 127.0.0.1 9\n127.0.0.1 {plain} 127.0.0.1 9\n"])
+        )
+        for _ in range(2):
+            assert upgrade(tmp_path, environ).returncode == 0
+            assert told(sessions_of(tmp_path, environ)) == before
+    until(lambda: len(closings(log)) == 3, "the closing lines")
+    assert told(closings(log)) == before
+    for each in closings(log):
+        if each["connect"] == "@g":
+            assert each["server"] == each["tries"][-1]["server"] == each["upstream"]
+
+
+def told(lines: list[dict[str, Any]]) -> dict[int, str]:
+    """Where each session went."""
+    return {line["id"]: line["upstream"] for line in lines}

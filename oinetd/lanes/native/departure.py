@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from oinetd.core.lane import Departing
-from oinetd.core.record import SessionRecord
+from oinetd.core.record import SessionRecord, Try
 from oinetd.core.service import Service
-from oinetd.lanes.native.records import set_names
+from oinetd.lanes.native.records import FOREIGN, address_of, set_names
 from oinetd.model import Endpoint, Rule
 from oinetd.net.sockets import bound_address
 from oinetd.net.unix_sockets import Credentials
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from oinetd.lanes.native.plane import Hub
 
 __all__ = ["DatagramDeparture", "Departure", "Departures", "Held"]
+
+GONE: Final = (1 << 64) - 1
+"""The tag of a server that the group no longer has."""
 
 
 class Held:
@@ -57,16 +60,33 @@ class Departure(Held):
 
     def __init__(self, lane: NativeLane, passport: _fastpath.Passport) -> None:
         super().__init__(lane.hub, passport)
-        self._departures = lane.departures
-        self._service, _ = lane.in_force(passport.tag)
+        self._lane = lane
+        self._service = lane.in_force(passport.tag).service
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "bind": str(self._service.route.bind)}
+        state = super().state()
+        return {**state, "bind": str(self._service.route.bind), **self._names(state)}
+
+    def _names(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What numbers of this process stand for: the server, a unix socket's path, and addresses that were tried."""
+        in_force, known = self._lane.in_force(self._passport.tag), self._lane.live.get(self.id)
+        policy, servers, server = in_force.policy, in_force.servers, self._passport.server
+        tried = [
+            [*address_of(policy, host, port, each), code, servers[each].name if each else ""]
+            for host, port, code, each in state["tries"]
+        ]
+        host, port = state["texts"][2:]
+        upstream, _ = address_of(policy, host, port, server)
+        return {
+            "server": servers[server].name if server else known.server if known is not None else "",
+            "path": upstream or (known.upstream if known is not None else ""),
+            "tried": [*(known.tries if known is not None else ()), *tried],
+        }
 
     def release(self) -> None:
         session_id = self.id
         super().release()
-        self._departures.count(self._service, session_id)
+        self._lane.departures.count(self._service, session_id)
 
 
 class DatagramDeparture:
@@ -75,7 +95,7 @@ class DatagramDeparture:
     def __init__(self, listener: ReactorDatagrams, passport: _fastpath.DatagramPassport) -> None:
         self._listener = listener
         self._passport = passport
-        self._service, _ = listener.lane.in_force(passport.tag)
+        self._service = listener.lane.in_force(passport.tag).service
 
     @property
     def id(self) -> int:
@@ -130,7 +150,7 @@ class Departures:
         record = SessionRecord(
             int(state["id"]), listener.service.route, str(client), int(port), float(state["started"])
         )
-        _, policy = self._lane.in_force(listener.tag)
+        policy = self._lane.in_force(listener.tag).policy
         passport = self._lane.hub.adopt_udp_session(policy, state, fd)
         if passport is None:
             return None
@@ -146,9 +166,16 @@ class Departures:
         """
         if not tag or "flows" not in state:
             return None
-        service, policy = self._lane.in_force(tag)
+        _, service, policy, servers = self._lane.in_force(tag)
         record = _adopted_record(state, service)
-        passport = self._lane.hub.adopt(policy, state, *fds, *pending)
+        server = at = 0
+        if record.server:
+            tags = {member.name: number for number, member in servers.items()}
+            server = tags.get(record.server, GONE)
+        if record.upstream:
+            at = _number_of(policy, record.upstream, server)
+        native = {**state, "tries": ()} if "tried" in state else state
+        passport = self._lane.hub.adopt(policy, native, *fds, *pending, server=server, address_at=at)
         self._lane.enter(record)
         return lambda: self._lane.hub.put_in(passport)
 
@@ -164,5 +191,20 @@ def _adopted_record(state: Mapping[str, Any], service: Service) -> SessionRecord
     if (hello := state.get("hello")) is not None:
         set_names(record, str(hello[0]), bytes.fromhex(hello[1]))
     if service.group is not None:
-        record.group = service.group.name
+        record.group, record.server = service.group.name, str(state.get("server", ""))
+    if str(path := state.get("path", "")).startswith("unix:"):
+        record.upstream = path
+    record.tries = tuple(Try(str(a), int(p), int(code), str(server)) for a, p, code, server in state.get("tried", ()))
     return record
+
+
+def _number_of(policy: _fastpath.Policy, path: str, server: int) -> int:
+    """The number that the address of a unix socket has among those of the server, or of the destination."""
+    for at in range(FOREIGN):
+        try:
+            found, _ = policy.address(at, server)
+        except IndexError:
+            break
+        if found == path:
+            return at
+    return FOREIGN

@@ -92,7 +92,7 @@ class NativeLane:
         self._in_force: dict[int, InForce] = {}
         self._gates: dict[Endpoint | Rule, _fastpath.Gate] = {}
         self._fronts: dict[Endpoint | Rule, _fastpath.Gate] = {}  # of listeners that rules share, by their first one
-        self._live: dict[int, SessionRecord] = {}
+        self.live: dict[int, SessionRecord] = {}
         self._unused: list[int] = []
         self._ended = 0
         self.departures = Departures(self)
@@ -173,7 +173,7 @@ class NativeLane:
         self.hub.collect()  # those that ended before are reported as before
         self.hub.totals_only = not each
         if not each:
-            self._live.clear()
+            self.live.clear()
 
     @property
     def busy(self) -> bool:
@@ -201,27 +201,27 @@ class NativeLane:
         while natives := live.take(LIVE_RECORDS):
             for native in natives:
                 if (in_force := self._in_force.get(native.tag)) is not None:
-                    yield fill_record(new_record(native, in_force.service), native, in_force)
+                    yield fill_record(new_record(native, in_force.service, self.live.get(native.id)), native, in_force)
 
     def kill(self, session_id: int, *, known: bool = False) -> bool:
-        if not (known or session_id in self._live or any(each.id == session_id for each in self.hub.snapshot())):
+        if not (known or session_id in self.live or any(each.id == session_id for each in self.hub.snapshot())):
             # The second look is for one that `sessions` shows already, while the record of its opening is in the ring.
             return False
         self.hub.kill(session_id)
         return True
 
-    def in_force(self, tag: int) -> tuple[Service, _fastpath.Policy]:
-        """The service and the policy of this tag."""
-        return self._in_force[tag][1:3]
+    def in_force(self, tag: int) -> InForce:
+        """What this tag stands for."""
+        return self._in_force[tag]
 
     def enter(self, record: SessionRecord) -> None:
         """A session of another process goes on here."""
         if not self.hub.totals_only:
-            self._live[record.id] = record
+            self.live[record.id] = record
 
     def leave(self, session_id: int) -> None:
         """Another process goes on with a session."""
-        self._live.pop(session_id, None)
+        self.live.pop(session_id, None)
         self._ended += 1
 
     def server_sessions(self, member: Member) -> Iterable[Callable[[Ending], object]]:
@@ -325,12 +325,12 @@ class NativeLane:
     def _opened(self, native: _fastpath.Record) -> None:
         if self.hub.totals_only:  # it began while that came into force, and its end is counted
             return
-        record = self._live[native.id] = new_record(native, self._in_force[native.tag].service)
+        record = self.live[native.id] = new_record(native, self._in_force[native.tag].service)
         self._watcher.opened(record)
 
     def _closed(self, native: _fastpath.Record) -> None:
         in_force = self._in_force[native.tag]
-        opened = self._live.pop(native.id, None)
+        opened = self.live.pop(native.id, None)
         record = fill_record(opened or new_record(native, in_force.service), native, in_force)
         record.ending, record.errno = ENDINGS[native.ending], native.errno
         self._ended += not record.ending.refused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from oinetd.core.preamble import InvalidPreambles
 from oinetd.core.record import Ending, SessionRecord, Try, alpn_text
@@ -17,12 +17,24 @@ if TYPE_CHECKING:
     from oinetd import _fastpath
     from oinetd.lanes.native.listener import ReactorListener
 
-__all__ = ["InForce", "fill_record", "new_record", "set_names", "split_protocols", "tell_invalid", "upstream_of"]
+__all__ = [
+    "FOREIGN",
+    "InForce",
+    "address_of",
+    "fill_record",
+    "new_record",
+    "set_names",
+    "split_protocols",
+    "tell_invalid",
+    "upstream_of",
+]
 
 _INVALID: Mapping[Ending | None, str] = {
     Ending.BAD_PROXY_HEADER: "an invalid PROXY header",
     Ending.BAD_TLS_HELLO: "a broken TLS hello",
 }
+FOREIGN: Final = 0xFFFF
+"""In place of the number of a unix socket's address: it is none of this configuration."""
 _MOVED_BY = ("", "copy", "splice", "auto")
 
 
@@ -38,13 +50,15 @@ class InForce(NamedTuple):
     servers: Mapping[int, Member]
 
 
-def new_record(native: _fastpath.Record, service: Service) -> SessionRecord:
-    """The record of a session as it begins."""
+def new_record(native: _fastpath.Record, service: Service, known: SessionRecord | None = None) -> SessionRecord:
+    """The record of a session as it begins. `known` has what another process said of it."""
     record = SessionRecord(native.id, service.route, native.client, native.client_port, native.started)
     if native.credentials is not None:
         record.credentials = Credentials(*native.credentials)
     if service.group is not None:
         record.group = service.group.name
+    if known is not None:
+        record.upstream, record.server, record.tries = known.upstream, known.server, known.tries
     if native.peer is not None:
         _introduce(record, native)
     if native.hello is not None:
@@ -82,19 +96,25 @@ def tell_invalid(record: SessionRecord, native: _fastpath.Record, preambles: Inv
 
 def upstream_of(native: _fastpath.Record, policy: _fastpath.Policy) -> tuple[str, int]:
     """The address of the destination in a reactor's record."""
-    return _address(policy, native.upstream, native.upstream_port, native.server)
+    return address_of(policy, native.upstream, native.upstream_port, native.server)
 
 
-def _address(policy: _fastpath.Policy, host: str, port: int, server: int) -> tuple[str, int]:
-    """An address of a reactor's record; of a unix socket it has only the number, in place of a port."""
-    return policy.address(port, server) if host == UNIX_CLIENT else (host, port)
+def address_of(policy: _fastpath.Policy, host: str, port: int, server: int) -> tuple[str, int]:
+    """An address of a reactor's record; of a unix socket it has only the number, in place of a port.
+
+    It is empty if another process connected to a unix socket of which this configuration knows nothing.
+    """
+    if host != UNIX_CLIENT:
+        return host, port
+    return ("", 0) if port == FOREIGN else policy.address(port, server)
 
 
 def fill_record(record: SessionRecord, native: _fastpath.Record, in_force: InForce) -> SessionRecord:
     """Put the facts of a reactor's record into a record; nothing was relayed if no upstream accepted the connection."""
     policy, servers = in_force.policy, in_force.servers
     if native.upstream:
-        record.upstream, record.upstream_port = upstream_of(native, policy)
+        if (upstream := upstream_of(native, policy))[0]:  # else it is the one that another process said
+            record.upstream, record.upstream_port = upstream
         record.engine = "native"
         record.relay = _MOVED_BY[native.moved_by] or in_force.service.settings.relay.value
     if native.peer is not None and not record.peer:
@@ -107,10 +127,10 @@ def fill_record(record: SessionRecord, native: _fastpath.Record, in_force: InFor
     record.datagrams_lost, record.idle_s = native.datagrams_lost, native.idle_s
     if native.tries:
         record.tries = tuple(
-            Try(*_address(policy, host, port, server), code, servers[server].name if server else "")
+            Try(*address_of(policy, host, port, server), code, servers[server].name if server else "")
             for host, port, code, server in native.tries
         )
-    if native.server and native.upstream:  # of an invalid header it is the fault
-        record.server = servers[native.server].name
+    if native.upstream and (native.server or record.server):  # of an invalid header `server` is the fault
+        record.server = servers[native.server].name if native.server else record.server
         record.tries = (*record.tries, Try(record.upstream, record.upstream_port, 0, record.server))
     return record

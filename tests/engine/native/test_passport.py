@@ -231,3 +231,16 @@ def test_whatever_is_said_of_a_connection_is_taken_or_refused(
     assert 0 < refused < 1000
     assert plane.gate.live == 1
     plane.hub.put_in(passport)
+
+
+def test_who_the_peer_was_comes_along(make_plane: Callable[..., Plane], server: socket.socket) -> None:
+    plane = make_plane()
+    ((client, upstream),) = opened(plane, server, 1)
+    (passport,) = take_out(plane, 1)
+    policy = plane.make_policy(_fastpath.Gate(0, 2), addresses=[server.getsockname()])
+    fds = [os.dup(fd) for fd in passport.descriptors]
+    plane.hub.put_in(plane.hub.adopt(policy, {**passport.state(), "peer": ["192.0.2.7", 4, False]}, *fds, b"", b""))
+    passport.release()
+    client.close()
+    upstream.close()
+    assert plane.row(lambda row: row[0] == CLOSED).peer == ("192.0.2.7", 4)

@@ -9,8 +9,9 @@ from libc.string cimport memcpy, memset
 
 from base.address cimport Address, address_is_four
 from base.linux cimport (
-    AF_INET, AF_INET6, AF_NETLINK, EMFILE, ENFILE, ENOBUFS, ENOMEM, NETLINK_ROUTE, NLM_F_REQUEST, RTA_DST, RTM_GETROUTE, RTM_NEWROUTE, RTN_LOCAL,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, c_close, c_recv, c_send, c_socket, errno, nlmsghdr, rtattr, rtmsg,
+    AF_INET, AF_INET6, AF_NETLINK, EMFILE, ENFILE, ENOBUFS, ENOMEM, NETLINK_ROUTE, NLM_F_REQUEST, RTA_DST,
+    RTM_GETROUTE, RTM_NEWROUTE, RTN_LOCAL, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, c_close, c_recv, c_send, c_socket,
+    errno, nlmsghdr, rtattr, rtmsg,
 )
 
 cdef enum:

@@ -163,8 +163,7 @@ def open_ports(
     retiring = _by_port([*leaving, *(sock for key, sock in kept.items() if key not in wanted)])
     changed: list[tuple[socket.socket, KeepAlive]] = []
     opened: dict[Port, socket.socket] = {}
-    new: list[Port] = []
-    borrowed: list[Port] = []
+    new, others = list[Port](), list[Port]()
     failures: list[tuple[Port, BindError]] = []
     kept_files: list[tuple[Port, UnixListener]] = []
     for port in ports:
@@ -180,12 +179,9 @@ def open_ports(
                 tune_listener(sock, port.key.address, port.keepalive)
                 continue
             handed_over = given.get((_KIND[port.key.protocol], port.key.address))
-            if handed_over is not None and handed_over in lent:
-                opened[port] = _copy(port.key.address, handed_over)
-                borrowed.append(port)
-                continue
-            opened[port] = _adopt(port, handed_over) if handed_over else _bind(port, retiring)
-            new.append(port)
+            borrowed = handed_over in lent
+            opened[port] = _open(port, handed_over, retiring, borrowed=borrowed)
+            (others if borrowed else new).append(port)
         except BindError as error:
             taken = _taken_by(port.key, given.values()) if error.errno == errno.EADDRINUSE else None
             failures.append((port, taken or error))
@@ -205,7 +201,7 @@ def open_ports(
         if not (port.optional and port.route in served and error.errno in _ABSENT)
     ]
     if fatal:
-        for port in (*new, *borrowed):
+        for port in (*new, *others):
             opened[port].close()
         for sock, keepalive in changed:
             tune(sock, keepalive)
@@ -279,6 +275,19 @@ def _adopt(port: Port, handed_over: socket.socket) -> socket.socket:
             raise bind_error(address, error) from error
         raise
     return sock
+
+
+def _open(
+    port: Port,
+    handed_over: socket.socket | None,
+    retiring: Mapping[tuple[int, int], list[socket.socket]],
+    *,
+    borrowed: bool,
+) -> socket.socket:
+    """The socket of a port: a new one, or that of another process, `borrowed` as it is. Raises `BindError`."""
+    if handed_over is None:
+        return _bind(port, retiring)
+    return _copy(port.key.address, handed_over) if borrowed else _adopt(port, handed_over)
 
 
 def _copy(address: Address, handed_over: socket.socket) -> socket.socket:

@@ -968,7 +968,8 @@ cdef object _credentials(const Address *client):
     return <int> client.scope, uid, gid
 
 
-cdef void tries_free(RecordState *record) noexcept:
+cdef void record_drop(RecordState *record) noexcept:
+    """Free what a record owns."""
     free(record.tries)
     free(record.facts)
     record.tries = NULL
@@ -985,7 +986,8 @@ cdef tuple _tries(RecordState *record):
         (_text(&item[i].place), item[i].place.port, item[i].error, item[i].server)
         for i in range(record.tries.count) if item[i].error
     ])
-    tries_free(record)
+    free(record.tries)
+    record.tries = NULL
     return found
 
 
@@ -1277,7 +1279,7 @@ cdef class Hub:
                 record = ring_peek(&self.hub.reactors[i].ring)
                 if record == NULL:
                     break
-                tries_free(record)
+                record_drop(record)
                 ring_pop(&self.hub.reactors[i].ring)
 
     cdef void _join(self) noexcept:
@@ -1820,7 +1822,7 @@ cdef class Hub:
                 ):
                     records.append(self._record(record))
                 else:
-                    tries_free(record)
+                    record_drop(record)
                     if not totals_add(self.totals, record):
                         self._empty_tallies(records)
                         totals_add(self.totals, record)
@@ -1866,7 +1868,7 @@ cdef class Hub:
             if snapshot.count <= snapshot.capacity:
                 break
             for i in range(snapshot.capacity):
-                tries_free(&snapshot.records[i])
+                record_drop(&snapshot.records[i])
             free(snapshot.records)
             snapshot.capacity = snapshot.count * 2
         live.records = snapshot.records
@@ -1970,7 +1972,7 @@ cdef class LiveRecords:
 
     def __dealloc__(self):
         while self.taken < self.count:
-            tries_free(&self.records[self.taken])
+            record_drop(&self.records[self.taken])
             self.taken += 1
         free(self.records)
 

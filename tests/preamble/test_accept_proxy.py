@@ -95,6 +95,23 @@ async def test_the_client_is_the_one_in_the_header(lane: str, header: bytes, cli
 
 
 @in_lanes
+async def test_the_list_of_sessions_has_the_peer_of_one_that_was_refused_by_a_server(lane: str) -> None:
+    """Also if no log has told it before."""
+    async with looking(wanted=5, answer=b"world", headed=False) as upstream:
+        servers = f"upstream web 127.0.0.1 {free_port()}\nupstream web {upstream.address[0]} {upstream.address[1]}"
+        rule = f"127.0.0.1 0 @web [accept-proxy, {lane_options(lane)}]\n{TRUST}"
+        config = parse_config(f"{rule}\n{servers}\nupstream web [balance=first, passive=off]")
+        async with served(lane, *config.rules) as forwarder:
+            peer = await dial(bound(forwarder))
+            await peer.send(write_v1(CLIENT, REACHED) + b"hello")
+            assert await peer.read(5) == b"world"
+            (live,) = forwarder.sessions()
+            peer.close()
+            await until(lambda: not forwarder.sessions())
+    assert (live.client, live.peer) == (CLIENT.host, "127.0.0.1")
+
+
+@in_lanes
 async def test_a_reload_while_a_header_is_awaited(lane: str) -> None:
     """What is in force when the header is complete decides: access, trust, and the destination."""
     seen = Seen()

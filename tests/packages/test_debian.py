@@ -167,7 +167,7 @@ def test_it_installs_upgrades_and_leaves_nothing(machine: Guest) -> None:
     machine.run("dpkg", "-i", "/srv/1.deb")
     assert machine.show("oinetd", "ActiveState") == "active"
     assert machine.run("stat", "-c", "%U:%G %a", "/etc/oinetd.conf") == "root:oinetd 640"
-    assert "no forwarding rule" in machine.journal()
+    until(lambda: "no forwarding rule" in machine.journal(), "the line in the journal")
     machine.run("systemctl", "start", "echo")
     machine.run("sh", "-c", f'printf "logfile /var/log/oinetd.log\\n{RULE.strip()}\\n" > /etc/oinetd.conf')
     machine.run("systemctl", "restart", "oinetd")

@@ -277,7 +277,7 @@ class Groups:
         And the counters of each group, which have no name of a server."""
         words = {state: word for word, state in OPERATED.items()}
         counted = [
-            {"group": name, "name": "", "times": [status.times_full, status.times_down]}
+            {"group": name, "name": "", "down": status.down, "times": [status.times_full, status.times_down]}
             for name, status in zip(self._wanted, self.statuses(), strict=True)
         ]
         return [
@@ -294,9 +294,12 @@ class Groups:
         """Let a server be as another process has said: its health before that process ends, `counters` and words of an
         operator at the end. Does nothing if there is none such. Raises `ValueError`, `TypeError` or `KeyError`."""
         wanted = self._wanted.get(str(said["group"]))
-        if wanted is not None and counters and "times" in said:
+        if wanted is not None and "times" in said:
             times_full, times_down = (max(0, int(number)) for number in said["times"])
-            wanted.group.count_on(times_full, times_down)
+            if counters:
+                wanted.group.count_on(times_full, times_down)
+            elif said.get("down"):
+                wanted.group.times_down = 0  # an outage that is found here, too, began there
         found = [each for each in wanted.group.members if each.name == said["name"]] if wanted is not None else []
         if wanted is None or not found:
             return

@@ -139,6 +139,19 @@ async def test_another_process_counts_on(caplog: pytest.LogCaptureFixture) -> No
 
 
 @in_one_loop
+async def test_an_outage_that_lasts_over_an_upgrade_is_one(tmp_path: Path) -> None:
+    """A group that has no server then is found so at the start of the new process, too."""
+    file = tmp_path / "servers"
+    file.touch()
+    async with forwarding_to(f"file:{file}") as old, forwarding_to(f"file:{file}") as new:
+        assert document(old) == document(new) == (True, 1)
+        told = json.loads(json.dumps(old.server_documents()))
+        new.restore_servers(told, counters=False)
+        new.restore_servers(told, counters=True)
+        assert document(new) == (True, 1)
+
+
+@in_one_loop
 async def test_the_commands_and_metrics_have_it(tmp_path: Path) -> None:
     async with administered(tmp_path, "127.0.0.1 0 @web\nupstream web 10.0.0.1 80\n") as admin:
         admin.forwarder.set_server("web", "10.0.0.1:80", state="maint")

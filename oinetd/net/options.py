@@ -126,7 +126,8 @@ class ListenOptions(_Options):
                 if each.value_of(sock) != each.value:
                     sock.setsockopt(each.level, each.option, each.value)
             except OSError as error:
-                if each not in _OFF:  # a socket of Multipath TCP does not know all of them
+                # A socket of Multipath TCP does not know all of those that are off.
+                if each not in _OFF or error.errno == errno.EPERM:
                     raise _refusal(each.name, error) from error
 
     def raw(self) -> Iterator[RawOption]:

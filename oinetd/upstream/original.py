@@ -16,7 +16,7 @@ import sys
 from oinetd.model import ORIGINAL, Rule
 from oinetd.net.sockets import Address, bound_address, lookup
 from oinetd.upstream.destination import Destination
-from oinetd.upstream.loops import find_local, is_local
+from oinetd.upstream.loops import find_local
 from oinetd.upstream.special import is_special
 
 __all__ = ["Original", "is_forbidden", "redirected_from"]
@@ -53,6 +53,13 @@ def is_forbidden(address: Address) -> bool:
     return is_special(address.host) or find_local(address)
 
 
+def _may_be_here(address: Address) -> bool:
+    try:
+        return find_local(address)
+    except OSError:
+        return True  # not known: the connection tracking says whether it is the one before `redirect`
+
+
 class Original(Destination):
     """Stands for the destinations of a rule's clients; it has no address itself, and nothing to resolve."""
 
@@ -68,7 +75,7 @@ class Original(Destination):
     def wanted_by(self, client: socket.socket) -> tuple[Destination, int]:
         """The destination of this client, and its port."""
         address = bound_address(client)
-        if address.port == self._rule.bind.port and is_local(address):
+        if address.port == self._rule.bind.port and _may_be_here(address):
             address = redirected_from(client) or address
         host = address.host.removeprefix("::ffff:")  # of an IPv4 client of an IPv6 listener
         if host != address.host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from dataclasses import replace
@@ -204,7 +205,12 @@ def test_a_switch_needs_no_value() -> None:
 
 
 @root
-def test_options_in_place_of_those_of_another_process() -> None:
+def test_options_in_place_of_those_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that only a user with rights can take off: that they stay is said."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
     with socket.socket(socket.AF_INET6) as sock, socket.socket() as four:
         for each in (sock, four):
             ListenOptions(freebind=True, defer_accept_s=3.0, fastopen=True).apply(each)
@@ -216,5 +222,10 @@ def test_options_in_place_of_those_of_another_process() -> None:
             assert each.getsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, 16) == b""
             assert not each.getsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT)
             assert not each.getsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN)
+            with monkeypatch.context() as without_rights:
+                ListenOptions(interface="lo").apply(each)
+                without_rights.setattr(socket.socket, "setsockopt", refuse)
+                with pytest.raises(OSError, match="interface: the kernel refuses it \\(EPERM"):
+                    ListenOptions().replace(each)
         assert not sock.getsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND)
         assert not four.getsockopt(socket.IPPROTO_IP, IP_FREEBIND)

@@ -26,14 +26,17 @@ from oinetd.core.record import Try
 from oinetd.errors import ConfigError
 from oinetd.lanes.native.plane import available
 from oinetd.net.options import ListenOptions, RefusedOption
-from oinetd.net.sockets import host_and_port, lookup
+from oinetd.net.sockets import Address, host_and_port, lookup
 from oinetd.process.transparent import transparent_lines
+from oinetd.upstream import loops, original
 from oinetd.upstream.original import Original, is_forbidden
 from tests.addresses.machines import inside, three_machines
 from tests.forwarding import Seen
 from tests.peers import dial, free_port, until
 from tests.preamble.lanes import in_lanes, lane_options, looking, served
 from tests.preamble.samples import hello, records, server_name
+
+TRANSPARENT = RuleOptions(transparent=True)
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -321,11 +324,29 @@ def test_both_lanes_refuse_the_same_addresses(host: str) -> None:
     assert _fastpath.is_forbidden_destination(host) is is_forbidden(lookup(host, 80)[0])
 
 
+def test_without_a_descriptor_the_address_before_redirect_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the listener itself, which it has in place of that, would be taken for what the client wanted."""
+
+    def none_left(address: Address) -> bool:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for module in (original, loops):
+        monkeypatch.setattr(module, "find_local", none_left)
+    (wanted,) = lookup("192.0.2.1", 443)
+    monkeypatch.setattr(original, "redirected_from", lambda client: wanted)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        client, _ = listener.accept()
+        rule = Rule(Endpoint("127.0.0.1", listener.getsockname()[1]), Endpoint("original", 0), TRANSPARENT)
+        with client:
+            destination, port = Original(rule).wanted_by(client)
+    assert (destination.host, port) == ("192.0.2.1", 443)
+
+
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.9.9.9", "0.0.0.0", "169.254.169.254", "224.0.0.1", "255.255.255.255", "::1", "fe80::1"]
 )
 def test_special_addresses_are_refused(host: str) -> None:
-    rule = Rule(Endpoint("::", 1), Endpoint("original", 0), RuleOptions(transparent=True))
+    rule = Rule(Endpoint("::", 1), Endpoint("original", 0), TRANSPARENT)
     assert Original(rule).refuses(lookup(host, 80)[0])
 
 

@@ -78,9 +78,7 @@ class _Draft:
             wanted = len(each.server.endpoint.ports) if each.server.is_address else 1
             if wanted != ports:
                 message = f"{_ports(ports)} to listen on, {_ports(wanted)} of the server {each.server}"
-                return said.line.problem(
-                    message, *place, f"the server in line {each.line} needs a range of this length"
-                )
+                return said.line.problem(message, *place, f"the server at {each.line} needs a range of this length")
         return None
 
 

@@ -196,7 +196,7 @@ class GroupDraft:
     def _misfit(self, new: ServerLine) -> Problem | None:
         known = self.named.setdefault(new.server.name.lower(), new)
         if known is not new:
-            message = f"the server {new.server} is in the group {self.name} twice, also in line {known.line}"
+            message = f"the server {new.server} is in the group {self.name} twice, also at {known.line}"
             return new.line.problem(message, new.word.column, new.word.width)
         if new.server.endpoint.protocol is Protocol.UDP and new.server.send_proxy is SendProxy.V1:
             message = f"send-proxy=v1 is for TCP, and the server {new.server} is reached over UDP"
@@ -204,7 +204,7 @@ class GroupDraft:
         if self.servers and self.servers[0][1].server.endpoint.protocol is not new.server.endpoint.protocol:
             other = self.servers[0][1]
             message = f"{new.server.endpoint.protocol.value} and {other.server.endpoint.protocol.value} in one group"
-            hint = f"the server in line {other.line} decides; write another group"
+            hint = f"the server at {other.line} decides; write another group"
             return new.line.problem(message, new.word.column, new.word.width, hint)
         if len(self.servers) >= SERVERS_MAX:
             message = f"the group {self.name} has more than {SERVERS_MAX} servers"

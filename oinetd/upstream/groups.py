@@ -324,7 +324,8 @@ class Groups:
             raise ValueError(f"the weight is {weight}; it is from 0 to {WEIGHT_MAX}")
         wanted = self._wanted.get(group.removeprefix("@"))
         if wanted is None:
-            raise LookupError(f"there is no group {group}; the groups are {', '.join(self._wanted) or 'none'}")
+            groups = f"; the groups are {', '.join(self._wanted)}" if self._wanted else ", and no other one"
+            raise LookupError(f"there is no group {group}{groups}")
         members = wanted.group.members
         found = next((member for member in members if member.name.lower() == server.lower()), None)
         if found is None:

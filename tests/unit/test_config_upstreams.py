@@ -235,13 +235,13 @@ def test_what_is_wrong_with_a_group_as_a_whole_names_the_other_line() -> None:
     assert (
         str(caught.value)
         == """\
-x:3:14: the server 10.0.0.1:80 is in the group web twice, also in line x:1
+x:3:14: the server 10.0.0.1:80 is in the group web twice, also at x:1
     upstream web 10.0.0.1 80
                  ^^^^^^^^^^^
 x:4:14: udp and tcp in one group
     upstream web 10.0.0.2 80/udp
                  ^^^^^^^^^^^^^^^
-    hint: the server in line x:1 decides; write another group"""
+    hint: the server at x:1 decides; write another group"""
     )
 
 

@@ -24,7 +24,7 @@ ANSWER_S: Final = 60.0
 
 READ_BYTES: Final = 64 << 10
 
-LEFT: Final = "left of a process that was killed, replaced by the next start of its name: {}"
+LEFT: Final = "left of a process that has ended, replaced by the next start of its name: {}"
 
 
 class NoInstance(Exception):

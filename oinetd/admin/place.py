@@ -139,7 +139,7 @@ def _listener(place: Location, path: str) -> int:
             while len(answer) < 4096 and (part := probe.recv(4096)):
                 answer += part
         except ConnectionRefusedError:
-            logger.info("admin socket %s: replacing the file that a killed process has left", path)
+            logger.info("admin socket %s: replacing the file of a process that has ended", path)
             return 0
         except (TimeoutError, BlockingIOError):
             return peer_of(probe).pid or -1  # it is busy, or has stopped

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+from oinetd.endpoint import ORIGINAL
 from oinetd.observe.text import age, inert, number_of, rate, size, table
 
 __all__ = [
@@ -223,7 +224,9 @@ def explain_lines(found: dict[str, Any]) -> list[str]:
         f"listens on {found['listens_on']}",
         f"{found['lane']} lane: {found['lane_why']}",
         *found["limits"],
-        f"destination {found['destination']}: {', '.join(found['addresses']) or 'no address now'}",
+        f"destination {found['destination']}: {', '.join(found['addresses']) or 'no address now'}"
+        if found["destination"] != ORIGINAL
+        else "destination original: the address and port that the client wanted",
         *(
             f"server {each['name']}: {'chosen' if each['chosen'] else 'not chosen'}: {each['why']}"
             for each in found["servers"]

@@ -18,7 +18,7 @@ from oinetd.admin.events import LISTENERS_MAX
 from oinetd.admin.instance import Instance
 from oinetd.admin.listener import AdminListener
 from oinetd.admin.message import Refusal, Request, Response
-from oinetd.admin.place import SUFFIX, InUse, PlaceUnavailable, bind_socket, default_folders, owner_ids
+from oinetd.admin.place import BACKLOG, SUFFIX, InUse, PlaceUnavailable, bind_socket, default_folders, owner_ids
 from oinetd.admin.policy import TcpPolicy, check_content_type, check_unix, read_token
 from oinetd.admin_settings import AdminAddress, AdminSettings, AdminSocket
 from oinetd.errors import BindError, ConfigError, Problem
@@ -163,6 +163,8 @@ class AdminServer:
     def own_files(self) -> None:
         """Everything is taken over from another process: the files are this one's, also if it ends now."""
         for each in self._open:
+            if each.lent and each.path:
+                each.sock.listen(BACKLOG)  # again: who asks the kernel for the listener's process gets this one
             each.lent = False
 
     def start(self, instance: Instance) -> None:

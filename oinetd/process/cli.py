@@ -86,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = command_parser(forward=forward, transparent=transparent)
         said, extra = parser.parse_known_args(words[1:] if forward or transparent else words)
         if extra:
-            parser.error(_unexpected(extra[0]))
+            from oinetd.process.command_arguments import unexpected
+
+            known = () if forward or transparent else (*COMMANDS, "demo", "forward", "transparent")
+            parser.error(unexpected(extra[0], known, parser.format_help().split()))
         lines = said.lines or []
         if forward:
             lines = [*_forward(parser, said.pairs), *lines]
@@ -105,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if said.conf_file or not lines:
         conf_file, fault, code = _find(said.conf_file, CONF_FILES[::-1] if as_rinetd else CONF_FILES)
     if code:
-        print(f"oinetd: {fault}", file=sys.stderr)
+        from oinetd.upgrade.take import refuse
+
+        if not refuse(os.environ, code, f"oinetd: {fault}"):
+            print(f"oinetd: {fault}", file=sys.stderr)
         return code
     options = Options(
         conf_file=conf_file,
@@ -168,7 +174,9 @@ def command_parser(*, forward: bool = False, transparent: bool = False) -> argpa
     """The parser of the command line, or of one of these commands; completions of shells are made from it."""
     parser = _Parser(
         prog="oinetd forward" if forward else "oinetd transparent" if transparent else "oinetd",
-        description="Forwards TCP connections and UDP datagrams as its configuration says.",
+        description="Print the rules of routing and nftables that src=client and transparent need, and what is missing."
+        if transparent
+        else "Forwards TCP connections and UDP datagrams as its configuration says.",
         epilog=EPILOGUE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -222,13 +230,6 @@ def _path(word: str) -> str:
     if not word.startswith("/"):
         raise argparse.ArgumentTypeError(f"{word} is not an absolute path")
     return word
-
-
-def _unexpected(word: str) -> str:
-    """The error for a word that is neither an option nor the value of one."""
-    if word.startswith("-"):
-        return f"unknown option {word}"
-    return f"unexpected argument {word}; a configuration file needs -c: oinetd -c {word}"
 
 
 def _value_of(directive: str) -> Callable[[str], Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from oinetd.config.mistake import Mistake
+from oinetd.config.mistake import Mistake, nearest
 from oinetd.config.values.common import Time
 
-__all__ = ["add_arguments"]
+__all__ = ["add_arguments", "unexpected"]
 
 HEALTH_TIMEOUT: Final = "5s"
 """A process that is frozen accepts, and says nothing."""
@@ -113,3 +113,17 @@ _ARGUMENTS: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
     "explain": _of_explain,
     "upgrade": _of_upgrade,
 }
+
+
+def unexpected(word: str, commands: Iterable[str], options: Iterable[str]) -> str:
+    """The error for a word that is neither an option nor the value of one, nor one of `commands`."""
+    known = [each for each in options if each.startswith("--")] if word.startswith("-") else commands
+    meant = nearest(word, known, 0.7)
+    hint = f"; did you mean {meant}?" if meant else ""
+    if word.startswith("-"):
+        return f"unknown option {word}{hint}"
+    if meant == word:
+        return f"the command {word} stands before its options: oinetd {word}"
+    if meant:
+        return f"unknown command {word}{hint}"
+    return f"unexpected argument {word}; a configuration file needs -c: oinetd -c {word}"

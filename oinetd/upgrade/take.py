@@ -17,7 +17,7 @@ from oinetd.upgrade.channel import Channel, ChannelClosed, close_all
 from oinetd.upgrade.frames import VERSION, BadFrame, Frame
 from oinetd.upgrade.give import ENVIRONMENT
 
-__all__ = ["GaveUp", "Taker"]
+__all__ = ["GaveUp", "Taker", "refuse"]
 
 PATIENCE_S: Final = 120.0
 """The old process may wait as long as this for sessions that are connecting."""
@@ -165,6 +165,17 @@ def _taken_in(moves: Moves, frame: Frame | None) -> Mapping[str, Any]:
     killed = frame.document.get("killed")
     moves.end(number for number in (killed if isinstance(killed, list) else ()) if isinstance(number, int))
     return {name: True for name in ("reload", "reopen") if frame.document.get(name)}
+
+
+def refuse(environ: MutableMapping[str, str], code: int, message: str) -> bool:
+    """Tell the old process that this one cannot take over; whether an upgrade has started it, and the old one hears."""
+    try:
+        taker = Taker.of(environ)
+    except (ChannelClosed, BadFrame):
+        return False
+    if taker is not None:
+        taker.failed(code, message)
+    return taker is not None
 
 
 def _listener(fd: int, owned: bool) -> socket.socket:

@@ -214,10 +214,10 @@ def test_what_a_killed_process_leaves_is_named_and_replaced(tmp_path: Path, envi
     for words in (("status",), ("-n", "oinetd", "status")):
         asked = call(tmp_path, *words, **environ)
         assert asked.returncode == 1
-        assert f"left of a process that was killed, replaced by the next start of its name: {path}" in asked.stderr
+        assert f"left of a process that has ended, replaced by the next start of its name: {path}" in asked.stderr
     again = start(tmp_path, "127.0.0.1 0 127.0.0.1 9\n", environ)
     try:
-        assert f"admin socket {path}: replacing the file that a killed process has left" in again.said
+        assert f"admin socket {path}: replacing the file of a process that has ended" in again.said
         assert call(tmp_path, "status", **environ).returncode == 0
     finally:
         again.stop()

@@ -13,7 +13,7 @@ import pytest
 
 from oinetd.lanes.native.plane import available
 from oinetd.upgrade.give import child_environment, is_trusted
-from tests.daemon.process import Client, Oinetd, text_of, until
+from tests.daemon.process import Client, Oinetd, call, text_of, until
 from tests.daemon.upgrading import group_lives, pid_of, successors, upgrade
 from tests.peers import free_port
 
@@ -188,3 +188,27 @@ def test_a_stop_before_the_new_process_is_ready_ends_both(
     until(lambda: not group_lives(daemon.pid), "the end of the program")
     assert daemon.manager.count("STOPPING=1") == 1
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_configuration_that_cannot_be_opened_any_more_is_the_answer(
+    start: Start, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    daemon = start(f"127.0.0.1 {free_port()} UPSTREAM\n")
+    text = daemon.conf.read_text()
+    daemon.conf.unlink()
+    done = upgrade(tmp_path, environ)
+    assert f"oinetd: no configuration file found: {daemon.conf}\n" in done.stderr
+    assert "the running process goes on" in done.stderr
+    daemon.conf.write_text(text)
+    assert upgrade(tmp_path, environ).returncode == 0
+
+
+def test_a_second_start_names_the_process_that_has_taken_over(
+    start: Start, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    daemon = start(f"127.0.0.1 {free_port()} UPSTREAM\n")
+    assert upgrade(tmp_path, environ).returncode == 0
+    again = call(tmp_path, "-f", "-c", str(daemon.conf), **environ)
+    assert again.returncode == 71
+    assert f"in use by another oinetd (pid {pid_of(tmp_path, environ)});" in again.stderr
+    assert pid_of(tmp_path, environ) != daemon.pid

@@ -58,11 +58,13 @@ IMPORTED_LATER: Final = (
 )
 """Modules that are imported on demand. The new user may not be able to read the interpreter's files."""
 
+NOT_ROOT: Final = "-u: only root can become another user; start it as root, or as the user that is to serve, without -u"
+
 logger = logging.getLogger("oinetd")
 
 
-class _NotRoot(PermissionError):
-    """The process may not become another user; its text is the message."""
+class _Refused(PermissionError):
+    """The process may not do what -u needs; its text is the message."""
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -119,8 +121,7 @@ class Identity:
         try:
             os.setgroups(self.groups)
         except PermissionError as error:
-            remedy = "start it as root, or as the user that is to serve, without -u"
-            raise _NotRoot(error.errno, f"-u: only root can become another user; {remedy}") from None
+            raise _Refused(error.errno, NOT_ROOT) from None
         os.setresgid(self.gid, self.gid, self.gid)
         os.setresuid(self.uid, self.uid, self.uid)
         libc.prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0)
@@ -168,8 +169,14 @@ def drop_root(identity: Identity, config: Config) -> None:
     """Become `identity`. The new user, who has to reopen the log, becomes its owner if it is still empty."""
     log = config.log
     if ConnectionLog.is_file(log):
-        with contextlib.suppress(FileNotFoundError):
+        try:
             give_empty_file(log.file, identity.uid, identity.gid)
+        except FileNotFoundError:
+            pass
+        except PermissionError as error:
+            if not os.geteuid():
+                raise _Refused(error.errno, f"-u: cannot give {log.file} to its user: {error.strerror}") from None
+            raise _Refused(error.errno, NOT_ROOT) from None
     identity.assume(kept_for(config))
 
 

@@ -10,7 +10,9 @@ import pwd
 
 import pytest
 
-from oinetd.process.privileges import PR_SET_KEEPCAPS, Identity
+from oinetd import parse_config
+from oinetd.process import privileges
+from oinetd.process.privileges import PR_SET_KEEPCAPS, Identity, drop_root
 
 DAEMON = pwd.getpwnam("daemon")
 
@@ -53,3 +55,20 @@ def test_who_is_not_root_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
             Identity(0, 54321, ()).assume()
     finally:
         ctypes.CDLL(None).prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [(54321, "-u: only root can become another user; start it as root"), (0, "-u: cannot give LOG to its user: no")],
+)
+def test_a_log_that_cannot_be_given_away(monkeypatch: pytest.MonkeyPatch, user: int, message: str) -> None:
+    """Not by another user than root, and not by root on some network disks."""
+
+    def give(path: str, uid: int, gid: int) -> None:
+        raise PermissionError(errno.EPERM, "no", "log")
+
+    monkeypatch.setattr(privileges, "give_empty_file", give)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(PermissionError) as caught:
+        drop_root(Identity(12345, 12345, ()), parse_config("logfile LOG\n"))
+    assert str(caught.value).startswith(message)

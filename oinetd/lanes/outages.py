@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from oinetd.model import Protocol
 from oinetd.servers import AllDown
@@ -27,7 +28,7 @@ class Outages:
 
     def __init__(self) -> None:
         self._said: dict[Group, tuple[bool, asyncio.TimerHandle]] = {}
-        self._since: dict[Group, float] = {}
+        self._since: WeakKeyDictionary[Group, float] = WeakKeyDictionary()
 
     def changed(self, group: Group) -> None:
         """A group has no usable server any more, or has one again."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,18 @@ async def test_a_group_that_leaves_the_configuration_is_no_outage(caplog: pytest
     async with forwarding_to("127.0.0.1 9") as forwarder:
         await forwarder.reload(parse_config("127.0.0.1 0 127.0.0.1 9"))
     assert said(caplog) == []
+
+
+@in_one_loop
+async def test_nothing_is_kept_of_a_group_that_was_down_as_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "PAUSE_S", 0.0)
+    async with forwarding_to("127.0.0.1 9") as forwarder:
+        forwarder.set_server("web", "127.0.0.1:9", state="maint")
+        assert forwarder._reload.groups is not None
+        (group,) = map(weakref.ref, forwarder._reload.groups)
+        await until(lambda: not outages_pending(forwarder))
+        await forwarder.reload(parse_config("127.0.0.1 0 127.0.0.1 9"))
+        await until(lambda: (gc.collect(), group() is None)[1])
 
 
 @in_one_loop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 
 from bench.errors import ToolMissing
@@ -15,6 +16,7 @@ def native() -> ModuleType:
         from bench import _native
     except ImportError as error:
         raise ToolMissing(
-            f"the bench's extension is not built ({error}): pip install -e bench, with a C compiler and Python.h"
+            f"the bench's extension is not built ({error}): {sys.executable} -m pip install -e bench, "
+            "with a C compiler and Python.h"
         ) from None
     return _native

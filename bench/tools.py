@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 from bench.errors import ToolMissing
 
@@ -74,7 +75,7 @@ def need_libraries(*modules: str) -> None:
 
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
-        raise ToolMissing(f"{', '.join(missing)} not installed: pip install -e bench")
+        raise ToolMissing(f"{', '.join(missing)} not installed: {sys.executable} -m pip install -e bench")
 
 
 @functools.cache

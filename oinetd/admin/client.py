@@ -24,6 +24,8 @@ ANSWER_S: Final = 60.0
 
 READ_BYTES: Final = 64 << 10
 
+NO_PERMISSION: Final = "no permission; run it as root or as the user of the daemon"
+
 LEFT: Final = "left of a process that has ended, replaced by the next start of its name: {}"
 
 
@@ -75,7 +77,10 @@ def find_instance(name: str, path: str, environ: Mapping[str, str]) -> str:
         more = f"; {LEFT.format(', '.join(left))}" if left else ""
         raise NoInstance(f"no oinetd with an admin socket is running (looked in {' and '.join(folders)}){more}")
     if len(found) > 1:  # those of other users do not count beside one that may be asked
-        found = [path for path in found if os.access(path, os.W_OK)] or found
+        those = ", ".join(found)
+        found = [path for path in found if os.access(path, os.W_OK)]
+        if not found:
+            raise NoInstance(f"{those}: {NO_PERMISSION}")
     if len(found) > 1:
         raise SeveralInstances([_name_of(each) for each in found])
     return found[0]
@@ -238,7 +243,7 @@ class Client:
 
 def _why(error: OSError) -> str:
     if isinstance(error, PermissionError):
-        return "no permission; run it as root or as the user of the daemon"
+        return NO_PERMISSION
     if isinstance(error, ConnectionRefusedError | FileNotFoundError):
         return "no process listens there; is oinetd running?"
     if isinstance(error, TimeoutError):

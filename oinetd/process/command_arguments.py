@@ -14,6 +14,12 @@ __all__ = ["add_arguments", "unexpected"]
 HEALTH_TIMEOUT: Final = "5s"
 """A process that is frozen accepts, and says nothing."""
 
+NO_COMMANDS: Final = {
+    "start": "oinetd without a command starts",
+    "stop": "kill -TERM PID stops; oinetd status has the PID",
+    "restart": "oinetd upgrade replaces the running program, oinetd reload reads the configuration again",
+}
+
 
 def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
     """Add what the command `name` takes."""
@@ -118,7 +124,9 @@ _ARGUMENTS: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
 def unexpected(word: str, commands: Iterable[str], options: Iterable[str]) -> str:
     """The error for a word that is neither an option nor the value of one, nor one of `commands`."""
     known = [each for each in options if each.startswith("--")] if word.startswith("-") else commands
-    meant = nearest(word, known, 0.7)
+    if word in NO_COMMANDS:
+        return f"there is no command {word}: {NO_COMMANDS[word]}"
+    meant = nearest(word, known, 0.75)
     hint = f"; did you mean {meant}?" if meant else ""
     if word.startswith("-"):
         return f"unknown option {word}{hint}"

@@ -129,6 +129,7 @@ def test_strict_is_fine_with_what_needs_no_warning(tmp_path: Path, conf: Path) -
         (("--bogus",), "oinetd: unknown option --bogus"),
         (("--treads", "3"), "oinetd: unknown option --treads; did you mean --threads?"),
         (("statsu",), "oinetd: unknown command statsu; did you mean status?"),
+        (("stop",), "oinetd: there is no command stop: kill -TERM PID stops; oinetd status has the PID"),
         (("Status",), "oinetd: unknown command Status; did you mean status?"),
         (("-f", "status"), "oinetd: the command status stands before its options: oinetd status"),
         (("-c", ""), "oinetd: argument -c/--conf-file: the file name is empty"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from oinetd.admin.client import SeveralInstances, find_instance
+from oinetd.admin.client import NoInstance, SeveralInstances, find_instance
 
 
 @pytest.fixture
@@ -33,5 +33,5 @@ def test_one_that_may_not_be_asked_does_not_hide_the_only_one_that_may(
     monkeypatch.setattr(os, "access", lambda path, mode: path == sockets[0])
     assert find_instance("", "", environ) == sockets[0]
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(SeveralInstances):
+    with pytest.raises(NoInstance, match=r"mine\.sock, \S+system\.sock: no permission; run it as root"):
         find_instance("", "", environ)

@@ -159,12 +159,17 @@ class Api:
     async def _explain(self, request: Request) -> Response:
         query = request.query
         is_unix = query.get("address", "").startswith("unix:")
+        said = query.get("port") or ("0" if is_unix else "")
+        if not (said.isascii() and said.isdecimal() and len(said) < 10 and int(said) <= 65535):
+            raise Refusal(400, f"the port is {said[:40]!r}; it is a number up to 65535")
+        port, kind, client = int(said), query.get("protocol", "tcp"), query.get("client", "")
+        if kind not in [each.value for each in Protocol]:
+            raise Refusal(400, f"the protocol is {kind[:40]!r}; it is tcp or udp")
+        protocol = Protocol(kind)
         try:
-            port = int(query.get("port") or (0 if is_unix else ""))
-            protocol = Protocol(query.get("protocol", "tcp"))
-            client = str(ipaddress.ip_address(query["client"])) if query.get("client") else ""
-        except ValueError as error:
-            raise Refusal(400, f"port is a number, protocol tcp or udp, client an address ({error})") from None
+            client = client and str(ipaddress.ip_address(client))
+        except ValueError:
+            raise Refusal(400, f"the client is {client[:60]!r}; it is a numeric address") from None
         if not query.get("address"):
             raise Refusal(400, "the address is missing")
         hello = None

@@ -251,6 +251,22 @@ async def test_who_listens_too_slowly_is_told_how_much_was_lost(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("address=127.0.0.1&port=http", "the port is 'http'; it is a number up to 65535"),
+        ("address=127.0.0.1&port=70000", "the port is '70000'; it is a number up to 65535"),
+        ("address=127.0.0.1&port=80&protocol=sctp", "the protocol is 'sctp'; it is tcp or udp"),
+        ("address=127.0.0.1&port=80&client=me", "the client is 'me'; it is a numeric address"),
+        ("port=80", "the address is missing"),
+    ],
+)
+async def test_what_cannot_be_explained(query: str, detail: str, tmp_path: Path) -> None:
+    async with with_sessions(tmp_path, 0) as admin:
+        status, value = await admin.json(f"/v1/explain?{query}")
+        assert (status, value["detail"]) == (400, detail)
+
+
+@pytest.mark.parametrize(
     ("query", "verdict", "why"),
     [
         ("address=127.0.0.1&port={0}&client=192.0.2.1", "served", "no line refuses"),

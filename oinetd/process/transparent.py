@@ -35,6 +35,8 @@ _DIVERT: Final = f"""\
         meta l4proto tcp socket transparent 1 meta mark set {MARK:#x} accept"""
 
 _CONNTRACK: Final = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+_LOOPBACK6: Final = bytes(15) + b"\1"
+_INTERFACES: Final = Path("/proc/sys/net/ipv4/conf")
 
 
 def transparent_lines(config: Config, *, redirect: bool = False, uid: int | None = None) -> Iterator[str]:
@@ -68,6 +70,7 @@ def transparent_lines(config: Config, *, redirect: bool = False, uid: int | None
     if routed:
         yield from _missing_routes()
     if redirect and takers:
+        yield from _unreachable(takers)
         yield from _missing_nat(takers)
 
 
@@ -124,6 +127,19 @@ def _missing_routes() -> Iterator[str]:
     for family, name in ((socket.AF_INET, "IPv4"), (socket.AF_INET6, "IPv6")):
         if delivers_marked(family) is False:
             yield f"# missing: for {name}, no route delivers packets with the mark {MARK:#x} to this machine"
+
+
+def _unreachable(rules: list[Rule]) -> Iterator[str]:
+    """The listeners on loopback, to which the kernel lets no connection from outside be redirected."""
+    allowed = any(each.read_text().strip() == "1" for each in _INTERFACES.glob("*/route_localnet"))
+    for rule in rules:
+        packed = parse_host(rule.bind.host).unmapped.packed
+        own = f"# Only connections of this machine itself reach {rule.bind.address}:"
+        if packed == _LOOPBACK6:
+            yield f"{own} listen on :: to take others."
+        elif len(packed) == 4 and packed[0] == 127 and not allowed:
+            yield f"{own} listen on 0.0.0.0 to take others,"
+            yield "# or allow it where they come in: sysctl -w net.ipv4.conf.INTERFACE.route_localnet=1"
 
 
 def _missing_nat(rules: list[Rule]) -> Iterator[str]:

@@ -480,6 +480,26 @@ def test_the_lines_for_nat(rule: str, line: str) -> None:
     assert not any("skuid" in each for each in found)
 
 
+@pytest.mark.parametrize(
+    ("address", "allowed", "wanted"),
+    [
+        ("127.0.0.1", "0", "listen on 0.0.0.0 to take others,"),
+        ("127.0.0.9", "1", ""),
+        ("::1", "1", "listen on :: to take others."),
+        ("0.0.0.0", "0", ""),
+    ],
+)
+def test_a_listener_on_loopback_to_which_nobody_else_can_be_redirected(
+    address: str, allowed: str, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "eth7").mkdir()
+    (tmp_path / "eth7" / "route_localnet").write_text(f"{allowed}\n")
+    monkeypatch.setattr("oinetd.process.transparent._INTERFACES", tmp_path)
+    found = list(transparent_lines(parse_config(f"{address} 80 original [transparent]\nallow *"), redirect=True))
+    told = [line for line in found if "of this machine itself reach" in line]
+    assert [line.partition(": ")[2] for line in told] == ([wanted] if wanted else [])
+
+
 def test_with_src_client_redirect_needs_the_routes() -> None:
     text = "0.0.0.0 80 original [transparent, src=client, interface=eth7]\nallow *"
     found = list(transparent_lines(parse_config(text), redirect=True, uid=77))

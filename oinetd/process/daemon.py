@@ -291,6 +291,8 @@ class Daemon:
         except BaseException as error:
             logger.error("upgrade failed, this process goes on: %s", error)
             self._goes_on()
+            if isinstance(error, OSError):  # no descriptor, say
+                raise UpgradeFailed(f"{error}; free what is short and try again") from error
             raise
         if dry_run:
             self._goes_on()

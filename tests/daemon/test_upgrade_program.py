@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import threading
@@ -212,3 +213,20 @@ def test_a_second_start_names_the_process_that_has_taken_over(
     assert again.returncode == 71
     assert f"in use by another oinetd (pid {pid_of(tmp_path, environ)});" in again.stderr
     assert pid_of(tmp_path, environ) != daemon.pid
+
+
+def test_without_descriptors_it_fails_and_says_so(start: Start, tmp_path: Path, environ: dict[str, str]) -> None:
+    daemon = start(f"127.0.0.1 {free_port()} UPSTREAM\n")
+    before = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    used = {int(each) for each in os.listdir(f"/proc/{daemon.pid}/fd")}
+    free = (number for number in range(before[0]) if number not in used)
+    next(free)  # for the connection of the command
+    codes = set()
+    for _ in range(8):
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (next(free), before[1]))
+        done = upgrade(tmp_path, environ)
+        codes.add(done.returncode)
+        assert done.returncode == 0 or "Too many open files" in done.stderr
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, before)
+    assert 75 in codes and codes <= {0, 75}
+    assert "Traceback" not in daemon.said

@@ -260,11 +260,12 @@ class Giver:
         return count
 
     async def _why(self, error: Exception) -> str:
-        """What to say of an error: a program that cannot run says why itself, among the messages of this process."""
+        """What to say of an error: a program that cannot run says why itself, where this process has standard error."""
         if self.ready or self._process is None or not isinstance(error, ChannelClosed):
             return str(error)
         ended = await asyncio.to_thread(self._process.wait, END_WAIT_S)
-        return f"{self.command[0]} ended before it was ready; see what it said in this log" if ended else str(error)
+        where = "what it said is on standard error of the running process, which a daemon has not"
+        return f"{self.command[0]} ended before it was ready; {where}" if ended else str(error)
 
     def _end_process(self) -> None:
         """Wait until the new process has ended."""

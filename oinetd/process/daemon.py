@@ -235,7 +235,6 @@ class Daemon:
     # Signals
 
     def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
         answers: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGTERM: self._on_stop,
             signal.SIGINT: self._on_stop,
@@ -244,13 +243,12 @@ class Daemon:
             signal.SIGUSR2: self._administration.log_status,
         }
         for number, answer in answers.items():
-            loop.add_signal_handler(number, answer)
+            asyncio.get_running_loop().add_signal_handler(number, answer)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (*HELD_SIGNALS, *STOP_SIGNALS))
 
     def _on_stop(self) -> None:
-        if self._replacement.keep_stop():
-            return
-        (self._stop_now if self._stop.is_set() else self._stop).set()
+        if not self._replacement.keep_stop():
+            (self._stop_now if self._stop.is_set() else self._stop).set()
 
     def _on_reload(self) -> None:
         # First and always: the log file may have been renamed, to be compressed soon.

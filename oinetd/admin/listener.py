@@ -2,6 +2,8 @@
 
 When all places are taken, the connection that has waited longest for its client to say something is closed. So slow or
 silent clients cannot keep others out.
+
+The socket is in an epoll of its own, not in the loop's: libuv ends the process if the kernel has no memory for a watch.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Final
 
 from oinetd.admin.http import HttpConnection
 from oinetd.admin.message import Peer, Request, Response
+from oinetd.net.poller import LEVEL_READ, Poller
 from oinetd.net.unix_sockets import peer_of
 
 __all__ = ["CONNECTIONS_MAX", "CONNECTIONS_PER_SOURCE_MAX", "AdminListener"]
@@ -61,7 +64,8 @@ class AdminListener:
         """Accept from now on."""
         self._loop = asyncio.get_running_loop()
         self.sock.setblocking(False)
-        self._loop.add_reader(self.sock.fileno(), self._accept)
+        self._poller = Poller(self._loop)
+        self._poller.watch(self.sock.fileno(), self._accept, LEVEL_READ)
 
     @property
     def busy(self) -> bool:
@@ -71,8 +75,8 @@ class AdminListener:
     def stop_accepting(self) -> None:
         """Accept no more; answers that are under way go on."""
         self._closed = True
-        if self.sock.fileno() >= 0 and hasattr(self, "_loop"):
-            self._loop.remove_reader(self.sock.fileno())
+        if hasattr(self, "_poller"):
+            self._poller.close()
         if self._paused is not None:
             self._paused.cancel()
 
@@ -88,7 +92,7 @@ class AdminListener:
         if others := [task for task in self._served if task is not own]:
             await asyncio.wait(others)
 
-    def _accept(self) -> None:
+    def _accept(self, _events: int = 0) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
                 client, _ = self.sock.accept()
@@ -103,7 +107,7 @@ class AdminListener:
         if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) or not self._told:
             logger.warning("admin: cannot accept: %s; trying again each second", error.strerror)
             self._told = True
-        self._loop.remove_reader(self.sock.fileno())
+        self._poller.forget(self.sock.fileno())
         self._paused = self._loop.call_later(RETRY_S, self._resume)
 
     def _resume(self) -> None:
@@ -111,7 +115,7 @@ class AdminListener:
         if self._closed:
             return
         try:
-            self._loop.add_reader(self.sock.fileno(), self._accept)
+            self._poller.watch(self.sock.fileno(), self._accept, LEVEL_READ)
         except OSError as error:  # no memory to watch it
             self._pause(error)
 

@@ -21,6 +21,7 @@ from oinetd.admin.listener import AdminListener
 from oinetd.admin.message import Request, Response
 from oinetd.lanes.native.plane import available
 from oinetd.lanes.python.listener import ACCEPT_BATCH, StreamListener
+from oinetd.net.poller import Poller
 from tests.forwarding import Seen, bound, echoes, exchange, forwarding, rule
 from tests.peers import Peer, dial, until
 
@@ -144,20 +145,28 @@ async def test_no_descriptor_pauses_and_recovers(
     assert sum("accepts again" in message for message in caplog.messages) == 1
 
 
-class Short:
-    """A loop that has no memory to watch a socket, `times` times."""
+class OfNoSockets:
+    """A loop whose own readers are not used: libuv ends the process if the kernel has no memory for a watch."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, times: int) -> None:
-        self._loop, self._times = loop, times
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
 
     def __getattr__(self, name: str) -> Any:
+        assert name != "add_reader"
         return getattr(self._loop, name)
 
-    def add_reader(self, *words: Any) -> None:
-        self._times -= 1
-        if self._times >= 0:
+
+def short(poller: Poller, times: int) -> None:
+    """The poller has no memory to watch a socket, `times` times."""
+    left, watch = [None] * times, poller.watch
+
+    def watch_if_possible(*words: Any) -> None:
+        if left:
+            left.pop()
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        self._loop.add_reader(*words)
+        watch(*words)
+
+    poller.watch = watch_if_possible  # type: ignore[method-assign]
 
 
 async def test_a_pause_ends_although_there_is_no_memory_at_its_end(
@@ -168,8 +177,9 @@ async def test_a_pause_ends_although_there_is_no_memory_at_its_end(
         (listener,) = forwarder._listeners.values()
         assert isinstance(listener, StreamListener)
         listener._back_off(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
-        loop: Any = Short(asyncio.get_running_loop(), 3)
+        loop: Any = OfNoSockets()
         listener._loop = loop
+        short(listener.service.dialer.poller, 3)
         client = await dial(bound(forwarder))
         assert await exchange(client)
         client.close()
@@ -185,8 +195,7 @@ async def test_a_listener_that_is_released_does_not_accept_by_an_earlier_timer(u
         listener._look_later()
         earlier = listener._timer
         assert earlier is not None
-        loop: Any = Short(asyncio.get_running_loop(), 1)
-        listener._loop = loop
+        short(listener.service.dialer.poller, 1)
         listener._start_again()
         listener.release()
         assert earlier.cancelled()
@@ -207,8 +216,9 @@ async def test_the_admin_socket_is_watched_again_although_memory_was_short(
         sock.listen()
         listener = AdminListener(sock, answer)
         listener.start()
-        loop: Any = Short(asyncio.get_running_loop(), 3)
+        loop: Any = OfNoSockets()
         listener._loop = loop
+        short(listener._poller, 3)
         listener._pause(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(tmp_path / "s"))
@@ -255,4 +265,5 @@ async def test_the_python_lane_with_the_native_engine_uses_descriptors_again(ups
                 client.close()
             await until(lambda: not forwarder.sessions())
         assert {record.engine for record in seen.closed} == {"native"}
-        assert not forwarder._lanes.poller._handlers
+        (listener,) = forwarder._listeners.values()
+        assert forwarder._lanes.poller._handlers.keys() == {listener.sock.fileno()}

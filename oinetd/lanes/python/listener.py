@@ -1,7 +1,9 @@
 """One listening socket of the Python lane: a place first, then accept, in batches.
 
 While the process or the rule is at its limit nothing is accepted: clients wait in the kernel's queue and lose nothing.
-If the machine has no descriptor or memory left, accepting pauses and tries again; what is open goes on.
+If the machine has no descriptor or memory left, accepting pauses and tries again; what is open goes on. So the socket
+is in the poller's epoll, not in the loop's: libuv ends the process if the kernel has no memory for a watch
+(src/unix/linux.c, uv__io_poll).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from oinetd.core.lane import Lane, Listener
 from oinetd.core.service import Service
 from oinetd.lanes.python.departure import service_of
 from oinetd.lanes.python.session import Session
+from oinetd.net.poller import LEVEL_READ
 
 __all__ = ["StreamListener"]
 
@@ -61,7 +64,7 @@ class StreamListener(Listener):
     def start(self) -> None:
         """Accept from now on. A second call does nothing. Raises `OSError` if it cannot be watched."""
         if not self._reading and self.sock.fileno() >= 0:
-            self._loop.add_reader(self.sock.fileno(), self._accept)
+            self.service.dialer.poller.watch(self.sock.fileno(), self._accept, LEVEL_READ)
             self._reading = True
 
     def replace_service(self, service: Service) -> None:
@@ -107,9 +110,9 @@ class StreamListener(Listener):
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self.sock.fileno())
+            self.service.dialer.poller.forget(self.sock.fileno())
 
-    def _accept(self) -> None:
+    def _accept(self, _events: int = 0) -> None:
         registry, rule, group = self.service.registry, self.service.rule, self.service.group
         for _ in range(ACCEPT_BATCH):
             if self.service.preamble is not None and registry.gate.preamble_full:

@@ -63,10 +63,11 @@ def main() -> int:
         stage.open()
         asyncio.run(driver.run(said.minutes * 60, said.round))
     except Broken as broken:
-        print(*driver.events[-30:], f"BROKEN after {driver.rounds} rounds: {broken}", sep="\n", flush=True)
-        print(stage.said.read_text(errors="replace")[-3000:])
-        print(f"connections that the kernel gave up: {kernel_aborts()}")
+        tell(driver, f"BROKEN after {driver.rounds} rounds: {broken}")
         return 1
+    except Exception:
+        tell(driver, f"the driver failed after {driver.rounds} rounds")
+        raise
     finally:
         stage.close()
     failed = stage.control.failed if stage.control is not None else 0
@@ -76,6 +77,16 @@ def main() -> int:
         told += f", memory was short {stage.memory.refused} times"
     print(f"{told}, {driver.load.checked} bytes compared: every invariant held", flush=True)
     return 0
+
+
+def tell(driver: Driver, why: str) -> None:
+    """Print what happened at the end, and what the daemon said, which goes with the folder of the run."""
+    said, daemon = driver.stage.said, getattr(driver.stage, "daemon", None)
+    print(*driver.events[-30:], why, sep="\n")
+    if daemon is not None:
+        print(f"process {daemon.pid} of oinetd", "lives" if (code := daemon.poll()) is None else f"ended with {code}")
+    print(said.read_text(errors="replace")[-5000:] if said.exists() else "oinetd has not been started")
+    print(f"connections that the kernel gave up: {kernel_aborts()}", flush=True)
 
 
 def kernel_aborts() -> dict[str, int]:

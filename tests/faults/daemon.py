@@ -1,5 +1,6 @@
 """oinetd as the driver starts it: its connections may change their reactor all the time, and plants sit in it."""
 
+import faulthandler
 import os
 import socket
 import sys
@@ -26,6 +27,7 @@ def leak(what: str) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a library that aborts says nothing itself
     if not plane.available() and (defaults := plane.Hub.__new__.__kwdefaults__) is not None:
         defaults["move_turns"] = int(Path(os.environ[MOVES]).read_text())
     if os.environ.get(LEAK):

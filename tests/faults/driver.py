@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from oinetd.admin.client import NoInstance
 from tests.faults.clients import Clients, Datagrams
 from tests.faults.invariants import (
     Broken,
@@ -149,7 +150,12 @@ class Driver:
             raise Broken(f"a process that was replaced ended with {codes}")
         self.stage.old.clear()
         while True:
-            found = self.load.plant.status(await asyncio.to_thread(self.stage.status))
+            try:
+                found = self.load.plant.status(await asyncio.to_thread(self.stage.status))
+            except NoInstance:
+                if (code := self.stage.daemon.poll()) is not None:
+                    raise Broken(f"oinetd ended with {code}") from None
+                raise
             if not found["live"]:
                 self.moved += sum(each["moved"] for each in found["reactors"])
                 return

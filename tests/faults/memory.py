@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +28,8 @@ class Memory:
         self.old = OLD.is_dir()
         self.folder = (OLD if self.old else ROOT) / name
         self.folder.mkdir()
+        self._plenty = False
+        self._changes = threading.Lock()
         if self.old:
             self._say("memory.oom_control", "1")
 
@@ -61,14 +65,26 @@ class Memory:
 
     def limit(self, more: int) -> None:
         """Let the group have so many bytes more than now, of sockets, and of everything."""
-        for limit, used in self._limits.items():
-            with contextlib.suppress(OSError):  # it has grown meanwhile, and nothing can be given back
-                self._say(limit, str(int((self.folder / used).read_text()) + more))
+        with self._changes:
+            for limit, used in self._limits.items() if not self._plenty else ():
+                with contextlib.suppress(OSError):  # it has grown meanwhile, and nothing can be given back
+                    self._say(limit, str(int((self.folder / used).read_text()) + more))
 
     def lift(self) -> None:
         """Let it have what it wants."""
         for limit in self._limits:
             self._say(limit, NEVER if self.old else "max")
+
+    @contextlib.contextmanager
+    def plenty(self) -> Iterator[None]:
+        """No limit, nor does one begin meanwhile: for a daemon that starts, which without memory just ends."""
+        with self._changes:
+            self._plenty = True
+            self.lift()
+        try:
+            yield
+        finally:
+            self._plenty = False
 
     def _say(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)

@@ -157,6 +157,10 @@ class Stage:
         self.moves.write_text(str(self._turns.choice(MOVE_TURNS)))
 
     def _start_daemon(self) -> subprocess.Popen[bytes]:
+        with self.memory.plenty() if self.memory is not None else contextlib.nullcontext():
+            return self._started_daemon()
+
+    def _started_daemon(self) -> subprocess.Popen[bytes]:
         self._choose_moves()
         with self.said.open("ab") as said:
             process = subprocess.Popen(
@@ -167,7 +171,7 @@ class Stage:
             with contextlib.suppress(OSError):  # the disk may be full
                 self.write()
             time.sleep(0.1)
-            return self._start_daemon()
+            return self._started_daemon()
         assert process.poll() is None, self.said.read_text()[-2000:]
         return process
 

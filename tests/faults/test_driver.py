@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from tests.daemon.process import ROOT
-from tests.faults.invariants import Broken, Done, check_log
+from tests.faults.invariants import Broken, Done, check_log, check_said
 from tests.faults.plants import PLANTS
 
 
@@ -64,6 +64,32 @@ def test_two_connections_of_one_port_have_their_own_lines() -> None:
         check_log(lines, [replace(first, whole=True), second], whole=True)
     with pytest.raises(Broken, match="no closing line"):
         check_log(lines, [first, first, first], whole=True)
+
+
+STARTS = """\
+Error processing line 1 of /venv/lib/python3.11/site-packages/oinetd.pth:
+
+2026-11-27 02:45:25 warning: cannot accept
+  Traceback (most recent call last):
+    File "<frozen site>", line 186, in addpackage
+    File "<string>", line 1, in <module>
+    File "{root}/oinetd/model.py", line 7, in {where}
+    File "/usr/lib/python3.11/pathlib.py", line 1, in <module>
+      import fnma2026-11-27 02:45:26 warning: cannot accept
+tch
+  {error}
+
+Remainder of file ignored
+"""
+
+
+def test_an_interpreter_that_finds_no_memory_as_it_starts_is_no_fault() -> None:
+    for error in ("OSError: [Errno 12] Cannot allocate memory: 'a.py'", "OSError: [Errno 14] Bad address"):
+        check_said(STARTS.format(root=ROOT, where="<module>", error=error))
+    with pytest.raises(Broken, match="a traceback"):
+        check_said(STARTS.format(root=ROOT, where="<module>", error="OSError: [Errno 24] Too many open files"))
+    with pytest.raises(Broken, match="a traceback"):
+        check_said(STARTS.format(root=ROOT, where="load", error="MemoryError"))
 
 
 FOUND = {

@@ -118,6 +118,7 @@ class Replacement:
             files[PID_FILE + pid_file.path] = pid_file.fileno()
         reopened = forwarder.log_reopened
         await asyncio.to_thread(forwarder.flush_log)
+        facts = self._facts(forwarder, dry_run)
         log = forwarder.log_descriptor()
         if log >= 0:
             files[LOG + forwarder.config.log.file] = log
@@ -126,13 +127,7 @@ class Replacement:
             new_command(self._options, self._words, self._base, program),
             {**child_environment(os.environ), **self._manager.environment},
             files,
-            {
-                "base": self._base,
-                "servers": forwarder.server_documents(),
-                "stored": self._manager.stored,
-                "dry_run": dry_run,
-                "ambient": has_ambient(),
-            },
+            facts,
             forwarder.config.upgrade_timeout_s or None,
             connect_wait_s(forwarder.config),
             settling(forwarder.flush_log),
@@ -166,6 +161,20 @@ class Replacement:
             f", {report.declined} of them because it declined" if report.declined else "",
         )
         return report
+
+    def _facts(self, forwarder: Forwarder, dry_run: bool) -> dict[str, Any]:
+        """What the new process is told besides. Raises `UpgradeFailed`."""
+        try:
+            ambient = has_ambient()
+        except OSError as error:  # no descriptor or memory
+            raise UpgradeFailed(f"cannot find out which rights this process has: {error.strerror}") from None
+        return {
+            "base": self._base,
+            "servers": forwarder.server_documents(),
+            "stored": self._manager.stored,
+            "dry_run": dry_run,
+            "ambient": ambient,
+        }
 
 
 def connect_wait_s(config: Config) -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +17,13 @@ from oinetd import Ending, Forwarder, SessionRecord, parse_config
 from oinetd.lanes.moves import Moves
 from oinetd.lanes.native.plane import available
 from oinetd.lanes.server_events import python_sessions
+from oinetd.process import replacement
+from oinetd.process.invocation import Options
 from oinetd.process.replacement import connect_wait_s, settling
+from oinetd.process.service_manager import ServiceManager
 from oinetd.upgrade.channel import Channel, ChannelClosed
 from oinetd.upgrade.frames import Frame, Header
+from oinetd.upgrade.give import UpgradeFailed
 from oinetd.upgrade.take import PATIENCE_S, Taker
 from tests.forwarding import bound, in_one_loop
 from tests.peers import dial, free_port, server, until
@@ -300,3 +307,26 @@ def fail_at_first(monkeypatch: pytest.MonkeyPatch, listener: Any, failures: list
         start()
 
     monkeypatch.setattr(listener, "start", started, raising=False)
+
+
+@in_one_loop
+async def test_an_upgrade_without_a_descriptor_keeps_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot even find out which rights this process has, and gives back what it had opened for the new one."""
+
+    def has_ambient() -> bool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(replacement, "has_ambient", has_ambient)
+    forwarder = Forwarder(parse_config(f"logfile {tmp_path / 'log'}\n127.0.0.1 0 127.0.0.1 7\n"))
+    await forwarder.start()
+    try:
+        options, manager = Options(conf_file=""), ServiceManager.of({}, os.getpid())
+        administration: Any = SimpleNamespace(shared=dict)
+        one = replacement.Replacement(options, "/", [], manager, administration)
+        for _ in range(2):  # the first may start a thread
+            before = os.listdir("/proc/self/fd")
+            with pytest.raises(UpgradeFailed, match="Too many open files"):
+                await one.run(forwarder, None)
+        assert os.listdir("/proc/self/fd") == before
+    finally:
+        await forwarder.stop()

@@ -117,7 +117,10 @@ class Replacement:
         if pid_file is not None:
             files[PID_FILE + pid_file.path] = pid_file.fileno()
         reopened = forwarder.log_reopened
-        await asyncio.to_thread(forwarder.flush_log)
+        try:
+            await asyncio.to_thread(forwarder.flush_log)
+        except RuntimeError:
+            raise UpgradeFailed("no thread can be started") from None
         facts = self._facts(forwarder, dry_run)
         log = forwarder.log_descriptor()
         if log >= 0:

@@ -19,6 +19,7 @@ from oinetd.net.unix_sockets import UnixListener
 from oinetd.upgrade.channel import Channel, ChannelClosed
 from oinetd.upgrade.frames import VERSION, BadFrame, Frame
 from oinetd.upgrade.offspring import Offspring
+from oinetd.upgrade.thread import UpgradeThread
 
 __all__ = ["ENVIRONMENT", "Giver", "Report", "UpgradeFailed", "child_environment", "is_trusted"]
 
@@ -88,6 +89,7 @@ class Giver:
     rights: Callable[[], AbstractContextManager[None]] = nullcontext
     ready: bool = False
     _channel: Channel | None = None
+    _thread: UpgradeThread = field(init=False)
     _process: Offspring | None = None
     _out: list[Departing] = field(default_factory=list)
     _declined: list[Departing] = field(default_factory=list)
@@ -108,6 +110,10 @@ class Giver:
         began = time.monotonic()
         paused = False
         try:
+            self._thread = await UpgradeThread.start()
+        except OSError as error:
+            raise UpgradeFailed(error.strerror or str(error)) from None
+        try:
             await self._start()
             await self._receive("ready")
             self.ready = True
@@ -115,7 +121,7 @@ class Giver:
             if dry_run:
                 would_move = await self._count_movable()
                 await self._send(Frame("stop", {}))
-                await asyncio.to_thread(self._end_process)
+                await self._thread.call(self._end_process)
                 staying = self.moves.staying - would_move
                 return Report(0, would_move, staying, time.monotonic() - began, dry_run=True)
             paused = True
@@ -143,13 +149,14 @@ class Giver:
         finally:
             if self._channel is not None:
                 self._channel.close()
+            self._thread.close()
 
     async def _start(self) -> None:
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours, self.patience_s)
         with theirs:
             environment = {**self.environment, ENVIRONMENT: str(theirs.fileno())}
-            starting = asyncio.ensure_future(asyncio.to_thread(self._start_process, environment, theirs.fileno()))
+            starting = asyncio.ensure_future(self._thread.call(self._start_process, environment, theirs.fileno()))
             try:
                 self._process = await asyncio.shield(starting)
             except asyncio.CancelledError:
@@ -183,12 +190,12 @@ class Giver:
 
     async def _send(self, frame: Frame) -> None:
         assert self._channel is not None
-        await asyncio.to_thread(self._channel.send, frame)
+        await self._thread.call(self._channel.send, frame)
 
     async def _receive(self, kind: str) -> Frame:
         """The next frame, which has to be of this kind. Raises `UpgradeFailed` if the new process says why it ends."""
         assert self._channel is not None
-        frame = await asyncio.to_thread(self._channel.receive)
+        frame = await self._thread.call(self._channel.receive)
         if frame.kind == "failed":
             raise UpgradeFailed(str(frame.document.get("message", "")), int(frame.document.get("code", EX_TEMPFAIL)))
         if frame.kind != kind:
@@ -224,7 +231,7 @@ class Giver:
     async def _move(self, departing: list[Departing]) -> int:
         """Send sessions until the list is empty; how many of them the new process has taken."""
         moved = 0
-        await asyncio.to_thread(self.settle)
+        await self._thread.call(self.settle)
         while departing:
             states: list[dict[str, Any]] = []
             descriptors: list[int] = []
@@ -263,7 +270,7 @@ class Giver:
         """What to say of an error: a program that cannot run says why itself, where this process has standard error."""
         if self.ready or self._process is None or not isinstance(error, ChannelClosed):
             return str(error)
-        ended = await asyncio.to_thread(self._process.wait, END_WAIT_S)
+        ended = await self._thread.call(self._process.wait, END_WAIT_S)
         where = "what it said is on standard error of the running process, which a daemon has not"
         return f"{self.command[0]} ended before it was ready; {where}" if ended else str(error)
 
@@ -278,7 +285,9 @@ class Giver:
         """The new process has not taken over: what it did not acknowledge goes on here, and this one accepts again."""
         if self._process is not None:
             self._process.kill()
-            await asyncio.to_thread(self._process.wait, KILL_WAIT_S)
+            if self._channel is not None:
+                self._channel.close()  # what waits there ends
+            await self._thread.call(self._process.wait, KILL_WAIT_S)
         self._put_back(self._out)
         self._put_back(self._declined)
         if paused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -16,6 +15,7 @@ from oinetd.net.unix_sockets import UnixListener
 from oinetd.upgrade.channel import Channel, ChannelClosed, close_all
 from oinetd.upgrade.frames import VERSION, BadFrame, Frame
 from oinetd.upgrade.give import ENVIRONMENT
+from oinetd.upgrade.thread import UpgradeThread
 
 __all__ = ["GaveUp", "Taker", "refuse"]
 
@@ -109,13 +109,15 @@ class Taker:
     async def take(self, moves: Moves) -> Mapping[str, Any]:
         """Say that all is ready, and take the sessions; what the old process said last.
 
-        If that process dies on the way, this one goes on with what it has. Raises `GaveUp`.
+        If that process dies on the way, this one goes on with what it has. Raises `GaveUp`, or `OSError` if there is no
+        thread for it.
         """
+        self._thread = await UpgradeThread.start()
         begun = False
         try:
             await self._send(Frame("ready", {"pid": os.getpid()}))
             while True:
-                frame = await asyncio.to_thread(self._channel.receive)
+                frame = await self._thread.call(self._channel.receive)
                 if frame.kind == "go":
                     begun = True
                     moves.number_from(int(frame.document["next_id"]))
@@ -136,7 +138,7 @@ class Taker:
                     self.finished = True
                     moves.settle()
                     await self._send(Frame("done", {}))
-                    late = await asyncio.to_thread(self._channel.receive_late)
+                    late = await self._thread.call(self._channel.receive_late)
                     return {**frame.document, **_taken_in(moves, late)}
                 elif frame.kind == "stop":
                     raise GaveUp
@@ -152,9 +154,10 @@ class Taker:
             return {}
         finally:
             self._channel.close()
+            self._thread.close()
 
     async def _send(self, frame: Frame) -> None:
-        await asyncio.to_thread(self._channel.send, frame)
+        await self._thread.call(self._channel.send, frame)
 
 
 def _taken_in(moves: Moves, frame: Frame | None) -> Mapping[str, Any]:

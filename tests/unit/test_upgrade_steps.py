@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from oinetd.upgrade.channel import Channel, ChannelClosed
 from oinetd.upgrade.frames import Frame, Header
 from oinetd.upgrade.give import UpgradeFailed
 from oinetd.upgrade.take import PATIENCE_S, Taker
+from oinetd.upgrade.thread import UpgradeThread
 from tests.forwarding import bound, in_one_loop
 from tests.peers import dial, free_port, server, until
 from tests.peers import echo as echo_bytes
@@ -330,3 +332,19 @@ async def test_an_upgrade_without_a_descriptor_keeps_none(tmp_path: Path, monkey
         assert os.listdir("/proc/self/fd") == before
     finally:
         await forwarder.stop()
+
+
+@in_one_loop
+async def test_an_upgrade_starts_no_thread_in_its_course(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There might be none for it; what is handed over then would be lost between the processes."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    thread = await UpgradeThread.start()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for _ in range(100):  # also at once after the one before, while the thread is not idle yet
+        assert await thread.call(int, "7") == 7
+    with pytest.raises(OSError, match="no thread can be started"):
+        await UpgradeThread.start()
+    thread.close()

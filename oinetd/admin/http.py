@@ -150,6 +150,8 @@ class HttpConnection:
         await self._write(h11.EndOfMessage())
 
     async def _write(self, event: h11.Event, *, endless: bool = False) -> None:
+        if self._writer.is_closing():  # cut off meanwhile; uvloop raises RuntimeError for a write then
+            raise ConnectionResetError
         self._writer.write(self._http.send(event) or b"")
         async with asyncio.timeout(None if endless else REQUEST_S):
             await self._writer.drain()

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 
 from oinetd import ConfigError, OinetdError, parse_config
 from oinetd.admin import listener as listener_module
-from oinetd.admin.http import BODY_BYTES_MAX, HEADER_BYTES_MAX
+from oinetd.admin.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, HttpConnection
+from oinetd.admin.message import Peer, Request, Response
 from oinetd.admin.place import InUse, bind_socket
 from oinetd.admin.policy import read_token
 from oinetd.admin.server import AdminServer
@@ -328,19 +330,16 @@ server.accept()[0].recv(1)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_root_asks_no_server_of_a_stranger(tmp_path: Path) -> None:
+def test_root_asks_no_server_of_a_stranger() -> None:
     """`oinetd upgrade` of a package that is installed believes nobody who put a socket in oinetd's place."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    folder.chmod(0o777)
-    for above in folder.parents[:3]:
-        above.chmod(above.stat().st_mode | 0o011)
-    words = [sys.executable, "-c", STRANGER, str(folder / "oinetd.sock")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as server:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:  # that of pytest is closed to others
+        os.chmod(folder, 0o777)
+        path = f"{folder}/oinetd.sock"
+        server = stack.enter_context(subprocess.Popen([sys.executable, "-c", STRANGER, path], stdout=subprocess.PIPE))
         assert server.stdout is not None
         server.stdout.readline()
         said = subprocess.run(
-            [sys.executable, "-m", "oinetd", "upgrade", "--admin", str(folder / "oinetd.sock")],
+            [sys.executable, "-m", "oinetd", "upgrade", "--admin", path],
             capture_output=True,
             text=True,
             timeout=30,
@@ -348,3 +347,24 @@ def test_root_asks_no_server_of_a_stranger(tmp_path: Path) -> None:
         assert server.wait(30) == 0  # it got no byte
     assert said.returncode != 0
     assert "its server runs as user 65534" in said.stderr
+
+
+async def test_an_answer_to_a_client_that_is_cut_off_meanwhile_ends_without_a_fault() -> None:
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    connection: HttpConnection
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"one\n"
+        connection.abort()
+        for _ in range(3):  # it is closed for good in a later turn of the loop
+            await asyncio.sleep(0)
+        yield b"two\n"
+
+    async def answer(request: Request) -> Response:
+        return Response(parts(), endless=True)
+
+    connection = HttpConnection(reader, writer, Peer(), answer)
+    with theirs:
+        theirs.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await connection.run()

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from oinetd.errors import ConfigError, OinetdError
@@ -25,6 +25,7 @@ from oinetd.process.pidfile import PidFile, exchanged
 from oinetd.process.privileges import drop_root
 from oinetd.process.replacement import Replacement, adopt_files, report_document
 from oinetd.process.service_manager import ServiceManager
+from oinetd.process.signals import handle_signals
 from oinetd.process.socket_activation import Inherited
 from oinetd.process.waiting import unless
 from oinetd.upgrade.give import UpgradeFailed
@@ -235,15 +236,13 @@ class Daemon:
     # Signals
 
     def _handle_signals(self) -> None:
-        answers: dict[signal.Signals, Callable[[], None]] = {
+        handle_signals({
             signal.SIGTERM: self._on_stop,
             signal.SIGINT: self._on_stop,
             signal.SIGHUP: self._on_reload,
             signal.SIGUSR1: self._on_reopen,
             signal.SIGUSR2: self._administration.log_status,
-        }
-        for number, answer in answers.items():
-            asyncio.get_running_loop().add_signal_handler(number, answer)
+        })  # fmt: skip
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (*HELD_SIGNALS, *STOP_SIGNALS))
 
     def _on_stop(self) -> None:

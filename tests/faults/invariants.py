@@ -36,6 +36,11 @@ SESSION_S_MAX = 600.0
 
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:  .*\n)+.*")
 _LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d .*\n")
+_WAKEUP = re.compile(
+    r"Exception ignored when trying to write to the signal wakeup fd:\n"
+    r"Traceback \(most recent call last\):\n(?:(?:  .*)?\n)*OSError: \[Errno 105\].*\n"
+)
+"""The interpreter's own, without memory; oinetd/process/signals.py delivers the signal."""
 _STARTING = re.compile(r'File "<frozen (?:runpy|site|importlib)')
 _RUNNING = re.compile(rf'File "{re.escape(str(ROOT))}/oinetd/.*, in (?!<module>)')
 _SHORT = ("OSError: [Errno 12]", "OSError: [Errno 14]", "MemoryError")
@@ -163,7 +168,7 @@ def check_said(text: str) -> None:
     fault of it; that the old process goes on is what the other invariants say. Nor is what the module `site` says,
     which goes on without the file that it could not read (Lib/site.py, addpackage).
     """
-    for found in _TRACEBACK.findall(_LOGGED.sub("", text)):  # the old process says something meanwhile
+    for found in _TRACEBACK.findall(_WAKEUP.sub("", _LOGGED.sub("", text))):  # the old process says something meanwhile
         loads = _STARTING.search(found) and not _RUNNING.search(found)
         if not (loads and found.splitlines()[-1].strip().startswith(_SHORT)):
             raise Broken(f"a traceback: {found[:1500]}")

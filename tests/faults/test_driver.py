@@ -83,6 +83,22 @@ Remainder of file ignored
 """
 
 
+LOST = """\
+Exception ignored when trying to write to the signal wakeup fd:
+Traceback (most recent call last):
+  File "{root}/oinetd/net/file_watch.py", line 124, in _on_events
+    def _on_events(self) -> None:
+{blank}
+OSError: [Errno {number}] No buffer space available
+"""
+
+
+def test_a_signal_that_the_interpreter_cannot_tell_of_is_no_fault() -> None:
+    check_said(LOST.format(root=ROOT, blank="", number=105))
+    with pytest.raises(Broken, match="a traceback"):
+        check_said(LOST.format(root=ROOT, blank="", number=9))
+
+
 def test_an_interpreter_that_finds_no_memory_as_it_starts_is_no_fault() -> None:
     for error in ("OSError: [Errno 12] Cannot allocate memory: 'a.py'", "OSError: [Errno 14] Bad address"):
         check_said(STARTS.format(root=ROOT, where="<module>", error=error))

@@ -167,9 +167,10 @@ class Stage:
                 [self.command, "-f", "-c", self.conf], stdin=subprocess.DEVNULL, stdout=said, stderr=said
             )
         until(lambda: process.poll() is not None or self._ready(), "oinetd")
-        if process.returncode == EX_CONFIG:  # a bad one was written a moment ago
+        if process.returncode == EX_CONFIG:  # a bad one, or a bad file of servers, was written a moment ago
             with contextlib.suppress(OSError):  # the disk may be full
                 self.write()
+                self.write_servers(("127.0.0.3",))
             time.sleep(0.1)
             return self._started_daemon()
         assert process.poll() is None, self.said.read_text()[-2000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -14,6 +15,8 @@ import pytest
 
 from oinetd import Forwarder, SessionRecord, parse_config
 from oinetd.core.engine import Carried, Meter
+from oinetd.core.record import Ending
+from oinetd.lanes.native.listener import ReactorDatagrams
 from oinetd.lanes.native.plane import available
 from oinetd.model import Settings
 from tests.peers import Peer, dial, free_port, until
@@ -155,6 +158,37 @@ async def finish(client: Peer, far: Peer) -> None:
     assert await far.read_all() == b""
     far.sock.shutdown(socket.SHUT_WR)
     assert await client.read_all() == b""
+
+
+@pytest.mark.skipif(bool(available()), reason=available())
+@pytest.mark.parametrize("coming", [True, False])
+async def test_the_end_of_a_udp_session_that_no_reactor_can_take_is_reported(
+    coming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room for a watch")
+
+    port = free_port()
+    with Party() as upstream, Party() as client:
+        text = f"127.0.0.1 {port}/udp 127.0.0.1 {upstream.address[1]}/udp\n"
+        async with two(text, None) as (old, new, closed):
+            client.send(b"question", ("127.0.0.1", port))
+            await upstream.receive()
+            (departing,) = old.moves.take_out_datagrams(10)
+            monkeypatch.setattr(ReactorDatagrams, "put_in", refuse)
+            if coming:
+                begin = carry(departing, new)
+                departing.release()
+                begin()
+            else:
+                old.moves.put_back(departing)
+            stats = (new if coming else old).stats()
+            assert stats.live == 0
+            assert [dict(each.endings) for each in stats.rules.values()] == [{Ending.ABORTED: 1}]
+            if coming:
+                (record,) = closed
+                said = (record.ending, record.errno, record.bytes_up, record.datagrams_up, record.upstream_port)
+                assert said == (Ending.ABORTED, errno.ENOSPC, 8, 1, upstream.address[1])
 
 
 @pytest.mark.parametrize("engine", ENGINES)

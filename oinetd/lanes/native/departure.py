@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from oinetd.core.engine import COUNTERS
 from oinetd.core.lane import Departing
-from oinetd.core.record import SessionRecord, Try
-from oinetd.core.service import Service
+from oinetd.core.record import Ending, SessionRecord, Try
+from oinetd.core.registry import Registry
+from oinetd.core.service import Service, Watcher
 from oinetd.lanes.native.records import FOREIGN, address_of, set_names
 from oinetd.model import Endpoint, Rule
 from oinetd.net.sockets import bound_address
@@ -119,14 +124,16 @@ class DatagramDeparture:
         self._listener.lane.departures.count(self._service, session_id)
 
     def put_back(self) -> None:
-        self._listener.put_in(self._passport)
+        self._listener.lane.departures.go_on_with_datagrams(self._listener, self._passport)
 
 
 class Departures:
     """The sessions that leave a native lane, and those that come to it. `moved` counts the former by rule."""
 
-    def __init__(self, lane: NativeLane) -> None:
+    def __init__(self, lane: NativeLane, registry: Registry, watcher: Watcher) -> None:
         self._lane = lane
+        self._registry = registry
+        self._watcher = watcher
         self.moved: Counter[Endpoint | Rule] = Counter()
 
     def take_out(self, at_most: int) -> tuple[list[Departing], int]:
@@ -155,7 +162,37 @@ class Departures:
         if passport is None:
             return None
         self._lane.enter(record)
-        return lambda: listener.put_in(passport)
+        return lambda: self.go_on_with_datagrams(listener, passport)
+
+    def go_on_with_datagrams(self, listener: ReactorDatagrams, passport: _fastpath.DatagramPassport) -> None:
+        """Raises `OSError` or `MemoryError` if the reactor cannot take the session, which has ended then."""
+        try:
+            listener.put_in(passport)
+        except (OSError, MemoryError) as error:
+            self._end_datagrams(passport, getattr(error, "errno", errno.ENOMEM))
+            raise
+
+    def _end_datagrams(self, passport: _fastpath.DatagramPassport, code: int) -> None:
+        """No reactor has a session, and none will report it."""
+        state, record = passport.state(), self._lane.live.get(passport.id)
+        rule = self._lane.in_force(passport.tag).service.route.rule
+        self._lane.leave(passport.id)
+        upstream = socket.socket(fileno=passport.descriptor)
+        place = upstream.getpeername()
+        upstream.detach()
+        passport.release()
+        if record is None:
+            self._registry.native_counted(rule, Ending.ABORTED, 1)
+            self._watcher.left()
+            return
+        for name, count in zip(COUNTERS, state["counts"], strict=True):
+            setattr(record, name, count)
+        record.upstream, record.upstream_port = place[:2]
+        record.engine = "native"
+        record.duration_s = max(time.monotonic() - state["started_us"] / 1e6, 0.0)
+        record.ending, record.errno = Ending.ABORTED, code
+        self._registry.native_closed(record)
+        self._watcher.closed(record)
 
     def adopt(
         self, tag: int, state: Mapping[str, Any], fds: tuple[int, int], pending: tuple[bytes, bytes]

@@ -95,7 +95,7 @@ class NativeLane:
         self.live: dict[int, SessionRecord] = {}
         self._unused: list[int] = []
         self._ended = 0
-        self.departures = Departures(self)
+        self.departures = Departures(self, registry, watcher)
 
     def start(self, config: Config) -> None:
         """Start the reactors; a second call does nothing. Raises `EngineUnavailable` if they cannot run."""

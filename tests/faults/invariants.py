@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tests.daemon.process import ROOT
 
@@ -51,6 +51,10 @@ class Broken(AssertionError):
     """An invariant does not hold."""
 
 
+CUT: Final = ("drained", "aborted")
+"""Endings that an operator chose: the last bytes may have been under way when their client had already said goodbye."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """A connection that ended well for its client: its port, and what it sent and received.
@@ -64,9 +68,9 @@ class Done:
     whole: bool = True
     way: str = ""
 
-    def is_told_by(self, up: int, down: int) -> bool:
-        """Whether a closing line with these bytes is that of this connection."""
-        return down == self.down and (up == self.up or (not self.whole and up < self.up))
+    def is_told_by(self, up: int, down: int, cut: bool = False) -> bool:
+        """Whether a closing line with these bytes is that of this connection; `cut` is one that an operator ended."""
+        return down == self.down and (up == self.up or ((cut or not self.whole) and up < self.up))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
     """
     opened: set[int] = set()
     closed: dict[int, tuple[int, int, int]] = {}
+    cut: set[int] = set()
     ups, downs = Counter[int](), Counter[int]()
     ends: dict[int, list[str]] = defaultdict(list)
     for line in lines:
@@ -138,6 +143,8 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
             if not 0 <= said["duration_s"] <= SESSION_S_MAX:
                 raise Broken(f"session {said['id']} lasted {said['duration_s']} s")
             closed[said["id"]] = (said["client_port"], said["bytes_up"], said["bytes_down"])
+            if said.get("ending") in CUT:
+                cut.add(said["id"])
             ends[said["client_port"]].append(line)
             ups[said["bind_port"]] += said["bytes_up"]
             downs[said["bind_port"]] += said["bytes_down"]
@@ -147,12 +154,13 @@ def check_log(lines: Iterable[str], done: Iterable[Done], *, whole: bool) -> tup
         raise Broken(f"sessions without a closing line: {sorted(missing)[:5]}")
     if whole:
         told = defaultdict(list)
-        for port, up, down in closed.values():
-            told[port].append((up, down))
+        for number, (port, up, down) in closed.items():
+            told[port].append((up, down, number in cut))
         # A port has more than one connection in the course of time. The line of one that is whole fits nobody else; of
         # the others, whoever sent less has less to choose from.
         for each in sorted(done, key=lambda each: (not each.whole, each.up)):
-            found = next((bytes_ for bytes_ in told[each.port] if each.is_told_by(*bytes_)), None)
+            fitting = [line for line in told[each.port] if each.is_told_by(*line)]
+            found = max(fitting, default=None)  # of those that fit, the one that has the most of its bytes
             if found is None:
                 raise Broken(f"no closing line with the bytes of its client: {each}, but {ends[each.port]}")
             told[each.port].remove(found)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,14 @@ def test_two_connections_of_one_port_have_their_own_lines() -> None:
         check_log(lines, [replace(first, whole=True), second], whole=True)
     with pytest.raises(Broken, match="no closing line"):
         check_log(lines, [first, first, first], whole=True)
+
+
+@pytest.mark.parametrize("ending", ["client-closed", "drained"])
+def test_an_operator_may_cut_off_what_a_client_that_has_gone_had_sent(ending: str) -> None:
+    said = {"id": 1, "duration_s": 0, "client_port": 5, "bind_port": 7001, "bytes_up": 64, "bytes_down": 0}
+    lines = [json.dumps({"event": "opened", **said}), json.dumps({"event": "closed", "ending": ending, **said})]
+    with nullcontext() if ending == "drained" else pytest.raises(Broken, match="no closing line"):
+        check_log(lines, [Done(5, 300, 0)], whole=True)
 
 
 STARTS = """\

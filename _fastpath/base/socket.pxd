@@ -4,9 +4,15 @@ from libc.string cimport memcmp
 
 from base.address cimport Address, address_read
 from base.linux cimport (
-    AF_UNIX, ECONNRESET, EPIPE, IPPROTO_TCP, SOL_SOCKET, SO_DOMAIN, SO_ERROR, SO_LINGER, TCP_NODELAY, c_close,
-    c_getsockname, c_getsockopt, c_setsockopt, linger, sockaddr, sockaddr_storage, socklen_t,
+    AF_UNIX, ECONNRESET, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPIPE, IPPROTO_TCP, SOL_SOCKET, SO_DOMAIN, SO_ERROR,
+    SO_LINGER, TCP_NODELAY, c_close, c_getsockname, c_getsockopt, c_setsockopt, linger, sockaddr, sockaddr_storage,
+    socklen_t,
 )
+
+
+cdef inline bint is_shortage(int error) noexcept nogil:
+    """Whether descriptors or memory have run out."""
+    return error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM
 
 
 cdef inline int fd_close(int fd) noexcept nogil:

@@ -7,14 +7,14 @@ from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcmp
 
-from base.socket cimport connected_locally
+from base.socket cimport connected_locally, is_shortage
 from base.address cimport Address, SocketAddress, address_is_four, address_is_unix, address_place
 from base.atomic cimport oi_get, oi_put
 from base.linux cimport (
     SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, c_close, c_connect, c_socket, errno,
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, sockaddr,
 )
-from shared.route cimport ROUTE_UNKNOWN, lacks, route_of
+from shared.route cimport ROUTE_UNKNOWN, route_of
 
 cdef enum:
     PORT_WORDS = 1024           # a bit for each port
@@ -95,7 +95,7 @@ cdef inline int local_or_error(const Address *address) noexcept nogil:
     address_place(address, &place)
     fd = c_socket(place.place.six.sin6_family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)
     if fd < 0:
-        return -errno if lacks(errno) else 0
+        return -errno if is_shortage(errno) else 0
     answer = c_connect(fd, <const sockaddr *> &place.place, place.size) == 0 and connected_locally(fd, address)
     c_close(fd)
     return answer

@@ -8,8 +8,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from base.address cimport Address, address_is_four
+from base.socket cimport is_shortage
 from base.linux cimport (
-    AF_INET, AF_INET6, AF_NETLINK, EMFILE, ENFILE, ENOBUFS, ENOMEM, NETLINK_ROUTE, NLM_F_REQUEST, RTA_DST,
+    AF_INET, AF_INET6, AF_NETLINK, NETLINK_ROUTE, NLM_F_REQUEST, RTA_DST,
     RTM_GETROUTE, RTM_NEWROUTE, RTN_LOCAL, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, c_close, c_recv, c_send, c_socket,
     errno, nlmsghdr, rtattr, rtmsg,
 )
@@ -33,10 +34,6 @@ cdef struct RouteAnswer:
     uint8_t rest[ANSWER_BYTES]
 
 
-cdef inline bint lacks(int error) noexcept nogil:
-    return error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM
-
-
 cdef inline int route_of(const Address *address) noexcept nogil:
     """Where packets to an address go: ROUTE_..., or -errno without a descriptor or memory to ask."""
     cdef uint32_t skipped = 12 if address_is_four(address) else 0
@@ -46,7 +43,7 @@ cdef inline int route_of(const Address *address) noexcept nogil:
     cdef RouteAnswer answer
     cdef long got = -1
     if fd < 0:
-        return -errno if lacks(errno) else ROUTE_UNKNOWN
+        return -errno if is_shortage(errno) else ROUTE_UNKNOWN
     memset(&question, 0, sizeof(question))
     question.head.nlmsg_len = size
     question.head.nlmsg_type = RTM_GETROUTE

@@ -8,7 +8,7 @@ from libc.stdint cimport uint64_t
 
 from base.atomic cimport oi_get, oi_put, oi_swap
 from state.report cimport record_begin, record_push
-from base.linux cimport EMFILE, ENFILE, ENOBUFS, ENOMEM
+from base.linux cimport EMFILE, ENFILE
 from tcp.reclaim cimport pool_empty
 from shared.ring cimport RECORD_ACCEPT_RESUMED, RECORD_ACCEPT_TROUBLE, Record
 from state.reactor cimport Reactor
@@ -17,10 +17,6 @@ cdef enum:
     PAUSE_MIN_MS = 50           # doubled at each failure in a row ...
     PAUSE_MAX_MS = 1000         # ... up to this
     CALM_MS = 3000
-
-
-cdef inline bint is_shortage(int error) noexcept nogil:
-    return error == EMFILE or error == ENFILE or error == ENOBUFS or error == ENOMEM
 
 
 cdef inline void say(Reactor *reactor, int kind, int error) noexcept nogil:

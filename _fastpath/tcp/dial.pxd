@@ -11,13 +11,13 @@ The client is registered but not read: its bytes and its FIN wait in the kernel,
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from base.socket cimport close_with_reset
+from base.socket cimport close_with_reset, is_shortage
 from base.address cimport (
     Address, SocketAddress, address_is_four, address_is_unix, address_place, address_read,
 )
 from base.atomic cimport oi_get
 from shared.attempt cimport Attempt
-from tcp.backoff cimport accept_pause, is_shortage
+from tcp.backoff cimport accept_pause
 from tcp.connect cimport connect_begin, watch_as
 from tcp.deadline cimport left_of
 from shared.ending cimport (

@@ -13,10 +13,10 @@ from shared.access cimport access_decide
 from shared.bucket cimport bucket_give, bucket_take
 from shared.admission cimport sources_enter, sources_leave
 from base.clock cimport monotonic_us, unix_time
-from base.socket cimport close_with_reset
+from base.socket cimport close_with_reset, is_shortage
 from base.address cimport Address, address_identify, address_is_unix, address_read
 from base.atomic cimport oi_add, oi_get, oi_put, oi_see, oi_show, oi_swap
-from tcp.backoff cimport accept_pause, accept_recovered, is_shortage
+from tcp.backoff cimport accept_pause, accept_recovered
 from tcp.connect cimport watch
 from tcp.search cimport dial_go
 from shared.ending cimport ENDING_ACCEPT_FAILED, ENDING_LIMITED, ENDING_RESOLVE_FAILED, ENDING_SOCKET_FAILED

@@ -150,11 +150,14 @@ class HttpConnection:
         await self._write(h11.EndOfMessage())
 
     async def _write(self, event: h11.Event, *, endless: bool = False) -> None:
+        self._put(event)
+        async with asyncio.timeout(None if endless else REQUEST_S):
+            await self._writer.drain()
+
+    def _put(self, event: h11.Event) -> None:
         if self._writer.is_closing():  # cut off meanwhile; uvloop raises RuntimeError for a write then
             raise ConnectionResetError
         self._writer.write(self._http.send(event) or b"")
-        async with asyncio.timeout(None if endless else REQUEST_S):
-            await self._writer.drain()
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Answer a request that was not read to its end, and close."""
@@ -168,7 +171,7 @@ class HttpConnection:
             h11.Data(data=response.body),
             h11.EndOfMessage(),
         ):
-            self._writer.write(self._http.send(event) or b"")
+            self._put(event)
         async with asyncio.timeout(LINGER_S):
             await self._writer.drain()
             if self._writer.can_write_eof():

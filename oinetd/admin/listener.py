@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -20,6 +19,7 @@ from typing import Final
 from oinetd.admin.http import HttpConnection
 from oinetd.admin.message import Peer, Request, Response
 from oinetd.net.poller import LEVEL_READ, Poller
+from oinetd.net.sockets import SHORTAGE
 from oinetd.net.unix_sockets import peer_of
 
 __all__ = ["CONNECTIONS_MAX", "CONNECTIONS_PER_SOURCE_MAX", "AdminListener"]
@@ -104,7 +104,7 @@ class AdminListener:
             self._take(client)
 
     def _pause(self, error: OSError) -> None:
-        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) or not self._told:
+        if error.errno not in SHORTAGE or not self._told:
             logger.warning("admin: cannot accept: %s; trying again each second", error.strerror)
             self._told = True
         self._poller.forget(self.sock.fileno())

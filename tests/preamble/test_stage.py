@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from oinetd import AccessRule, Ending, SessionRecord, Verb
+from oinetd import AccessRule, Ending, Forwarder, SessionRecord, Verb
 from oinetd.config import parse_config
 from oinetd.preamble.proxy_protocol import Party
 from oinetd.preamble.proxy_writer import write_v1, write_v2
@@ -26,6 +26,17 @@ async def read_end(peer: Peer) -> None:
     """Nothing came before the end, be it a FIN or a reset."""
     with contextlib.suppress(ConnectionError):
         assert await peer.read_all() == b""
+
+
+async def refused(forwarder: Forwarder, seen: Seen, sent: bytes = b"", source: str = "") -> SessionRecord:
+    """What is told of a client that gets nothing for what it sent."""
+    peer = await dial(bound(forwarder), source=source)
+    with contextlib.suppress(ConnectionError):
+        await peer.send(sent)
+    await read_end(peer)
+    peer.close()
+    await until(lambda: seen.closed)
+    return seen.closed[0]
 
 
 @in_lanes
@@ -63,11 +74,8 @@ async def test_denies_for_all_rules_are_asked_before_anything_is_read(lane: str,
     text = f"127.0.0.1 0 127.0.0.1 9 [{options}, {lane_options(lane)}]\ntrust 127.*\n"
     deny = (AccessRule(Verb.DENY, "127.0.0.9"),)
     async with served(lane, *parse_config(text).rules, seen=seen, access=deny) as forwarder:
-        peer = await dial(bound(forwarder), source="127.0.0.9")
-        await read_end(peer)
-        peer.close()
-        await until(lambda: seen.closed)
-    assert (seen.closed[0].ending, seen.closed[0].client) == (Ending.DENIED, "127.0.0.9")
+        record = await refused(forwarder, seen, source="127.0.0.9")
+    assert (record.ending, record.client) == (Ending.DENIED, "127.0.0.9")
 
 
 @in_lanes
@@ -79,14 +87,9 @@ async def test_denies_for_all_rules_judge_the_client_too(lane: str) -> None:
         text = f"127.0.0.1 0 {host} {port} [accept-proxy, {lane_options(lane)}]\ntrust 127.*\n"
         deny = (AccessRule(Verb.DENY, "192.0.2.0/24"),)
         async with served(lane, *parse_config(text).rules, seen=seen, access=deny) as forwarder:
-            peer = await dial(bound(forwarder))
-            with contextlib.suppress(ConnectionError):
-                await peer.send(write_v1(CLIENT, REACHED))
-            await read_end(peer)
-            peer.close()
-            await until(lambda: seen.closed)
+            record = await refused(forwarder, seen, write_v1(CLIENT, REACHED))
         assert upstream.taken.empty()
-    assert (seen.closed[0].ending, seen.closed[0].client) == (Ending.DENIED, CLIENT.host)
+    assert (record.ending, record.client) == (Ending.DENIED, CLIENT.host)
 
 
 @in_lanes
